@@ -1,0 +1,142 @@
+"""What every entry point asks of its arguments, said once.
+
+A check raises before any work is done and says what came in, what was expected and how to mend it. Values are
+read only from tensors in main memory: reading one back from an accelerator would stall it on every call.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+# Relative room at the ends of the time range: T - (T - t) and the like come back a few roundings outside.
+_SLACK = 1e-9
+
+
+def readable(x: Tensor) -> bool:
+    """Whether the values of ``x`` can be looked at without stalling a device or breaking a transform."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return not torch._C._functorch.is_batchedtensor(x)
+
+
+def time(t: float | Tensor, upper: float, *, name: str = "t", what: str = "the SDE") -> Tensor:
+    """``t`` as a float64 tensor of shape () or (B,), inside [0, upper].
+
+    Raises:
+        TypeError: ``t`` is neither a number nor a real tensor.
+        ValueError: the rank is above 1, or a value is NaN or outside [0, upper].
+    """
+    if isinstance(t, Tensor):
+        if t.is_complex() or t.dtype == torch.bool:
+            raise TypeError(f"{name} must be a real number or tensor, got dtype {t.dtype}.")
+        time = t.to(torch.float64)
+    elif isinstance(t, (int, float)) and not isinstance(t, bool):
+        time = torch.tensor(float(t), dtype=torch.float64)
+    else:
+        try:
+            time = torch.as_tensor(t, dtype=torch.float64)  # numpy scalars and arrays, lists
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"{name} must be a number or a tensor, got {type(t).__name__}.") from error
+    if time.ndim > 1:
+        raise ValueError(
+            f"{name} must be one time () or one per sample (B,), got shape {tuple(time.shape)}. "
+            "Drop the trailing axes; the library broadcasts over the event."
+        )
+    if time.numel() and readable(time):
+        detached = time.detach()
+        low, high = (detached.item(),) * 2 if time.ndim == 0 else (v.item() for v in detached.aminmax())
+        slack = _SLACK * upper
+        if not (low >= -slack and high <= upper + slack):
+            raise ValueError(
+                f"{name} must lie in [0, {upper:g}], the time range of {what}; got values in [{low:g}, {high:g}]."
+            )
+        if low < 0 or high > upper:
+            time = time.clamp(0.0, upper)
+    return time
+
+
+def result_dtype(t: object) -> torch.dtype:
+    """The dtype in which a function of time is returned: that of a float32 or wider tensor, float64 for numbers."""
+    if isinstance(t, Tensor) and t.is_floating_point():
+        return torch.promote_types(t.dtype, torch.float32)
+    return torch.float64
+
+
+def state(x: Tensor, *, name: str = "x", values: bool = False) -> Tensor:
+    """``x`` is a floating tensor (B, *event); with ``values`` its numbers must be finite as well.
+
+    Raises:
+        TypeError: not a tensor, or not a floating one.
+        ValueError: no batch axis, or (with ``values``) NaN or infinity inside.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a torch.Tensor (B, *event), got {type(x).__name__}.")
+    if not x.is_floating_point():
+        raise TypeError(f"{name} must be a floating tensor, got {x.dtype}; call {name}.float() first.")
+    if x.ndim == 0:
+        raise ValueError(f"{name} must have a batch axis, (B, *event); got a tensor of shape ().")
+    if values:
+        finite(x, name=name)
+    return x
+
+
+def finite(x: Tensor, *, name: str, hint: str = "") -> None:
+    """Raises ValueError where ``x`` holds NaN or infinity, saying how many and in which samples."""
+    if not x.numel() or torch.compiler.is_compiling():
+        return
+    bad = ~torch.isfinite(x.detach())
+    if bad.any().item():
+        rows = bad.reshape(bad.shape[0], -1).any(1).nonzero().flatten()[:5].tolist() if x.ndim else []
+        where = f", first in samples {rows}" if rows else ""
+        raise ValueError(f"{name} holds {int(bad.sum())} values that are NaN or infinite{where}. {hint}".rstrip())
+
+
+def same_batch(t: Tensor, x: Tensor, *, name: str = "t") -> None:
+    """A per-sample time (B,) must have one entry for each sample of ``x``."""
+    if t.ndim == 1 and t.shape[0] != x.shape[0]:
+        raise ValueError(
+            f"{name} has {t.shape[0]} entries but x has {x.shape[0]} samples (shape {tuple(x.shape)}); "
+            f"give one time () or one per sample ({x.shape[0]},)."
+        )
+
+
+def same_shape(a: Tensor, b: Tensor, *, names: str) -> None:
+    """Two tensors that must agree in shape."""
+    if a.shape != b.shape:
+        raise ValueError(f"{names} must have the same shape, got {tuple(a.shape)} and {tuple(b.shape)}.")
+
+
+def number(value: float | Tensor) -> float:
+    """A parameter's value, whether it is a number or a tensor () that may require a gradient."""
+    return float(value.detach()) if isinstance(value, Tensor) else float(value)
+
+
+def positive(value: float | Tensor, *, name: str) -> None:
+    """A parameter that must be a finite number above zero."""
+    if not (math.isfinite(number(value)) and number(value) > 0):
+        raise ValueError(f"{name} must be positive and finite, got {number(value):g}.")
+
+
+def grid(times: Tensor, upper: float) -> Tensor:
+    """``times`` as a float64 tensor on the CPU: (n + 1,), strictly decreasing, inside [0, upper].
+
+    The grid lives in main memory because each step reads it as numbers; gradients still flow to it.
+
+    Raises:
+        ValueError: fewer than two times, wrong rank, not decreasing, out of range.
+    """
+    grid = torch.as_tensor(times)
+    if grid.ndim != 1 or grid.shape[0] < 2:
+        raise ValueError(f"a grid needs at least two times in one axis, (steps + 1,); got shape {tuple(grid.shape)}.")
+    grid = time(grid.to("cpu"), upper, name="grid")
+    rising = (grid.detach().diff() >= 0).nonzero().flatten()
+    if rising.numel():
+        i = int(rising[0])
+        raise ValueError(
+            f"a grid must be strictly decreasing (reverse time, from noise to data); entry {i} is {grid[i]:g} and "
+            f"entry {i + 1} is {grid[i + 1]:g}. Flip an increasing grid with grid.flip(0), drop repeated times."
+        )
+    return grid

@@ -1,0 +1,79 @@
+"""Decreasing times for the solvers: (steps + 1,), float64, from T down to t_min."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from scoresde import checks
+from scoresde.sde import SDE, Time
+
+
+def _ends(sde: SDE, steps: int, t_start: Time | None, t_end: Time | None) -> tuple[Tensor, Tensor]:
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}.")
+    start = checks.time(sde.T if t_start is None else t_start, sde.t_max, name="t_start", what=type(sde).__name__)
+    end = checks.time(sde.t_min if t_end is None else t_end, sde.t_max, name="t_end", what=type(sde).__name__)
+    if start.ndim or end.ndim:
+        raise ValueError(f"t_start and t_end are single times, got shapes {tuple(start.shape)} and {tuple(end.shape)}.")
+    if not float(end) < float(start):
+        raise ValueError(f"a grid runs backwards in time: t_end < t_start is needed, got {end:g} and {start:g}.")
+    return start, end
+
+
+def _pinned(times: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    """Exact ends: a map to log-SNR and back moves them by a rounding."""
+    return torch.cat([start.reshape(1), times[1:-1], end.reshape(1)])
+
+
+def uniform(sde: SDE, steps: int, *, t_start: Time | None = None, t_end: Time | None = None) -> Tensor:
+    """Equal steps in t.
+
+    Args:
+        sde: its T and t_min are the default ends.
+        steps: number of steps; the grid has one time more.
+        t_start: first time, default ``sde.T``.
+        t_end: last time, default ``sde.t_min``.
+
+    Raises:
+        ValueError: steps < 1, or ends that are not 0 <= t_end < t_start <= t_max.
+    """
+    start, end = _ends(sde, steps, t_start, t_end)
+    return _pinned(start + (end - start) * torch.linspace(0, 1, steps + 1, dtype=torch.float64), start, end)
+
+
+def log_snr(sde: SDE, steps: int, *, t_start: Time | None = None, t_end: Time | None = None) -> Tensor:
+    """Equal steps in log-SNR (Lu et al. 2022, arXiv:2206.00927, section 3.3). Arguments as in :func:`uniform`.
+
+    Raises:
+        ValueError: also where the log-SNR at t_end is infinite (σ = 0).
+    """
+    start, end = _ends(sde, steps, t_start, t_end)
+    first, last = sde.log_snr(start), sde.log_snr(end)
+    _noise_left(last, end)
+    return _pinned(
+        sde.t_of_log_snr(first + (last - first) * torch.linspace(0, 1, steps + 1, dtype=torch.float64)), start, end
+    )
+
+
+def karras(sde: SDE, steps: int, *, rho: float = 7.0, t_start: Time | None = None, t_end: Time | None = None) -> Tensor:
+    """Equal steps in (σ/α)^{1/ρ} (Karras et al. 2022, arXiv:2206.00364, eq. 5). Arguments as in :func:`uniform`.
+
+    Args:
+        rho: 1 is uniform in σ/α; larger values take shorter steps near the data.
+    """
+    checks.positive(rho, name="rho")
+    start, end = _ends(sde, steps, t_start, t_end)
+    first, last = ((-0.5 / rho * sde.log_snr(t)).exp() for t in (start, end))
+    root = first + (last - first) * torch.linspace(0, 1, steps + 1, dtype=torch.float64)
+    # only inside: at σ = 0 the last root is 0, whose log-SNR is infinite
+    inside = sde.t_of_log_snr(-2 * rho * root[1:-1].log())
+    return torch.cat([start.reshape(1), inside, end.reshape(1)])
+
+
+def _noise_left(log_snr: Tensor, t: Tensor) -> None:
+    if not bool(log_snr.isfinite()):
+        raise ValueError(
+            f"the log-SNR is infinite at t_end = {t:g}, so equal steps in it do not exist; end at t_min > 0, and ask "
+            "solve(..., denoise=True) for the last step to the data."
+        )

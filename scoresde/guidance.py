@@ -1,0 +1,156 @@
+"""Guidance: functions that turn a Score into a Score, so they compose with each other and with every solver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoresde import checks
+from scoresde.score import Score, ScoreModel
+
+
+def classifier(
+    score: Score,
+    log_prob: Callable[[Tensor, Tensor], Tensor],
+    scale: float = 1.0,
+    *,
+    label: int | Tensor | None = None,
+) -> Score:
+    r"""Classifier guidance: s(x, t) + scale · ∇_x log p(y | x_t = x).
+
+    Dhariwal & Nichol 2021 (arXiv:2105.05233, eq. 14); Song et al. 2021 (arXiv:2011.13456, eq. 14). With the exact
+    classifier, scale 1 is the exact conditional score.
+
+    Args:
+        score: the score to be guided.
+        log_prob: (x, t) -> log p(y | x_t = x), (B,), differentiable in x; or (B, K) for all classes, with ``label``.
+        scale: 0 leaves the score as it is (and never calls the classifier).
+        label: the wanted class, an index or (B,), where log_prob answers (B, K).
+
+    Raises:
+        ValueError: the classifier's answer has the wrong shape, or does not depend on x.
+    """
+    _number(scale)
+
+    def guided(x: Tensor, t: Tensor) -> Tensor:
+        base = score(x, t)
+        if scale == 0:
+            return base
+        # The gradient is part of the score's value; it is differentiable itself only if the caller differentiates.
+        create_graph = torch.is_grad_enabled()
+        with torch.enable_grad():
+            leaf = x if x.requires_grad else x.detach().requires_grad_(True)
+            value = _pick(log_prob(leaf, t), label, x)
+            if not value.requires_grad:
+                raise ValueError("log_prob must be differentiable in x; its answer does not depend on x.")
+            (gradient,) = torch.autograd.grad(value.sum(), leaf, create_graph=create_graph)
+        return base + scale * gradient
+
+    return guided
+
+
+def _pick(value: Tensor, label: int | Tensor | None, x: Tensor) -> Tensor:
+    batch = x.shape[0]
+    if label is None:
+        if value.shape != (batch,):
+            raise ValueError(
+                f"log_prob must answer one number for each sample, ({batch},); got {tuple(value.shape)}. If it answers "
+                "all classes, (B, K), say which with label=."
+            )
+        return value
+    if value.ndim != 2 or value.shape[0] != batch:
+        raise ValueError(f"with label=, log_prob must answer ({batch}, K); got {tuple(value.shape)}.")
+    wanted = torch.as_tensor(label, device=value.device)
+    if wanted.is_floating_point() or (wanted.ndim and wanted.shape != (batch,)):
+        raise ValueError(f"label must be a whole number or ({batch},); got {wanted.dtype} {tuple(wanted.shape)}.")
+    if checks.readable(wanted) and wanted.numel() and not 0 <= int(wanted.min()) <= int(wanted.max()) < value.shape[1]:
+        raise ValueError(f"label must lie in 0..{value.shape[1] - 1}; got {label}.")
+    return value.gather(1, wanted.long().expand(batch)[:, None])[:, 0]
+
+
+def classifier_free(
+    model: ScoreModel, scale: float = 1.0, *, null: Mapping[str, Any] | Any = None, **cond: Any
+) -> Score:
+    r"""Classifier-free guidance: s(x, t, ∅) + scale · (s(x, t, y) - s(x, t, ∅)).
+
+    scale 0 is unconditional, 1 conditional, above 1 guided. (Ho & Salimans 2022, arXiv:2207.12598, eq. 6 write w for
+    scale - 1.) Both branches are evaluated in one network call on a batch of 2B; at 0 and 1 only the one needed.
+
+    Args:
+        model: a ScoreModel trained with its conditions dropped at random.
+        scale: the guidance scale.
+        null: what stands for "no condition": a mapping by name, or the value itself where there is one condition.
+            Default: the network's own ``null_conditions``.
+        cond: the conditions, e.g. ``label=y``: tensors (B, ...), or a number for the whole batch.
+
+    Raises:
+        ValueError: no condition, no null condition for one of them, or shapes that differ.
+    """
+    _number(scale)
+    if not cond:
+        raise ValueError("classifier_free needs a condition, e.g. classifier_free(model, scale=3.0, label=y).")
+    nulls = _nulls(model, null, cond)
+
+    def guided(x: Tensor, t: Tensor) -> Tensor:
+        batch = x.shape[0]
+        with_cond = {name: _rows(name, value, batch, x) for name, value in cond.items()}
+        if scale == 1:
+            return model(x, t, **with_cond)
+        without = {name: _null_rows(name, nulls[name], with_cond[name]) for name in cond}
+        if scale == 0:
+            return model(x, t, **without)
+        time = torch.as_tensor(t)
+        both = model(
+            torch.cat([x, x]),
+            torch.cat([time, time]) if time.ndim else time,
+            **{name: torch.cat([with_cond[name], without[name]]) for name in cond},
+        )
+        conditional, unconditional = both.chunk(2)
+        return torch.lerp(unconditional, conditional, scale)
+
+    return guided
+
+
+def _nulls(model: ScoreModel, null: Any, cond: Mapping[str, Any]) -> Mapping[str, Any]:
+    if null is None:
+        null = getattr(model.net, "null_conditions", None)
+        if not isinstance(null, Mapping):
+            raise ValueError(
+                "classifier_free needs the null condition, the value by which the network was told 'no condition' in "
+                f"training: pass null=..., e.g. null={{{next(iter(cond))!r}: 10}}."
+            )
+    elif not isinstance(null, Mapping):
+        if len(cond) > 1:
+            raise ValueError(f"with several conditions, null must be a mapping by name; got {type(null).__name__}.")
+        null = dict.fromkeys(cond, null)
+    missing = [name for name in cond if name not in null]
+    if missing:
+        raise ValueError(f"no null condition for {', '.join(missing)}; null has {', '.join(null) or 'none'}.")
+    return null
+
+
+def _rows(name: str, value: Any, batch: int, x: Tensor) -> Tensor:
+    value = torch.as_tensor(value, device=x.device)
+    if value.ndim == 0:
+        return value.expand(batch)
+    if value.shape[0] != batch:
+        raise ValueError(f"condition {name!r} has {value.shape[0]} rows but x has {batch} samples.")
+    return value
+
+
+def _null_rows(name: str, null: Any, like: Tensor) -> Tensor:
+    null = torch.as_tensor(null, device=like.device).to(like.dtype)
+    try:
+        return null.expand(like.shape)
+    except RuntimeError as error:
+        raise ValueError(
+            f"the null of {name!r} has shape {tuple(null.shape)}, which does not fit conditions {tuple(like.shape)}."
+        ) from error
+
+
+def _number(scale: float) -> None:
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or scale != scale:
+        raise ValueError(f"scale must be a number, got {scale!r}.")

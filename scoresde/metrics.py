@@ -1,0 +1,85 @@
+"""How far samples are from data."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from scoresde import checks
+from scoresde.noise import Noise, as_noise
+
+
+def _pair(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    checks.state(x, name="x", values=True)
+    checks.state(y, name="y", values=True)
+    if x.shape[1:] != y.shape[1:]:
+        raise ValueError(f"x and y must hold events of one shape, got {tuple(x.shape[1:])} and {tuple(y.shape[1:])}.")
+    if not len(x) or not len(y):
+        raise ValueError("an empty set of samples has no distance to another.")
+    return x.reshape(len(x), -1).double(), y.reshape(len(y), -1).double()
+
+
+def _mean_distance(x: Tensor, y: Tensor, chunk: int = 4096) -> float:
+    total = sum(float(torch.cdist(a, b).sum()) for a in x.split(chunk) for b in y.split(chunk))
+    return total / (len(x) * len(y))
+
+
+def energy_distance(x: Tensor, y: Tensor) -> float:
+    """2 E|X - Y| - E|X - X'| - E|Y - Y'|, the V-statistic (Székely & Rizzo 2013, doi:10.1016/j.jspi.2013.03.018).
+
+    Non-negative; zero where the two sets are one. Pairs of a sample with itself count (as 0), which biases it upwards
+    by about E|X - X'| (1/n + 1/m): compare it with its value between two sets of real data of the same sizes.
+
+    Args:
+        x: (n, *event).
+        y: (m, *event).
+    """
+    a, b = _pair(x, y)
+    return 2 * _mean_distance(a, b) - _mean_distance(a, a) - _mean_distance(b, b)
+
+
+def sliced_wasserstein(x: Tensor, y: Tensor, noise: Noise | torch.Generator | int = 0, *, slices: int = 512) -> float:
+    """Sliced Wasserstein-2 distance: root mean square over random directions of the distance of the projections.
+
+    Rabin et al. 2011 (doi:10.1007/978-3-642-24785-9_37). Sets of unequal size are compared at the quantiles of the
+    smaller.
+
+    Args:
+        x: (n, *event).
+        y: (m, *event).
+        noise: source of the directions.
+        slices: number of directions.
+    """
+    a, b = _pair(x, y)
+    if slices < 1:
+        raise ValueError(f"slices must be at least 1, got {slices}.")
+    directions = as_noise(noise).initial((slices, a.shape[1]), dtype=torch.float64, device=a.device)
+    directions = directions / directions.norm(dim=1, keepdim=True)
+    p, q = ((v @ directions.T).sort(0).values for v in (a, b))
+    if len(p) != len(q):
+        level = (torch.arange(min(len(p), len(q)), dtype=torch.float64, device=a.device) + 0.5) / min(len(p), len(q))
+        p, q = (torch.stack([torch.quantile(column, level) for column in v.T], 1) for v in (p, q))
+    return float((p - q).square().mean().sqrt())
+
+
+def nearest_distance(x: Tensor, data: Tensor, *, chunk: int = 4096) -> Tensor:
+    """Euclidean distance from each of x (n, *event) to the nearest of ``data`` (m, *event), (n,)."""
+    a, b = _pair(x, data)
+    return torch.cat([torch.cdist(part, b).min(1).values for part in a.split(chunk)])
+
+
+def memorised_share(x: Tensor, train: Tensor, held_out: Tensor, *, quantile: float = 0.05) -> float:
+    """Share of x closer to a training sample than all but a ``quantile`` of held-out samples are.
+
+    A model that draws new samples scores about ``quantile``, one that repeats its training data 1.
+
+    Args:
+        x: generated samples (n, *event).
+        train: what the model was trained on.
+        held_out: real samples that it has not seen.
+        quantile: in (0, 1).
+    """
+    if not 0 < quantile < 1:
+        raise ValueError(f"quantile must lie in (0, 1), got {quantile}.")
+    limit = torch.quantile(nearest_distance(held_out, train), quantile)
+    return float((nearest_distance(x, train) < limit).double().mean())

@@ -1,0 +1,245 @@
+"""Where randomness comes from: independent draws, one stream per sample, or one Brownian path.
+
+A solver asks its noise for standard normals: ``initial`` for the prior, ``between`` for the Wiener increment of a
+step, ``normal`` for anything that belongs to no time interval (Langevin steps, churn). Nothing reads or moves torch's
+global generators.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections import OrderedDict
+
+import torch
+from torch import Tensor
+
+Shape = tuple[int, ...]
+
+
+class Noise(ABC):
+    """A source of standard normals. Holds the position of its streams, so use a new one for each run to repeat it."""
+
+    @abstractmethod
+    def initial(self, shape: Shape, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """N(0, I) of ``shape`` (B, *event), for x_T."""
+
+    @abstractmethod
+    def normal(self, x: Tensor) -> Tensor:
+        """Fresh N(0, I) with the shape, dtype and device of ``x``."""
+
+    def between(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """(w_t - w_s) / sqrt(|t - s|) ~ N(0, I) of a reverse-time Wiener process stepping from t down to s < t.
+
+        With the reverse Wiener process w̄ run from T to 0, ``x + g sqrt(t - s) between(x, t, s)`` is an
+        Euler-Maruyama step. Independent of every other interval unless a subclass keeps a path.
+        """
+        return self.normal(x)
+
+
+class IndependentNoise(Noise):
+    """The fastest: draws from one generator for each device, all samples of a batch together.
+
+    Args:
+        seed: an integer, or a torch.Generator whose stream is continued (it fixes the device of the draws).
+    """
+
+    def __init__(self, seed: int | torch.Generator = 0) -> None:
+        self._seed = seed if isinstance(seed, torch.Generator) else _as_seed(seed)
+        self._generators: dict[torch.device, torch.Generator] = {}
+
+    def _generator(self, device: torch.device) -> torch.Generator:
+        if isinstance(self._seed, torch.Generator):
+            return self._seed
+        if device not in self._generators:
+            self._generators[device] = torch.Generator(device).manual_seed(self._seed)
+        return self._generators[device]
+
+    def initial(self, shape: Shape, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        generator = self._generator(device)
+        return torch.randn(shape, generator=generator, dtype=dtype, device=generator.device).to(device)
+
+    def normal(self, x: Tensor) -> Tensor:
+        return self.initial(tuple(x.shape), dtype=x.dtype, device=x.device)
+
+
+class PerSampleNoise(Noise):
+    """Sample i of a batch draws from its own stream (seed, first + i): the same sample in any batch, on any device.
+
+    A counter-based generator: draw number k of element j of sample i is a hash of (seed, first + i, k, j), so a batch
+    of 1000 costs no 1000 generators and batch splits agree bit for bit in the noise.
+
+    Args:
+        seed: an integer.
+        first: index of the batch's first sample, to generate a large set in pieces.
+    """
+
+    def __init__(self, seed: int = 0, *, first: int = 0) -> None:
+        if first < 0:
+            raise ValueError(f"first must be at least 0, got {first}.")
+        self._seed, self._first, self._draws = _as_seed(seed), first, 0
+
+    def initial(self, shape: Shape, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        draw, self._draws = self._draws, self._draws + 1
+        return counter_normal(shape, (self._seed, draw), first=self._first, dtype=dtype, device=device)
+
+    def normal(self, x: Tensor) -> Tensor:
+        return self.initial(tuple(x.shape), dtype=x.dtype, device=x.device)
+
+
+class BrownianNoise(Noise):
+    """One Brownian path for each sample, the same for all step sizes, batch splits and orders of queries.
+
+    A virtual Brownian tree (Li et al. 2020, arXiv:2001.01328, section 4): w at dyadic points of [0, T] is drawn by
+    Brownian bridges whose normals are a hash of (seed, sample, node); between neighbouring points of the finest level
+    one more bridge, keyed by the time itself. Memory is O(levels), independent of the number of steps.
+
+    Args:
+        seed: an integer.
+        T: end of the time range, at least ``sde.T``.
+        first: index of the batch's first sample.
+        levels: the tree resolves T / 2**levels; distinct times closer than that are not jointly Gaussian.
+    """
+
+    def __init__(self, seed: int, T: float, *, first: int = 0, levels: int = 24) -> None:
+        if not (math.isfinite(T) and T > 0):
+            raise ValueError(f"T must be positive and finite, got {T}.")
+        if not 1 <= levels <= 40:
+            raise ValueError(f"levels must lie in 1..40, got {levels}.")
+        self._fresh = PerSampleNoise(seed, first=first)
+        self._seed, self._first, self.T, self.levels = _as_seed(seed), first, float(T), levels
+        self._nodes: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
+        self._recent: OrderedDict[float, Tensor] = OrderedDict()
+        self._kind: tuple[Shape, torch.dtype, torch.device] | None = None
+
+    def initial(self, shape: Shape, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return self._fresh.initial(shape, dtype=dtype, device=device)
+
+    def normal(self, x: Tensor) -> Tensor:
+        return self._fresh.normal(x)
+
+    def between(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        if t.ndim or s.ndim:
+            raise ValueError("a Brownian path is asked at one time for the whole batch; got per-sample times.")
+        start, end = float(t), float(s)
+        if start == end:
+            raise ValueError(f"an interval of no length has no normalised increment, got t = s = {start:g}.")
+        return (self.w(x, end) - self.w(x, start)) / math.copysign(math.sqrt(abs(start - end)), start - end)
+
+    def w(self, x: Tensor, t: float) -> Tensor:
+        """The path at time t, counted from w(T) = 0 backwards, shaped like ``x``.
+
+        Raises:
+            ValueError: t outside [0, T].
+        """
+        if not -1e-9 * self.T <= t <= self.T * (1 + 1e-9):
+            raise ValueError(f"the path lives on [0, {self.T:g}], asked at t = {t:g}; give BrownianNoise a larger T.")
+        kind = (tuple(x.shape), x.dtype, x.device)
+        if kind != self._kind:  # another batch: its nodes have other shapes
+            self._nodes.clear()
+            self._recent.clear()
+            self._kind = kind
+        if t not in self._recent:
+            self._recent[t] = self._descend(min(max(1 - t / self.T, 0.0), 1.0), kind)
+            if len(self._recent) > 4:
+                self._recent.popitem(last=False)
+        return self._recent[t]
+
+    def _descend(self, u: float, kind: tuple[Shape, torch.dtype, torch.device]) -> Tensor:
+        """The path at the fraction u of its way, from its ends down the tree."""
+        low, high = torch.zeros(kind[0], dtype=kind[1], device=kind[2]), self._node(0, 1, kind)
+        left, width = 0.0, 1.0
+        for level in range(1, self.levels + 1):
+            if u in (left, left + width):
+                break
+            width /= 2
+            key = (level, round((left + width) / width))
+            if key not in self._nodes:
+                self._nodes[key] = 0.5 * (low + high) + math.sqrt(self.T * width / 2) * self._draw(key, kind)
+                if len(self._nodes) > 4 * self.levels:
+                    self._nodes.popitem(last=False)
+            middle = self._nodes[key]
+            self._nodes.move_to_end(key)
+            if u < left + width:
+                high = middle
+            else:
+                low, left = middle, left + width
+        if u == left:
+            return low
+        if u == left + width:
+            return high
+        part = (u - left) / width
+        leaf = self._draw((-1, int(u * 2.0**60)), kind)
+        return torch.lerp(low, high, part) + math.sqrt(self.T * width * part * (1 - part)) * leaf
+
+    def _node(self, level: int, index: int, kind: tuple[Shape, torch.dtype, torch.device]) -> Tensor:
+        if (level, index) not in self._nodes:
+            self._nodes[level, index] = math.sqrt(self.T) * self._draw((level, index), kind)
+        self._nodes.move_to_end((level, index))
+        return self._nodes[level, index]
+
+    def _draw(self, key: tuple[int, int], kind: tuple[Shape, torch.dtype, torch.device]) -> Tensor:
+        shape, dtype, device = kind
+        return counter_normal(shape, (self._seed, 1, *key), first=self._first, dtype=dtype, device=device)
+
+
+def as_noise(noise: Noise | torch.Generator | int) -> Noise:
+    """A Noise as it is; a generator as IndependentNoise; a seed as PerSampleNoise.
+
+    Raises:
+        TypeError: anything else.
+    """
+    if isinstance(noise, Noise):
+        return noise
+    if isinstance(noise, torch.Generator):
+        return IndependentNoise(noise)
+    if isinstance(noise, int) and not isinstance(noise, bool):
+        return PerSampleNoise(noise)
+    raise TypeError(f"noise must be a Noise, a torch.Generator or an integer seed, got {type(noise).__name__}.")
+
+
+def _as_seed(seed: int) -> int:
+    if not isinstance(seed, int) or isinstance(seed, bool):
+        raise TypeError(f"a seed must be an integer, got {type(seed).__name__}.")
+    return seed & 0xFFFF_FFFF_FFFF_FFFF
+
+
+def _signed(x: int) -> int:
+    """The int64 with the same 64 bits."""
+    x &= 0xFFFF_FFFF_FFFF_FFFF
+    return x - (1 << 64) if x >= 1 << 63 else x
+
+
+_GAMMA, _MIX_1, _MIX_2 = 0x9E37_79B9_7F4A_7C15, 0xBF58_476D_1CE4_E5B9, 0x94D0_49BB_1331_11EB
+
+
+def _mix(z: Tensor) -> Tensor:
+    """SplitMix64's finaliser (Steele et al. 2014, doi:10.1145/2660193.2660195); masks make >> on int64 logical."""
+    z = (z ^ ((z >> 30) & ((1 << 34) - 1))) * _signed(_MIX_1)
+    z = (z ^ ((z >> 27) & ((1 << 37) - 1))) * _signed(_MIX_2)
+    return z ^ ((z >> 31) & ((1 << 33) - 1))
+
+
+def counter_normal(
+    shape: Shape, key: tuple[int, ...], *, first: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """N(0, I) of ``shape`` (B, *event) as a pure function of (key, sample index first + i, element index).
+
+    SplitMix64 streams, one for each (key, sample), turned into pairs of normals by Box and Muller (1958). The result
+    does not depend on B, and on the device only through the rounding of log, sqrt and cos.
+    """
+    batch, size = (shape[0], math.prod(shape[1:])) if shape else (1, 1)
+    state = torch.zeros((), dtype=torch.int64, device=device)
+    for part in key:
+        state = _mix(state + _signed(part * _GAMMA + _GAMMA))
+    rows = torch.arange(first + 1, first + batch + 1, device=device)
+    stream = _mix(_mix(state + rows * _signed(_GAMMA)) ^ state)
+    pairs = (size + 1) // 2
+    counter = torch.arange(1, 2 * pairs + 1, device=device) * _signed(_GAMMA)
+    bits = _mix(stream[:, None] + counter)
+    # 53 random bits to the middle of one of 2^53 cells of (0, 1): the logarithm is always finite
+    uniform = ((bits >> 11) & ((1 << 53) - 1)).to(torch.float64).add_(0.5).mul_(2.0**-53)
+    radius = uniform[:, :pairs].log().mul_(-2).sqrt_()
+    angle = uniform[:, pairs:] * (2 * math.pi)
+    normal = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :size]
+    return normal.to(dtype).reshape(shape)

@@ -1,0 +1,226 @@
+"""Problems with known answers: the exact score, density, classifier and flow map under any SDE, at every t."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from scoresde import checks
+from scoresde.noise import Noise, as_noise
+from scoresde.score import Score
+from scoresde.sde import SDE, Time
+
+
+class GaussianMixture:
+    r"""p(x_0) = Σ_k w_k N(μ_k, C_k), for which everything is known: p_t = Σ_k w_k N(α μ_k, α² C_k + σ² I).
+
+    Args:
+        weights: (K,) positive; normalised here.
+        means: (K, *event).
+        covariances: (K, D, D) full, (K, D) diagonal, (K,) or a number for multiples of the identity, with D the size
+            of the event flattened; positive semi-definite (0 is a point mass).
+
+    Raises:
+        ValueError: shapes that do not fit, weights or covariances that are not positive (semi-)definite.
+    """
+
+    def __init__(self, weights: Tensor, means: Tensor, covariances: Tensor | float) -> None:
+        self.means = torch.as_tensor(means)
+        if not self.means.is_floating_point() or self.means.ndim < 2:
+            raise ValueError(f"means must be floating, (K, *event); got {self.means.dtype} {tuple(self.means.shape)}.")
+        self.weights = torch.as_tensor(weights, dtype=torch.float64)
+        if self.weights.shape != self.means.shape[:1] or not bool((self.weights > 0).all()):
+            raise ValueError(f"weights must be ({len(self.means)},) and positive, got {self.weights.tolist()}.")
+        self.weights = self.weights / self.weights.sum()
+        self.event = tuple(self.means.shape[1:])
+        self._mu = self.means.double().flatten(1)
+        k, d = self._mu.shape
+        cov = torch.as_tensor(covariances, dtype=torch.float64)
+        self._basis: Tensor | None = None  # (K, D, D) eigenvectors; None where the axes already are
+        if cov.ndim <= 1 and cov.numel() in (1, k):
+            self._spectrum = cov.reshape(-1, 1).expand(k, d)
+        elif cov.shape == (k, d):
+            self._spectrum = cov
+        elif cov.shape == (k, d, d):
+            if not torch.allclose(cov, cov.mT, rtol=1e-8, atol=1e-12):
+                raise ValueError("covariances must be symmetric.")
+            self._spectrum, self._basis = torch.linalg.eigh(cov)
+        else:
+            raise ValueError(
+                f"covariances must be ({k}, {d}, {d}), ({k}, {d}), ({k},) or a number; got {tuple(cov.shape)}."
+            )
+        if not bool((self._spectrum >= -1e-10 * self._spectrum.abs().max()).all()):
+            raise ValueError(f"covariances must be positive semi-definite; least eigenvalue {self._spectrum.min():g}.")
+        self._spectrum = self._spectrum.clamp_min(0.0)
+        # The dtype of samples; scores and densities follow x.
+        self.dtype = self.means.dtype
+
+    def sample(self, n: int, noise: Noise | torch.Generator | int) -> Tensor:
+        """n samples (n, *event) of p(x_0)."""
+        return self.sample_labelled(n, noise)[0]
+
+    def sample_labelled(self, n: int, noise: Noise | torch.Generator | int) -> tuple[Tensor, Tensor]:
+        """n samples (n, *event), and the component (n,) of each."""
+        source = as_noise(noise)
+        k, d = self._mu.shape
+        pick = torch.special.ndtr(source.initial((n,), dtype=torch.float64, device=torch.device("cpu")))
+        label = torch.searchsorted(self.weights.cumsum(0), pick).clamp_max(k - 1)
+        z = source.initial((n, d), dtype=torch.float64, device=torch.device("cpu"))
+        z = z * self._spectrum[label].sqrt()
+        if self._basis is not None:
+            z = torch.einsum("nde,ne->nd", self._basis[label], z)
+        return (self._mu[label] + z).reshape(n, *self.event).to(self.dtype), label
+
+    def _parts(self, x: Tensor, sde: SDE | None, t: Time | None) -> tuple[Tensor, Tensor, Tensor]:
+        """x_t's components: log w_k N_k(x) (B, K), coordinates (B, K, D) along each one's axes, variances there."""
+        checks.state(x)
+        if tuple(x.shape[1:]) != self.event:
+            raise ValueError(f"x must be (B, {', '.join(map(str, self.event))}), got {tuple(x.shape)}.")
+        mu, spectrum, basis, log_weights = self._like(x)
+        alpha, variance = x.new_ones(1, 1, 1), x.new_zeros(1, 1, 1)
+        if sde is not None and t is not None:
+            time = checks.time(t, sde.t_max, what=type(sde).__name__)
+            checks.same_batch(time, x)
+            alpha = sde.alpha(time).to(x).reshape(-1, 1, 1)
+            variance = (sde.sigma(time) ** 2).to(x).reshape(-1, 1, 1)
+        y = x.reshape(x.shape[0], 1, -1) - alpha * mu
+        if basis is not None:
+            y = torch.einsum("bkd,kde->bke", y, basis)
+        total = alpha**2 * spectrum + variance
+        log_normal = -0.5 * (y**2 / total + total.log() + math.log(2 * math.pi)).sum(-1)
+        return log_weights + log_normal, y, total
+
+    def _like(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        basis = None if self._basis is None else self._basis.to(x)
+        return self._mu.to(x), self._spectrum.to(x), basis, self.weights.log().to(x)
+
+    def log_prob(self, x: Tensor, sde: SDE | None = None, t: Time | None = None) -> Tensor:
+        """log p_t(x) in nats, (B,); of the data themselves without an SDE and a time."""
+        if (sde is None) != (t is None):
+            raise ValueError("log_prob takes an SDE and a time together, or neither for the density of the data.")
+        return self._parts(x, sde, t)[0].logsumexp(1)
+
+    def score(self, sde: SDE, label: int | Tensor | None = None) -> Score:
+        """The exact score ∇ log p_t; with ``label``, an index or (B,), that of the component alone."""
+
+        def score(x: Tensor, t: Tensor) -> Tensor:
+            log_joint, y, total = self._parts(x, sde, t)
+            pull = y / total
+            if label is None:
+                pull = pull * log_joint.softmax(1)[:, :, None]
+            else:
+                chosen = self._label(label, x)
+                pull = pull * torch.nn.functional.one_hot(chosen, len(self.weights))[:, :, None]
+            if self._basis is None:
+                return -pull.sum(1).reshape(x.shape)
+            return -torch.einsum("kde,bke->bd", self._basis.to(x), pull).reshape(x.shape)
+
+        return score
+
+    def label_log_prob(self, sde: SDE) -> Callable[[Tensor, Tensor], Tensor]:
+        """The exact classifier (x, t) -> log p(k | x_t = x), (B, K)."""
+        return lambda x, t: self._parts(x, sde, t)[0].log_softmax(1)
+
+    def _label(self, label: int | Tensor, x: Tensor) -> Tensor:
+        chosen = torch.as_tensor(label, device=x.device).expand(x.shape[0])
+        k = len(self.weights)
+        if chosen.is_floating_point() or not bool(((chosen >= 0) & (chosen < k)).all()):
+            raise ValueError(f"label must be whole numbers from 0 to {k - 1}, got {label}.")
+        return chosen.long()
+
+
+class Gaussian(GaussianMixture):
+    """p(x_0) = N(mean, covariance), with the closed-form flow of its probability-flow ODE.
+
+    Args:
+        mean: (*event).
+        covariance: (D, D), (D,) diagonal, or a number.
+    """
+
+    def __init__(self, mean: Tensor, covariance: Tensor | float) -> None:
+        mean, covariance = torch.as_tensor(mean), torch.as_tensor(covariance)
+        super().__init__(torch.ones(1), mean[None], covariance[None] if covariance.ndim else covariance)
+
+    def moments(self, sde: SDE, t: Time) -> tuple[Tensor, Tensor]:
+        """Mean (*event) and covariance (D, D) of x_t, float64; t is a single time."""
+        alpha, sigma = sde.alpha(t), sde.sigma(t)
+        total = (alpha**2 * self._spectrum[0] + sigma**2).double()
+        basis = torch.eye(len(total), dtype=torch.float64) if self._basis is None else self._basis[0]
+        return alpha * self._mu[0].reshape(self.event), (basis * total) @ basis.mT
+
+    def flow(self, sde: SDE, x: Tensor, t: Time, s: Time) -> Tensor:
+        """Where the probability-flow ODE carries x (B, *event) from time t to time s, exactly.
+
+        Along each axis of the covariance, with v(t) = α² λ + σ²: x_s = α_s μ + sqrt(v(s)/v(t)) (x - α_t μ).
+        """
+        _, y, before = self._parts(x, sde, t)
+        mu, _, basis, _ = self._like(x)
+        alpha, variance = sde.alpha(s).to(x).reshape(-1, 1, 1), (sde.sigma(s) ** 2).to(x).reshape(-1, 1, 1)
+        y = y * ((alpha**2 * self._spectrum.to(x) + variance) / before).sqrt()
+        if basis is not None:
+            y = torch.einsum("kde,bke->bkd", basis, y)
+        return (alpha * mu + y)[:, 0].reshape(x.shape)
+
+
+class Empirical:
+    r"""The empirical law of a finite data set: p_t = Σ_i w_i N(α x_i, σ² I), what a network that memorises would learn.
+
+    Args:
+        data: (N, *event).
+        weights: (N,) positive, equal unless given.
+    """
+
+    def __init__(self, data: Tensor, weights: Tensor | None = None) -> None:
+        self.data = checks.state(torch.as_tensor(data), name="data", values=True)
+        if self.data.ndim < 2 or not len(self.data):
+            raise ValueError(f"data must be (N, *event) with N >= 1, got {tuple(self.data.shape)}.")
+        self.weights = torch.ones(len(data)) if weights is None else torch.as_tensor(weights)
+        if self.weights.shape != self.data.shape[:1] or not bool((self.weights > 0).all()):
+            raise ValueError(f"weights must be ({len(self.data)},) and positive.")
+        self.weights = self.weights.double() / self.weights.double().sum()
+        self.event = tuple(self.data.shape[1:])
+
+    def sample(self, n: int, noise: Noise | torch.Generator | int) -> Tensor:
+        """n samples (n, *event), with replacement."""
+        pick = as_noise(noise).initial((n,), dtype=torch.float64, device=torch.device("cpu"))
+        index = torch.searchsorted(self.weights.cumsum(0), torch.special.ndtr(pick))
+        return self.data[index.clamp_max(len(self.data) - 1)]
+
+    def _log_joint(self, x: Tensor, sde: SDE, t: Time) -> tuple[Tensor, Tensor, Tensor]:
+        """log w_i N(x; α x_i, σ² I) (B, N), α and σ² as (B or 1, 1)."""
+        checks.state(x)
+        if tuple(x.shape[1:]) != self.event:
+            raise ValueError(f"x must be (B, {', '.join(map(str, self.event))}), got {tuple(x.shape)}.")
+        time = checks.time(t, sde.t_max, what=type(sde).__name__)
+        checks.same_batch(time, x)
+        alpha, sigma = (v.to(x).reshape(-1, 1) for v in (sde.alpha(time), sde.sigma(time)))
+        # distances of x/α to the data: one cdist serves a batch of times, and differences are taken before squaring
+        far = torch.cdist(
+            x.reshape(len(x), -1) / alpha,
+            self.data.to(x).reshape(len(self.data), -1),
+            compute_mode="donot_use_mm_for_euclid_dist",
+        )
+        d = math.prod(self.event)
+        log_normal = -0.5 * (far * alpha / sigma) ** 2 - d * (sigma.log() + 0.5 * math.log(2 * math.pi))
+        return log_normal + self.weights.log().to(x), alpha, sigma**2
+
+    def log_prob(self, x: Tensor, sde: SDE, t: Time) -> Tensor:
+        """log p_t(x) in nats, (B,); t > 0, since the data themselves have no density."""
+        return self._log_joint(x, sde, t)[0].logsumexp(1)
+
+    def score(self, sde: SDE) -> Score:
+        """The exact score (α Σ_i r_i x_i - x) / σ², r_i the posterior weight of each data point."""
+
+        def score(x: Tensor, t: Tensor) -> Tensor:
+            log_joint, alpha, variance = self._log_joint(x, sde, t)
+            mean = log_joint.softmax(1) @ self.data.to(x).reshape(len(self.data), -1)
+            return ((alpha * mean - x.reshape(len(x), -1)) / variance).reshape(x.shape)
+
+        return score
+
+    def label_log_prob(self, sde: SDE) -> Callable[[Tensor, Tensor], Tensor]:
+        """(x, t) -> log probability, (B, N), that x_t = x came from each data point."""
+        return lambda x, t: self._log_joint(x, sde, t)[0].log_softmax(1)

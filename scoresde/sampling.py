@@ -1,0 +1,102 @@
+"""The one-liner over all of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from scoresde import checks, grids
+from scoresde.noise import Noise, PerSampleNoise, as_noise
+from scoresde.reverse import Reverse
+from scoresde.score import Score
+from scoresde.sde import SDE
+from scoresde.solvers import Heun, Progress, Solution, Solver
+
+
+def sample(
+    sde: SDE,
+    score: Score,
+    shape: tuple[int, ...],
+    *,
+    solver: Solver | None = None,
+    steps: int = 25,
+    grid: Tensor | Callable[[SDE, int], Tensor] | None = None,
+    eta: float | None = None,
+    seed: int | None = None,
+    noise: Noise | torch.Generator | None = None,
+    x: Tensor | None = None,
+    denoise: bool = True,
+    trajectory: bool = False,
+    callback: Callable[[Progress], None] | None = None,
+    progress: bool = False,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> Solution:
+    """Generate ``shape`` = (B, *event) samples: prior, grid, process, solver, in one call, without gradients.
+
+    Args:
+        sde: the SDE whose prior is drawn from and which is reversed.
+        score: (x, t) -> score; a ScoreModel, ``model.bind(label=y)``, a guided or an exact score.
+        shape: (B, *event).
+        solver: default :class:`~scoresde.solvers.Heun`, two evaluations a step.
+        steps: number of steps; ignored where ``grid`` is a tensor of times.
+        grid: times, or one of :mod:`scoresde.grids`; default :func:`~scoresde.grids.karras`.
+        eta: the dial of :class:`~scoresde.Reverse`; default the solver's own.
+        seed: sample i depends on (seed, i) alone, whatever the batch size; default 0. Excludes ``noise``.
+        noise: any other source, e.g. ``PerSampleNoise(seed, first=64)`` for the next part of a large set.
+        x: start here, at the grid's first time, instead of drawing from the prior.
+        denoise: end with E[x_0 | x] at the last time, one evaluation more. Without it the samples follow p at t_min.
+        trajectory: keep the state at every time.
+        callback: called after each step.
+        progress: show a progress bar.
+        dtype: of the samples, where x is not given.
+        device: default that of the score's parameters if it is a model, else the CPU.
+
+    Returns:
+        A :class:`~scoresde.solvers.Solution`: ``.x``, ``.nfe``, ``.grid``, ``.trajectory``.
+
+    Raises:
+        TypeError, ValueError: see :meth:`Solver.solve`.
+    """
+    solver = Heun() if solver is None else solver
+    if not isinstance(solver, Solver):
+        raise TypeError(f"solver must be a Solver such as Heun(), got {solver!r}.")
+    if seed is not None and noise is not None:
+        raise ValueError("give seed or noise, not both.")
+    source = PerSampleNoise(0 if seed is None else seed) if noise is None else as_noise(noise)
+    times = (grids.karras if grid is None else grid)(sde, steps) if grid is None or callable(grid) else grid
+    process = Reverse(sde, score, solver.default_eta if eta is None else eta)
+    shape = _shape(shape)
+    if x is None:
+        start = checks.grid(times, sde.t_max)[0]
+        drawn = source.initial(shape, dtype=dtype, device=torch.device(device or _device(score)))
+        x = drawn * sde.sigma(start)
+    elif tuple(x.shape) != shape:
+        raise ValueError(f"x must have the shape asked for, {shape}; got {tuple(x.shape)}.")
+    with torch.no_grad():
+        if not progress:
+            return solver.solve(process, x, times, source, denoise=denoise, trajectory=trajectory, callback=callback)
+        from tqdm import tqdm
+
+        with tqdm(total=len(times) - 1, desc=type(solver).__name__, unit="step") as bar:
+
+            def tick(state: Progress) -> None:
+                bar.update()
+                if callback is not None:
+                    callback(state)
+
+            return solver.solve(process, x, times, source, denoise=denoise, trajectory=trajectory, callback=tick)
+
+
+def _shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    if isinstance(shape, int) or not all(isinstance(n, int) and n >= 0 for n in shape) or not len(shape):
+        raise ValueError(f"shape must be (B, *event), whole numbers; got {shape!r}.")
+    return tuple(shape)
+
+
+def _device(score: Score) -> torch.device:
+    module = getattr(score, "model", score)
+    parameter = next(module.parameters(), None) if isinstance(module, torch.nn.Module) else None
+    return torch.device("cpu") if parameter is None else parameter.device

@@ -1,0 +1,290 @@
+"""The SDE: α(t) and σ(t) are the whole schedule; everything else is derived here, once."""
+
+from __future__ import annotations
+
+import functools
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from scoresde import checks
+from scoresde.sde.chain import Chain
+
+if TYPE_CHECKING:
+    from scoresde.noise import Noise
+
+Time = float | Tensor
+
+_FUNCTIONS_OF_TIME = ("alpha", "sigma", "f", "g", "log_snr")
+_MAY_NOT_DIVERGE = ("f", "g")
+
+
+def spread(coefficient: Tensor, x: Tensor) -> Tensor:
+    """A coefficient of time, () or (B,), ready to multiply x (B, *event).
+
+    A scalar is left alone: torch lets it join a tensor of any dtype and device without widening it. One value per
+    sample is cast to x's dtype and gets trailing axes.
+    """
+    if coefficient.ndim == 0:
+        return coefficient
+    return coefficient.to(device=x.device, dtype=x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+
+
+def _in_float64(method: Callable[[Any, Tensor], Tensor], name: str) -> Callable[[Any, Time], Tensor]:
+    """Evaluate a schedule formula in float64 on a checked time, and answer in the dtype of the caller's t."""
+
+    @functools.wraps(method)
+    def evaluate(self: SDE, t: Time) -> Tensor:
+        time = checks.time(t, self.t_max, what=type(self).__name__)
+        value = torch.as_tensor(method(self, time), dtype=torch.float64, device=time.device)
+        if value.shape != time.shape:
+            value = value.expand(time.shape)
+        if name in _MAY_NOT_DIVERGE:
+            self._finite(value, time, name)
+        return value.to(checks.result_dtype(t))
+
+    return evaluate
+
+
+@dataclass(frozen=True)
+class SDE(ABC):
+    r"""A linear SDE ``dx = f(t) x dt + g(t) dw`` given by its marginal ``x_t = α(t) x_0 + σ(t) ε``, ε ~ N(0, I).
+
+    A member is a frozen dataclass with two methods, ``alpha(t)`` and ``sigma(t)``, written as plain torch formulas;
+    they are evaluated in float64 whatever the dtype of t, for a number, a tensor () or (B,), and may hold tensors as
+    parameters, through which gradients flow. The rest follows (Song et al. 2021, arXiv:2011.13456; Kingma et al.
+    2021, arXiv:2107.00630, eq. 13 and appendix)::
+
+        f = (log α)'        g² = α² ((σ/α)²)'        log SNR = log(α² / σ²)
+
+    and may be overridden by a closed form where that is faster.
+
+    Attributes:
+        T: where noise starts the reverse process. Every coefficient is finite on (0, T].
+        t_min: where integration stops; at least 0.
+
+    Raises:
+        ValueError: at construction when not 0 <= t_min < T <= t_max; a function of time for a t outside [0, t_max].
+    """
+
+    T: float = field(default=1.0, kw_only=True)
+    t_min: float = field(default=1e-3, kw_only=True)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        for name in _FUNCTIONS_OF_TIME:
+            if name in cls.__dict__:
+                setattr(cls, name, _in_float64(cls.__dict__[name], name))
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.t_min < self.T <= self.t_max and math.isfinite(self.T)):
+            raise ValueError(
+                f"{type(self).__name__} needs 0 <= t_min < T <= {self.t_max:g}, "
+                f"got t_min = {self.t_min:g}, T = {self.T:g}."
+            )
+
+    @property
+    def t_max(self) -> float:
+        """End of the range on which α and σ are defined (f may diverge there); T unless a member says more."""
+        return self.T
+
+    # -- the schedule ------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def alpha(self, t: Time) -> Tensor:
+        """Signal scale α(t) > 0 on [0, T]."""
+
+    @abstractmethod
+    def sigma(self, t: Time) -> Tensor:
+        """Noise scale σ(t) >= 0; σ/α increases with t."""
+
+    def f(self, t: Time) -> Tensor:
+        """Drift coefficient f(t) = d log α / dt, in 1/time."""
+        time, dtype = checks.time(t, self.t_max), checks.result_dtype(t)
+        return self._finite(_derivative(lambda u: self.alpha(u).log(), time), time, "f").to(dtype)
+
+    def g(self, t: Time) -> Tensor:
+        """Diffusion coefficient g(t) = sqrt(α² d(σ²/α²)/dt), in 1/√time."""
+        time, dtype = checks.time(t, self.t_max), checks.result_dtype(t)
+        rate = _derivative(lambda u: (self.sigma(u) / self.alpha(u)) ** 2, time) * self.alpha(time) ** 2
+        # A schedule that rests (g = 0) comes out as minus a rounding error; a rising SNR stays negative and is refused.
+        rate = torch.where((rate < 0) & (rate > -1e-12), torch.zeros_like(rate), rate)
+        return self._finite(rate.sqrt(), time, "g").to(dtype)
+
+    def _finite(self, value: Tensor, time: Tensor, name: str) -> Tensor:
+        bad = ~value.detach().isfinite()
+        if checks.readable(bad) and bad.any().item():
+            raise ValueError(
+                f"{type(self).__name__}.{name} has no finite value at t = {time.detach()[bad].flatten()[0].item():g}. "
+                f"Stay inside [t_min, T] = [{self.t_min:g}, {self.T:g}], where σ/α increases and α > 0."
+            )
+        return value
+
+    def log_snr(self, t: Time) -> Tensor:
+        """λ(t) = log(α²/σ²), decreasing; +inf where σ = 0."""
+        time, dtype = checks.time(t, self.t_max), checks.result_dtype(t)
+        return (2 * (self.alpha(time).log() - self.sigma(time).log())).to(dtype)
+
+    def t_of_log_snr(self, log_snr: Time) -> Tensor:
+        """The time at which log(α²/σ²) equals ``log_snr``: bisection, then one Newton step that carries gradients.
+
+        Args:
+            log_snr: (), (n,) or a number.
+
+        Raises:
+            ValueError: no time in [0, t_max] has this log-SNR.
+        """
+        target = torch.as_tensor(log_snr).to(torch.float64)
+        self._check_log_snr(target)
+        with torch.no_grad():
+            low, high = torch.zeros_like(target), torch.full_like(target, self.t_max)
+            for _ in range(70):  # halves t_max below the spacing of float64 near t = 1e-5 t_max
+                middle = (low + high) / 2
+                above = self.log_snr(middle) > target
+                low, high = torch.where(above, middle, low), torch.where(above, high, middle)
+            time = (low + high) / 2
+        if torch.is_grad_enabled():
+            value = self.log_snr(time)
+            if value.requires_grad or target.requires_grad:
+                # dt/dλ by the implicit function theorem: λ'(t) = -g²/σ².
+                slope = -((self.g(time) / self.sigma(time)) ** 2).detach()
+                time = time - (value - target) / slope
+        return time.to(checks.result_dtype(log_snr))
+
+    def _check_log_snr(self, target: Tensor) -> None:
+        if not target.numel() or not checks.readable(target):
+            return
+        lowest, highest = (self.log_snr(t).item() for t in (self.t_max, 0.0))
+        low, high = (v.item() for v in target.detach().aminmax())
+        slack = 1e-9 * max(1.0, abs(lowest))
+        if not (low >= lowest - slack and high <= highest + slack):
+            raise ValueError(
+                f"{type(self).__name__} has log-SNR in [{lowest:g}, {highest:g}] on its times [0, {self.t_max:g}]; "
+                f"got values in [{low:g}, {high:g}]."
+            )
+
+    # -- laws of x_t -------------------------------------------------------------------------------------------
+
+    def marginal(self, x0: Tensor, t: Time) -> tuple[Tensor, Tensor]:
+        """Mean α(t) x_0 (B, *event) and standard deviation σ(t) of p(x_t | x_0).
+
+        The deviation broadcasts against x0: shape () for one time, (B, 1, ...) for one per sample.
+        """
+        x0 = checks.state(x0, name="x0")
+        time = checks.time(t, self.t_max, what=type(self).__name__)
+        checks.same_batch(time, x0)
+        return spread(self.alpha(time), x0) * x0, spread(self.sigma(time), x0)
+
+    def transition_coefficients(self, s: Time, t: Time) -> tuple[Tensor, Tensor]:
+        """(α_t/α_s, σ_t² - (α_t/α_s)² σ_s²) for s <= t, float64: scale and variance of p(x_t | x_s)."""
+        s, t = self._ordered(s, t)
+        ratio = self.alpha(t) / self.alpha(s)
+        return ratio, (self.sigma(t) ** 2 - (ratio * self.sigma(s)) ** 2).clamp_min(0.0)
+
+    def transition(self, x_s: Tensor, s: Time, t: Time) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of p(x_t | x_s), s <= t (Kingma et al. 2021, arXiv:2107.00630, eq. 2-3)."""
+        x_s = checks.state(x_s, name="x_s")
+        ratio, variance = self.transition_coefficients(s, t)
+        return spread(ratio, x_s) * x_s, spread(variance.sqrt(), x_s)
+
+    def bridge(self, x_s: Tensor, x_t: Tensor, s: Time, u: Time, t: Time) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of p(x_u | x_s, x_t), s <= u <= t, s < t.
+
+        With (r, v) the scale and variance of each transition, v_st = v_ut + r_ut² v_su::
+
+            mean = (v_ut r_su x_s + v_su r_ut x_t) / v_st        variance = v_su v_ut / v_st
+        """
+        checks.same_shape(x_s, x_t, names="x_s and x_t")
+        ratio_su, variance_su = self.transition_coefficients(s, u)
+        ratio_ut, variance_ut = self.transition_coefficients(u, t)
+        return _product(x_s, x_t, ratio_su, variance_su, ratio_ut, variance_ut)
+
+    def posterior(self, x0: Tensor, x_t: Tensor, s: Time, t: Time) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of p(x_s | x_0, x_t), s < t: DDPM's q(x_{t-1} | x_t, x_0).
+
+        Ho et al. 2020 (arXiv:2006.11239), eq. 6-7; here for any schedule, also where σ(0) > 0. s = 0 with σ(0) = 0
+        gives x_0 itself.
+        """
+        checks.same_shape(x0, x_t, names="x0 and x_t")
+        s, t = self._ordered(s, t)
+        ratio, variance = self.transition_coefficients(s, t)
+        return _product(x0, x_t, self.alpha(s), self.sigma(s) ** 2, ratio, variance)
+
+    def _ordered(self, s: Time, t: Time) -> tuple[Tensor, Tensor]:
+        name = type(self).__name__
+        start, end = checks.time(s, self.t_max, name="s", what=name), checks.time(t, self.t_max, what=name)
+        if start.device != end.device:  # a scalar may stay on the CPU; two axes must meet
+            start, end = (v.to(start.device if start.ndim else end.device) for v in (start, end))
+        if checks.readable(start) and checks.readable(end) and bool((start > end).any()):
+            raise ValueError(f"a transition runs forward in time, s <= t; got s = {s}, t = {t}. Swap them.")
+        return start, end
+
+    # -- prior -------------------------------------------------------------------------------------------------
+
+    @property
+    def prior_std(self) -> Tensor:
+        """σ(T), float64 (): the prior is N(0, σ(T)² I), the law of x_T once α(T) x_0 is negligible."""
+        return self.sigma(torch.tensor(self.T, dtype=torch.float64))
+
+    def prior_sample(
+        self,
+        shape: tuple[int, ...],
+        noise: Noise | torch.Generator | int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> Tensor:
+        """x_T ~ N(0, σ(T)² I) of ``shape`` (B, *event), drawn from ``noise`` (a Noise, a generator or a seed)."""
+        from scoresde.noise import as_noise  # only here: the schedule itself knows no randomness
+
+        return as_noise(noise).initial(tuple(shape), dtype=dtype, device=torch.device(device)) * self.prior_std
+
+    def prior_log_prob(self, x: Tensor) -> Tensor:
+        """log N(x; 0, σ(T)² I) in nats, (B,)."""
+        x = checks.state(x)
+        std = self.prior_std
+        flat = x.flatten(1) if x.ndim > 1 else x[:, None]
+        return -0.5 * ((flat / std) ** 2).sum(1) - flat.shape[1] * (std.log() + 0.5 * math.log(2 * math.pi))
+
+    # -- discretisation ----------------------------------------------------------------------------------------
+
+    def discretize(self, n: int) -> Chain:
+        """The Markov chain of n levels, x_0 -> x_1 -> ... -> x_n; exact transitions between the times i T / n here.
+
+        VP overrides it by DDPM's chain, VE by SMLD's, of which they are the limits.
+
+        Raises:
+            ValueError: n < 1 (for VE n < 2).
+        """
+        times = _levels(n, self.T)
+        alpha, sigma = self.alpha(times), self.sigma(times)
+        before_alpha = torch.cat([torch.ones_like(alpha[:1]), alpha[:-1]])
+        before_sigma = torch.cat([torch.zeros_like(sigma[:1]), sigma[:-1]])
+        ratio = alpha / before_alpha
+        return Chain(times=times, ratio=ratio, variance=(sigma**2 - (ratio * before_sigma) ** 2).clamp_min(0.0))
+
+
+def _levels(n: int, T: float, *, least: int = 1) -> Tensor:
+    if not isinstance(n, int) or n < least:
+        raise ValueError(f"a chain needs a whole number of levels, at least {least}; got {n!r}.")
+    return torch.arange(1, n + 1, dtype=torch.float64) * (T / n)
+
+
+def _product(
+    x_s: Tensor, x_t: Tensor, ratio_su: Tensor, variance_su: Tensor, ratio_ut: Tensor, variance_ut: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The product of N(x_u; r_su x_s, v_su) and N(x_t; r_ut x_u, v_ut) as a Gaussian in x_u."""
+    total = variance_ut + ratio_ut**2 * variance_su
+    weight_s, weight_t = variance_ut * ratio_su / total, variance_su * ratio_ut / total
+    mean = spread(weight_s, x_s) * x_s + spread(weight_t, x_t) * x_t
+    return mean, spread((variance_su * variance_ut / total).sqrt(), x_s)
+
+
+def _derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    """Elementwise derivative of a function of time, by forward-mode differentiation."""
+    return torch.func.jvp(function, (t,), (torch.ones_like(t),))[1]

@@ -1,0 +1,93 @@
+"""A finite Markov chain of noise levels: what DDPM and SMLD train on, and what an SDE becomes when discretised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Chain:
+    r"""Levels i = 1 .. n of ``x_i = r_i x_{i-1} + sqrt(v_i) z_i``, z_i ~ N(0, I), starting from data x_0.
+
+    Entry i - 1 of each array belongs to level i, as papers count. DDPM (Ho et al. 2020, arXiv:2006.11239, eq. 2)
+    has r_i = sqrt(1 - β_i), v_i = β_i; SMLD (Song et al. 2021, arXiv:2011.13456, eq. 8) has r_i = 1,
+    v_i = σ_i² - σ_{i-1}², σ_0 = 0.
+
+    Attributes:
+        times: (n,) the SDE's time at each level, float64, increasing.
+        ratio: (n,) r_i.
+        variance: (n,) v_i.
+    """
+
+    times: Tensor
+    ratio: Tensor
+    variance: Tensor
+
+    @property
+    def n(self) -> int:
+        """Number of levels."""
+        return self.times.shape[0]
+
+    @property
+    def beta(self) -> Tensor:
+        """(n,) variance added by each level: DDPM's β_i for its chain."""
+        return self.variance
+
+    @cached_property
+    def alpha(self) -> Tensor:
+        """(n,) signal scale of x_i given x_0: sqrt(ᾱ_i) in DDPM, 1 in SMLD."""
+        return self.ratio.cumprod(0)
+
+    @property
+    def alpha_bar(self) -> Tensor:
+        """(n,) DDPM's ᾱ_i = α_i², the product of 1 - β."""
+        return self.alpha**2
+
+    @cached_property
+    def sigma(self) -> Tensor:
+        """(n,) noise scale of x_i given x_0: sqrt(1 - ᾱ_i) in DDPM, SMLD's σ_i."""
+        # σ_i² / α_i² is the running sum of v_j / α_j²: the recursion σ_i² = r_i² σ_{i-1}² + v_i, solved.
+        return self.alpha * (self.variance / self.alpha**2).cumsum(0).sqrt()
+
+    @property
+    def _before(self) -> tuple[Tensor, Tensor]:
+        one = torch.ones_like(self.alpha[:1])
+        return torch.cat([one, self.alpha[:-1]]), torch.cat([0 * one, self.sigma[:-1]])
+
+    @property
+    def posterior_variance(self) -> Tensor:
+        """(n,) β̃_i, the variance of x_{i-1} given x_i and x_0 (Ho et al. 2020, eq. 7): v_i σ_{i-1}² / σ_i²."""
+        return self.variance * (self._before[1] / self.sigma) ** 2
+
+    def posterior_mean(self, x0: Tensor, x_i: Tensor, i: int | Tensor) -> Tensor:
+        """μ̃_i(x_i, x_0), the mean of x_{i-1} given x_i and x_0 (Ho et al. 2020, eq. 7).
+
+        Args:
+            x0: (B, *event).
+            x_i: (B, *event).
+            i: level 1 .. n, one for all or (B,).
+
+        Raises:
+            ValueError: a level outside 1 .. n.
+        """
+        level = self._level(i)
+        alpha, sigma = self._before
+        weight_0 = alpha[level] * self.variance[level] / self.sigma[level] ** 2
+        weight_i = self.ratio[level] * (sigma[level] / self.sigma[level]) ** 2
+        shape = (-1, *[1] * (x0.ndim - 1)) if level.ndim else ()
+        weight_0, weight_i = (w.to(x0).reshape(shape) for w in (weight_0, weight_i))
+        return weight_0 * x0 + weight_i * x_i
+
+    def time(self, i: int | Tensor) -> Tensor:
+        """The SDE's time at level i = 1 .. n, for one level or many."""
+        return self.times[self._level(i)]
+
+    def _level(self, i: int | Tensor) -> Tensor:
+        level = torch.as_tensor(i)
+        if level.is_floating_point() or (level.numel() and not bool(((level >= 1) & (level <= self.n)).all())):
+            raise ValueError(f"levels are whole numbers from 1 to {self.n}, got {i}.")
+        return level - 1

@@ -1,0 +1,197 @@
+"""SDEs from a user's functions: α and σ, or f and g, or the levels of a discrete chain."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scoresde.sde.base import SDE
+from scoresde.sde.chain import Chain
+
+Function = Callable[[Tensor], Tensor | float]
+
+
+def _on(function: Function | float, u: Tensor) -> Tensor:
+    """A user's function, or constant, at the times u of any shape; the function sees one axis."""
+    value = torch.as_tensor(function(u.flatten()) if callable(function) else function)
+    return value.to(u).expand(u.numel()).reshape(u.shape)
+
+
+@dataclass(frozen=True, init=False, eq=False)
+class ScheduleSDE(SDE):
+    """An SDE from any two functions of time: ``ScheduleSDE(lambda t: torch.cos(t), lambda t: torch.sin(t), T=1.5)``.
+
+    Args:
+        alpha: t -> α(t) > 0, float64 in and out, elementwise torch operations (so that f and g can be derived).
+        sigma: t -> σ(t) >= 0, with σ/α increasing.
+        T: start of the reverse process.
+        t_min: its end.
+
+    Raises:
+        ValueError: α not positive, σ negative, or σ/α not increasing at 257 probed times of (0, T].
+    """
+
+    _alpha: Function
+    _sigma: Function
+
+    def __init__(
+        self,
+        alpha: Function,
+        sigma: Function,
+        *,
+        T: float = 1.0,
+        t_min: float = 1e-3,
+    ) -> None:
+        for name, value in {"_alpha": alpha, "_sigma": sigma, "T": T, "t_min": t_min}.items():
+            object.__setattr__(self, name, value)
+        self.__post_init__()
+        times = torch.linspace(0, T, 257, dtype=torch.float64)
+        with torch.no_grad():
+            scale, std = self.alpha(times), self.sigma(times)
+            if not (bool((scale > 0).all()) and bool((std >= 0).all())):
+                raise ValueError("a schedule needs α(t) > 0 and σ(t) >= 0 on [0, T]; the functions given break this.")
+            if not bool(((std / scale).diff() > 0).all()):
+                raise ValueError("σ/α must increase with t (noise is only ever added); the functions given break this.")
+
+    def alpha(self, t: Tensor) -> Tensor:  # type: ignore[override]
+        return _on(self._alpha, t)
+
+    def sigma(self, t: Tensor) -> Tensor:  # type: ignore[override]
+        return _on(self._sigma, t)
+
+
+@dataclass(frozen=True, init=False, eq=False)
+class LinearSDE(SDE):
+    r"""``dx = f(t) x dt + g(t) dw`` from f and g, integrated to α and σ::
+
+        log α(t) = ∫_0^t f        (σ/α)²(t) = ∫_0^t g²/α²
+
+    by composite 16-point Gauss-Legendre quadrature on [0, t]: every time is integrated for itself, so α and σ are
+    differentiable in t and in any tensor that f and g hold. The number of panels is doubled at construction until
+    doubling again changes neither α nor σ by more than 1e-11 relative.
+
+    Args:
+        f: t -> f(t), elementwise torch operations on a float64 tensor (n,), or a constant.
+        g: t -> g(t) >= 0, the same.
+        T: start of the reverse process.
+        t_min: its end.
+
+    Raises:
+        ValueError: f or g is not finite on (0, T), g vanishes throughout, or the integrals do not settle.
+    """
+
+    _f: Function | float
+    _g: Function | float
+    _panels: int
+
+    def __init__(self, f: Function | float, g: Function | float, *, T: float = 1.0, t_min: float = 1e-3) -> None:
+        for name, value in {"_f": f, "_g": g, "T": T, "t_min": t_min, "_panels": 4}.items():
+            object.__setattr__(self, name, value)
+        self.__post_init__()
+        with torch.no_grad():
+            object.__setattr__(self, "_panels", self._settle())
+
+    def _settle(self) -> int:
+        # Both ends matter: σ is held to relative accuracy however small t is.
+        near, far = torch.logspace(-6, -1, 11, dtype=torch.float64), torch.linspace(0.2, 1, 17, dtype=torch.float64)
+        times = torch.cat([near, far]) * self.T
+        before = self._integrate(times, 4)
+        panels = 8
+        while panels <= 4096:
+            after = self._integrate(times, panels)
+            if not all(bool(v.isfinite().all()) for v in after):
+                raise ValueError(
+                    f"f and g must be finite inside (0, T = {self.T:g}), and their integrals too; "
+                    "end the SDE earlier (a smaller T) if a coefficient diverges."
+                )
+            if not bool((after[1] > 0).all()):
+                raise ValueError("g is zero throughout: the SDE adds no noise, so there is nothing to reverse.")
+            # error of log α is the relative error of α; half that of log (σ/α)² is σ/α's
+            error = max((after[0] - before[0]).abs().max(), 0.5 * (after[1] / before[1]).log().abs().max())
+            if error < 1e-11:
+                return panels
+            before, panels = after, 2 * panels
+        raise ValueError(
+            f"the integrals of f and g still change by {float(error):.1e} relative with {panels // 2} panels: "
+            f"a coefficient diverges or jumps on [0, {self.T:g}]. End the SDE earlier, or give α and σ themselves (ScheduleSDE)."
+        )
+
+    def _integrate(self, t: Tensor, panels: int) -> tuple[Tensor, Tensor]:
+        """(log α, (σ/α)²) at t of any shape."""
+        nodes, weights, running = (torch.as_tensor(a, device=t.device) for a in _gauss_legendre(16))
+        width = (t / panels)[..., None, None]
+        u = width * (torch.arange(panels, device=t.device)[:, None] + nodes)
+        rate = _on(self._f, u)
+        whole = width[..., 0] * (rate @ weights)
+        log_alpha = whole.cumsum(-1)
+        at_nodes = (log_alpha - whole)[..., None] + width * (rate @ running.T)
+        growth = _on(self._g, u) ** 2 * torch.exp(-2 * at_nodes)
+        return log_alpha[..., -1], (width[..., 0] * (growth @ weights)).sum(-1)
+
+    def alpha(self, t: Tensor) -> Tensor:  # type: ignore[override]
+        return self._integrate(t, self._panels)[0].exp()
+
+    def sigma(self, t: Tensor) -> Tensor:  # type: ignore[override]
+        log_alpha, ratio = self._integrate(t, self._panels)
+        return log_alpha.exp() * ratio.sqrt()
+
+    def f(self, t: Tensor) -> Tensor:  # type: ignore[override]
+        return _on(self._f, t)
+
+    def g(self, t: Tensor) -> Tensor:  # type: ignore[override]
+        return _on(self._g, t)
+
+
+@lru_cache
+def _gauss_legendre(points: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Nodes and weights on [0, 1], and the matrix that integrates the interpolant from 0 to each node."""
+    x, w = np.polynomial.legendre.leggauss(points)
+    # ∫_{-1}^{x} of the interpolant: expand in Legendre polynomials (exact by the same quadrature), integrate those.
+    degrees = np.arange(points)
+    expand = (2 * degrees[:, None] + 1) / 2 * np.polynomial.legendre.legvander(x, points - 1).T * w
+    antiderivatives = [np.polynomial.legendre.legint(np.eye(points)[k], lbnd=-1) for k in degrees]
+    integrate = np.stack([np.polynomial.legendre.legval(x, c) for c in antiderivatives], axis=1)
+    return (x + 1) / 2, w / 2, integrate @ expand / 2
+
+
+@dataclass(frozen=True, eq=False)
+class ChainSDE(SDE):
+    """The SDE through the levels of a discrete chain: log α and (σ/α)² linear in t between them.
+
+    At the times of the chain its marginals, transitions and posteriors are the chain's own, so a network trained on
+    DDPM's or SMLD's chain runs here with every solver, and an ancestral step between levels is the textbook's.
+
+    Args:
+        chain: levels with increasing times and a positive variance added by each.
+    """
+
+    chain: Chain
+    T: float = field(init=False, kw_only=True)
+    t_min: float = field(init=False, kw_only=True)
+
+    def __post_init__(self) -> None:
+        times = self.chain.times
+        if bool((times.diff() <= 0).any()) or not bool((self.chain.variance > 0).all()) or not times[0] > 0:
+            raise ValueError("a chain needs increasing positive times and a positive variance at each level.")
+        object.__setattr__(self, "T", times[-1].item())
+        object.__setattr__(self, "t_min", times[0].item() if len(times) > 1 else 0.0)
+        super().__post_init__()
+
+    def _interpolate(self, t: Tensor, values: Tensor) -> Tensor:
+        """Piecewise-linear through (0, 0) and the levels."""
+        times = torch.cat([self.chain.times.new_zeros(1), self.chain.times]).to(t.device)
+        values = torch.cat([values.new_zeros(1), values]).to(t.device)
+        i = torch.searchsorted(times, t.detach().contiguous()).clamp(1, len(times) - 1)
+        step = (t - times[i - 1]) / (times[i] - times[i - 1])
+        return torch.lerp(values[i - 1], values[i], step)
+
+    def alpha(self, t: Tensor) -> Tensor:  # type: ignore[override]
+        return self._interpolate(t, self.chain.alpha.log()).exp()
+
+    def sigma(self, t: Tensor) -> Tensor:  # type: ignore[override]
+        return self.alpha(t) * self._interpolate(t, (self.chain.sigma / self.chain.alpha) ** 2).sqrt()

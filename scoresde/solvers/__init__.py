@@ -1,0 +1,25 @@
+"""Solvers: one loop (base), one small file for each family of steps, torchdiffeq and torchsde as backends."""
+
+from scoresde.solvers.base import Progress, Solution, Solver
+from scoresde.solvers.ddim import DDIM, Ancestral
+from scoresde.solvers.euler import EulerMaruyama, ReverseDiffusion
+from scoresde.solvers.heun import Heun
+from scoresde.solvers.langevin import AnnealedLangevin, Langevin, PredictorCorrector
+from scoresde.solvers.ode_backend import ProbabilityFlow
+from scoresde.solvers.sde_backend import TorchSDE
+
+__all__ = [
+    "DDIM",
+    "Ancestral",
+    "AnnealedLangevin",
+    "EulerMaruyama",
+    "Heun",
+    "Langevin",
+    "PredictorCorrector",
+    "ProbabilityFlow",
+    "Progress",
+    "ReverseDiffusion",
+    "Solution",
+    "Solver",
+    "TorchSDE",
+]

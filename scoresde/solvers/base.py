@@ -1,0 +1,202 @@
+"""THE loop: a solver is a frozen dataclass with one step; everything around the steps is here, once."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from scoresde import checks
+from scoresde.noise import Noise, as_noise
+from scoresde.reverse import Reverse
+from scoresde.score import Score
+
+
+class Progress(NamedTuple):
+    """What a callback sees after each step: ``step`` of ``steps`` done, the time ``t`` reached, the state ``x``."""
+
+    step: int
+    steps: int
+    t: Tensor
+    x: Tensor
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Where a run ended.
+
+    Attributes:
+        x: (B, *event) the state at the last time of the grid, or E[x_0 | that state] if ``denoised``.
+        nfe: score evaluations used, each for the whole batch.
+        grid: (n + 1,) the times.
+        trajectory: (n + 1, B, *event) the states at those times, if asked for; never denoised.
+        denoised: whether a last denoising step was taken.
+    """
+
+    x: Tensor
+    nfe: int
+    grid: Tensor
+    trajectory: Tensor | None = None
+    denoised: bool = False
+
+
+class CountedScore:
+    """A score that counts its evaluations and refuses an answer of another shape."""
+
+    def __init__(self, score: Score) -> None:
+        self.score, self.nfe = score, 0
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        self.nfe += 1
+        out = self.score(x, t)
+        if not isinstance(out, Tensor) or out.shape != x.shape:
+            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            raise ValueError(f"the score must return a tensor shaped like x, {tuple(x.shape)}; it returned {got}.")
+        return out
+
+
+@dataclass(frozen=True)
+class Solver(ABC):
+    """A numerical method for :class:`~scoresde.Reverse`.
+
+    A subclass is a frozen dataclass (its fields are its options) with :meth:`step`, and declares:
+
+    Attributes:
+        order: order of the global error for η = 0; None for methods that are no discretisation of the process.
+        weak_order: order of the error in law for η > 0; None where the method does not take η > 0.
+        strong_order: order of the pathwise error on one Brownian path; None as above or where not claimed.
+        default_eta: the dial on which ``sample`` runs the method unless told otherwise.
+    """
+
+    order: ClassVar[int | None] = None
+    weak_order: ClassVar[float | None] = None
+    strong_order: ClassVar[float | None] = None
+    default_eta: ClassVar[float] = 0.0
+
+    @abstractmethod
+    def step(self, process: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise, state: Any) -> tuple[Tensor, Any]:
+        """From x at time t to the state at s < t.
+
+        Args:
+            process: the reverse process.
+            x: (B, *event).
+            t: (), float64, on the CPU.
+            s: the same.
+            noise: standard normals; ask ``noise.between(x, t, s)`` for the increment of this interval.
+            state: what the method remembers between steps, None at the start unless :meth:`start` says otherwise.
+        """
+
+    def start(self, process: Reverse, x: Tensor, grid: Tensor, noise: Noise) -> tuple[Tensor, Any]:
+        """State (and x) before the first step."""
+        return x, None
+
+    def check(self, process: Reverse) -> None:  # noqa: B027 (most methods take every process)
+        """Raises ValueError where the method cannot integrate this process."""
+
+    def draws_noise(self, process: Reverse) -> bool:
+        """Whether a step needs random numbers on this process."""
+        return process.eta > 0
+
+    def solve(
+        self,
+        process: Reverse,
+        x: Tensor,
+        grid: Tensor,
+        noise: Noise | torch.Generator | int | None = None,
+        *,
+        denoise: bool = False,
+        trajectory: bool = False,
+        callback: Callable[[Progress], None] | None = None,
+    ) -> Solution:
+        """Integrate from x at grid[0] to grid[-1].
+
+        Args:
+            process: the reverse process.
+            x: (B, *event), finite, the state at grid[0]; its dtype and device are kept.
+            grid: (n + 1,) strictly decreasing times in the SDE's range.
+            noise: a Noise, a generator or a seed; may be left out where nothing is drawn.
+            denoise: end with E[x_0 | x] at the last time, one evaluation more.
+            trajectory: keep the state at every time.
+            callback: called after each step.
+
+        Raises:
+            TypeError, ValueError: bad x, grid or noise, or a process that the method cannot integrate.
+            FloatingPointError: the end state is not finite.
+        """
+        checks.state(x, values=True)
+        grid = checks.grid(grid, process.sde.t_max)
+        self.check(process)
+        source = self._noise(process, noise)
+        counted = CountedScore(process.score)
+        process = dataclasses.replace(process, score=counted)
+        states = [x]
+
+        def report(step: int, x: Tensor) -> None:
+            if trajectory and step:
+                states.append(x)
+            if callback is not None and step:
+                callback(Progress(step, len(grid) - 1, grid[step], x))
+
+        x = self._run(process, x, grid, source, report)
+        if denoise:
+            x = process.denoise(x, grid[-1])
+        if x.numel() and not bool(torch.isfinite(x.detach()).all()):
+            raise FloatingPointError(
+                f"{type(self).__name__} ended with NaN or infinite values after {counted.nfe} evaluations. The score "
+                "returned such values, or the steps are too long for the method: look at the trajectory with a "
+                "callback, or take more steps."
+            )
+        return Solution(x, counted.nfe, grid, torch.stack(states) if trajectory else None, denoise)
+
+    def _run(
+        self, process: Reverse, x: Tensor, grid: Tensor, noise: Noise, report: Callable[[int, Tensor], None]
+    ) -> Tensor:
+        """All steps. Black-box backends override this."""
+        x, state = self.start(process, x, grid, noise)
+        for i in range(len(grid) - 1):
+            x, state = self.step(process, x, grid[i], grid[i + 1], noise, state)
+            report(i + 1, x)
+        return x
+
+    def _noise(self, process: Reverse, noise: Noise | torch.Generator | int | None) -> Noise:
+        if noise is not None:
+            return as_noise(noise)
+        if self.draws_noise(process):
+            raise ValueError(
+                f"{type(self).__name__} draws noise on a process with eta = {process.eta:g}; pass noise=, for example "
+                "IndependentNoise(seed=0)."
+            )
+        return _NoNoise()
+
+
+class _NoNoise(Noise):
+    """Stands where a deterministic run has no use for noise."""
+
+    def initial(self, shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        raise ValueError("this solver drew noise though none was given; pass noise= to solve.")
+
+    def normal(self, x: Tensor) -> Tensor:
+        return self.initial(tuple(x.shape), dtype=x.dtype, device=x.device)
+
+
+def only_ode(solver: Solver, process: Reverse) -> None:
+    """For methods of the probability-flow ODE: η must be 0."""
+    if process.eta != 0:
+        raise ValueError(
+            f"{type(solver).__name__} integrates the probability-flow ODE; got a process with eta = {process.eta:g}. "
+            "Give it Reverse(sde, score, eta=0.0), or take a solver of the reverse SDE such as EulerMaruyama."
+        )
+
+
+def only_sde(solver: Solver, process: Reverse) -> None:
+    """For methods written for the reverse SDE: η must be 1."""
+    if process.eta != 1:
+        raise ValueError(
+            f"{type(solver).__name__} samples the reverse SDE, eta = 1; got eta = {process.eta:g}. "
+            "Give it Reverse(sde, score, eta=1.0), or take DDIM or EulerMaruyama, which run on any eta."
+        )

@@ -1,0 +1,99 @@
+"""DDPM's ancestral sampling and DDIM: steps through the predicted x_0, exact in the linear part."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+
+from scoresde.noise import Noise
+from scoresde.reverse import Reverse
+from scoresde.solvers.base import Solver, only_sde
+
+
+@dataclass(frozen=True)
+class Ancestral(Solver):
+    r"""DDPM's ancestral sampling: x_s ~ p(x_s | x_t, x_0 = E[x_0 | x_t]) (Ho et al. 2020, arXiv:2006.11239, Alg. 2).
+
+    For any SDE. On the grid ``chain.times.flip(0)`` of ``ChainSDE(chain)``, with ``denoise=True`` as the last step, it
+    is the textbook's algorithm to rounding.
+
+    Args:
+        variance: "posterior" draws with β̃ (eq. 7), the variance given x_0; "transition" with β, the larger choice of
+            the same paper (section 3.2).
+    """
+
+    variance: Literal["posterior", "transition"] = "posterior"
+    order: ClassVar[int | None] = None
+    weak_order: ClassVar[float | None] = 1.0
+    strong_order: ClassVar[float | None] = 1.0
+    default_eta: ClassVar[float] = 1.0
+
+    def __post_init__(self) -> None:
+        if self.variance not in ("posterior", "transition"):
+            raise ValueError(f'variance must be "posterior" or "transition", got {self.variance!r}.')
+
+    def check(self, process: Reverse) -> None:
+        """η must be 1."""
+        only_sde(self, process)
+
+    def step(self, process: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise, state: Any) -> tuple[Tensor, Any]:
+        """One step; one evaluation."""
+        mean, std = process.sde.posterior(process.denoise(x, t), x, s, t)
+        if self.variance == "transition":
+            std = process.sde.transition_coefficients(s, t)[1].sqrt()
+        return mean + std * noise.between(x, t, s), None
+
+
+@dataclass(frozen=True)
+class DDIM(Solver):
+    r"""DDIM on the dial η (Song et al. 2021, arXiv:2010.02502, eq. 12 and 16)::
+
+        x_s = α_s x̂_0 + sqrt(σ_s² - d²) ε̂ + d z        d² = η² (σ_s²/σ_t²) v
+
+    with v the variance of the forward transition. η = 0 is the exponential Euler step of the probability-flow ODE,
+    η = 1 ancestral sampling, and in the limit of small steps η is that of :class:`~scoresde.Reverse`.
+
+    Args:
+        eta: in place of the process's own η.
+
+    Raises:
+        ValueError: d > σ_s, which a large η brings about: use smaller steps, or EulerMaruyama.
+    """
+
+    eta: float | None = None
+    order: ClassVar[int | None] = 1
+    weak_order: ClassVar[float | None] = 1.0
+    strong_order: ClassVar[float | None] = 1.0
+    default_eta: ClassVar[float] = 0.0
+
+    def __post_init__(self) -> None:
+        if self.eta is not None and not (math.isfinite(self.eta) and self.eta >= 0):
+            raise ValueError(f"eta must be at least 0, got {self.eta}.")
+
+    def _eta(self, process: Reverse) -> float:
+        return process.eta if self.eta is None else self.eta
+
+    def draws_noise(self, process: Reverse) -> bool:
+        """Whether η > 0."""
+        return self._eta(process) > 0
+
+    def step(self, process: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise, state: Any) -> tuple[Tensor, Any]:
+        """One step; one evaluation."""
+        sde, eta = process.sde, self._eta(process)
+        alpha_t, sigma_t, alpha_s, sigma_s = sde.alpha(t), sde.sigma(t), sde.alpha(s), sde.sigma(s)
+        drawn = eta**2 * (sigma_s / sigma_t) ** 2 * sde.transition_coefficients(s, t)[1]
+        kept = sigma_s**2 - drawn
+        if not kept.detach().item() >= 0:
+            raise ValueError(
+                f"with eta = {eta:g} the step from t = {t:g} to {s:g} would draw more noise than x_s holds; take more "
+                "steps, a smaller eta, or EulerMaruyama."
+            )
+        eps = process.noise(x, t)
+        # (α_s/α_t) x + (...) ε̂ instead of α_s x̂_0 + ...: the same, one tensor fewer
+        after = (alpha_s / alpha_t) * x + (kept.sqrt() - alpha_s / alpha_t * sigma_t) * eps
+        if eta:
+            after = after + drawn.sqrt() * noise.between(x, t, s)
+        return after, None

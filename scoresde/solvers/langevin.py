@@ -1,0 +1,138 @@
+"""Langevin dynamics at a fixed noise level: the corrector, predictor-corrector sampling, and annealed Langevin."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from scoresde import checks
+from scoresde.noise import Noise
+from scoresde.reverse import Reverse
+from scoresde.solvers.base import Solver
+from scoresde.solvers.euler import ReverseDiffusion
+
+
+@dataclass(frozen=True)
+class Langevin:
+    r"""Unadjusted Langevin steps that leave p_t nearly unchanged::
+
+        x <- x + τ s(x, t) + sqrt(2τ) z,        τ = 2 (r σ(t))²
+
+    This is the corrector of Song et al. 2021 (arXiv:2011.13456, Alg. 4-5), τ = 2 (r |z|/|s|)², with |z|/|s| replaced
+    by σ, the value it has where noise dominates: the step then depends on no other sample of the batch and the bias
+    is known. On a Gaussian of variance c along a direction the stationary variance is c / (1 - τ/(2c)); since
+    c >= σ², the relative bias is at most r² / (1 - r²) (Wibisono 2018, arXiv:1802.08089, example 4).
+
+    Args:
+        snr: the signal-to-noise ratio r, below 1.
+        steps: Langevin steps at each correction.
+    """
+
+    snr: float = 0.16
+    steps: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 < self.snr < 1:
+            raise ValueError(f"snr must lie in (0, 1), where the steps are stable; got {self.snr}.")
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}.")
+
+    def step_size(self, process: Reverse, t: Tensor) -> Tensor:
+        """τ = 2 (r σ(t))²."""
+        return 2 * (self.snr * process.sde.sigma(t)) ** 2
+
+    def correct(self, process: Reverse, x: Tensor, t: Tensor, noise: Noise) -> Tensor:
+        """``steps`` Langevin steps at time t, one evaluation each."""
+        return langevin_steps(process, x, t, self.step_size(process, t), self.steps, noise)
+
+
+def langevin_steps(process: Reverse, x: Tensor, t: Tensor, size: Tensor, steps: int, noise: Noise) -> Tensor:
+    """x <- x + τ s(x, t) + sqrt(2τ) z, ``steps`` times."""
+    for _ in range(steps):
+        x = x + size * process.score(x, t) + (2 * size).sqrt() * noise.normal(x)
+    return x
+
+
+@dataclass(frozen=True)
+class PredictorCorrector(Solver):
+    """A predictor step to s, then a correction of the law at s (Song et al. 2021, arXiv:2011.13456, Alg. 1).
+
+    Args:
+        predictor: any solver made of steps.
+        corrector: any object with ``correct(process, x, t, noise) -> x``.
+    """
+
+    predictor: Solver = field(default_factory=ReverseDiffusion)
+    corrector: Langevin = field(default_factory=Langevin)
+
+    @property
+    def default_eta(self) -> float:  # type: ignore[override]
+        """The predictor's."""
+        return self.predictor.default_eta
+
+    def __post_init__(self) -> None:
+        if type(self.predictor)._run is not Solver._run:
+            raise ValueError(f"a predictor is a solver made of steps; {type(self.predictor).__name__} is a black box.")
+
+    def check(self, process: Reverse) -> None:
+        """What the predictor asks."""
+        self.predictor.check(process)
+
+    def draws_noise(self, process: Reverse) -> bool:
+        """Always: the corrector does."""
+        return True
+
+    def start(self, process: Reverse, x: Tensor, grid: Tensor, noise: Noise) -> tuple[Tensor, Any]:
+        """The predictor's."""
+        return self.predictor.start(process, x, grid, noise)
+
+    def step(self, process: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise, state: Any) -> tuple[Tensor, Any]:
+        """The predictor's evaluations, and one for each Langevin step."""
+        x, state = self.predictor.step(process, x, t, s, noise, state)
+        return self.corrector.correct(process, x, s, noise), state
+
+
+@dataclass(frozen=True)
+class AnnealedLangevin(Solver):
+    r"""NCSN's annealed Langevin dynamics (Song & Ermon 2019, arXiv:1907.05600, Alg. 1).
+
+    At each time of the grid, first to last, ``steps`` steps x <- x + ½ a s(x, t) + sqrt(a) z with
+    a = ε σ(t)²/σ(t_end)². Between times x is rescaled by α_s/α_t, which is 1 in the textbook's VE. No process is
+    discretised, so no order is claimed and η plays no part.
+
+    Args:
+        step_size: ε, in squared units of x; None takes ε = 0.1 σ(t_end)², stable for every score of p_t (the textbook's
+            2e-5 belongs to images in [0, 1] and σ_end = 0.01).
+        steps: T, Langevin steps at each level.
+    """
+
+    step_size: float | None = None
+    steps: int = 10
+    default_eta: ClassVar[float] = 1.0
+
+    def __post_init__(self) -> None:
+        if self.step_size is not None:
+            checks.positive(self.step_size, name="step_size")
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}.")
+
+    def draws_noise(self, process: Reverse) -> bool:
+        """Always."""
+        return True
+
+    def start(self, process: Reverse, x: Tensor, grid: Tensor, noise: Noise) -> tuple[Tensor, Any]:
+        """Langevin steps at the first level; a / σ² is the state."""
+        last = process.sde.sigma(grid[-1]) ** 2
+        relative = 0.1 + 0 * last if self.step_size is None else self.step_size / last
+        return self._at_level(process, x, grid[0], relative, noise), relative
+
+    def step(self, process: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise, state: Any) -> tuple[Tensor, Any]:
+        """Rescale, then ``steps`` evaluations at s."""
+        x = (process.sde.alpha(s) / process.sde.alpha(t)) * x
+        return self._at_level(process, x, s, state, noise), state
+
+    def _at_level(self, process: Reverse, x: Tensor, t: Tensor, relative: Tensor, noise: Noise) -> Tensor:
+        size = 0.5 * relative * process.sde.sigma(t) ** 2
+        return langevin_steps(process, x, t, size, self.steps, noise)

@@ -1,0 +1,146 @@
+"""The reverse SDE through torchsde."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from scoresde.noise import BrownianNoise, Noise
+from scoresde.reverse import Reverse
+from scoresde.solvers.base import Solver
+
+_ITO = ("euler", "milstein", "srk")
+_STRATONOVICH = ("euler_heun", "heun", "midpoint", "log_ode", "reversible_heun")
+# the Lévy area approximation that each of these methods asks of its path
+_AREA = {"srk": "space-time", "log_ode": "foster"}
+
+
+@dataclass(frozen=True)
+class TorchSDE(Solver):
+    """The reverse process by a method of torchsde, on the grid, for any event shape and any η.
+
+    With additive noise the Itô and the Stratonovich process are one, so methods of both kinds apply. On a
+    :class:`~scoresde.noise.BrownianNoise` the path is shared with our own solvers; any other noise seeds a
+    ``torchsde.BrownianInterval``, whose path depends on the batch shape.
+
+    Args:
+        method: "euler", "milstein", "srk" (Itô), "euler_heun", "heun", "midpoint", "log_ode", "reversible_heun".
+        adjoint: gradients by torchsde's stochastic adjoint. They reach x and the parameters of the score.
+
+    Raises:
+        ValueError: unknown method, or a method that needs Lévy areas on a BrownianNoise, which has none.
+    """
+
+    method: str = "euler"
+    adjoint: bool = False
+    order: ClassVar[int | None] = None
+    default_eta: ClassVar[float] = 1.0
+
+    def __post_init__(self) -> None:
+        if self.method not in _ITO + _STRATONOVICH:
+            raise ValueError(f"method must be one of {', '.join(_ITO + _STRATONOVICH)}; got {self.method!r}.")
+
+    def draws_noise(self, process: Reverse) -> bool:
+        """Always: torchsde asks for a path even where η = 0."""
+        return True
+
+    def step(self, process: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise, state: Any) -> tuple[Tensor, Any]:
+        """From t to s."""
+        return self._run(process, x, torch.stack([t, s]), noise, lambda step, x: None), None
+
+    def _run(
+        self, process: Reverse, x: Tensor, grid: Tensor, noise: Noise, report: Callable[[int, Tensor], None]
+    ) -> Tensor:
+        import torchsde
+
+        # torchsde runs forward, on (B, D): u = grid[0] - t rises from 0.
+        elapsed = (grid[0] - grid).to(x.device)
+        system = _Flattened(process, x.shape[1:], grid[0].item(), "ito" if self.method in _ITO else "stratonovich")
+        y = x.reshape(x.shape[0], -1)
+        path = self._path(noise, y, x, grid)
+        run = torchsde.sdeint_adjoint if self.adjoint else torchsde.sdeint
+        for i in range(len(grid) - 1):
+            ends = elapsed[i : i + 2].detach()
+            # A step a hair too long is cut at the end of the interval: exactly one step, never a sliver of one more.
+            length = float(ends[1] - ends[0]) * (1 + 1e-6)
+            y = run(system, y, ends, bm=path, method=self.method, dt=length)[-1]
+            report(i + 1, y.reshape(x.shape))
+        return y.reshape(x.shape)
+
+    def _path(self, noise: Noise, y: Tensor, x: Tensor, grid: Tensor) -> Any:
+        import torchsde
+
+        if isinstance(noise, BrownianNoise):
+            if self.method in _AREA:
+                raise ValueError(
+                    f"torchsde's {self.method} needs the path's Lévy areas, which BrownianNoise does not keep; use "
+                    "another method, or IndependentNoise (torchsde then keeps a path of its own)."
+                )
+            return _shared_path(noise, x, y, grid)
+        # 53 bits for torchsde's own seed, from our stream
+        seed = int(noise.normal(torch.zeros(1, 2, dtype=torch.float64)).abs().sum().item() * 2**40)
+        return torchsde.BrownianInterval(
+            t0=0.0,
+            t1=float(grid[0] - grid[-1]),
+            size=tuple(y.shape),
+            dtype=y.dtype,
+            device=y.device,
+            entropy=seed,
+            levy_area_approximation=_AREA.get(self.method, "none"),
+        )
+
+
+class _Flattened(nn.Module):
+    """The process as torchsde wants it: dy = -drift du + diffusion dw on (B, D), u = start - t."""
+
+    noise_type = "diagonal"
+
+    def __init__(self, process: Reverse, event: torch.Size, start: float, sde_type: str) -> None:
+        super().__init__()
+        self.process, self.event, self.start, self.sde_type = process, event, start, sde_type
+        score = getattr(process.score, "score", process.score)  # under the counter
+        module = getattr(score, "model", score)
+        self.module = module if isinstance(module, nn.Module) else None  # so that the adjoint finds its parameters
+        self._last: tuple[float, Tensor, bool, Tensor] | None = None
+
+    def _t(self, u: Any) -> Tensor:
+        return (self.start - torch.as_tensor(u, dtype=torch.float64)).to("cpu")
+
+    def f(self, u: Any, y: Tensor) -> Tensor:
+        # torchsde calls f once more before each interval, to look at its shape: that evaluation is kept and used.
+        key = (float(u), y, torch.is_grad_enabled())
+        if self._last is None or self._last[0] != key[0] or self._last[1] is not y or self._last[2] != key[2]:
+            x = y.reshape(y.shape[0], *self.event)
+            self._last = (*key, -self.process.drift(x, self._t(u)).reshape(y.shape))
+        return self._last[3]
+
+    def g(self, u: Any, y: Tensor) -> Tensor:
+        # 0 * y keeps the graph that torchsde's adjoint differentiates
+        return self.process.diffusion(self._t(u)) + 0 * y
+
+
+def _shared_path(noise: BrownianNoise, x: Tensor, y: Tensor, grid: Tensor) -> Any:
+    """Our path as one of torchsde's."""
+    import torchsde
+
+    start = grid[0].item()
+
+    class Path(torchsde.BaseBrownian):
+        def __call__(self, ta: Any, tb: Any = None, return_U: bool = False, return_A: bool = False) -> Tensor:
+            t, s = (torch.tensor(start - float(u), dtype=torch.float64) for u in (ta, tb))
+            return ((t - s).abs().sqrt() * noise.between(x, t, s)).reshape(y.shape)
+
+        def __repr__(self) -> str:
+            return f"Path({noise!r})"
+
+        dtype, device, shape = y.dtype, y.device, y.shape
+        levy_area_approximation = "none"
+
+        def size(self) -> torch.Size:
+            return y.shape
+
+    return Path()

@@ -1,0 +1,142 @@
+"""Densities from which training times are drawn: functions of uniforms, so that randomness stays an argument."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from scoresde import checks
+from scoresde.sde import SDE, Chain
+
+
+class Times(NamedTuple):
+    """Times (B,), float64, and the factor (B,) by which each sample's loss is multiplied."""
+
+    t: Tensor
+    weight: Tensor
+
+
+class TimeDensity(Protocol):
+    """How training times are drawn."""
+
+    def sample(self, sde: SDE, u: Tensor) -> Times:
+        """Times from uniforms u (B,) in [0, 1), by inverting the distribution function."""
+        ...
+
+
+def _uniforms(u: Tensor) -> Tensor:
+    if u.ndim != 1:
+        raise ValueError(f"u must be uniforms (B,), got shape {tuple(u.shape)}.")
+    u = u.to(torch.float64)
+    if u.numel() and checks.readable(u) and not bool(((u >= 0) & (u <= 1)).all()):
+        raise ValueError("u must lie in [0, 1]: draw it with torch.rand.")
+    return u
+
+
+def _ends(sde: SDE) -> tuple[float, float]:
+    """[t_min, T], with t_min moved off a time where σ = 0: no score lives there."""
+    low = sde.t_min
+    if not sde.sigma(low) > 0:
+        raise ValueError(f"{type(sde).__name__} has σ(t_min = {low:g}) = 0; train on an SDE with t_min > 0.")
+    return low, sde.T
+
+
+@dataclass(frozen=True)
+class UniformTime:
+    """t ~ U[t_min, T]."""
+
+    def sample(self, sde: SDE, u: Tensor) -> Times:
+        """Times from uniforms u (B,); the weight is 1."""
+        u, (low, high) = _uniforms(u), _ends(sde)
+        return Times(low + (high - low) * u, torch.ones_like(u))
+
+
+@dataclass(frozen=True)
+class LogNormalSigma:
+    """log(σ/α) ~ N(mean, std²), truncated to [t_min, T] (Karras et al. 2022, arXiv:2206.00364, table 1: -1.2, 1.2)."""
+
+    mean: float = -1.2
+    std: float = 1.2
+
+    def __post_init__(self) -> None:
+        checks.positive(self.std, name="std")
+
+    def sample(self, sde: SDE, u: Tensor) -> Times:
+        """Times from uniforms u (B,); the weight is 1."""
+        u = _uniforms(u)
+        ends = -0.5 * sde.log_snr(torch.tensor(_ends(sde), dtype=torch.float64, device=u.device))
+        low, high = torch.special.ndtr((ends - self.mean) / self.std)
+        z = torch.special.ndtri(low + (high - low) * u)
+        ratio = (self.mean + self.std * z).clamp(ends[0], ends[1])
+        return Times(sde.t_of_log_snr(-2 * ratio), torch.ones_like(u))
+
+
+@dataclass(frozen=True)
+class LogitNormalTime:
+    """(t - t_min)/(T - t_min) = sigmoid(z), z ~ N(mean, std²) (Esser et al. 2024, arXiv:2403.03206, eq. 19)."""
+
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __post_init__(self) -> None:
+        checks.positive(self.std, name="std")
+
+    def sample(self, sde: SDE, u: Tensor) -> Times:
+        """Times from uniforms u (B,); the weight is 1."""
+        u, (low, high) = _uniforms(u), _ends(sde)
+        part = torch.sigmoid(self.mean + self.std * torch.special.ndtri(u))
+        return Times(low + (high - low) * part, torch.ones_like(u))
+
+
+@dataclass(frozen=True)
+class LogSNRTime:
+    r"""λ = log-SNR uniform between its ends; with ``unbiased`` the importance sampling of the likelihood weighting.
+
+    The density of t is p(t) = (g²/σ²) / (λ(t_min) - λ(T)), because dλ/dt = -g²/σ²: exactly the proposal that Song et
+    al. 2021 (arXiv:2101.09258, section 5.1) take for the weighting g², here in closed form for every SDE. The weight
+    1 / ((T - t_min) p(t)) makes the mean loss that of uniform times; without ``unbiased`` it is 1.
+    """
+
+    unbiased: bool = True
+
+    def sample(self, sde: SDE, u: Tensor) -> Times:
+        """Times from uniforms u (B,), with their weights."""
+        u, (low, high) = _uniforms(u), _ends(sde)
+        first, last = sde.log_snr(low).item(), sde.log_snr(high).item()
+        t = sde.t_of_log_snr(first + (last - first) * u)
+        if not self.unbiased:
+            return Times(t, torch.ones_like(u))
+        rate = (sde.g(t) / sde.sigma(t)) ** 2
+        return Times(t, (first - last) / ((high - low) * rate))
+
+
+@dataclass(frozen=True)
+class LevelTime:
+    """The times of a discrete chain's levels, each equally likely: DDPM's t ∈ {1..n}, NCSN's sum over σ_i."""
+
+    chain: Chain
+
+    def sample(self, sde: SDE, u: Tensor) -> Times:
+        """Times from uniforms u (B,); the weight is 1."""
+        u = _uniforms(u)
+        level = (u * self.chain.n).long().clamp_max(self.chain.n - 1)
+        return Times(self.chain.times.to(u.device)[level], torch.ones_like(u))
+
+
+@dataclass(frozen=True)
+class Stratified:
+    """Another density fed one uniform in each of B equal cells: a batch covers all times, at lower variance.
+
+    The low-discrepancy sampler of Kingma et al. 2021 (arXiv:2107.00630, appendix I.1) with independent offsets.
+    Sample i of the batch has a time from the i-th cell, so batches must be in random order, as they are in training.
+    """
+
+    density: TimeDensity = field(default_factory=UniformTime)
+
+    def sample(self, sde: SDE, u: Tensor) -> Times:
+        """Times from uniforms u (B,): the density's own at (i + u_i) / B."""
+        u = _uniforms(u)
+        return self.density.sample(sde, (torch.arange(len(u), device=u.device) + u) / max(len(u), 1))
