@@ -1,0 +1,81 @@
+"""Self-attention over the positions of an event of any number of axes, and attention pooling."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .inputs import check_positive
+from .normalization import group_norm
+
+
+def number_of_heads(channels: int, head_width: int) -> int:
+    """Return the most heads of at least head_width channels each; one where there are fewer channels."""
+    check_positive(head_width=head_width)
+    most = max(1, channels // head_width)
+    return max(heads for heads in range(1, most + 1) if channels % heads == 0)
+
+
+class SelfAttention(nn.Module):
+    """x + proj(attention(norm(x))), every position looking at every other; (B, C, *spatial) to the same shape.
+
+    Multi-head scaled dot-product attention (Vaswani et al. 2017, equation 1) with the group norm and the
+    residual form of Ho et al. 2020. The last linear map starts at zero, so the block starts as the identity.
+
+    torch's fused attention kernels know first-order reverse-mode derivatives only. For a Jacobian-vector
+    product or a second derivative, call the network inside
+    `torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH)`.
+
+    Args:
+        channels: number of channels C.
+        head_width: least number of channels per head; a single head where C is smaller.
+
+    Raises:
+        ValueError: head_width is not positive.
+    """
+
+    def __init__(self, channels: int, head_width: int = 64) -> None:
+        super().__init__()
+        self.heads = number_of_heads(channels, head_width)
+        self.norm = group_norm(channels)
+        # No bias: a key's bias cancels in the softmax, and the norm before already adds one.
+        self.qkv = nn.Linear(channels, 3 * channels, bias=False)
+        self.proj = nn.Linear(channels, channels)
+        nn.init.zeros_(self.proj.weight)
+        nn.init.zeros_(self.proj.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (B, C, *spatial) to the same shape."""
+        tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, N, C)
+        q, k, v = self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+        mixed = F.scaled_dot_product_attention(q, k, v)  # (B, heads, N, C / heads)
+        out = self.proj(mixed.transpose(1, 2).flatten(2))
+        return x + out.transpose(1, 2).reshape(x.shape)
+
+
+class AttentionPool(nn.Module):
+    """One vector per event by attention from a learned query, (B, C, *spatial) -> (B, C).
+
+    Pooling by attention with one learned seed (Lee et al. 2019, equation 11): any number of positions is
+    welcome, and the pool learns where to look, which depends on where the noise has left something to see.
+
+    Args:
+        channels: number of channels C.
+        head_width: least number of channels per head, each head with its own query.
+    """
+
+    def __init__(self, channels: int, head_width: int = 64) -> None:
+        super().__init__()
+        self.heads = number_of_heads(channels, head_width)
+        self.query = nn.Parameter(torch.randn(self.heads, 1, channels // self.heads))
+        self.kv = nn.Linear(channels, 2 * channels, bias=False)
+        self.proj = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map x (B, C, *spatial) to (B, C)."""
+        tokens = x.flatten(2).transpose(1, 2)
+        k, v = self.kv(tokens).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+        query = self.query.to(k.dtype).expand(len(x), -1, -1, -1)
+        mixed = F.scaled_dot_product_attention(query, k, v)  # (B, heads, 1, C / heads)
+        return self.proj(mixed.flatten(1))

@@ -1,0 +1,122 @@
+"""The pieces of the U-Net: convolutions for any number of axes, residual blocks, changes of resolution."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .attention import SelfAttention
+from .inputs import check_positive, check_probability
+from .normalization import group_norm
+
+Conditioning = Literal["add", "adaptive"]
+
+
+@dataclass(frozen=True)
+class Style:
+    """What all blocks of one network share.
+
+    Attributes:
+        event_dims: number of spatial axes, 1, 2 or 3.
+        embedding: size of the conditioning vector.
+        conditioning: how that vector enters a block, "add" or "adaptive".
+        head_width: least number of channels per attention head.
+        dropout: probability of dropping an activation inside a block.
+    """
+
+    event_dims: int
+    embedding: int
+    conditioning: Conditioning
+    head_width: int
+    dropout: float
+
+    def __post_init__(self) -> None:
+        if self.event_dims not in (1, 2, 3):
+            raise ValueError(f"event_dims={self.event_dims}: expected 1 (signal), 2 (image) or 3 (volume).")
+        if self.conditioning not in ("add", "adaptive"):
+            raise ValueError(f"conditioning={self.conditioning!r}: expected 'add' or 'adaptive'.")
+        check_positive(head_width=self.head_width)
+        check_probability(dropout=self.dropout)
+
+    def conv(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Module:
+        """Return a convolution over event_dims axes that keeps sizes n, or makes them ceil(n / stride)."""
+        layer = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[self.event_dims - 1]
+        return layer(inputs, outputs, kernel, stride=stride, padding=kernel // 2)
+
+    def zero_conv(self, inputs: int, outputs: int) -> nn.Module:
+        """Return a convolution that starts at zero, so that what it ends starts as if absent."""
+        layer = self.conv(inputs, outputs)
+        for parameter in layer.parameters():
+            nn.init.zeros_(parameter)
+        return layer
+
+
+class ResidualBlock(nn.Module):
+    """Pre-activation residual block, told the time and the class by a conditioning vector.
+
+        h   = conv1(silu(norm1(x)))
+        h   = norm2(h + A e)                   conditioning="add" (Ho et al. 2020)
+        h   = norm2(h) * (1 + S e) + T e       conditioning="adaptive" (Dhariwal and Nichol 2021, section 3)
+        out = (x + conv2(dropout(silu(h)))) / sqrt(2)
+
+    with e the conditioning vector and conv2 starting at zero. The factor keeps the variance from growing with
+    depth (Song et al. 2021, appendix H). x is projected by a 1x1 convolution where the number of channels
+    changes. (B, inputs, *spatial) and (B, embedding) -> (B, outputs, *spatial).
+    """
+
+    def __init__(self, inputs: int, outputs: int, style: Style) -> None:
+        super().__init__()
+        self.adaptive = style.conditioning == "adaptive"
+        self.norm1 = group_norm(inputs)
+        self.conv1 = style.conv(inputs, outputs)
+        self.condition = nn.Linear(style.embedding, 2 * outputs if self.adaptive else outputs)
+        self.norm2 = group_norm(outputs, affine=not self.adaptive)
+        self.dropout = nn.Dropout(style.dropout)
+        self.conv2 = style.zero_conv(outputs, outputs)
+        self.shortcut = nn.Identity() if inputs == outputs else style.conv(inputs, outputs, kernel=1)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Map x (B, inputs, *spatial) and embedding (B, E) to (B, outputs, *spatial)."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        condition = self.condition(embedding)
+        condition = condition.reshape(condition.shape + (1,) * (x.ndim - 2))
+        if self.adaptive:
+            scale, shift = condition.chunk(2, dim=1)
+            h = torch.addcmul(shift, self.norm2(h), 1 + scale)
+        else:
+            h = self.norm2(h + condition)
+        return (self.shortcut(x) + self.conv2(self.dropout(F.silu(h)))) * math.sqrt(0.5)
+
+
+class Stage(nn.Module):
+    """A residual block and, where asked for, self-attention after it."""
+
+    def __init__(self, inputs: int, outputs: int, style: Style, attention: bool) -> None:
+        super().__init__()
+        self.block = ResidualBlock(inputs, outputs, style)
+        self.attention = SelfAttention(outputs, style.head_width) if attention else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Map x (B, inputs, *spatial) and embedding (B, E) to (B, outputs, *spatial)."""
+        return self.attention(self.block(x, embedding))
+
+
+class Upsample(nn.Module):
+    """A 1x1 convolution, then nearest-neighbour upsampling to a given size.
+
+    The convolution comes first because it commutes with nearest-neighbour upsampling and is four times cheaper
+    (in 2-D) on the small side; the 3x3 convolution of the next block smooths the blocks of equal pixels.
+    """
+
+    def __init__(self, inputs: int, outputs: int, style: Style) -> None:
+        super().__init__()
+        self.conv = style.conv(inputs, outputs, kernel=1)
+
+    def forward(self, x: Tensor, size: torch.Size) -> Tensor:
+        """Map x (B, inputs, *spatial) to (B, outputs, *size)."""
+        return F.interpolate(self.conv(x), size=size, mode="nearest")

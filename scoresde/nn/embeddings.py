@@ -1,0 +1,145 @@
+"""From a time, given as c = log(sigma/alpha), and a class label to one conditioning vector.
+
+c is the natural clock of a Gaussian process: x_t/alpha carries noise of standard deviation exp(c), whatever
+the schedule. Useful noise levels span about exp(-7) (invisible in 8-bit data) to exp(7) (no data left), so
+both kinds of features below are laid out for c in [-7, 7], and both are smooth beyond it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .inputs import check_positive
+
+TimeFeatures = Literal["sinusoidal", "fourier"]
+
+
+class _Waves(nn.Module):
+    """sqrt(2) (cos(w c), sin(w c)) for a fixed row of angular frequencies w; the mean square is 1."""
+
+    frequencies: Tensor
+
+    def __init__(self, frequencies: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("frequencies", frequencies)
+
+    def forward(self, c: Tensor) -> Tensor:
+        """Map c (B,) to features (B, dim), in float32, or in float64 where c or the frequencies are."""
+        if c.dtype.itemsize < 4:  # half precision cannot tell close times apart
+            c = c.float()
+        phase = c[:, None] * self.frequencies
+        return math.sqrt(2) * torch.cat([phase.cos(), phase.sin()], dim=1)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Waves:
+        # net.half() and net.bfloat16() would round the frequencies, hence shift every phase: keep them exact.
+        exact = self.frequencies
+        super()._apply(fn, recurse)
+        if self.frequencies.dtype.itemsize < 4:
+            self.frequencies = exact.to(self.frequencies.device)
+        return self
+
+
+class SinusoidalFeatures(_Waves):
+    """Sines and cosines of c at geometrically spaced angular frequencies, c (B,) -> (B, dim).
+
+    The idea is that of Vaswani et al. 2017 (section 3.5) and Ho et al. 2020; the range is chosen for
+    c = log(sigma/alpha) instead of a step number in 0 ... 1000:
+
+    * slowest = pi/14 radians per unit of c: its sine rises all the way from c = -7 to c = 7, so that no two
+      times share a code, however far apart;
+    * fastest = 8: noise levels 5 % apart are 0.4 radians apart, clearly resolved. A trained score varies over
+      differences of c of order 1 (noise changing by a factor e), so that nothing is gained by going faster,
+      and it would make the network rougher in time, where high-order solvers rely on its smoothness.
+
+    Args:
+        dim: number of features, even; half are cosines and half sines.
+        slowest: smallest angular frequency, in radians per unit of c.
+        fastest: largest angular frequency.
+
+    Raises:
+        ValueError: dim is odd or below 2, or not 0 < slowest <= fastest.
+    """
+
+    def __init__(self, dim: int, *, slowest: float = math.pi / 14, fastest: float = 8.0) -> None:
+        _check_dim(dim)
+        if not 0 < slowest <= fastest < math.inf:
+            raise ValueError(f"slowest={slowest} and fastest={fastest}: expected 0 < slowest <= fastest.")
+        exponents = torch.linspace(math.log(slowest), math.log(fastest), dim // 2, dtype=torch.float64)
+        super().__init__(exponents.exp().float())
+
+
+class FourierFeatures(_Waves):
+    """Sines and cosines of c at random angular frequencies w ~ N(0, (2 pi scale)^2), c (B,) -> (B, dim).
+
+    Random Fourier features (Tancik et al. 2020; for noise levels, Song et al. 2021, appendix H). The default
+    scale, 1/4 cycle per unit of c, is that of Karras et al. 2024 (their unit bandwidth acts on c/4): most
+    periods are between 2 and 20 units of c, so that both ends of [-7, 7] are told apart, and small steps too.
+
+    The frequencies are a buffer: drawn once, saved with the weights, never trained.
+
+    Args:
+        dim: number of features, even; half are cosines and half sines.
+        scale: standard deviation of the frequencies, in cycles per unit of c.
+        seed: an integer, or a torch.Generator on the CPU, that the frequencies are drawn from.
+
+    Raises:
+        ValueError: dim is odd or below 2, or scale is not positive.
+    """
+
+    def __init__(self, dim: int, scale: float = 0.25, seed: int | torch.Generator = 0) -> None:
+        _check_dim(dim)
+        if not 0 < scale < math.inf:
+            raise ValueError(f"scale={scale}: expected a positive number of cycles per unit of c.")
+        generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+        normals = torch.randn(dim // 2, generator=generator, device="cpu", dtype=torch.float64)
+        super().__init__((2 * math.pi * scale * normals).float())
+
+
+def _check_dim(dim: int) -> None:
+    if dim < 2 or dim % 2:
+        raise ValueError(f"dim={dim}: expected an even number, a cosine and a sine per frequency.")
+
+
+def time_features(kind: TimeFeatures, dim: int) -> nn.Module:
+    """Return the features named `kind`, "sinusoidal" or "fourier"."""
+    if kind == "sinusoidal":
+        return SinusoidalFeatures(dim)
+    if kind == "fourier":
+        return FourierFeatures(dim)
+    raise ValueError(f"time_features={kind!r}: expected 'sinusoidal' or 'fourier'.")
+
+
+class ConditionEmbedding(nn.Module):
+    """One vector per sample from its time and its class: silu(MLP(features(c)) + class_vector[label]).
+
+    Args:
+        features: number of time features.
+        width: size of the vector.
+        kind: "sinusoidal" or "fourier".
+        num_classes: number of classes; one more vector, at index num_classes, stands for "no class". None for
+            no classes at all.
+    """
+
+    def __init__(self, features: int, width: int, kind: TimeFeatures, num_classes: int | None = None) -> None:
+        super().__init__()
+        if num_classes is not None:
+            check_positive(num_classes=num_classes)
+        self.features = time_features(kind, features)
+        self.linear1 = nn.Linear(features, width)
+        self.linear2 = nn.Linear(width, width)
+        self.classes = None if num_classes is None else nn.Embedding(num_classes + 1, width)
+
+    def forward(self, c: Tensor, label: Tensor | None = None) -> Tensor:
+        """Map c (B,) and label (B,) to (B, width)."""
+        # Waves are computed in at least float32 and only then rounded to the weights' dtype.
+        waves = self.features(c).to(self.linear1.weight.dtype)
+        h = self.linear2(F.silu(self.linear1(waves)))
+        if self.classes is not None:
+            h = h + self.classes(label)
+        return F.silu(h)
