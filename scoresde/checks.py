@@ -7,6 +7,7 @@ read only from tensors in main memory: reading one back from an accelerator woul
 from __future__ import annotations
 
 import math
+from typing import SupportsFloat
 
 import torch
 from torch import Tensor
@@ -19,27 +20,47 @@ def readable(x: Tensor) -> bool:
     """Whether the values of ``x`` can be looked at without stalling a device or breaking a transform."""
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return False
-    return not torch._C._functorch.is_batchedtensor(x)
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(x):  # vmap may sit below a derivative
+        if functorch.is_batchedtensor(x):
+            return False
+        x = functorch.get_unwrapped(x)
+    return True
+
+
+def real(value: object, *, name: str) -> Tensor:
+    """A number, list, numpy array or tensor as a float64 tensor.
+
+    Raises:
+        TypeError: not numbers, or complex or boolean ones.
+    """
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return torch.tensor(float(value), dtype=torch.float64)
+    try:
+        tensor = value if isinstance(value, Tensor) else torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}.") from error
+    if tensor.is_complex() or tensor.dtype == torch.bool:
+        raise TypeError(f"{name} must be a real number or tensor, got dtype {tensor.dtype}.")
+    # Lists are read anew: the first reading rounded them to float32.
+    return tensor.to(torch.float64) if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
+
+
+def rounding(value: object) -> float:
+    """Relative room for values that should lie in a closed range: a rounding of the dtype they came in."""
+    if isinstance(value, Tensor) and value.is_floating_point():
+        return max(_SLACK, torch.finfo(value.dtype).eps)
+    return _SLACK
 
 
 def time(t: float | Tensor, upper: float, *, name: str = "t", what: str = "the SDE") -> Tensor:
     """``t`` as a float64 tensor of shape () or (B,), inside [0, upper].
 
     Raises:
-        TypeError: ``t`` is neither a number nor a real tensor.
+        TypeError: ``t`` is neither a real number (or array of them) nor a real tensor.
         ValueError: the rank is above 1, or a value is NaN or outside [0, upper].
     """
-    if isinstance(t, Tensor):
-        if t.is_complex() or t.dtype == torch.bool:
-            raise TypeError(f"{name} must be a real number or tensor, got dtype {t.dtype}.")
-        time = t.to(torch.float64)
-    elif isinstance(t, (int, float)) and not isinstance(t, bool):
-        time = torch.tensor(float(t), dtype=torch.float64)
-    else:
-        try:
-            time = torch.as_tensor(t, dtype=torch.float64)  # numpy scalars and arrays, lists
-        except (TypeError, ValueError) as error:
-            raise TypeError(f"{name} must be a number or a tensor, got {type(t).__name__}.") from error
+    time = real(t, name=name)
     if time.ndim > 1:
         raise ValueError(
             f"{name} must be one time () or one per sample (B,), got shape {tuple(time.shape)}. "
@@ -48,10 +69,10 @@ def time(t: float | Tensor, upper: float, *, name: str = "t", what: str = "the S
     if time.numel() and readable(time):
         detached = time.detach()
         low, high = (detached.item(),) * 2 if time.ndim == 0 else (v.item() for v in detached.aminmax())
-        slack = _SLACK * upper
+        slack = rounding(t) * upper
         if not (low >= -slack and high <= upper + slack):
             raise ValueError(
-                f"{name} must lie in [0, {upper:g}], the time range of {what}; got values in [{low:g}, {high:g}]."
+                f"{name} must lie in [0, {upper:g}], the time range of {what}; got values in [{low:.10g}, {high:.10g}]."
             )
         if low < 0 or high > upper:
             time = time.clamp(0.0, upper)
@@ -110,8 +131,17 @@ def same_shape(a: Tensor, b: Tensor, *, names: str) -> None:
 
 
 def number(value: float | Tensor) -> float:
-    """A parameter's value, whether it is a number or a tensor () that may require a gradient."""
-    return float(value.detach()) if isinstance(value, Tensor) else float(value)
+    """A parameter's value, whether it is a number or a tensor () that may require a gradient.
+
+    Raises:
+        TypeError: neither.
+    """
+    if isinstance(value, Tensor) and not value.ndim and not value.is_complex():
+        return float(value.detach())
+    if isinstance(value, Tensor) or not isinstance(value, SupportsFloat) or isinstance(value, bool):
+        got = f"a tensor {tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else repr(value)
+        raise TypeError(f"a parameter must be a real number or a tensor of shape (), got {got}.")
+    return float(value)
 
 
 def positive(value: float | Tensor, *, name: str) -> None:
@@ -128,7 +158,7 @@ def grid(times: Tensor, upper: float) -> Tensor:
     Raises:
         ValueError: fewer than two times, wrong rank, not decreasing, out of range.
     """
-    grid = torch.as_tensor(times)
+    grid = times if isinstance(times, Tensor) else real(times, name="grid")
     if grid.ndim != 1 or grid.shape[0] < 2:
         raise ValueError(f"a grid needs at least two times in one axis, (steps + 1,); got shape {tuple(grid.shape)}.")
     grid = time(grid.to("cpu"), upper, name="grid")

@@ -16,7 +16,7 @@ def _ends(sde: SDE, steps: int, t_start: Time | None, t_end: Time | None) -> tup
     end = checks.time(sde.t_min if t_end is None else t_end, sde.t_max, name="t_end", what=type(sde).__name__)
     if start.ndim or end.ndim:
         raise ValueError(f"t_start and t_end are single times, got shapes {tuple(start.shape)} and {tuple(end.shape)}.")
-    if not float(end) < float(start):
+    if not bool(end < start):
         raise ValueError(f"a grid runs backwards in time: t_end < t_start is needed, got {end:g} and {start:g}.")
     return start, end
 
@@ -49,6 +49,7 @@ def log_snr(sde: SDE, steps: int, *, t_start: Time | None = None, t_end: Time | 
         ValueError: also where the log-SNR at t_end is infinite (σ = 0).
     """
     start, end = _ends(sde, steps, t_start, t_end)
+    _signal_left(sde, start)
     first, last = sde.log_snr(start), sde.log_snr(end)
     _noise_left(last, end)
     return _pinned(
@@ -64,11 +65,17 @@ def karras(sde: SDE, steps: int, *, rho: float = 7.0, t_start: Time | None = Non
     """
     checks.positive(rho, name="rho")
     start, end = _ends(sde, steps, t_start, t_end)
+    _signal_left(sde, start)
     first, last = ((-0.5 / rho * sde.log_snr(t)).exp() for t in (start, end))
     root = first + (last - first) * torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     # only inside: at σ = 0 the last root is 0, whose log-SNR is infinite
     inside = sde.t_of_log_snr(-2 * rho * root[1:-1].log())
     return torch.cat([start.reshape(1), inside, end.reshape(1)])
+
+
+def _signal_left(sde: SDE, t: Tensor) -> None:
+    if not bool(sde.alpha(t) > 0):
+        raise ValueError(f"α = 0 at t_start = {t:g}, where σ/α is infinite; start at T = {sde.T:g} at the latest.")
 
 
 def _noise_left(log_snr: Tensor, t: Tensor) -> None:

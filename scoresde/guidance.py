@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -45,11 +46,19 @@ def classifier(
             leaf = x if x.requires_grad else x.detach().requires_grad_(True)
             value = _pick(log_prob(leaf, t), label, x)
             if not value.requires_grad:
-                raise ValueError("log_prob must be differentiable in x; its answer does not depend on x.")
-            (gradient,) = torch.autograd.grad(value.sum(), leaf, create_graph=create_graph)
+                raise ValueError(_CONSTANT)
+            (gradient,) = torch.autograd.grad(value.sum(), leaf, create_graph=create_graph, allow_unused=True)
+        if gradient is None:
+            raise ValueError(_CONSTANT)
         return base + scale * gradient
 
     return guided
+
+
+_CONSTANT = (
+    "log_prob must be differentiable in x, but its answer does not depend on x: it is detached inside, or runs under "
+    "torch.inference_mode (use torch.no_grad)."
+)
 
 
 def _pick(value: Tensor, label: int | Tensor | None, x: Tensor) -> Tensor:
@@ -90,6 +99,10 @@ def classifier_free(
         ValueError: no condition, no null condition for one of them, or shapes that differ.
     """
     _number(scale)
+    if not isinstance(model, ScoreModel):
+        raise TypeError(
+            f"classifier_free needs a ScoreModel, not bound, to give it both conditions; got {type(model)}."
+        )
     if not cond:
         raise ValueError("classifier_free needs a condition, e.g. classifier_free(model, scale=3.0, label=y).")
     nulls = _nulls(model, null, cond)
@@ -152,5 +165,5 @@ def _null_rows(name: str, null: Any, like: Tensor) -> Tensor:
 
 
 def _number(scale: float) -> None:
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or scale != scale:
-        raise ValueError(f"scale must be a number, got {scale!r}.")
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
+        raise ValueError(f"scale must be a finite number, got {scale!r}.")

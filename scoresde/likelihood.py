@@ -14,7 +14,7 @@ from scoresde.reverse import Reverse
 from scoresde.score import BoundScore, Score, ScoreModel
 from scoresde.sde import SDE
 from scoresde.solvers.base import CountedScore
-from scoresde.solvers.ode_backend import ProbabilityFlow, integrate
+from scoresde.solvers.ode_backend import ProbabilityFlow, integrate, parameters, spans
 
 Source = Reverse | ScoreModel | BoundScore
 
@@ -46,6 +46,7 @@ def log_prob(
         log p_{t_min}(x) = log π(x_T) + ∫_{t_min}^T ∇·v(x_t, t) dt,     dx = v dt = [f x - ½ g² s(x, t)] dt
 
     with π = N(0, σ_T² I), along the probability-flow ODE from x (Song et al. 2021, arXiv:2011.13456, eq. 39).
+    Differentiable in x and the score's parameters; under ``torch.no_grad`` it keeps no graph of the whole path.
 
     Args:
         source: a Reverse (its η plays no part), a ScoreModel, or a bound model.
@@ -58,13 +59,15 @@ def log_prob(
         cond: conditions, with a ScoreModel.
 
     Raises:
-        TypeError, ValueError: bad x, divergence or probes. RuntimeError: the ODE solver gave up.
+        TypeError, ValueError: bad x, divergence, probes or solver, or a score that is not differentiable in x.
+        RuntimeError: the ODE solver gave up. FloatingPointError: the path is not finite.
     """
     checks.state(x, values=True)
     if divergence not in ("hutchinson", "exact"):
         raise ValueError(f'divergence must be "hutchinson" or "exact", got {divergence!r}.')
-    if probes < 1:
-        raise ValueError(f"probes must be at least 1, got {probes}.")
+    if not isinstance(probes, int) or probes < 1:
+        raise ValueError(f"probes must be a whole number of at least 1, got {probes!r}.")
+    solver = spans(solver or ProbabilityFlow())
     sde, score = _source(source, cond)
     score = CountedScore(score)
     process = Reverse(sde, score, eta=0.0)
@@ -79,6 +82,11 @@ def log_prob(
         with torch.enable_grad():
             leaf = state if state.requires_grad else state.detach().requires_grad_(True)
             value = process.score(leaf, t)
+            if not value.requires_grad:
+                raise ValueError(
+                    "log_prob differentiates the score in x, but the score's answer does not depend on x: it is "
+                    "detached inside, or runs under torch.inference_mode (use torch.no_grad)."
+                )
             if divergence == "exact":
                 trace = _trace(value, leaf, graph)
             else:
@@ -89,8 +97,14 @@ def log_prob(
         return f * state - half * value, f * size - half * trace
 
     times = torch.tensor([sde.t_min, sde.T], dtype=torch.float64)
-    states, log_dets = integrate(solver or ProbabilityFlow(), rate, (x, x.new_zeros(x.shape[0])), times)
-    return sde.prior_log_prob(states[-1]) + log_dets[-1]
+    states, log_dets = integrate(solver, rate, (x, x.new_zeros(x.shape[0])), times, parameters=parameters(process))
+    return _finite(sde.prior_log_prob(states[-1]) + log_dets[-1])
+
+
+def _finite(value: Tensor) -> Tensor:
+    if value.numel() and not bool(value.detach().isfinite().all()):
+        raise FloatingPointError("the probability-flow ODE ended with NaN or infinite values: look at the score.")
+    return value
 
 
 def _quadratic(value: Tensor, x: Tensor, v: Tensor, graph: bool) -> Tensor:
@@ -147,13 +161,15 @@ def encode(source: Source, x: Tensor, *, solver: ProbabilityFlow | None = None, 
     """The latent code of x: where the probability-flow ODE carries it from t_min to T, (B, *event)."""
     checks.state(x, values=True)
     sde, score = _source(source, cond)
-    process = Reverse(sde, score, eta=0.0)
+    process = Reverse(sde, CountedScore(score), eta=0.0)
     times = torch.tensor([sde.t_min, sde.T], dtype=torch.float64)
-    return integrate(solver or ProbabilityFlow(), lambda t, y: process.drift(y, t), (x,), times)[0][-1]
+    solver = spans(solver or ProbabilityFlow())
+    (states,) = integrate(solver, lambda t, y: process.drift(y, t), (x,), times, parameters=parameters(process))
+    return _finite(states[-1]).to(x.dtype)
 
 
 def decode(source: Source, z: Tensor, *, solver: ProbabilityFlow | None = None, **cond: Any) -> Tensor:
     """The inverse of :func:`encode`: from a latent code at T back to t_min, (B, *event)."""
     sde, score = _source(source, cond)
     times = torch.tensor([sde.T, sde.t_min], dtype=torch.float64)
-    return (solver or ProbabilityFlow()).solve(Reverse(sde, score, eta=0.0), z, times).x
+    return spans(solver or ProbabilityFlow()).solve(Reverse(sde, score, eta=0.0), z, times).x

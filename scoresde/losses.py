@@ -18,7 +18,7 @@ Weighting = Callable[[SDE, Tensor], Tensor]
 def simple(sde: SDE, t: Time) -> Tensor:
     """w = σ². The loss is DDPM's L_simple = |ε - ε_θ|² (Ho et al. 2020, arXiv:2006.11239, eq. 14).
 
-    It is also NCSN's σ² |s + ε/σ|² (Song & Ermon 2019, arXiv:1907.05600, eq. 6, without its factor ½) and the SNR
+    It is also NCSN's σ² |s + ε/σ|² (Song & Ermon 2019, arXiv:1907.05600, eq. 5-6, without the factor ½) and the SNR
     weighting (α²/σ²) |x_0 - x̂_0|² of Salimans & Ho 2022 (arXiv:2202.00512, section 4): three names for one loss,
     because ε_θ = -σ s and x_0 - x̂_0 = (σ/α) (ε_θ - ε).
     """
@@ -92,12 +92,16 @@ def dsm_loss(
         x0: data (B, *event).
         t: () or (B,), with σ(t) > 0.
         eps: N(0, I), shaped like x0.
-        weighting: (sde, t) -> w(t), or one of the names in :data:`WEIGHTINGS`.
+        weighting: (sde, t) -> w(t), or one of the names in :data:`WEIGHTINGS`; "edm" takes the model's sigma_data.
         cond: conditions for the network.
 
     Raises:
         TypeError, ValueError: shapes that differ, integer data, unknown weighting, times out of range.
     """
+    if weighting in (edm, min_snr):
+        raise TypeError(f"losses.{weighting.__name__} makes a weighting: call it, e.g. losses.{weighting.__name__}().")
+    if weighting == "edm" and model.sigma_data is not None:
+        weighting = edm(model.sigma_data)
     if isinstance(weighting, str):
         if weighting not in WEIGHTINGS:
             raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)}, or a function; got {weighting!r}.")

@@ -41,8 +41,8 @@ def energy_distance(x: Tensor, y: Tensor) -> float:
 def sliced_wasserstein(x: Tensor, y: Tensor, noise: Noise | torch.Generator | int = 0, *, slices: int = 512) -> float:
     """Sliced Wasserstein-2 distance: root mean square over random directions of the distance of the projections.
 
-    Rabin et al. 2011 (doi:10.1007/978-3-642-24785-9_37). Sets of unequal size are compared at the quantiles of the
-    smaller.
+    Rabin et al. 2011 (doi:10.1007/978-3-642-24785-9_37). Along each direction the distance of the two empirical laws is
+    exact, for sets of unequal size too.
 
     Args:
         x: (n, *event).
@@ -51,15 +51,17 @@ def sliced_wasserstein(x: Tensor, y: Tensor, noise: Noise | torch.Generator | in
         slices: number of directions.
     """
     a, b = _pair(x, y)
-    if slices < 1:
-        raise ValueError(f"slices must be at least 1, got {slices}.")
+    if not isinstance(slices, int) or slices < 1:
+        raise ValueError(f"slices must be a whole number of at least 1, got {slices!r}.")
     directions = as_noise(noise).initial((slices, a.shape[1]), dtype=torch.float64, device=a.device)
     directions = directions / directions.norm(dim=1, keepdim=True)
     p, q = ((v @ directions.T).sort(0).values for v in (a, b))
-    if len(p) != len(q):
-        level = (torch.arange(min(len(p), len(q)), dtype=torch.float64, device=a.device) + 0.5) / min(len(p), len(q))
-        p, q = (torch.stack([torch.quantile(column, level) for column in v.T], 1) for v in (p, q))
-    return float((p - q).square().mean().sqrt())
+    n, m = len(p), len(q)
+    # Both quantile functions are constant between neighbouring levels i/n and j/m, here counted in units of 1/(nm).
+    levels = torch.cat([torch.arange(n + 1) * m, torch.arange(1, m) * n]).unique().to(a.device)
+    left, share = levels[:-1], levels.diff() / (n * m)
+    squared = (p[left // m] - q[left // n]).square().mean(1)
+    return float((share * squared).sum().sqrt())
 
 
 def nearest_distance(x: Tensor, data: Tensor, *, chunk: int = 4096) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import OrderedDict
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -75,8 +76,8 @@ class PerSampleNoise(Noise):
     """
 
     def __init__(self, seed: int = 0, *, first: int = 0) -> None:
-        if first < 0:
-            raise ValueError(f"first must be at least 0, got {first}.")
+        if not isinstance(first, int) or first < 0:
+            raise ValueError(f"first must be a whole number of at least 0, got {first}.")
         self._seed, self._first, self._draws = _as_seed(seed), first, 0
 
     def initial(self, shape: Shape, *, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -121,10 +122,11 @@ class BrownianNoise(Noise):
     def between(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         if t.ndim or s.ndim:
             raise ValueError("a Brownian path is asked at one time for the whole batch; got per-sample times.")
-        start, end = float(t), float(s)
+        start, end = t.item(), s.item()
         if start == end:
             raise ValueError(f"an interval of no length has no normalised increment, got t = s = {start:g}.")
-        return (self.w(x, end) - self.w(x, start)) / math.copysign(math.sqrt(abs(start - end)), start - end)
+        difference = self._path(x, end) - self._path(x, start)
+        return (difference / math.copysign(math.sqrt(abs(start - end)), start - end)).to(x.dtype)
 
     def w(self, x: Tensor, t: float) -> Tensor:
         """The path at time t, counted from w(T) = 0 backwards, shaped like ``x``.
@@ -132,9 +134,13 @@ class BrownianNoise(Noise):
         Raises:
             ValueError: t outside [0, T].
         """
+        return self._path(x, t).to(x.dtype)
+
+    def _path(self, x: Tensor, t: float) -> Tensor:
         if not -1e-9 * self.T <= t <= self.T * (1 + 1e-9):
             raise ValueError(f"the path lives on [0, {self.T:g}], asked at t = {t:g}; give BrownianNoise a larger T.")
-        kind = (tuple(x.shape), x.dtype, x.device)
+        # At least float32: the difference of two half-precision values of the path would be mostly rounding.
+        kind = (tuple(x.shape), torch.promote_types(x.dtype, torch.float32), x.device)
         if kind != self._kind:  # another batch: its nodes have other shapes
             self._nodes.clear()
             self._recent.clear()
@@ -213,8 +219,14 @@ def _signed(x: int) -> int:
 _GAMMA, _MIX_1, _MIX_2 = 0x9E37_79B9_7F4A_7C15, 0xBF58_476D_1CE4_E5B9, 0x94D0_49BB_1331_11EB
 
 
-def _mix(z: Tensor) -> Tensor:
-    """SplitMix64's finaliser (Steele et al. 2014, doi:10.1145/2660193.2660195); masks make >> on int64 logical."""
+Bits = TypeVar("Bits", int, Tensor)
+
+
+def _mix(z: Bits) -> Bits:
+    """SplitMix64's finaliser (Steele et al. 2014, doi:10.1145/2660193.2660195), right in the lowest 64 bits.
+
+    Masks make >> on int64 logical, and on Python's integers cut off what a product has grown above.
+    """
     z = (z ^ ((z >> 30) & ((1 << 34) - 1))) * _signed(_MIX_1)
     z = (z ^ ((z >> 27) & ((1 << 37) - 1))) * _signed(_MIX_2)
     return z ^ ((z >> 31) & ((1 << 33) - 1))
@@ -228,12 +240,14 @@ def counter_normal(
     SplitMix64 streams, one for each (key, sample), turned into pairs of normals by Box and Muller (1958). The result
     does not depend on B, and on the device only through the rounding of log, sqrt and cos.
     """
+    if not dtype.is_floating_point:
+        raise TypeError(f"normals need a floating dtype, got {dtype}.")
     batch, size = (shape[0], math.prod(shape[1:])) if shape else (1, 1)
-    state = torch.zeros((), dtype=torch.int64, device=device)
+    state = len(key) * _GAMMA  # no key is another one's beginning
     for part in key:
-        state = _mix(state + _signed(part * _GAMMA + _GAMMA))
+        state = _signed(_mix(state + part * _GAMMA + _GAMMA))
     rows = torch.arange(first + 1, first + batch + 1, device=device)
-    stream = _mix(_mix(state + rows * _signed(_GAMMA)) ^ state)
+    stream = _mix(_mix(rows * _signed(_GAMMA) + state) ^ state)
     pairs = (size + 1) // 2
     counter = torch.arange(1, 2 * pairs + 1, device=device) * _signed(_GAMMA)
     bits = _mix(stream[:, None] + counter)

@@ -14,6 +14,10 @@ from scoresde.score import Score
 from scoresde.sde import SDE, Time
 
 
+def _positive(weights: Tensor) -> bool:
+    return bool(((weights > 0) & weights.isfinite()).all())
+
+
 class GaussianMixture:
     r"""p(x_0) = Σ_k w_k N(μ_k, C_k), for which everything is known: p_t = Σ_k w_k N(α μ_k, α² C_k + σ² I).
 
@@ -31,14 +35,16 @@ class GaussianMixture:
         self.means = torch.as_tensor(means)
         if not self.means.is_floating_point() or self.means.ndim < 2:
             raise ValueError(f"means must be floating, (K, *event); got {self.means.dtype} {tuple(self.means.shape)}.")
+        checks.finite(self.means, name="means")
         self.weights = torch.as_tensor(weights, dtype=torch.float64)
-        if self.weights.shape != self.means.shape[:1] or not bool((self.weights > 0).all()):
+        if self.weights.shape != self.means.shape[:1] or not _positive(self.weights):
             raise ValueError(f"weights must be ({len(self.means)},) and positive, got {self.weights.tolist()}.")
         self.weights = self.weights / self.weights.sum()
         self.event = tuple(self.means.shape[1:])
         self._mu = self.means.double().flatten(1)
         k, d = self._mu.shape
         cov = torch.as_tensor(covariances, dtype=torch.float64)
+        checks.finite(cov, name="covariances")
         self._basis: Tensor | None = None  # (K, D, D) eigenvectors; None where the axes already are
         if cov.ndim <= 1 and cov.numel() in (1, k):
             self._spectrum = cov.reshape(-1, 1).expand(k, d)
@@ -86,10 +92,15 @@ class GaussianMixture:
             checks.same_batch(time, x)
             alpha = sde.alpha(time).to(x).reshape(-1, 1, 1)
             variance = (sde.sigma(time) ** 2).to(x).reshape(-1, 1, 1)
-        y = x.reshape(x.shape[0], 1, -1) - alpha * mu
+        y = x.reshape(x.shape[0], 1, mu.shape[1]) - alpha * mu
         if basis is not None:
             y = torch.einsum("bkd,kde->bke", y, basis)
         total = alpha**2 * spectrum + variance
+        if checks.readable(total) and not bool((total > 0).all()):
+            raise ValueError(
+                "x has no density here: the covariance is singular and no noise has been added (or has been rounded "
+                f"away in {x.dtype}). Ask at a time where σ(t) > 0."
+            )
         log_normal = -0.5 * (y**2 / total + total.log() + math.log(2 * math.pi)).sum(-1)
         return log_weights + log_normal, y, total
 
@@ -125,8 +136,13 @@ class GaussianMixture:
         return lambda x, t: self._parts(x, sde, t)[0].log_softmax(1)
 
     def _label(self, label: int | Tensor, x: Tensor) -> Tensor:
-        chosen = torch.as_tensor(label, device=x.device).expand(x.shape[0])
+        chosen = torch.as_tensor(label, device=x.device)
         k = len(self.weights)
+        if chosen.shape not in ((), x.shape[:1]):
+            raise ValueError(
+                f"label must be one number or one for each sample, ({len(x)},); got {tuple(chosen.shape)}."
+            )
+        chosen = chosen.expand(x.shape[0])
         if chosen.is_floating_point() or not bool(((chosen >= 0) & (chosen < k)).all()):
             raise ValueError(f"label must be whole numbers from 0 to {k - 1}, got {label}.")
         return chosen.long()
@@ -178,7 +194,7 @@ class Empirical:
         if self.data.ndim < 2 or not len(self.data):
             raise ValueError(f"data must be (N, *event) with N >= 1, got {tuple(self.data.shape)}.")
         self.weights = torch.ones(len(data)) if weights is None else torch.as_tensor(weights)
-        if self.weights.shape != self.data.shape[:1] or not bool((self.weights > 0).all()):
+        if self.weights.shape != self.data.shape[:1] or not _positive(self.weights):
             raise ValueError(f"weights must be ({len(self.data)},) and positive.")
         self.weights = self.weights.double() / self.weights.double().sum()
         self.event = tuple(self.data.shape[1:])
@@ -196,10 +212,12 @@ class Empirical:
             raise ValueError(f"x must be (B, {', '.join(map(str, self.event))}), got {tuple(x.shape)}.")
         time = checks.time(t, sde.t_max, what=type(sde).__name__)
         checks.same_batch(time, x)
+        if checks.readable(time) and not bool((sde.sigma(time) > 0).all()):
+            raise ValueError(f"the data themselves have no density: ask at a time where σ(t) > 0, got t = {t}.")
         alpha, sigma = (v.to(x).reshape(-1, 1) for v in (sde.alpha(time), sde.sigma(time)))
         # distances of x/α to the data: one cdist serves a batch of times, and differences are taken before squaring
         far = torch.cdist(
-            x.reshape(len(x), -1) / alpha,
+            x.reshape(len(x), math.prod(self.event)) / alpha,
             self.data.to(x).reshape(len(self.data), -1),
             compute_mode="donot_use_mm_for_euclid_dist",
         )
@@ -217,7 +235,7 @@ class Empirical:
         def score(x: Tensor, t: Tensor) -> Tensor:
             log_joint, alpha, variance = self._log_joint(x, sde, t)
             mean = log_joint.softmax(1) @ self.data.to(x).reshape(len(self.data), -1)
-            return ((alpha * mean - x.reshape(len(x), -1)) / variance).reshape(x.shape)
+            return ((alpha * mean - x.reshape(mean.shape)) / variance).reshape(x.shape)
 
         return score
 

@@ -66,14 +66,18 @@ def sample(
     if seed is not None and noise is not None:
         raise ValueError("give seed or noise, not both.")
     source = PerSampleNoise(0 if seed is None else seed) if noise is None else as_noise(noise)
+    if isinstance(grid, str):
+        raise TypeError(f"grid must be times or a function of scoresde.grids such as grids.karras, got {grid!r}.")
     times = (grids.karras if grid is None else grid)(sde, steps) if grid is None or callable(grid) else grid
     process = Reverse(sde, score, solver.default_eta if eta is None else eta)
     shape = _shape(shape)
     if x is None:
         start = checks.grid(times, sde.t_max)[0]
+        if not dtype.is_floating_point:
+            raise TypeError(f"samples need a floating dtype, got {dtype}.")
         drawn = source.initial(shape, dtype=dtype, device=torch.device(device or _device(score)))
         x = drawn * sde.sigma(start)
-    elif tuple(x.shape) != shape:
+    elif tuple(checks.state(x).shape) != shape:
         raise ValueError(f"x must have the shape asked for, {shape}; got {tuple(x.shape)}.")
     with torch.no_grad():
         if not progress:

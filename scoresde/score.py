@@ -129,6 +129,11 @@ class ScoreModel(nn.Module):
         if time.ndim and time.device != x.device:
             time = time.to(x.device)
         alpha, sigma = self.sde.alpha(time), self.sde.sigma(time)
+        if checks.readable(alpha) and bool((alpha <= 0).any()):
+            raise ValueError(
+                f"there is no score model where α(t) = 0 and log(σ/α) is infinite; got t = {t} under "
+                f"{type(self.sde).__name__}. Start at T = {self.sde.T:g}."
+            )
         if checks.readable(sigma) and bool((sigma <= 0).any()):
             raise ValueError(
                 f"there is no score where σ(t) = 0; got t = {t} under {type(self.sde).__name__}. Stop at t_min = "
@@ -193,24 +198,26 @@ class Transported(ScoreModel):
         super().__init__(model.net, sde, model.predicts, model.sigma_data)
         self.trained_under: SDE = model.trained_under if isinstance(model, Transported) else model.sde
         own, new = self.trained_under, sde
-        if float(new.log_snr(new.T)) < float(own.log_snr(own.T)) - 1e-6 or (
-            float(new.log_snr(new.t_min)) > float(own.log_snr(own.t_min)) + 1e-6
-        ):
+        asked, seen = ([s.log_snr(t).item() for t in (s.T, s.t_min)] for s in (new, own))
+        if asked[0] < seen[0] - 1e-6 or asked[1] > seen[1] + 1e-6:
             warnings.warn(
-                f"{type(new).__name__} runs over log-SNR [{float(new.log_snr(new.T)):.3g}, "
-                f"{float(new.log_snr(new.t_min)):.3g}], but the network was trained under {type(own).__name__} on "
-                f"[{float(own.log_snr(own.T)):.3g}, {float(own.log_snr(own.t_min)):.3g}]. Narrow the new one's T and "
-                "t_min (for example with its t_of_log_snr) to stay where the network has been.",
+                f"{type(new).__name__} runs over log-SNR [{asked[0]:.3g}, {asked[1]:.3g}], but the network was trained "
+                f"under {type(own).__name__} on [{seen[0]:.3g}, {seen[1]:.3g}]. Narrow the new one's T and t_min (for "
+                "example with its t_of_log_snr) to stay where the network has been.",
                 stacklevel=3,
             )
 
     def output(self, x: Tensor, t: Time, **cond: Any) -> tuple[Tensor, Affine, Tensor]:
         """F at the trained schedule's own (x, t) with the same σ/α; the coefficients absorb the change of scale."""
+        x = checks.state(x)
         time = checks.time(t, self.sde.t_max, what=type(self.sde).__name__)
+        checks.same_batch(time, x)
+        if time.ndim and time.device != x.device:
+            time = time.to(x.device)
         own = self.trained_under.t_of_log_snr(self.sde.log_snr(time))
         scale = self.trained_under.alpha(own) / self.sde.alpha(time)
         model = ScoreModel(self.net, self.trained_under, self.predicts, self.sigma_data)
-        out, k, _ = model.output(spread(scale, checks.state(x)) * x, own, **cond)
+        out, k, _ = model.output(spread(scale, x) * x, own, **cond)
         return out, Affine(k.noise_x * scale, k.noise_out, k.data_x * scale, k.data_out), self.sde.sigma(time)
 
 
@@ -227,8 +234,9 @@ class BoundScore:
 
 def denoise(score: Score, sde: SDE, x: Tensor, t: Time) -> Tensor:
     """E[x_0 | x_t = x] = (x + σ² s(x, t)) / α from any score (Robbins 1956; Efron 2011)."""
-    alpha, sigma = sde.alpha(t), sde.sigma(t)
-    return spread(1 / alpha, x) * x + spread(sigma**2 / alpha, x) * score(x, torch.as_tensor(t))
+    time = checks.time(t, sde.t_max, what=type(sde).__name__)
+    alpha, sigma = sde.alpha(time), sde.sigma(time)
+    return spread(1 / alpha, x) * x + spread(sigma**2 / alpha, x) * score(x, time)
 
 
 def score_of_denoiser(denoiser: Score, sde: SDE) -> Score:

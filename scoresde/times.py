@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -28,6 +29,8 @@ class TimeDensity(Protocol):
 
 
 def _uniforms(u: Tensor) -> Tensor:
+    if not isinstance(u, Tensor):
+        raise TypeError(f"u must be a tensor of uniforms (B,), got {type(u).__name__}; draw it with torch.rand.")
     if u.ndim != 1:
         raise ValueError(f"u must be uniforms (B,), got shape {tuple(u.shape)}.")
     u = u.to(torch.float64)
@@ -69,6 +72,11 @@ class LogNormalSigma:
         u = _uniforms(u)
         ends = -0.5 * sde.log_snr(torch.tensor(_ends(sde), dtype=torch.float64, device=u.device))
         low, high = torch.special.ndtr((ends - self.mean) / self.std)
+        if checks.readable(high) and not bool(high - low > 1e-9):  # NaN as well
+            raise ValueError(
+                f"log(σ/α) ~ N({self.mean:g}, {self.std:g}²) has no mass between {ends[0]:g} and {ends[1]:g}, the "
+                f"values {type(sde).__name__} takes from t_min to T; choose a mean inside."
+            )
         z = torch.special.ndtri(low + (high - low) * u)
         ratio = (self.mean + self.std * z).clamp(ends[0], ends[1])
         return Times(sde.t_of_log_snr(-2 * ratio), torch.ones_like(u))
@@ -83,6 +91,8 @@ class LogitNormalTime:
 
     def __post_init__(self) -> None:
         checks.positive(self.std, name="std")
+        if not math.isfinite(self.mean):
+            raise ValueError(f"mean must be finite, got {self.mean}.")
 
     def sample(self, sde: SDE, u: Tensor) -> Times:
         """Times from uniforms u (B,); the weight is 1."""

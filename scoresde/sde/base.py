@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +58,7 @@ class SDE(ABC):
     A member is a frozen dataclass with two methods, ``alpha(t)`` and ``sigma(t)``, written as plain torch formulas;
     they are evaluated in float64 whatever the dtype of t, for a number, a tensor () or (B,), and may hold tensors as
     parameters, through which gradients flow. The rest follows (Song et al. 2021, arXiv:2011.13456; Kingma et al.
-    2021, arXiv:2107.00630, eq. 13 and appendix)::
+    2021, arXiv:2107.00630, eq. 1-2, appendix D)::
 
         f = (log α)'        g² = α² ((σ/α)²)'        log SNR = log(α² / σ²)
 
@@ -139,8 +139,7 @@ class SDE(ABC):
         Raises:
             ValueError: no time in [0, t_max] has this log-SNR.
         """
-        target = torch.as_tensor(log_snr).to(torch.float64)
-        self._check_log_snr(target)
+        target = self._reachable(log_snr)
         with torch.no_grad():
             low, high = torch.zeros_like(target), torch.full_like(target, self.t_max)
             for _ in range(70):  # halves t_max below the spacing of float64 near t = 1e-5 t_max
@@ -148,25 +147,26 @@ class SDE(ABC):
                 above = self.log_snr(middle) > target
                 low, high = torch.where(above, middle, low), torch.where(above, high, middle)
             time = (low + high) / 2
-        if torch.is_grad_enabled():
-            value = self.log_snr(time)
-            if value.requires_grad or target.requires_grad:
-                # dt/dλ by the implicit function theorem: λ'(t) = -g²/σ².
-                slope = -((self.g(time) / self.sigma(time)) ** 2).detach()
-                time = time - (value - target) / slope
+        # dt/dλ = 1/λ'(t), the implicit function theorem. Where λ is infinite there is no slope and no step.
+        step = (self.log_snr(time) - target) / _derivative(self.log_snr, time).detach()
+        time = time - torch.where(step.isfinite(), step, torch.zeros_like(step))
         return time.to(checks.result_dtype(log_snr))
 
-    def _check_log_snr(self, target: Tensor) -> None:
+    def _reachable(self, log_snr: Time) -> Tensor:
+        """``log_snr`` in float64, inside the range it has on [0, t_max]."""
+        target = checks.real(log_snr, name="log_snr")
         if not target.numel() or not checks.readable(target):
-            return
+            return target
         lowest, highest = (self.log_snr(t).item() for t in (self.t_max, 0.0))
         low, high = (v.item() for v in target.detach().aminmax())
-        slack = 1e-9 * max(1.0, abs(lowest))
-        if not (low >= lowest - slack and high <= highest + slack):
+        slack = checks.rounding(log_snr)
+        room = [slack * max(1.0, abs(end)) if math.isfinite(end) else 0.0 for end in (lowest, highest)]
+        if not (low >= lowest - room[0] and high <= highest + room[1]):
             raise ValueError(
-                f"{type(self).__name__} has log-SNR in [{lowest:g}, {highest:g}] on its times [0, {self.t_max:g}]; "
-                f"got values in [{low:g}, {high:g}]."
+                f"{type(self).__name__} has log-SNR in [{lowest:.10g}, {highest:.10g}] on its times "
+                f"[0, {self.t_max:g}]; got values in [{low:.10g}, {high:.10g}]."
             )
+        return target.clamp(lowest, highest) if low < lowest or high > highest else target
 
     # -- laws of x_t -------------------------------------------------------------------------------------------
 
@@ -183,12 +183,15 @@ class SDE(ABC):
     def transition_coefficients(self, s: Time, t: Time) -> tuple[Tensor, Tensor]:
         """(α_t/α_s, σ_t² - (α_t/α_s)² σ_s²) for s <= t, float64: scale and variance of p(x_t | x_s)."""
         s, t = self._ordered(s, t)
-        ratio = self.alpha(t) / self.alpha(s)
+        before = self.alpha(s)
+        if checks.readable(before) and bool((before <= 0).any()):
+            raise ValueError(f"nothing starts from s = {s}: {type(self).__name__} has α(s) = 0 there; take s <= T.")
+        ratio = self.alpha(t) / before
         return ratio, (self.sigma(t) ** 2 - (ratio * self.sigma(s)) ** 2).clamp_min(0.0)
 
     def transition(self, x_s: Tensor, s: Time, t: Time) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of p(x_t | x_s), s <= t (Kingma et al. 2021, arXiv:2107.00630, eq. 2-3)."""
-        x_s = checks.state(x_s, name="x_s")
+        """Mean and standard deviation of p(x_t | x_s), s <= t (Kingma et al. 2021, arXiv:2107.00630, appendix A.1)."""
+        s, t = self._ordered(s, t, checks.state(x_s, name="x_s"))
         ratio, variance = self.transition_coefficients(s, t)
         return spread(ratio, x_s) * x_s, spread(variance.sqrt(), x_s)
 
@@ -199,7 +202,9 @@ class SDE(ABC):
 
             mean = (v_ut r_su x_s + v_su r_ut x_t) / v_st        variance = v_su v_ut / v_st
         """
-        checks.same_shape(x_s, x_t, names="x_s and x_t")
+        checks.same_shape(checks.state(x_s, name="x_s"), checks.state(x_t, name="x_t"), names="x_s and x_t")
+        s, u = self._ordered(s, u, x_s)
+        u, t = self._ordered(u, t, x_s)
         ratio_su, variance_su = self.transition_coefficients(s, u)
         ratio_ut, variance_ut = self.transition_coefficients(u, t)
         return _product(x_s, x_t, ratio_su, variance_su, ratio_ut, variance_ut)
@@ -210,14 +215,19 @@ class SDE(ABC):
         Ho et al. 2020 (arXiv:2006.11239), eq. 6-7; here for any schedule, also where σ(0) > 0. s = 0 with σ(0) = 0
         gives x_0 itself.
         """
-        checks.same_shape(x0, x_t, names="x0 and x_t")
-        s, t = self._ordered(s, t)
+        checks.same_shape(checks.state(x0, name="x0"), checks.state(x_t, name="x_t"), names="x0 and x_t")
+        s, t = self._ordered(s, t, x0)
         ratio, variance = self.transition_coefficients(s, t)
         return _product(x0, x_t, self.alpha(s), self.sigma(s) ** 2, ratio, variance)
 
-    def _ordered(self, s: Time, t: Time) -> tuple[Tensor, Tensor]:
+    def _ordered(self, s: Time, t: Time, x: Tensor | None = None) -> tuple[Tensor, Tensor]:
         name = type(self).__name__
         start, end = checks.time(s, self.t_max, name="s", what=name), checks.time(t, self.t_max, what=name)
+        if x is not None:
+            checks.same_batch(start, x, name="s")
+            checks.same_batch(end, x)
+        elif start.ndim and end.ndim:
+            checks.same_shape(start, end, names="s and t")
         if start.device != end.device:  # a scalar may stay on the CPU; two axes must meet
             start, end = (v.to(start.device if start.ndim else end.device) for v in (start, end))
         if checks.readable(start) and checks.readable(end) and bool((start > end).any()):
@@ -242,6 +252,8 @@ class SDE(ABC):
         """x_T ~ N(0, σ(T)² I) of ``shape`` (B, *event), drawn from ``noise`` (a Noise, a generator or a seed)."""
         from scoresde.noise import as_noise  # only here: the schedule itself knows no randomness
 
+        if not isinstance(shape, Sequence):
+            raise TypeError(f"shape must be (B, *event), a tuple of whole numbers; got {shape!r}.")
         return as_noise(noise).initial(tuple(shape), dtype=dtype, device=torch.device(device)) * self.prior_std
 
     def prior_log_prob(self, x: Tensor) -> Tensor:
@@ -270,7 +282,7 @@ class SDE(ABC):
 
 
 def _levels(n: int, T: float, *, least: int = 1) -> Tensor:
-    if not isinstance(n, int) or n < least:
+    if not isinstance(n, int) or isinstance(n, bool) or n < least:
         raise ValueError(f"a chain needs a whole number of levels, at least {least}; got {n!r}.")
     return torch.arange(1, n + 1, dtype=torch.float64) * (T / n)
 
@@ -280,6 +292,8 @@ def _product(
 ) -> tuple[Tensor, Tensor]:
     """The product of N(x_u; r_su x_s, v_su) and N(x_t; r_ut x_u, v_ut) as a Gaussian in x_u."""
     total = variance_ut + ratio_ut**2 * variance_su
+    if checks.readable(total) and bool((total <= 0).any()):
+        raise ValueError("no noise is added between the two ends given, so they determine nothing; take s < t.")
     weight_s, weight_t = variance_ut * ratio_su / total, variance_su * ratio_ut / total
     mean = spread(weight_s, x_s) * x_s + spread(weight_t, x_t) * x_t
     return mean, spread((variance_su * variance_ut / total).sqrt(), x_s)

@@ -8,6 +8,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from scoresde import checks
+
 
 @dataclass(frozen=True, eq=False)
 class Chain:
@@ -21,11 +23,27 @@ class Chain:
         times: (n,) the SDE's time at each level, float64, increasing.
         ratio: (n,) r_i.
         variance: (n,) v_i.
+
+    Raises:
+        ValueError: arrays of different lengths, times that do not increase, r_i <= 0, v_i < 0, or not finite.
     """
 
     times: Tensor
     ratio: Tensor
     variance: Tensor
+
+    def __post_init__(self) -> None:
+        for name in ("times", "ratio", "variance"):  # float64: a product of a thousand ratios in float32 loses digits
+            object.__setattr__(self, name, checks.real(getattr(self, name), name=name))
+        shapes = [tuple(v.shape) for v in (self.times, self.ratio, self.variance)]
+        if len(set(shapes)) > 1 or len(shapes[0]) != 1 or shapes[0][0] < 1:
+            raise ValueError(f"a chain needs times, ratio and variance of one shape (n,), n >= 1; got {shapes}.")
+        for name in ("times", "ratio", "variance"):
+            checks.finite(getattr(self, name), name=name)
+        if bool((self.times.diff() <= 0).any()):
+            raise ValueError("the times of a chain must increase; flip a chain that counts from noise to data.")
+        if bool((self.ratio <= 0).any()) or bool((self.variance < 0).any()):
+            raise ValueError("a chain needs ratio > 0 and variance >= 0 at each level.")
 
     @property
     def n(self) -> int:

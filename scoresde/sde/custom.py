@@ -18,7 +18,13 @@ Function = Callable[[Tensor], Tensor | float]
 
 def _on(function: Function | float, u: Tensor) -> Tensor:
     """A user's function, or constant, at the times u of any shape; the function sees one axis."""
-    value = torch.as_tensor(function(u.flatten()) if callable(function) else function)
+    answer = function(u.flatten()) if callable(function) else function
+    value = answer if isinstance(answer, Tensor) else torch.as_tensor(answer, dtype=u.dtype)
+    if value.shape not in ((), (1,), (u.numel(),)):
+        raise ValueError(
+            f"a coefficient must work elementwise on times: it was given ({u.numel()},) and answered "
+            f"{tuple(value.shape)}."
+        )
     return value.to(u).expand(u.numel()).reshape(u.shape)
 
 
@@ -82,7 +88,7 @@ class LinearSDE(SDE):
         t_min: its end.
 
     Raises:
-        ValueError: f or g is not finite on (0, T), g vanishes throughout, or the integrals do not settle.
+        ValueError: f or g is not finite on (0, T), g vanishes near t = 0, or the integrals do not settle.
     """
 
     _f: Function | float
@@ -110,7 +116,8 @@ class LinearSDE(SDE):
                     "end the SDE earlier (a smaller T) if a coefficient diverges."
                 )
             if not bool((after[1] > 0).all()):
-                raise ValueError("g is zero throughout: the SDE adds no noise, so there is nothing to reverse.")
+                t = times[after[1] <= 0].max().item()
+                raise ValueError(f"g is zero on (0, {t:g}]: no noise is added there, so there is nothing to reverse.")
             # error of log α is the relative error of α; half that of log (σ/α)² is σ/α's
             error = max((after[0] - before[0]).abs().max(), 0.5 * (after[1] / before[1]).log().abs().max())
             if error < 1e-11:
@@ -118,7 +125,8 @@ class LinearSDE(SDE):
             before, panels = after, 2 * panels
         raise ValueError(
             f"the integrals of f and g still change by {float(error):.1e} relative with {panels // 2} panels: "
-            f"a coefficient diverges or jumps on [0, {self.T:g}]. End the SDE earlier, or give α and σ themselves (ScheduleSDE)."
+            f"a coefficient diverges or jumps on [0, {self.T:g}]. End the SDE earlier, or give α and σ themselves, "
+            "ScheduleSDE(alpha, sigma)."
         )
 
     def _integrate(self, t: Tensor, panels: int) -> tuple[Tensor, Tensor]:
@@ -167,7 +175,7 @@ class ChainSDE(SDE):
     DDPM's or SMLD's chain runs here with every solver, and an ancestral step between levels is the textbook's.
 
     Args:
-        chain: levels with increasing times and a positive variance added by each.
+        chain: levels with positive times and a positive variance added by each.
     """
 
     chain: Chain
@@ -176,8 +184,8 @@ class ChainSDE(SDE):
 
     def __post_init__(self) -> None:
         times = self.chain.times
-        if bool((times.diff() <= 0).any()) or not bool((self.chain.variance > 0).all()) or not times[0] > 0:
-            raise ValueError("a chain needs increasing positive times and a positive variance at each level.")
+        if not bool((self.chain.variance > 0).all()) or not times[0] > 0:
+            raise ValueError("an SDE through a chain needs positive times and a positive variance at each level.")
         object.__setattr__(self, "T", times[-1].item())
         object.__setattr__(self, "t_min", times[0].item() if len(times) > 1 else 0.0)
         super().__post_init__()
@@ -187,8 +195,8 @@ class ChainSDE(SDE):
         times = torch.cat([self.chain.times.new_zeros(1), self.chain.times]).to(t.device)
         values = torch.cat([values.new_zeros(1), values]).to(t.device)
         i = torch.searchsorted(times, t.detach().contiguous()).clamp(1, len(times) - 1)
-        step = (t - times[i - 1]) / (times[i] - times[i - 1])
-        return torch.lerp(values[i - 1], values[i], step)
+        before, after = times.take(i - 1), times.take(i)
+        return torch.lerp(values.take(i - 1), values.take(i), (t - before) / (after - before))
 
     def alpha(self, t: Tensor) -> Tensor:  # type: ignore[override]
         return self._interpolate(t, self.chain.alpha.log()).exp()

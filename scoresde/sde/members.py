@@ -23,6 +23,7 @@ class _LinearBeta(SDE):
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.positive(self.beta_min, name="beta_min")
+        checks.positive(self.beta_max, name="beta_max")
         if not checks.number(self.beta_max) >= checks.number(self.beta_min):
             raise ValueError(f"beta_max must be at least beta_min, got {self.beta_max} < {self.beta_min}.")
 
@@ -58,10 +59,9 @@ class VP(_LinearBeta):
         return self._beta(t).sqrt()
 
     def t_of_log_snr(self, log_snr: Time) -> Tensor:
-        target = torch.as_tensor(log_snr).to(torch.float64)
-        self._check_log_snr(target)
-        # α² = sigmoid(λ)
-        time = self._t_of_minus_log_alpha(0.5 * torch.nn.functional.softplus(-target))
+        target = self._reachable(log_snr)
+        # α² = sigmoid(λ); softplus's own threshold of 20 would leave an error of e^-20
+        time = self._t_of_minus_log_alpha(0.5 * torch.nn.functional.softplus(-target, threshold=40.0))
         return time.to(checks.result_dtype(log_snr))
 
     def discretize(self, n: int) -> Chain:
@@ -77,7 +77,7 @@ class VP(_LinearBeta):
 
 @dataclass(frozen=True)
 class SubVP(_LinearBeta):
-    r"""Sub-variance preserving: α as in VP, σ = 1 - α²  (Song et al. 2021, arXiv:2011.13456, eq. 13)."""
+    r"""Sub-variance preserving: α as in VP, σ = 1 - α²  (Song et al. 2021, arXiv:2011.13456, eq. 12, 34)."""
 
     def sigma(self, t: Tensor) -> Tensor:  # type: ignore[override]
         return -torch.expm1(2 * self._log_alpha(t))
@@ -86,8 +86,7 @@ class SubVP(_LinearBeta):
         return (self._beta(t) * -torch.expm1(4 * self._log_alpha(t))).sqrt()
 
     def t_of_log_snr(self, log_snr: Time) -> Tensor:
-        target = torch.as_tensor(log_snr).to(torch.float64)
-        self._check_log_snr(target)
+        target = self._reachable(log_snr)
         # α / (1 - α²) = e^{λ/2} is a quadratic in α, whose root is -log α = asinh(e^{-λ/2} / 2)
         time = self._t_of_minus_log_alpha(torch.asinh(0.5 * (-0.5 * target).exp()))
         return time.to(checks.result_dtype(log_snr))
@@ -107,6 +106,7 @@ class VE(SDE):
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.positive(self.sigma_min, name="sigma_min")
+        checks.positive(self.sigma_max, name="sigma_max")
         if not checks.number(self.sigma_max) > checks.number(self.sigma_min):
             raise ValueError(f"sigma_max must exceed sigma_min, got {self.sigma_max} <= {self.sigma_min}.")
 
@@ -126,13 +126,12 @@ class VE(SDE):
         return self.sigma_min * (t / self.T * self._log_ratio()).exp() * (2 * self._log_ratio() / self.T).sqrt()
 
     def t_of_log_snr(self, log_snr: Time) -> Tensor:
-        target = torch.as_tensor(log_snr).to(torch.float64)
-        self._check_log_snr(target)
+        target = self._reachable(log_snr)
         smallest = torch.as_tensor(self.sigma_min, dtype=torch.float64).log()
         return (self.T * (-0.5 * target - smallest) / self._log_ratio()).to(checks.result_dtype(log_snr))
 
     def discretize(self, n: int) -> Chain:
-        """SMLD's chain: σ_i from σ_min to σ_max, n levels in geometric progression (Song et al. 2021, eq. 8, 29)."""
+        """SMLD's chain: σ_i from σ_min to σ_max, n levels in geometric progression (Song et al. 2021, eq. 8, appendix C)."""
         times = _levels(n, self.T, least=2)
         sigma = self.sigma(torch.linspace(0, self.T, n, dtype=torch.float64))
         before = torch.cat([torch.zeros_like(sigma[:1]), sigma[:-1]])
@@ -159,8 +158,7 @@ class EDM(SDE):
         return (2 * t).sqrt()
 
     def t_of_log_snr(self, log_snr: Time) -> Tensor:
-        target = torch.as_tensor(log_snr).to(torch.float64)
-        self._check_log_snr(target)
+        target = self._reachable(log_snr)
         return (-0.5 * target).exp().to(checks.result_dtype(log_snr))
 
 
@@ -184,20 +182,17 @@ class Cosine(SDE):
     def t_max(self) -> float:
         return 1.0
 
-    def _angles(self, t: Tensor) -> tuple[Tensor, float | Tensor]:
-        return 0.5 * math.pi * (t + self.s) / (1 + self.s), 0.5 * math.pi * self.s / (1 + self.s)
-
-    def _cos_start(self) -> Tensor:
-        return torch.as_tensor(0.5 * math.pi * self.s / (1 + self.s), dtype=torch.float64).cos()
+    def _start(self) -> Tensor:
+        return torch.as_tensor(0.5 * math.pi * self.s / (1 + self.s), dtype=torch.float64)
 
     def alpha(self, t: Tensor) -> Tensor:  # type: ignore[override]
         # cos a as sin(π/2 - a): exactly 0 at t = 1
-        return torch.sin(0.5 * math.pi * (1 - t) / (1 + self.s)) / self._cos_start()
+        return torch.sin(0.5 * math.pi * (1 - t) / (1 + self.s)) / self._start().cos()
 
     def sigma(self, t: Tensor) -> Tensor:  # type: ignore[override]
         # cos² a_0 - cos² a = sin(a - a_0) sin(a + a_0): no cancellation near t = 0
-        angle, start = self._angles(t)
-        return (torch.sin(angle - start) * torch.sin(angle + start)).clamp_min(0.0).sqrt() / self._cos_start()
+        start, turned = self._start(), 0.5 * math.pi * t / (1 + self.s)
+        return (torch.sin(turned) * torch.sin(turned + 2 * start)).clamp_min(0.0).sqrt() / start.cos()
 
     def f(self, t: Tensor) -> Tensor:  # type: ignore[override]
         rate = 0.5 * math.pi / (1 + self.s)
@@ -209,10 +204,11 @@ class Cosine(SDE):
         return (2 * rate / torch.tan(rate * (1 - t))).sqrt()
 
     def t_of_log_snr(self, log_snr: Time) -> Tensor:
-        target = torch.as_tensor(log_snr).to(torch.float64)
-        self._check_log_snr(target)
-        cosine = target.sigmoid().sqrt() * self._cos_start()
-        sine = (1 - self._cos_start() ** 2 + (-target).sigmoid() * self._cos_start() ** 2).sqrt()
+        target = self._reachable(log_snr)
+        # cos a = α cos a_0, and sin² a = sin² a_0 + σ² cos² a_0 without cancellation near t = 0
+        start = self._start()
+        cosine = target.sigmoid().sqrt() * start.cos()
+        sine = (start.sin() ** 2 + (-target).sigmoid() * start.cos() ** 2).sqrt()
         time = torch.atan2(sine, cosine) * 2 / math.pi * (1 + self.s) - self.s
         return time.clamp(0.0, 1.0).to(checks.result_dtype(log_snr))
 
@@ -248,8 +244,7 @@ class RectifiedFlow(SDE):
         return (2 * t / (1 - t)).sqrt()
 
     def t_of_log_snr(self, log_snr: Time) -> Tensor:
-        target = torch.as_tensor(log_snr).to(torch.float64)
-        self._check_log_snr(target)
+        target = self._reachable(log_snr)
         return torch.sigmoid(-0.5 * target).to(checks.result_dtype(log_snr))
 
 

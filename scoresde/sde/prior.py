@@ -27,7 +27,8 @@ def suggest_sigma_max(x: Tensor, *, chunk: int = 2048) -> float:
     Raises:
         ValueError: fewer than two samples, or values that are not finite.
     """
-    rows = _flat(x, 2).split(chunk)
+    flat = _flat(x, 2)
+    rows = (flat - flat.mean(0)).split(chunk)  # cdist expands |a - b|²: far from the origin that cancels
     return max(float(torch.cdist(a, b).max()) for i, a in enumerate(rows) for b in rows[i:])
 
 

@@ -120,7 +120,7 @@ class Solver(ABC):
             x: (B, *event), finite, the state at grid[0]; its dtype and device are kept.
             grid: (n + 1,) strictly decreasing times in the SDE's range.
             noise: a Noise, a generator or a seed; may be left out where nothing is drawn.
-            denoise: end with E[x_0 | x] at the last time, one evaluation more.
+            denoise: end with E[x_0 | x] at the last time, one evaluation more; where σ = 0 there, that is x itself.
             trajectory: keep the state at every time.
             callback: called after each step.
 
@@ -143,7 +143,7 @@ class Solver(ABC):
                 callback(Progress(step, len(grid) - 1, grid[step], x))
 
         x = self._run(process, x, grid, source, report)
-        if denoise:
+        if denoise and process.sde.sigma(grid[-1]).item() > 0:
             x = process.denoise(x, grid[-1])
         if x.numel() and not bool(torch.isfinite(x.detach()).all()):
             raise FloatingPointError(

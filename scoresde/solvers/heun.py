@@ -18,7 +18,7 @@ class Heun(Solver):
     r"""Heun's method for dx̃/dσ̃ = ε(x̃, σ̃), x̃ = x/α, σ̃ = σ/α; EDM's Algorithm 2 where α = 1, σ = t.
 
     In these variables the probability-flow ODE is the same under every schedule (Karras et al. 2022,
-    arXiv:2206.00364, section 3, algorithms 1 and 2), and so is this method at equal σ̃. With churn, each step first
+    arXiv:2206.00364, algorithm 1 and, with churn, 2), and so is this method at equal σ̃. With churn, each step first
     raises the noise level from σ̃ to (1 + γ) σ̃ by adding fresh noise.
 
     Args:

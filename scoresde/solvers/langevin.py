@@ -20,10 +20,10 @@ class Langevin:
 
         x <- x + τ s(x, t) + sqrt(2τ) z,        τ = 2 (r σ(t))²
 
-    This is the corrector of Song et al. 2021 (arXiv:2011.13456, Alg. 4-5), τ = 2 (r |z|/|s|)², with |z|/|s| replaced
+    This is the corrector of Song et al. 2021 (arXiv:2011.13456, Alg. 4; Alg. 5 has a further factor 1 - β_i), τ = 2 (r |z|/|s|)², with |z|/|s| replaced
     by σ, the value it has where noise dominates: the step then depends on no other sample of the batch and the bias
     is known. On a Gaussian of variance c along a direction the stationary variance is c / (1 - τ/(2c)); since
-    c >= σ², the relative bias is at most r² / (1 - r²) (Wibisono 2018, arXiv:1802.08089, example 4).
+    c >= σ², the relative bias is at most r² / (1 - r²) (unadjusted Langevin on a Gaussian: Wibisono 2018, arXiv:1802.08089).
 
     Args:
         snr: the signal-to-noise ratio r, below 1.
@@ -36,8 +36,7 @@ class Langevin:
     def __post_init__(self) -> None:
         if not 0 < self.snr < 1:
             raise ValueError(f"snr must lie in (0, 1), where the steps are stable; got {self.snr}.")
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}.")
+        _count(self.steps)
 
     def step_size(self, process: Reverse, t: Tensor) -> Tensor:
         """τ = 2 (r σ(t))²."""
@@ -50,9 +49,16 @@ class Langevin:
 
 def langevin_steps(process: Reverse, x: Tensor, t: Tensor, size: Tensor, steps: int, noise: Noise) -> Tensor:
     """x <- x + τ s(x, t) + sqrt(2τ) z, ``steps`` times."""
+    if size.item() == 0:  # σ(t) = 0: nothing moves, and there is no score to ask for
+        return x
     for _ in range(steps):
         x = x + size * process.score(x, t) + (2 * size).sqrt() * noise.normal(x)
     return x
+
+
+def _count(steps: int) -> None:
+    if not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}.")
 
 
 @dataclass(frozen=True)
@@ -73,6 +79,12 @@ class PredictorCorrector(Solver):
         return self.predictor.default_eta
 
     def __post_init__(self) -> None:
+        if not isinstance(self.predictor, Solver):
+            raise TypeError(f"predictor must be a Solver such as ReverseDiffusion(), got {self.predictor!r}.")
+        if not callable(getattr(self.corrector, "correct", None)):
+            raise TypeError(
+                f"corrector must have correct(process, x, t, noise), as Langevin() has; got {self.corrector!r}."
+            )
         if type(self.predictor)._run is not Solver._run:
             raise ValueError(f"a predictor is a solver made of steps; {type(self.predictor).__name__} is a black box.")
 
@@ -103,7 +115,7 @@ class AnnealedLangevin(Solver):
     discretised, so no order is claimed and η plays no part.
 
     Args:
-        step_size: ε, in squared units of x; None takes ε = 0.1 σ(t_end)², stable for every score of p_t (the textbook's
+        step_size: ε, in squared units of x; None takes ε = 0.5 σ(t_end)², stable for every score of p_t (the textbook's
             2e-5 belongs to images in [0, 1] and σ_end = 0.01).
         steps: T, Langevin steps at each level.
     """
@@ -115,8 +127,7 @@ class AnnealedLangevin(Solver):
     def __post_init__(self) -> None:
         if self.step_size is not None:
             checks.positive(self.step_size, name="step_size")
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}.")
+        _count(self.steps)
 
     def draws_noise(self, process: Reverse) -> bool:
         """Always."""
@@ -125,7 +136,12 @@ class AnnealedLangevin(Solver):
     def start(self, process: Reverse, x: Tensor, grid: Tensor, noise: Noise) -> tuple[Tensor, Any]:
         """Langevin steps at the first level; a / σ² is the state."""
         last = process.sde.sigma(grid[-1]) ** 2
-        relative = 0.1 + 0 * last if self.step_size is None else self.step_size / last
+        if self.step_size is not None and last.item() == 0:
+            raise ValueError(
+                f"the step size a = ε σ²/σ_end² does not exist: σ = 0 at the last time, t = {grid[-1]:g}. End the grid "
+                "at t_min > 0, or leave step_size to its default."
+            )
+        relative = 0.5 + 0 * last if self.step_size is None else self.step_size / last
         return self._at_level(process, x, grid[0], relative, noise), relative
 
     def step(self, process: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise, state: Any) -> tuple[Tensor, Any]:

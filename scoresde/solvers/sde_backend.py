@@ -60,7 +60,7 @@ class TorchSDE(Solver):
         # torchsde runs forward, on (B, D): u = grid[0] - t rises from 0.
         elapsed = (grid[0] - grid).to(x.device)
         system = _Flattened(process, x.shape[1:], grid[0].item(), "ito" if self.method in _ITO else "stratonovich")
-        y = x.reshape(x.shape[0], -1)
+        y = x.flatten(1) if x.ndim > 1 else x[:, None]
         path = self._path(noise, y, x, grid)
         run = torchsde.sdeint_adjoint if self.adjoint else torchsde.sdeint
         for i in range(len(grid) - 1):

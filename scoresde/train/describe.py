@@ -1,0 +1,154 @@
+"""A trained model in words: what config.json says of it, and how it is rebuilt from that.
+
+Only classes of this library are rebuilt by name, from the tables below; nothing in a file can name other code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import scoresde
+import scoresde.nn
+import scoresde.sde
+from scoresde.score import Prediction, ScoreModel, Transported
+from scoresde.sde import SDE
+from scoresde.train.draws import seeded
+from scoresde.train.folder import CheckpointError
+
+SDES: Mapping[str, type[SDE]] = {
+    f"scoresde.sde.{cls.__name__}": cls
+    for cls in (
+        scoresde.sde.VP,
+        scoresde.sde.SubVP,
+        scoresde.sde.VE,
+        scoresde.sde.Cosine,
+        scoresde.sde.EDM,
+        scoresde.sde.RectifiedFlow,
+    )
+}
+NETS: Mapping[str, Callable[..., nn.Module]] = {
+    f"scoresde.nn.{cls.__name__}": cls for cls in (scoresde.nn.UNet, scoresde.nn.MLP)
+}
+
+
+def describe_model(model: ScoreModel) -> dict[str, Any]:
+    """``model`` as JSON: its SDE and network by class name and arguments, what it predicts, sigma_data.
+
+    Raises:
+        TypeError: not a ScoreModel, or one seen under another schedule than it was trained under.
+        ValueError: a compiled wrapper around a network.
+    """
+    if not isinstance(model, ScoreModel):
+        raise TypeError(f"expected a ScoreModel, got {type(model).__name__}; wrap the network: ScoreModel(net, sde).")
+    if isinstance(model, Transported):
+        raise TypeError("this model is a view under another schedule: use the trained one, apply .under() later.")
+    if any("_orig_mod" in name for name, _ in model.named_modules()):
+        raise ValueError("torch.compile(net) renames the weights; compile in place, net.compile(), before or after.")
+    return {
+        "sde": _describe_sde(model.sde),
+        "net": _describe_net(model.net),
+        "predicts": model.predicts if isinstance(model.predicts, str) else None,
+        "sigma_data": None if model.sigma_data is None else float(model.sigma_data),
+    }
+
+
+def rebuild_model(
+    description: Mapping[str, Any],
+    net: Callable[..., Tensor] | None = None,
+    sde: SDE | None = None,
+    predicts: str | Prediction | None = None,
+) -> ScoreModel:
+    """The ScoreModel that ``describe_model`` described, with fresh weights.
+
+    Args:
+        description: from ``describe_model``.
+        net, sde, predicts: what the description cannot rebuild, because it is a user's own.
+
+    Raises:
+        ValueError: a user's own part is not given, or a part that is given contradicts the description.
+        CheckpointError: this version of the library cannot build what is described.
+    """
+    if net is None:
+        net = _rebuild_net(description["net"])
+    known = description["sde"]
+    if sde is None:
+        sde = _rebuild_sde(known)
+    elif _describe_sde(sde) != known:
+        raise ValueError(
+            f"the model was trained under {_words(known)}, got sde={_words(_describe_sde(sde))}. Load it as it was "
+            "trained; model.under(sde) then gives its score under another schedule."
+        )
+    if predicts is None:
+        predicts = description["predicts"]
+        if predicts is None:
+            raise ValueError("the model was trained with a prediction function of its own; pass it as predicts=....")
+    elif description["predicts"] not in (None, predicts):
+        raise ValueError(f"the model was trained to predict {description['predicts']!r}, got predicts={predicts!r}.")
+    return ScoreModel(net, sde, predicts=predicts, sigma_data=description["sigma_data"])
+
+
+def _describe_sde(sde: SDE) -> dict[str, Any]:
+    name = _name(type(sde), "scoresde.sde", SDES)
+    if name not in SDES:
+        return {"class": name, "fields": None}
+    fields = {f.name: getattr(sde, f.name) for f in dataclasses.fields(sde) if f.init}
+    return {"class": name, "fields": {key: _plain(value) for key, value in fields.items()}}
+
+
+def _describe_net(net: Any) -> dict[str, Any]:
+    name = _name(type(net), "scoresde.nn", NETS)
+    return {"class": name, "config": dict(net.config) if name in NETS else None}
+
+
+def _name(cls: type, package: str, table: Mapping[str, Any]) -> str:
+    """The name in our table, or the full name of a user's class (a subclass of ours is the user's)."""
+    ours = f"{package}.{cls.__name__}"
+    return ours if table.get(ours) is cls else f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, Tensor) else value
+
+
+def _rebuild_net(described: Mapping[str, Any]) -> nn.Module:
+    name, config = described["class"], described["config"]
+    if name not in NETS or config is None:
+        raise ValueError(
+            f"the model has a network of its own, {name}, which is not rebuilt from a file. "
+            f"Build it and pass it: net={name.rpartition('.')[2]}(...)."
+        )
+    with seeded(torch.device("cpu"), 0):  # initial weights are overwritten; leave the caller's generator alone
+        try:
+            return NETS[name](**config)
+        except (TypeError, ValueError) as error:
+            raise _unknown(name, error) from error
+
+
+def _rebuild_sde(described: Mapping[str, Any]) -> SDE:
+    name, fields = described["class"], described["fields"]
+    if name not in SDES or fields is None:
+        raise ValueError(
+            f"the model has an SDE of its own, {name}, which is not rebuilt from a file. "
+            f"Build it and pass it: sde={name.rpartition('.')[2]}(...)."
+        )
+    try:
+        return SDES[name](**fields)
+    except (TypeError, ValueError) as error:
+        raise _unknown(name, error) from error
+
+
+def _unknown(name: str, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"scoresde {scoresde.__version__} cannot build the {name} of this checkpoint: {error} It may have been written "
+        "by another version, or its config.json was changed."
+    )
+
+
+def _words(described: Mapping[str, Any]) -> str:
+    fields = described["fields"] or {}
+    return f"{described['class']}({', '.join(f'{key}={value}' for key, value in fields.items())})"

@@ -1,0 +1,95 @@
+"""The randomness of a training step as a pure function of (seed, step, position in the global batch).
+
+Nothing here has a state worth saving: a resumed run draws what the uninterrupted one would have drawn, and each of N
+processes draws its own rows of the batch that one process would have seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scoresde.noise import counter_normal
+
+
+def derive(seed: int, *key: str | int) -> int:
+    """A 63-bit seed for the stream named ``key``, by hashing."""
+    digest = hashlib.blake2b(repr((seed, *key)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+class DataOrder:
+    """Every epoch a fresh permutation, batches running across the borders: any step's samples, at random access."""
+
+    def __init__(self, size: int, batch_size: int, seed: int) -> None:
+        self._size, self._batch_size, self._seed = size, batch_size, seed
+        self._permutations: dict[int, Tensor] = {}
+
+    def indices(self, step: int) -> Tensor:
+        """The samples of a step (counted from 0), (batch_size,) int64."""
+        position, wanted = step * self._batch_size, self._batch_size
+        pieces = []
+        while wanted:
+            epoch, offset = divmod(position, self._size)
+            piece = self._permutation(epoch)[offset : offset + wanted]
+            pieces.append(piece)
+            position, wanted = position + len(piece), wanted - len(piece)
+        return torch.cat(pieces)
+
+    def _permutation(self, epoch: int) -> Tensor:
+        if epoch not in self._permutations:
+            self._permutations = {k: v for k, v in self._permutations.items() if k == epoch - 1}
+            generator = torch.Generator().manual_seed(derive(self._seed, "order", epoch))
+            self._permutations[epoch] = torch.randperm(self._size, generator=generator)
+        return self._permutations[epoch]
+
+
+@dataclass(frozen=True)
+class Uniforms:
+    """Uniforms in [0, 1) of one step, each (batch_size,) float64 on the CPU, for the whole global batch."""
+
+    time: Tensor
+    label_dropout: Tensor
+    flip: Tensor
+
+    @classmethod
+    def draw(cls, seed: int, step: int, batch_size: int) -> Uniforms:
+        """Those of a step."""
+        generator = torch.Generator().manual_seed(derive(seed, "uniforms", step))
+        return cls(*torch.rand(3, batch_size, dtype=torch.float64, generator=generator))
+
+
+def step_noise(seed: int, step: int, first: int, like: Tensor, *, name: str = "noise") -> Tensor:
+    """N(0, I) of the rows first ... first + B - 1 of the global batch, shaped like ``like`` (B, *event).
+
+    Streams of different ``name`` are independent.
+    """
+    key = (derive(seed, name), step)
+    return counter_normal(tuple(like.shape), key, first=first, dtype=like.dtype, device=like.device)
+
+
+@contextmanager
+def seeded(device: torch.device, seed: int) -> Iterator[None]:
+    """Inside, torch's default generators (those of nn.Dropout) start from ``seed``; outside they are untouched.
+
+    What torch.random.fork_rng and torch.manual_seed do, for the two generators that matter: those visit every
+    backend, which costs more than the rest of the loop.
+    """
+    generators = [torch.default_generator]
+    if device.type == "cuda":
+        torch.cuda.init()
+        index = torch.cuda.current_device() if device.index is None else device.index
+        generators.append(torch.cuda.default_generators[index])
+    states = [generator.get_state() for generator in generators]
+    try:
+        for generator in generators:
+            generator.manual_seed(seed)
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)

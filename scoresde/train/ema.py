@@ -1,0 +1,105 @@
+"""EMA: the exponential moving average of a model's parameters."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from scoresde.train.schedule import average_decay
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class EMA:
+    """Exponential moving average of the parameters (buffers are not averaged)::
+
+        average <- d average + (1 - d) parameter        d = decay, or min(decay, (1 + k) / (10 + k)) with warm-up
+
+    starting from the parameters at construction; k counts the updates. (Polyak & Juditsky 1992; used for diffusion
+    models since Ho et al. 2020, arXiv:2006.11239.)
+
+    Args:
+        model: the model in training, already on its device: its parameters are followed by reference.
+        decay: in [0, 1).
+        warmup: whether early updates forget faster.
+
+    Raises:
+        ValueError: decay out of range.
+    """
+
+    def __init__(self, model: nn.Module, decay: float = 0.9999, *, warmup: bool = True) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"the decay of an average must lie in [0, 1), got {decay}.")
+        self.decay, self.warmup, self.updates = decay, warmup, 0
+        self._names = [name for name, _ in model.named_parameters()]
+        self._live: list[Tensor] = [parameter for _, parameter in model.named_parameters()]
+        self._average = [parameter.detach().clone() for parameter in self._live]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """One step of the average towards the parameters as they are now."""
+        decay = average_decay(self.updates, self.decay) if self.warmup else self.decay
+        torch._foreach_lerp_(self._average, self._live, 1 - decay)
+        self.updates += 1
+
+    def state(self) -> dict[str, Tensor]:
+        """The averages by parameter name: the tensors themselves, not copies."""
+        return dict(zip(self._names, self._average, strict=True))
+
+    @torch.no_grad()
+    def load_state(self, state: Mapping[str, Tensor], updates: int) -> None:
+        """Continue from averages saved after so many updates.
+
+        Raises:
+            ValueError: other names or shapes than the model's.
+        """
+        self._check({name: tuple(value.shape) for name, value in state.items()}, "the saved averages")
+        for name, average in zip(self._names, self._average, strict=True):
+            average.copy_(state[name])
+        self.updates = updates
+
+    @torch.no_grad()
+    def copy_to(self, model: nn.Module) -> None:
+        """Overwrite the parameters of ``model`` with the averages.
+
+        Raises:
+            ValueError: ``model`` has other parameters.
+        """
+        parameters = dict(model.named_parameters())
+        self._check({name: tuple(value.shape) for name, value in parameters.items()}, "this model")
+        for name, average in zip(self._names, self._average, strict=True):
+            parameters[name].copy_(average)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside the ``with`` block the model in training has the averaged weights; afterwards its own again."""
+        kept = [parameter.detach().clone() for parameter in self._live]
+        with torch.no_grad():
+            torch._foreach_copy_(self._live, self._average)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(self._live, kept)
+
+    def _check(self, shapes: Mapping[str, tuple[int, ...]], what: str) -> None:
+        own = {name: tuple(value.shape) for name, value in zip(self._names, self._average, strict=True)}
+        differ = sorted(name for name in own.keys() | shapes.keys() if own.get(name) != shapes.get(name))
+        if differ:
+            raise ValueError(
+                f"the average follows a model of {len(own)} parameters and {what} has {len(shapes)}; they differ in "
+                f"{', '.join(differ[:5])}{', ...' if len(differ) > 5 else ''}. Use the same network and configuration."
+            )
+
+
+def ema_model(model: Model, ema: EMA) -> Model:
+    """A copy of ``model`` with the averaged weights, in evaluation mode and without gradients."""
+    averaged = copy.deepcopy(model)
+    ema.copy_to(averaged)
+    averaged.zero_grad(set_to_none=True)
+    return averaged.eval().requires_grad_(False)

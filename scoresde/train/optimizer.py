@@ -1,0 +1,66 @@
+"""AdamW with clipping, and its state as named tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+class Optimizer:
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), fused, on the trainable parameters of a model.
+
+    Args:
+        model: on its device.
+        betas, weight_decay: AdamW's.
+    """
+
+    def __init__(self, model: nn.Module, betas: tuple[float, float], weight_decay: float) -> None:
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        self._names = [name for name, _ in named]
+        self.parameters = [p for _, p in named]
+        self._adamw = torch.optim.AdamW(self.parameters, betas=betas, weight_decay=weight_decay, fused=True)
+
+    def gradient_norm(self) -> Tensor:
+        """The Euclidean norm of all gradients together, ()."""
+        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self._gradients())))
+
+    def step(self, lr: float, norm: Tensor, clip: float | None) -> None:
+        """Scale the gradients, whose norm is ``norm``, down to norm ``clip``; step with rate ``lr``; clear them."""
+        # On the CPU the norm can be looked at, and the multiplication saved.
+        if clip is not None and (norm.device.type != "cpu" or norm.item() > clip):
+            torch._foreach_mul_(self._gradients(), (clip / norm).clamp(max=1.0))
+        for group in self._adamw.param_groups:
+            group["lr"] = lr
+        self._adamw.step()
+        self._adamw.zero_grad(set_to_none=True)
+
+    def state(self) -> dict[str, Tensor]:
+        """Its tensors as "<kind>/<parameter>"; those of a parameter that has had no gradient are missing."""
+        return {
+            f"{kind}/{name}": value
+            for name, parameter in zip(self._names, self.parameters, strict=True)
+            for kind, value in self._adamw.state[parameter].items()
+        }
+
+    def load_state(self, saved: Mapping[str, Tensor]) -> None:
+        """The inverse of ``state``.
+
+        Raises:
+            ValueError: state for a parameter that is not trained.
+        """
+        position = {name: i for i, name in enumerate(self._names)}
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in saved.items():
+            kind, _, name = key.partition("/")
+            if name not in position:
+                raise ValueError(
+                    f"the saved optimizer has state for {name}, which is not trained now. Freeze the same parameters "
+                    "as before."
+                )
+            state.setdefault(position[name], {})[kind] = value
+        self._adamw.load_state_dict({"state": state, "param_groups": self._adamw.state_dict()["param_groups"]})
+
+    def _gradients(self) -> list[Tensor]:
+        return [p.grad for p in self.parameters if p.grad is not None]

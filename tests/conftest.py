@@ -1,0 +1,20 @@
+"""One profile for all property-based tests: the same examples on every run, no clock, no database."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "fast",
+    derandomize=True,
+    database=None,
+    deadline=None,
+    max_examples=25,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.register_profile("thorough", parent=settings.get_profile("fast"), derandomize=False, max_examples=400)
+settings.load_profile("fast")  # `pytest --hypothesis-profile=thorough` looks further
+
+# The tensors of the tests are small: a second thread only waits, and pytest-xdist already fills the cores.
+torch.set_num_threads(1)

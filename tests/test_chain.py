@@ -1,0 +1,225 @@
+"""Discrete chains: DDPM's and SMLD's to the letter, their limits, and the SDE through a chain."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import DEFAULTS, name, normal
+from torch import Tensor
+
+from scoresde.sde import EDM, SDE, VE, VP, Chain, ChainSDE, Cosine, SubVP
+
+EPS = torch.finfo(torch.float64).eps
+
+
+def textbook_ddpm(n: int = 1000, low: float = 1e-4, high: float = 0.02) -> tuple[np.ndarray, np.ndarray]:
+    """β and ᾱ as Ho et al. 2020, section 4 define them, in numpy."""
+    beta = np.linspace(low, high, n)
+    return beta, np.cumprod(1 - beta)
+
+
+# -- DDPM and SMLD -------------------------------------------------------------------------------------------------
+
+
+def test_vp_discretises_to_ddpm() -> None:
+    chain = VP(0.1, 20.0).discretize(1000)
+    beta, bar = textbook_ddpm()
+    assert chain.n == 1000
+    np.testing.assert_allclose(chain.beta, beta, rtol=4 * EPS)  # the same line by another order of operations
+    assert (chain.beta[0].item(), chain.beta[-1].item()) == (pytest.approx(1e-4, rel=EPS), pytest.approx(0.02, rel=EPS))
+    np.testing.assert_allclose(chain.alpha_bar, bar, rtol=3000 * EPS)  # a product of 1000 factors
+    np.testing.assert_allclose(chain.alpha_bar, chain.alpha**2, rtol=0)
+    np.testing.assert_allclose(chain.sigma, np.sqrt(1 - bar), rtol=1e-9)  # 1 - ᾱ_1 = 1e-4 loses 4 digits here
+    np.testing.assert_allclose(chain.times, np.arange(1, 1001) / 1000, rtol=EPS)
+
+
+def test_ddpm_posterior_is_the_papers() -> None:
+    """β̃_t and μ̃_t, Ho et al. 2020, eq. 7."""
+    chain = VP(0.1, 20.0).discretize(1000)
+    beta, bar = textbook_ddpm()
+    before = np.append(1.0, bar[:-1])
+    tilde = (1 - before) / (1 - bar) * beta
+    np.testing.assert_allclose(chain.posterior_variance, tilde, rtol=1e-9)  # 1 - ᾱ loses 4 digits in this form
+    x0, x_t = normal(5, 3), normal(5, 3, seed=1)
+    level = torch.tensor([1, 2, 17, 500, 1000])
+    i = level.numpy() - 1
+    mean = (np.sqrt(before[i]) * beta[i] / (1 - bar[i]))[:, None] * x0.numpy() + (
+        np.sqrt(1 - beta[i]) * (1 - before[i]) / (1 - bar[i])
+    )[:, None] * x_t.numpy()
+    got = chain.posterior_mean(x0, x_t, level)
+    np.testing.assert_allclose(got, mean, rtol=1e-9, atol=1e-11)  # the same loss
+    for row, one in enumerate(level.tolist()):  # one level for all = per sample
+        torch.testing.assert_close(chain.posterior_mean(x0, x_t, one)[row], got[row], rtol=EPS, atol=1e-16)
+    assert chain.posterior_mean(x0.float(), x_t.float(), level).dtype == torch.float32
+    torch.testing.assert_close(chain.time(level), level / 1000.0, rtol=1e-7, atol=0.0, check_dtype=False)
+
+
+@pytest.mark.parametrize("n", [2, 10, 50])
+def test_ve_discretises_to_smld(n: int) -> None:
+    ve = VE(0.01, 50.0, T=2.0)
+    chain = ve.discretize(n)
+    expected = np.geomspace(0.01, 50.0, n)  # Song et al. 2021, below eq. 8
+    np.testing.assert_allclose(chain.sigma, expected, rtol=1e-13)  # sums of n squares, exponents up to 8.5
+    np.testing.assert_allclose(chain.alpha, 1.0, rtol=0)
+    np.testing.assert_allclose(chain.variance, np.diff(np.append(0.0, expected**2)), rtol=1e-12)  # the same
+    assert chain.times[-1].item() == 2.0
+    with pytest.raises(ValueError, match="at least 2"):
+        ve.discretize(1)
+
+
+@pytest.mark.parametrize("sde", [SubVP(), EDM(), Cosine(), VP(0.1, 0.2)], ids=name)
+def test_other_chains_are_exact_at_their_levels(sde: SDE) -> None:
+    chain = SDE.discretize(sde, 20)
+    # cumulative products and sums of 20 terms, each a difference of squares
+    torch.testing.assert_close(chain.alpha, sde.alpha(chain.times), rtol=1e-13, atol=0.0)
+    torch.testing.assert_close(chain.sigma, sde.sigma(chain.times), rtol=1e-12, atol=0.0)
+    ratio, variance = sde.transition_coefficients(chain.times[:-1], chain.times[1:])
+    torch.testing.assert_close(chain.ratio[1:], ratio, rtol=1e-14, atol=0.0)
+    torch.testing.assert_close(chain.variance[1:], variance, rtol=1e-12, atol=0.0)
+    x0, x_t = normal(19, 2), normal(19, 2, seed=1)
+    mean, std = sde.posterior(x0, x_t, chain.times[:-1], chain.times[1:])
+    torch.testing.assert_close(chain.posterior_mean(x0, x_t, torch.arange(2, 21)), mean, rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(chain.posterior_variance[1:], std[:, 0] ** 2, rtol=1e-11, atol=0.0)
+    assert type(sde) is VP or type(sde).discretize is SDE.discretize
+
+
+@pytest.mark.parametrize("sde", [VP(), VP(0.5, 12.0, T=1.3), VE(), VE(0.05, 20.0, T=0.7)], ids=repr)
+def test_chains_converge_to_the_sde_at_first_order(sde: SDE) -> None:
+    counts = [250, 500, 1000, 2000]
+    errors = []
+    for n in counts:
+        chain = sde.discretize(n)
+        late = chain.times > 0.2 * sde.T  # a fixed range of times, away from the first level, where σ ~ sqrt(1/n)
+        t = chain.times[late]
+        off = (chain.alpha[late] / sde.alpha(t)).log().abs() + (chain.sigma[late] / sde.sigma(t)).log().abs()
+        errors.append(off.max().item())
+    slope = np.polyfit(np.log(counts), np.log(errors), 1)[0]
+    # error c/n + O(1/n²): at n = 250 the second term still bends the slope by some c/250, c <= 20
+    assert slope == pytest.approx(-1.0, abs=0.1)
+    # one step per level: chain_i over [t_{i-1}, t_i] has drift f and rate g² of the SDE there
+    chain = sde.discretize(2000)
+    step, middle = sde.T / 2000, chain.times[1:] - 0.5 * sde.T / 2000
+    # relative O(β/n) = 0.02, and β rises by 20/n = 0.01 from level to level
+    torch.testing.assert_close((chain.ratio[1:] - 1) / step, sde.f(middle), rtol=0.02, atol=0.01)
+    torch.testing.assert_close(chain.variance[1:] / step, sde.g(middle) ** 2, rtol=0.02, atol=0.01)
+
+
+# -- the SDE through a chain ---------------------------------------------------------------------------------------
+
+CHAINS: dict[str, Callable[[], Chain]] = {
+    "DDPM": lambda: VP().discretize(100),
+    "SMLD": lambda: VE().discretize(10),
+    "EDM": lambda: EDM().discretize(7),
+    "uneven": lambda: Chain(torch.tensor([0.1, 0.5, 0.6, 4.0]), torch.tensor([1.0, 0.3, 0.9, 1.1]), torch.ones(4)),
+}
+
+
+@pytest.mark.parametrize("make", CHAINS.values(), ids=CHAINS)
+def test_sde_through_a_chain_is_the_chain_at_its_levels(make: Callable[[], Chain]) -> None:
+    chain = make()
+    sde, t = ChainSDE(chain), chain.times
+    assert (sde.T, sde.t_min) == (t[-1].item(), t[0].item())
+    # log and exp of α, and of σ²/α² < 1e9 by interpolation: roundings
+    torch.testing.assert_close(sde.alpha(t), chain.alpha, rtol=1e-14, atol=0.0)
+    torch.testing.assert_close(sde.sigma(t), chain.sigma, rtol=1e-14, atol=0.0)
+    ratio, variance = sde.transition_coefficients(t[:-1], t[1:])
+    torch.testing.assert_close(ratio, chain.ratio[1:], rtol=1e-13, atol=0.0)
+    # σ_i² - r² σ_{i-1}² cancels down to the variance that one level adds
+    torch.testing.assert_close(variance, chain.variance[1:], rtol=0.0, atol=1e-13 * chain.sigma.max().item() ** 2)
+    n = chain.n - 1
+    x0, x_t = normal(n, 2), normal(n, 2, seed=1)
+    mean, std = sde.posterior(x0, x_t, t[:-1], t[1:])
+    expected = chain.posterior_mean(x0, x_t, torch.arange(2, chain.n + 1))
+    torch.testing.assert_close(mean, expected, rtol=1e-9, atol=1e-10)  # the same cancellation, relative 1e-11
+    torch.testing.assert_close(std[:, 0] ** 2, chain.posterior_variance[1:], rtol=1e-9, atol=0.0)
+    torch.testing.assert_close(sde.t_of_log_snr(sde.log_snr(t)), t, rtol=1e-10, atol=0.0)  # dt/dλ times roundings
+
+
+@given(part=st.floats(0.01, 0.99), level=st.integers(2, 20))
+def test_between_levels_the_logarithm_of_alpha_and_the_noise_ratio_are_linear(part: float, level: int) -> None:
+    chain = VP(0.1, 8.0).discretize(20)
+    sde = ChainSDE(chain)
+    low, high = chain.times[level - 2], chain.times[level - 1]
+    t = low + part * (high - low)
+    for function in (lambda t: sde.alpha(t).log(), lambda t: (sde.sigma(t) / sde.alpha(t)) ** 2):
+        expected = (1 - part) * function(low) + part * function(high)
+        torch.testing.assert_close(function(t), expected, rtol=1e-12, atol=1e-14)  # roundings
+    width = (high - low).item()
+    rise = chain.ratio[level - 1].log().item()
+    assert sde.f(t).item() == pytest.approx(rise / width, rel=1e-9)  # the slope, by differences of log α
+    noise = (chain.sigma / chain.alpha) ** 2
+    growth = (noise[level - 1] - noise[level - 2]).item() / width
+    assert sde.g(t).item() == pytest.approx(sde.alpha(t).item() * math.sqrt(growth), rel=1e-9)
+
+
+def test_a_chain_of_ones_own_in_float32() -> None:
+    """Kept in float64: a thousand float32 factors would leave ᾱ with four digits."""
+    beta = torch.linspace(1e-4, 0.02, 1000)
+    chain = Chain(torch.arange(1, 1001) / 1000, (1 - beta.double()).sqrt(), beta)
+    sde = ChainSDE(chain)
+    assert chain.alpha.dtype == chain.times.dtype == torch.float64
+    bar = np.cumprod(1 - beta.double().numpy())
+    np.testing.assert_allclose(chain.alpha_bar, bar, rtol=3000 * EPS)  # a product of 1000 factors
+    t = torch.tensor([0.25, 1.0])
+    assert sde.alpha(t).dtype == torch.float32
+    x = normal(2, 3)
+    assert bool(sde.marginal(x, t)[0].isfinite().all())
+
+
+def test_a_chain_carries_gradients() -> None:
+    top = torch.tensor(20.0, dtype=torch.float64, requires_grad=True)
+    sde = ChainSDE(VP(beta_max=top).discretize(100))  # type: ignore[arg-type]
+    assert torch.autograd.gradcheck(
+        lambda b: ChainSDE(VP(beta_max=b).discretize(100)).sigma(torch.tensor([0.333, 1.0]).double()),
+        (top,),
+    )
+    assert sde.alpha(0.5).requires_grad
+
+
+BAD_CHAINS: list[tuple[Any, Any, Any, str]] = [
+    (torch.arange(1, 4), torch.ones(2), torch.ones(3), "one shape"),
+    (torch.ones(0), torch.ones(0), torch.ones(0), "one shape"),
+    (torch.ones(3, 1), torch.ones(3, 1), torch.ones(3, 1), "one shape"),
+    (torch.tensor([1.0, 1.0]), torch.ones(2), torch.ones(2), "must increase"),
+    (torch.tensor([2.0, 1.0]), torch.ones(2), torch.ones(2), "must increase"),
+    (torch.arange(1, 3), torch.tensor([1.0, -1.0]), torch.ones(2), "ratio > 0"),
+    (torch.arange(1, 3), torch.tensor([1.0, 0.0]), torch.ones(2), "ratio > 0"),
+    (torch.arange(1, 3), torch.ones(2), torch.tensor([1.0, -0.1]), "variance >= 0"),
+    (torch.arange(1, 3), torch.tensor([1.0, math.nan]), torch.ones(2), "ratio holds 1 values that are NaN"),
+    (torch.arange(1, 3), torch.ones(2), torch.tensor([1.0, math.inf]), "variance holds 1 values"),
+]
+
+
+@pytest.mark.parametrize(("times", "ratio", "variance", "message"), BAD_CHAINS)
+def test_bad_chains(times: Tensor, ratio: Tensor, variance: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Chain(times, ratio, variance)
+
+
+def test_chains_no_sde_runs_through() -> None:
+    for times, variance in [(torch.tensor([0.0, 1.0]), torch.ones(2)), (torch.arange(1, 3), torch.tensor([1.0, 0.0]))]:
+        with pytest.raises(ValueError, match="positive times and a positive variance"):
+            ChainSDE(Chain(times, torch.ones(2), variance))
+
+
+def test_bad_levels() -> None:
+    chain, x = VP().discretize(100), normal(2, 3)
+    for bad in (0, -1, 101, 1.5, torch.tensor([1, 101]), torch.tensor([1.0, 2.0])):
+        with pytest.raises(ValueError, match="whole numbers from 1 to 100"):
+            chain.time(bad)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="whole numbers from 1 to 100"):
+            chain.posterior_mean(x, x, bad)  # type: ignore[arg-type]
+    for sde in DEFAULTS:
+        for bad in (0, -3, 2.0, True, None):
+            with pytest.raises(ValueError, match="whole number of levels"):
+                sde.discretize(bad)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"β_n = 2 is not below 1: this schedule needs n >= 21, got 10"):
+        VP().discretize(10)
+    assert VP().discretize(21).n == 21  # the message's own advice

@@ -1,0 +1,147 @@
+"""Grids: equal steps in what they promise, exact ends, gradients, and checks of a user's own grid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import DEFAULTS, name, sdes
+from torch import Tensor
+
+from scoresde import checks, grids
+from scoresde.sde import EDM, SDE, VE, VP, Cosine, RectifiedFlow
+
+Grid = Callable[..., Tensor]
+GRIDS: dict[str, Grid] = {"uniform": grids.uniform, "log_snr": grids.log_snr, "karras": grids.karras}
+EPS = torch.finfo(torch.float64).eps
+
+
+def position(key: str, sde: SDE, t: Tensor, rho: float = 7.0) -> Tensor:
+    """The quantity in which the grid's steps are equal."""
+    if key == "uniform":
+        return t
+    if key == "log_snr":
+        return 2 * (sde.alpha(t) / sde.sigma(t)).log()
+    return (sde.sigma(t) / sde.alpha(t)) ** (1 / rho)
+
+
+@given(sde=sdes(), key=st.sampled_from(sorted(GRIDS)), steps=st.integers(1, 60))
+def test_steps_are_equal_and_ends_exact(sde: SDE, key: str, steps: int) -> None:
+    grid = GRIDS[key](sde, steps)
+    assert grid.shape == (steps + 1,) and grid.dtype == torch.float64
+    assert (grid[0].item(), grid[-1].item()) == (sde.T, sde.t_min)  # to the bit
+    assert bool((grid.diff() < 0).all())
+    where = position(key, sde, grid)
+    step = (where[-1] - where[0]) / steps
+    # log-SNR is inverted to roundings of numbers up to 20
+    assert bool(((where.diff() - step).abs() < 1e-10 * (1 + where.abs().max())).all())
+    assert torch.equal(checks.grid(grid, sde.t_max), grid)
+
+
+@given(rho=st.floats(1, 12), steps=st.integers(2, 40))
+def test_karras_is_the_papers(rho: float, steps: int) -> None:
+    """Eq. 5 of Karras et al. 2022 with N = steps + 1 levels, in numpy."""
+    i = np.arange(steps + 1)
+    low, high = 0.002 ** (1 / rho), 80 ** (1 / rho)
+    expected = (high + i / steps * (low - high)) ** rho
+    np.testing.assert_allclose(grids.karras(EDM(), steps, rho=rho), expected, rtol=1e-11)  # powers up to 12: roundings
+    if rho == 1:
+        np.testing.assert_allclose(expected, grids.uniform(EDM(), steps), rtol=1e-11)
+
+
+def test_defaults() -> None:
+    assert torch.equal(grids.karras(EDM(), 10), grids.karras(EDM(), 10, rho=7.0))
+    assert not torch.allclose(grids.karras(EDM(), 10), grids.karras(EDM(), 10, rho=5.0))
+    np.testing.assert_allclose(grids.uniform(VP(t_min=0.0), 4), [1, 0.75, 0.5, 0.25, 0], rtol=EPS)
+
+
+@pytest.mark.parametrize("sde", DEFAULTS, ids=name)
+@pytest.mark.parametrize("key", GRIDS)
+def test_other_ends(sde: SDE, key: str) -> None:
+    start, end = 0.8 * sde.T, 0.1 * sde.T
+    for wrap in (float, torch.tensor, lambda v: torch.tensor(v, dtype=torch.float64), np.float64):
+        grid = GRIDS[key](sde, 6, t_start=wrap(start), t_end=wrap(end))
+        assert (grid[0].item(), grid[-1].item()) == (float(wrap(start)), float(wrap(end)))
+        where = position(key, sde, grid)
+        assert where.diff().tolist() == pytest.approx([float(where[-1] - where[0]) / 6] * 6, rel=1e-9)  # roundings
+        assert grid.dtype == torch.float64
+
+
+@pytest.mark.filterwarnings("error::UserWarning")  # torch warns where a gradient is cut by float(tensor)
+@pytest.mark.parametrize("key", GRIDS)
+def test_gradients_reach_ends_and_schedule(key: str) -> None:
+    start = torch.tensor(0.9, dtype=torch.float64, requires_grad=True)
+    end = torch.tensor(0.05, dtype=torch.float64, requires_grad=True)
+    top = torch.tensor(20.0, dtype=torch.float64, requires_grad=True)
+
+    def grid(start: Tensor, end: Tensor, top: Tensor) -> Tensor:
+        return GRIDS[key](VP(beta_max=top), 5, t_start=start, t_end=end)  # type: ignore[arg-type]
+
+    assert torch.autograd.gradcheck(grid, (start, end, top))  # gradcheck's own tolerances
+    assert checks.grid(grid(start, end, top), 1.0).requires_grad
+
+
+def test_grids_to_the_very_data() -> None:
+    for sde in (VP(), EDM(), Cosine(), RectifiedFlow()):
+        grid = grids.karras(sde, 5, t_end=0.0)
+        ratio = (sde.sigma(grid) / sde.alpha(grid)) ** (1 / 7)
+        assert grid[-1] == 0 and ratio.diff().tolist() == pytest.approx([-ratio[0].item() / 5] * 5, rel=1e-9)
+        with pytest.raises(ValueError, match="log-SNR is infinite at t_end = 0"):
+            grids.log_snr(sde, 5, t_end=0.0)
+    assert grids.log_snr(VE(), 5, t_end=0.0)[-1] == 0  # VE keeps σ_min there
+
+
+# -- bad input -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", GRIDS)
+def test_bad_requests(key: str) -> None:
+    make = GRIDS[key]
+    for steps in (0, -1, 2.0, True, None, "ten"):
+        with pytest.raises(ValueError, match="steps must be a whole number"):
+            make(VP(), steps)
+    bad: list[tuple[dict[str, Any], type[Exception], str]] = [
+        ({"t_start": 1.2}, ValueError, "t_start must lie in"),
+        ({"t_end": -0.1}, ValueError, "t_end must lie in"),
+        ({"t_end": math.nan}, ValueError, "t_end must lie in"),
+        ({"t_start": 0.1, "t_end": 0.2}, ValueError, "t_end < t_start is needed"),
+        ({"t_start": 0.1, "t_end": 0.1}, ValueError, "t_end < t_start is needed"),
+        ({"t_start": torch.tensor([0.5, 0.6])}, ValueError, "single times"),
+        ({"t_start": "late"}, TypeError, "t_start must be a number"),
+    ]
+    for options, error, message in bad:
+        with pytest.raises(error, match=message):
+            make(VP(), 5, **options)
+    if key != "uniform":
+        for sde in (Cosine(), RectifiedFlow()):
+            with pytest.raises(ValueError, match="α = 0 at t_start = 1"):
+                make(sde, 5, t_start=1.0)
+    for rho in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match="rho must be positive"):
+            grids.karras(VP(), 5, rho=rho)
+
+
+def test_a_grid_of_ones_own() -> None:
+    for times in ([1.0, 0.3, 0.1], np.array([1.0, 0.3, 0.1]), torch.tensor([1.0, 0.3, 0.1], dtype=torch.float64)):
+        assert checks.grid(times, 1.0).tolist() == [1.0, 0.3, 0.1]  # type: ignore[arg-type] # a list is not rounded
+    assert checks.grid(torch.tensor([0.3, 0.1]), 0.3)[0].item() == 0.3  # float32(0.3) > 0.3
+    bad: list[tuple[Any, type[Exception], str]] = [
+        (torch.tensor([0.1, 0.5, 1.0]), ValueError, r"entry 0 is 0\.1 and entry 1 is 0\.5\. Flip"),
+        (torch.tensor([1.0, 0.5, 0.5]), ValueError, "entry 1 is 0.5 and entry 2 is 0.5"),
+        (torch.tensor([1.0]), ValueError, r"at least two times in one axis, \(steps \+ 1,\); got shape \(1,\)"),
+        (torch.ones(2, 2), ValueError, "at least two times"),
+        (torch.tensor([1.5, 0.5]), ValueError, "grid must lie in"),
+        (torch.tensor([1.0, math.nan]), ValueError, "grid must lie in"),
+        (torch.tensor([1.0, -0.5]), ValueError, "grid must lie in"),
+        (None, TypeError, "grid must be a number or a tensor"),
+        (torch.tensor([True, False]), TypeError, "real"),
+    ]
+    for times, error, message in bad:
+        with pytest.raises(error, match=message):
+            checks.grid(times, 1.0)

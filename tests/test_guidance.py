@@ -1,0 +1,292 @@
+"""Guidance: the formulas, the number of network calls, what composes with what, gradients, and refusals."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from scoresde import (
+    EDM,
+    SDE,
+    VE,
+    VP,
+    Cosine,
+    GaussianMixture,
+    RectifiedFlow,
+    ScoreModel,
+    SubVP,
+    classifier,
+    classifier_free,
+    sample,
+)
+
+SDES: list[SDE] = [VP(), SubVP(), VE(), EDM(), Cosine(), RectifiedFlow()]
+# Sums of a few terms, in two orders.
+ROUNDING = {"rtol": 1e-10, "atol": 1e-10}
+
+
+def normals(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def mixture(event: tuple[int, ...] = (2,), k: int = 3) -> GaussianMixture:
+    d = math.prod(event)
+    root = normals(k, d, d, seed=1)
+    covariances = root @ root.mT / d + 0.1 * torch.eye(d, dtype=torch.float64)
+    return GaussianMixture(torch.tensor([1.0, 2.0, 3.0])[:k], normals(k, *event, seed=2), covariances)
+
+
+class Net(nn.Module):
+    """A label-conditional network that notes each call; label 3 is its null."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(normals(4, 2, seed=3))
+        self.null_conditions = {"label": 3}
+        self.batches: list[int] = []
+
+    def forward(self, x: Tensor, c: Tensor, label: Tensor) -> Tensor:
+        self.batches.append(len(x))
+        return torch.tanh(x + self.weight[label]) * (1 + 0.1 * c[:, None].to(x))
+
+
+def model() -> ScoreModel:
+    return ScoreModel(Net(), VP())
+
+
+X, T, Y = normals(4, 2, seed=4), torch.tensor(0.4, dtype=torch.float64), torch.tensor([0, 1, 2, 1])
+
+
+# ---- classifier-free ----
+
+
+@pytest.mark.parametrize("scale", [-0.5, 0.3, 2.0, 7.5])
+@pytest.mark.parametrize("t", [T, torch.tensor([0.1, 0.4, 0.7, 1.0], dtype=torch.float64)], ids=["one t", "each t"])
+def test_classifier_free_is_its_formula_in_one_call(scale: float, t: Tensor) -> None:
+    net = model()
+    conditional, unconditional = net(X, t, label=Y), net(X, t, label=torch.full((4,), 3))
+    net.net.batches.clear()
+    got = classifier_free(net, scale, label=Y)(X, t)
+    torch.testing.assert_close(got, unconditional + scale * (conditional - unconditional), **ROUNDING)
+    assert net.net.batches == [8]
+
+
+@pytest.mark.parametrize(("scale", "label"), [(1.0, Y), (1, Y), (0.0, torch.full((4,), 3)), (0, torch.full((4,), 3))])
+def test_scale_one_is_conditional_and_zero_unconditional_at_the_price_of_one(scale: float, label: Tensor) -> None:
+    net = model()
+    expected = net(X, T, label=label)
+    net.net.batches.clear()
+    assert torch.equal(classifier_free(net, scale, label=Y)(X, T), expected)
+    assert net.net.batches == [4]
+
+
+def test_a_number_is_a_label_for_the_whole_batch() -> None:
+    net = model()
+    for scale in (0.0, 1.0, 3.0):
+        a, b = (classifier_free(net, scale, label=label)(X, T) for label in (1, torch.ones(4, dtype=torch.long)))
+        assert torch.equal(a, b)
+
+
+def test_null_is_the_networks_own_a_value_or_a_mapping() -> None:
+    net = model()
+    own = classifier_free(net, 3.0, label=Y)(X, T)
+    for null in (3, torch.tensor(3), {"label": 3}, {"label": torch.tensor(3), "unused": 1}):
+        assert torch.equal(classifier_free(net, 3.0, null=null, label=Y)(X, T), own)
+    other = classifier_free(net, 3.0, null=0, label=Y)(X, T)
+    a, b = net(X, T, label=Y), net(X, T, label=torch.zeros(4, dtype=torch.long))
+    torch.testing.assert_close(other, b + 3 * (a - b), **ROUNDING)
+
+
+def test_several_conditions_of_any_shape() -> None:
+    def net(x: Tensor, c: Tensor, label: Tensor, text: Tensor) -> Tensor:
+        return x * label[:, None] + text.sum(1)
+
+    wrapped = ScoreModel(net, VP())
+    text, empty = normals(4, 5, 2, seed=6), normals(5, 2, seed=7)
+    got = classifier_free(wrapped, 2.0, null={"label": 0, "text": empty}, label=Y, text=text)(X, T)
+    a = wrapped(X, T, label=Y, text=text)
+    b = wrapped(X, T, label=torch.zeros(4, dtype=torch.long), text=empty.expand(4, 5, 2))
+    torch.testing.assert_close(got, b + 2 * (a - b), **ROUNDING)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_dtype_is_kept(dtype: torch.dtype) -> None:
+    net = ScoreModel(lambda x, c, label: x * label[:, None], VP())
+    data = mixture()
+    x = X.to(dtype)
+    assert classifier_free(net, 2.0, null=0, label=Y)(x, T).dtype == dtype
+    if dtype == torch.float32:  # the mixture's own arithmetic wants no half precision
+        assert classifier(data.score(VP()), data.label_log_prob(VP()), 2.0, label=Y)(x, T).dtype == dtype
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "match"),
+    [
+        (lambda: classifier_free(model(), 2.0), ValueError, "needs a condition"),
+        (lambda: classifier_free(model().bind(label=Y), 2.0, label=Y), TypeError, "ScoreModel"),  # type: ignore[arg-type]
+        (lambda: classifier_free(lambda x, t: x, 2.0, label=Y), TypeError, "ScoreModel"),  # type: ignore[arg-type]
+        (lambda: classifier_free(ScoreModel(lambda x, c, label: x, VP()), 2.0, label=Y), ValueError, "null condition"),
+        (lambda: classifier_free(model(), 2.0, null={"class": 1}, label=Y), ValueError, "no null condition for label"),
+        (lambda: classifier_free(model(), 2.0, text=Y), ValueError, "no null condition for text"),
+        (lambda: classifier_free(model(), 2.0, null=3, label=Y, text=Y), ValueError, "mapping by name"),
+        (lambda: classifier_free(model(), math.nan, label=Y), ValueError, "finite number"),
+        (lambda: classifier_free(model(), math.inf, label=Y), ValueError, "finite number"),
+        (lambda: classifier_free(model(), True, label=Y), ValueError, "finite number"),
+        (lambda: classifier_free(model(), "3", label=Y), ValueError, "finite number"),  # type: ignore[arg-type]
+        (lambda: classifier_free(model(), 2.0, label=Y[:3])(X, T), ValueError, "3 rows but x has 4"),
+        (lambda: classifier_free(model(), 2.0, null=torch.zeros(2), label=Y)(X, T), ValueError, "does not fit"),
+        (lambda: classifier(mixture().score(VP()), mixture().label_log_prob(VP()), math.nan), ValueError, "finite"),
+    ],
+)
+def test_refusals(build: Callable[[], Any], error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        build()
+
+
+# ---- classifier ----
+
+
+@pytest.mark.parametrize("sde", SDES, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("event", [(2,), (1, 2), (1, 2, 2)])
+def test_exact_classifier_at_scale_one_is_the_component(sde: SDE, event: tuple[int, ...]) -> None:
+    data = mixture(event)
+    for part in (0.01, 0.3, 1.0):
+        t = torch.tensor(part * sde.T, dtype=torch.float64)
+        mean, std = sde.marginal(data.sample(4, 5), t)
+        x = mean + std * normals(4, *event, seed=6)
+        got = classifier(data.score(sde), data.label_log_prob(sde), label=Y)(x, t)
+        # a softmax and its derivative against the component alone: rounding, relative to scores of size 1/σ
+        torch.testing.assert_close(got, data.score(sde, Y)(x, t), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("scale", [-1.0, 0.5, 4.0])
+def test_classifier_is_its_formula(scale: float) -> None:
+    data, sde = mixture(), VP()
+    base, one = data.score(sde)(X, T), classifier(data.score(sde), data.label_log_prob(sde), label=Y)(X, T)
+    got = classifier(data.score(sde), data.label_log_prob(sde), scale, label=Y)(X, T)
+    torch.testing.assert_close(got, base + scale * (one - base), **ROUNDING)
+
+
+def test_log_prob_of_one_class_needs_no_label_and_a_number_labels_all() -> None:
+    data, sde = mixture(), VP()
+    every = data.label_log_prob(sde)
+    picked = classifier(data.score(sde), lambda x, t: every(x, t)[:, 1], 2.0)(X, T)
+    assert torch.equal(picked, classifier(data.score(sde), every, 2.0, label=1)(X, T))
+    assert torch.equal(picked, classifier(data.score(sde), every, 2.0, label=torch.ones(4).long())(X, T))
+
+
+def test_scale_zero_never_calls_the_classifier() -> None:
+    def never(x: Tensor, t: Tensor) -> Tensor:
+        raise AssertionError("called")
+
+    score = mixture().score(VP())
+    assert torch.equal(classifier(score, never, 0.0, label=1)(X, T), score(X, T))
+
+
+@pytest.mark.parametrize(
+    ("log_prob", "label", "match"),
+    [
+        (lambda x, t: x.sum(), None, r"\(4,\)"),
+        (lambda x, t: x, None, "say which with label="),
+        (lambda x, t: x.sum(1), 0, r"\(4, K\)"),
+        (lambda x, t: x[:2], 0, r"\(4, K\)"),
+        (lambda x, t: x, 2, r"0\.\.1"),
+        (lambda x, t: x, -1, r"0\.\.1"),
+        (lambda x, t: x, torch.tensor([0, 1, 2, 0]), r"0\.\.1"),
+        (lambda x, t: x, torch.tensor([0, 1]), "whole number"),
+        (lambda x, t: x, 0.5, "whole number"),
+        (lambda x, t: x.detach().sum(1), None, "does not depend on x"),
+        (lambda x, t: torch.zeros(4, requires_grad=True), None, "does not depend on x"),
+    ],
+)
+def test_bad_classifiers(log_prob: Any, label: Any, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        classifier(lambda x, t: x, log_prob, 1.0, label=label)(X, T)
+
+
+def test_inference_mode_is_named_where_it_is_the_cause() -> None:
+    data = mixture()
+    with torch.inference_mode(), pytest.raises(ValueError, match="no_grad"):
+        classifier(data.score(VP()), data.label_log_prob(VP()), label=1)(X.clone(), T)
+
+
+# ---- both, and gradients ----
+
+
+def exact_model(sde: SDE, data: GaussianMixture) -> ScoreModel:
+    """A ScoreModel with label 3 = null whose scores are the mixture's exactly."""
+
+    def net(x: Tensor, c: Tensor, label: Tensor) -> Tensor:
+        t = sde.t_of_log_snr(-2 * c)
+        return torch.stack([
+            data.score(sde, int(k) if k < 3 else None)(row[None], s)[0] for row, s, k in zip(x, t, label, strict=True)
+        ])  # fmt: skip
+
+    return ScoreModel(net, sde, "score")
+
+
+def test_classifier_free_with_exact_scores_is_exact_classifier_guidance() -> None:
+    """s(x) + w (s(x|y) - s(x)) = s(x) + w ∇ log p(y|x), by Bayes."""
+    data, sde = mixture(), VP()
+    for scale in (0.0, 1.0, 3.0):
+        free = classifier_free(exact_model(sde, data), scale, null=3, label=Y)(X, T)
+        guided = classifier(data.score(sde), data.label_log_prob(sde), scale, label=Y)(X, T)
+        torch.testing.assert_close(free, guided, rtol=1e-8, atol=1e-8)  # t found from log(σ/α): 1e-10 relative
+
+
+def test_guidances_compose_and_add() -> None:
+    data, sde = mixture(), VP()
+    free = classifier_free(exact_model(sde, data), 1.5, null=3, label=Y)
+    both = classifier(free, data.label_log_prob(sde), 0.5, label=Y)(X, T)
+    once = classifier(data.score(sde), data.label_log_prob(sde), 2.0, label=Y)(X, T)
+    torch.testing.assert_close(both, once, rtol=1e-8, atol=1e-8)
+    twice = classifier(
+        classifier(data.score(sde), data.label_log_prob(sde), 0.5, label=Y), data.label_log_prob(sde), 1.5, label=Y
+    )
+    torch.testing.assert_close(twice(X, T), once, **ROUNDING)
+
+
+@pytest.mark.parametrize("wants_grad", [True, False])
+def test_values_do_not_depend_on_the_grad_mode(wants_grad: bool) -> None:
+    data, sde = mixture(), VP()
+    x = X.clone().requires_grad_(wants_grad)
+    score = classifier(classifier_free(model(), 2.0, label=Y), data.label_log_prob(sde), 2.0, label=Y)
+    with torch.enable_grad():
+        a = score(x, T)
+    with torch.no_grad():
+        b = score(x, T)
+    assert torch.equal(a, b) and not b.requires_grad and x.grad is None and x.requires_grad == wants_grad
+
+
+def test_gradients_pass_through_guidance_to_x_and_to_both_networks() -> None:
+    data, sde, net = mixture(), VP(), model()
+    temperature = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
+    every = data.label_log_prob(sde)
+    score = classifier(
+        classifier_free(net, 2.0, label=Y), lambda x, t: (every(x, t) / temperature).log_softmax(1), 2.0, label=Y
+    )
+
+    def value(x: Tensor, weight: Tensor, temperature_: Tensor) -> Tensor:
+        return score(x, T)
+
+    weight = net.net.weight
+    # gradcheck compares with central differences at its own default tolerances
+    assert torch.autograd.gradcheck(value, (X.clone().requires_grad_(True), weight, temperature), atol=1e-5)
+    # and where x itself needs none, the parameters still get theirs
+    grads = torch.autograd.grad(score(X, T).square().sum(), [weight, temperature])
+    assert all(float(g.abs().sum()) > 0 for g in grads)
+
+
+def test_guided_sampling_reaches_the_component() -> None:
+    """More than moving: at scale 1 the samples have the component's own mean, within 5 standard errors."""
+    data = GaussianMixture(torch.tensor([0.8, 0.2]), torch.tensor([[-1.0], [1.0]]), torch.tensor([0.2, 0.05]))
+    score = classifier(data.score(VP()), data.label_log_prob(VP()), label=1)
+    n = 2000
+    x = sample(VP(), score, (n, 1), steps=25, denoise=False, seed=3).x
+    # 0.02: Heun's bias at 25 steps (see test_orders); unguided the mean is -0.6
+    assert abs(float(x.mean()) - 1) < 5 * math.sqrt(0.05 / n) + 0.02

@@ -1,0 +1,162 @@
+"""Every SDE × every solver × every guidance × events of rank 1, 2 and 3, generated: what is added joins by itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+import math
+import typing
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import scoresde.sde as family
+import scoresde.solvers as package
+from scoresde import (
+    EDM,
+    SDE,
+    VP,
+    ChainSDE,
+    GaussianMixture,
+    Heun,
+    LinearSDE,
+    ScheduleSDE,
+    Score,
+    ScoreModel,
+    Solver,
+    classifier,
+    classifier_free,
+    grids,
+    sample,
+)
+
+# Those that need arguments; any other SDE of the package starts without.
+BUILT: dict[type[SDE], SDE] = {
+    ChainSDE: ChainSDE(VP().discretize(40)),
+    LinearSDE: LinearSDE(lambda t: -0.5 - 4 * t, lambda t: (1 + 8 * t).sqrt()),
+    ScheduleSDE: ScheduleSDE(lambda t: torch.cos(1.5 * t), lambda t: torch.sin(1.5 * t)),
+}
+EVENTS = [(2,), (1, 2), (1, 2, 1)]
+GUIDANCE = ["none", "classifier", "classifier_free", "classifier over classifier_free"]
+LABELS = torch.tensor([0, 1])
+
+
+def public(package: Any, base: type) -> list[Any]:
+    kinds = (getattr(package, name) for name in package.__all__)
+    return [k for k in kinds if isinstance(k, type) and issubclass(k, base) and k is not base]
+
+
+def sdes() -> dict[str, SDE]:
+    return {kind.__name__: BUILT[kind] if kind in BUILT else kind() for kind in public(family, SDE)}
+
+
+def solvers() -> dict[str, Solver]:
+    """Each class in each of its Literal variants, with the tolerance of adaptive methods and inner loops cut down."""
+    found: list[Solver] = [Heun(churn=2.0)]
+    for kind in public(package, Solver):
+        hints = typing.get_type_hints(kind)
+        options = {
+            f.name: typing.get_args(hints[f.name])
+            for f in dataclasses.fields(kind)
+            if typing.get_origin(hints[f.name]) is typing.Literal
+        }
+        for choice in itertools.product(*options.values()):
+            solver = kind(**dict(zip(options, choice, strict=True)))
+            cheap = {"rtol": 0.05, "atol": 0.05, "steps": 4}
+            found.append(dataclasses.replace(solver, **{k: v for k, v in cheap.items() if hasattr(solver, k)}))
+    return {repr(s): s for s in found}
+
+
+@functools.cache
+def problem(event: tuple[int, ...]) -> GaussianMixture:
+    """Two components at ±1.5 along every axis: five standard deviations apart on each."""
+    one = torch.ones(1, *event)
+    return GaussianMixture(torch.tensor([0.5, 0.5]), torch.cat([-1.5 * one, 1.5 * one]), 0.09)
+
+
+class ExactNetwork:
+    """What a class-conditional network would learn: E[x_0 | x] given x/sqrt(α² + σ²) and c = log(σ/α), label 2 = null.
+
+    The law of x/α depends on σ/α alone, so this network knows no SDE.
+    """
+
+    null_conditions: typing.ClassVar[dict[str, int]] = {"label": 2}
+
+    def __init__(self, event: tuple[int, ...]) -> None:
+        self.levels, self.data = EDM(T=1e6), problem(event)
+        self.scores = [self.data.score(self.levels, 0), self.data.score(self.levels, 1), self.data.score(self.levels)]
+
+    def __call__(self, x: Tensor, c: Tensor, label: Tensor) -> Tensor:
+        sigma = c.exp()
+        wide = sigma.reshape(-1, *[1] * (x.ndim - 1))
+        raw = x * (1 + wide**2).sqrt()
+        scores = torch.stack([score(raw, sigma) for score in self.scores])
+        return raw + wide**2 * scores[label, torch.arange(len(x))]
+
+
+def guided(kind: str, sde: SDE, event: tuple[int, ...]) -> Score:
+    data = problem(event)
+    model = ScoreModel(ExactNetwork(event), sde, "x0", sigma_data=1.0)  # type: ignore[arg-type]
+    if kind == "none":
+        return model.bind(label=LABELS)
+    if kind == "classifier":
+        return classifier(data.score(sde), data.label_log_prob(sde), 1.5, label=LABELS)
+    free = classifier_free(model, 1.5, label=LABELS)
+    if kind == "classifier_free":
+        return free
+    return classifier(free, data.label_log_prob(sde), 0.5, label=LABELS)
+
+
+SDES, SOLVERS = sdes(), solvers()
+
+
+@functools.cache
+def grid(sde: str) -> Tensor:
+    """Four steps over the noise levels at which a sample chooses its component, each halving σ/α."""
+    start, end = (SDES[sde].t_of_log_snr(-2 * math.log(ratio)) for ratio in (6.0, 0.4))
+    return grids.log_snr(SDES[sde], 4, t_start=start, t_end=end)
+
+
+@pytest.mark.parametrize("event", EVENTS, ids=lambda e: f"rank{len(e)}")
+@pytest.mark.parametrize("guidance", GUIDANCE)
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("sde", SDES)
+def test_every_combination_generates(sde: str, solver: str, guidance: str, event: tuple[int, ...]) -> None:
+    score = guided(guidance, SDES[sde], event)
+    solution = sample(SDES[sde], score, (2, *event), solver=SOLVERS[solver], grid=grid(sde), seed=1)
+    x = solution.x
+    assert x.shape == (2, *event) and x.dtype == torch.float32
+    assert bool(x.isfinite().all()) and solution.nfe > 0 and not x.requires_grad
+    # The label moved each sample to its side: the components end five standard deviations from the middle on each
+    # axis, and four steps blur their law by less than that.
+    sides = x.flatten(1).mean(1)
+    assert float(sides[0]) < 0 < float(sides[1]), f"labels 0, 1 gave {sides.tolist()}"
+
+
+def test_the_matrix_is_complete() -> None:
+    assert {type(s).__name__ for s in SDES.values()} == {k.__name__ for k in public(family, SDE)}
+    assert {type(s) for s in SOLVERS.values()} == set(public(package, Solver))
+    assert [len(e) for e in EVENTS] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("sde", SDES)
+def test_the_exact_network_is_exact(sde: str) -> None:
+    """Under every SDE the model's scores are those of the mixture and of its components."""
+    schedule, event = SDES[sde], (1, 2)
+    model, data = ScoreModel(ExactNetwork(event), schedule, "x0", sigma_data=1.0), problem(event)  # type: ignore[arg-type]
+    for t in (schedule.t_min, 0.3 * schedule.T, schedule.T):
+        time = torch.tensor(t, dtype=torch.float64)
+        x0 = data.sample(3, 2)
+        mean, std = schedule.marginal(x0, time)
+        x = (mean + std * torch.randn(x0.shape, generator=torch.Generator().manual_seed(0))).double()
+        label = torch.tensor([0, 1, 2])
+        got = model(x, time, label=label)
+        expected = torch.cat([
+            data.score(schedule, k if k < 2 else None)(x[k : k + 1], time) for k in range(3)
+        ])  # fmt: skip
+        # c is a float64 log here; what is left is cancellation in (α x_0 - x)/σ², worst at the smallest σ
+        scale = float(schedule.alpha(time) / schedule.sigma(time) ** 2)
+        torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-12 * max(scale, 1 / math.sqrt(scale)))
