@@ -29,7 +29,7 @@ from torch import Tensor
 import scoresde as ss
 from scoresde import grids, losses, metrics
 from scoresde.data import Dataset, from_tensors
-from scoresde.nn import UNet
+from scoresde.nn import UNet, presets
 from scoresde.times import LogNormalSigma, Stratified
 from scoresde.train import train
 
@@ -141,7 +141,8 @@ def solvers(config: Config) -> dict[str, tuple[ss.Solver, Any, int]]:
 def fit(config: Config, sde: ss.SDE, training: Dataset, out: Path) -> ss.ScoreModel:
     """The trained model, with averaged weights."""
     torch.manual_seed(config.seed)  # the initial weights
-    net = UNet(1, width=config.width, multipliers=(1, 2), num_classes=10, dropout=config.dropout)
+    shape = {**presets.digits(num_classes=10, dropout=config.dropout).config, "width": config.width}
+    net = UNet(**shape)
     sigma_data = float(training[:]["x"].std())
     model = ss.ScoreModel(net, sde, predicts="edm", sigma_data=sigma_data)
     run = train(
@@ -170,9 +171,7 @@ def fit(config: Config, sde: ss.SDE, training: Dataset, out: Path) -> ss.ScoreMo
     return run.ema_model().eval()
 
 
-def generate(
-    config: Config, model: ss.ScoreModel, judge: Judge, out: Path
-) -> dict[str, dict[str, Any]]:
+def generate(config: Config, model: ss.ScoreModel, judge: Judge, out: Path) -> dict[str, dict[str, Any]]:
     """For each solver, guided and not: pictures and figures."""
     shape, labels = tuple(judge.held.shape), judge.labels
     report: dict[str, dict[str, Any]] = {}
@@ -180,9 +179,7 @@ def generate(
         for kind, scale in (("unguided", 1.0), ("guided", config.guidance)):
             score = ss.classifier_free(model, scale=scale, label=labels)
             start = time.perf_counter()
-            solution = ss.sample(
-                model.sde, score, shape, solver=solver, steps=steps, grid=grid, seed=config.seed
-            )
+            solution = ss.sample(model.sde, score, shape, solver=solver, steps=steps, grid=grid, seed=config.seed)
             seconds = time.perf_counter() - start
             x = judge.levels(solution.x)
             figures = {"nfe": solution.nfe, "seconds": round(seconds, 2), "samples": len(x), **judge(x)}
@@ -257,7 +254,7 @@ def main(config: Config) -> None:
     )
     results = generate(config, model, judge, out)
     animate(config, model, judge, out)
-    report = {
+    report: dict[str, Any] = {
         "config": {**asdict(config), "out": str(out)},
         "sde": repr(sde),
         "parameters": sum(p.numel() for p in model.parameters()),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -35,24 +36,33 @@ def classifier(
         ValueError: the classifier's answer has the wrong shape, or does not depend on x.
     """
     _number(scale)
+    return ClassifierGuided(score, log_prob, scale, label)
 
-    def guided(x: Tensor, t: Tensor) -> Tensor:
-        base = score(x, t)
-        if scale == 0:
+
+@dataclass(frozen=True, eq=False)
+class ClassifierGuided:
+    """A Score made by :func:`classifier`; its fields are that function's arguments."""
+
+    score: Score
+    log_prob: Callable[[Tensor, Tensor], Tensor]
+    scale: float
+    label: int | Tensor | None
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        base = self.score(x, t)
+        if self.scale == 0:
             return base
         # The gradient is part of the score's value; it is differentiable itself only if the caller differentiates.
         create_graph = torch.is_grad_enabled()
         with torch.enable_grad():
-            leaf = x if x.requires_grad else x.detach().requires_grad_(True)
-            value = _pick(log_prob(leaf, t), label, x)
+            leaf = x if create_graph and x.requires_grad else x.detach().requires_grad_(True)
+            value = _pick(self.log_prob(leaf, t), self.label, x)
             if not value.requires_grad:
                 raise ValueError(_CONSTANT)
             (gradient,) = torch.autograd.grad(value.sum(), leaf, create_graph=create_graph, allow_unused=True)
         if gradient is None:
             raise ValueError(_CONSTANT)
-        return base + scale * gradient
-
-    return guided
+        return base + self.scale * gradient
 
 
 _CONSTANT = (
@@ -105,26 +115,34 @@ def classifier_free(
         )
     if not cond:
         raise ValueError("classifier_free needs a condition, e.g. classifier_free(model, scale=3.0, label=y).")
-    nulls = _nulls(model, null, cond)
+    return ClassifierFree(model, scale, cond, _nulls(model, null, cond))
 
-    def guided(x: Tensor, t: Tensor) -> Tensor:
+
+@dataclass(frozen=True, eq=False)
+class ClassifierFree:
+    """A Score made by :func:`classifier_free`: the model, the scale, its conditions and what stands for none."""
+
+    model: ScoreModel
+    scale: float
+    cond: Mapping[str, Any]
+    nulls: Mapping[str, Any]
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         batch = x.shape[0]
-        with_cond = {name: _rows(name, value, batch, x) for name, value in cond.items()}
-        if scale == 1:
-            return model(x, t, **with_cond)
-        without = {name: _null_rows(name, nulls[name], with_cond[name]) for name in cond}
-        if scale == 0:
-            return model(x, t, **without)
+        with_cond = {name: _rows(name, value, batch, x) for name, value in self.cond.items()}
+        if self.scale == 1:
+            return self.model(x, t, **with_cond)
+        without = {name: _null_rows(name, self.nulls[name], value) for name, value in with_cond.items()}
+        if self.scale == 0:
+            return self.model(x, t, **without)
         time = torch.as_tensor(t)
-        both = model(
+        both = self.model(
             torch.cat([x, x]),
             torch.cat([time, time]) if time.ndim else time,
-            **{name: torch.cat([with_cond[name], without[name]]) for name in cond},
+            **{name: torch.cat([with_cond[name], without[name]]) for name in with_cond},
         )
         conditional, unconditional = both.chunk(2)
-        return torch.lerp(unconditional, conditional, scale)
-
-    return guided
+        return torch.lerp(unconditional, conditional, self.scale)
 
 
 def _nulls(model: ScoreModel, null: Any, cond: Mapping[str, Any]) -> Mapping[str, Any]:

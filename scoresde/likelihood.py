@@ -80,7 +80,7 @@ def log_prob(
     def rate(t: Tensor, state: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
         graph = torch.is_grad_enabled()
         with torch.enable_grad():
-            leaf = state if state.requires_grad else state.detach().requires_grad_(True)
+            leaf = state if graph and state.requires_grad else state.detach().requires_grad_(True)
             value = process.score(leaf, t)
             if not value.requires_grad:
                 raise ValueError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from scoresde import checks
@@ -40,7 +41,7 @@ def x0(sde: SDE, t: Time) -> Tensor:
 
 def truncated_snr(sde: SDE, t: Time) -> Tensor:
     """The loss is max(SNR, 1) |x_0 - x̂_0|² (Salimans & Ho 2022, arXiv:2202.00512, section 4)."""
-    return x0(sde, t) * sde.log_snr(t).exp().clamp_min(1.0)
+    return torch.maximum(simple(sde, t), x0(sde, t))
 
 
 def min_snr(gamma: float = 5.0) -> Weighting:
@@ -48,7 +49,7 @@ def min_snr(gamma: float = 5.0) -> Weighting:
     checks.positive(gamma, name="gamma")
 
     def weighting(sde: SDE, t: Time) -> Tensor:
-        return x0(sde, t) * sde.log_snr(t).exp().clamp_max(gamma)
+        return torch.minimum(simple(sde, t), gamma * x0(sde, t))
 
     return weighting
 
@@ -61,8 +62,7 @@ def edm(sigma_data: float = 0.5) -> Weighting:
     checks.positive(sigma_data, name="sigma_data")
 
     def weighting(sde: SDE, t: Time) -> Tensor:
-        ratio = (-sde.log_snr(t)).exp()  # σ̃²
-        return x0(sde, t) * (ratio + sigma_data**2) / (ratio * sigma_data**2)
+        return x0(sde, t) / sigma_data**2 + simple(sde, t)  # λ = 1/σ_data² + 1/σ̃²
 
     return weighting
 
@@ -98,8 +98,10 @@ def dsm_loss(
     Raises:
         TypeError, ValueError: shapes that differ, integer data, unknown weighting, times out of range.
     """
-    if weighting in (edm, min_snr):
-        raise TypeError(f"losses.{weighting.__name__} makes a weighting: call it, e.g. losses.{weighting.__name__}().")
+    given: object = weighting
+    for maker in (edm, min_snr):
+        if given is maker:
+            raise TypeError(f"losses.{maker.__name__} makes a weighting: call it, losses.{maker.__name__}(...).")
     if weighting == "edm" and model.sigma_data is not None:
         weighting = edm(model.sigma_data)
     if isinstance(weighting, str):

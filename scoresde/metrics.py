@@ -59,7 +59,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, noise: Noise | torch.Generator | in
     n, m = len(p), len(q)
     # Both quantile functions are constant between neighbouring levels i/n and j/m, here counted in units of 1/(nm).
     levels = torch.cat([torch.arange(n + 1) * m, torch.arange(1, m) * n]).unique().to(a.device)
-    left, share = levels[:-1], levels.diff() / (n * m)
+    left, share = levels[:-1], levels.diff().double() / (n * m)
     squared = (p[left // m] - q[left // n]).square().mean(1)
     return float((share * squared).sum().sqrt())
 

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -76,9 +77,9 @@ class PerSampleNoise(Noise):
     """
 
     def __init__(self, seed: int = 0, *, first: int = 0) -> None:
-        if not isinstance(first, int) or first < 0:
+        if not isinstance(first, (int, np.integer)) or first < 0:
             raise ValueError(f"first must be a whole number of at least 0, got {first}.")
-        self._seed, self._first, self._draws = _as_seed(seed), first, 0
+        self._seed, self._first, self._draws = _as_seed(seed), int(first), 0
 
     def initial(self, shape: Shape, *, dtype: torch.dtype, device: torch.device) -> Tensor:
         draw, self._draws = self._draws, self._draws + 1
@@ -199,15 +200,15 @@ def as_noise(noise: Noise | torch.Generator | int) -> Noise:
         return noise
     if isinstance(noise, torch.Generator):
         return IndependentNoise(noise)
-    if isinstance(noise, int) and not isinstance(noise, bool):
-        return PerSampleNoise(noise)
+    if isinstance(noise, (int, np.integer)) and not isinstance(noise, bool):
+        return PerSampleNoise(int(noise))
     raise TypeError(f"noise must be a Noise, a torch.Generator or an integer seed, got {type(noise).__name__}.")
 
 
 def _as_seed(seed: int) -> int:
-    if not isinstance(seed, int) or isinstance(seed, bool):
+    if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool):  # numpy's integers too
         raise TypeError(f"a seed must be an integer, got {type(seed).__name__}.")
-    return seed & 0xFFFF_FFFF_FFFF_FFFF
+    return int(seed) & 0xFFFF_FFFF_FFFF_FFFF
 
 
 def _signed(x: int) -> int:

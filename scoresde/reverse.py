@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from scoresde import checks
 from scoresde.score import Score
 from scoresde.sde import SDE, Time, spread
 
@@ -23,7 +24,7 @@ class Reverse:
     Args:
         sde: the forward SDE.
         score: (x, t) -> ∇ log p_t(x); a :class:`~scoresde.ScoreModel` without conditions will do.
-        eta: the dial η.
+        eta: the dial η; a tensor () is differentiable.
 
     Raises:
         ValueError: η negative or not finite.
@@ -38,7 +39,7 @@ class Reverse:
             raise TypeError(f"sde must be an SDE, got {type(self.sde).__name__}; call Reverse(sde, score, eta).")
         if not callable(self.score):
             raise TypeError(f"score must be a function (x, t) -> score, got {type(self.score).__name__}.")
-        if not (math.isfinite(self.eta) and self.eta >= 0):
+        if not (math.isfinite(checks.number(self.eta)) and self.eta >= 0):
             raise ValueError(f"eta must be at least 0 (0: probability-flow ODE, 1: reverse SDE), got {self.eta}.")
 
     def drift(self, x: Tensor, t: Time) -> Tensor:

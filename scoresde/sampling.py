@@ -10,7 +10,7 @@ from torch import Tensor
 from scoresde import checks, grids
 from scoresde.noise import Noise, PerSampleNoise, as_noise
 from scoresde.reverse import Reverse
-from scoresde.score import Score
+from scoresde.score import Score, model_of
 from scoresde.sde import SDE
 from scoresde.solvers import Heun, Progress, Solution, Solver
 
@@ -68,8 +68,8 @@ def sample(
     source = PerSampleNoise(0 if seed is None else seed) if noise is None else as_noise(noise)
     if isinstance(grid, str):
         raise TypeError(f"grid must be times or a function of scoresde.grids such as grids.karras, got {grid!r}.")
-    times = (grids.karras if grid is None else grid)(sde, steps) if grid is None or callable(grid) else grid
     process = Reverse(sde, score, solver.default_eta if eta is None else eta)
+    times = (grids.karras if grid is None else grid)(sde, steps) if grid is None or callable(grid) else grid
     shape = _shape(shape)
     if x is None:
         start = checks.grid(times, sde.t_max)[0]
@@ -101,6 +101,6 @@ def _shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _device(score: Score) -> torch.device:
-    module = getattr(score, "model", score)
-    parameter = next(module.parameters(), None) if isinstance(module, torch.nn.Module) else None
+    module = model_of(score)
+    parameter = None if module is None else next(module.parameters(), None)
     return torch.device("cpu") if parameter is None else parameter.device

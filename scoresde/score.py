@@ -232,6 +232,15 @@ class BoundScore:
         return self.model(x, t, **self.cond)
 
 
+def model_of(score: object) -> nn.Module | None:
+    """The module behind a score, through conditions bound to it and guidance added; None where there is none."""
+    while not isinstance(score, nn.Module):
+        score = getattr(score, "model", None) or getattr(score, "score", None)
+        if score is None:
+            return None
+    return score
+
+
 def denoise(score: Score, sde: SDE, x: Tensor, t: Time) -> Tensor:
     """E[x_0 | x_t = x] = (x + σ² s(x, t)) / α from any score (Robbins 1956; Efron 2011)."""
     time = checks.time(t, sde.t_max, what=type(sde).__name__)

@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from PIL import Image
@@ -197,7 +200,7 @@ def test_options_that_do_not_fit_are_refused(name: str, options: list[str], mess
 @pytest.mark.parametrize("sde", [ss.VP(), ss.VE(), ss.RectifiedFlow()], ids=lambda s: type(s).__name__)
 def test_checkerboard_is_a_law_with_its_score(sde: ss.SDE) -> None:
     board, t = Checkerboard(), sde.t_of_log_snr(-2 * math.log(0.3))
-    side = torch.linspace(-4.5, 4.5, 361, dtype=torch.float64) * sde.alpha(t)
+    side = torch.linspace(-4.5, 4.5, 181, dtype=torch.float64) * sde.alpha(t)
     x = torch.cartesian_prod(side, side).requires_grad_()
     log_prob = board.log_prob(x, sde, t)
     # The trapezoid rule on a smooth function that vanishes at the ends: exact up to the tails cut at 8 deviations.
@@ -320,6 +323,7 @@ CHANGES: dict[str, Any] = {
     "decay": "constant",
     "clip": 1e-3,
     "ema": 0.05,
+    "accumulate": 4,
     "mixed_precision": "bf16",
     "seed": 1,
 }
@@ -356,9 +360,45 @@ def test_flags_of_image_training_change_the_weights(change: dict[str, Any], albu
 
 
 def test_presets_and_what_changes_them() -> None:
-    config = train.Config(data=Path(), network="mnist", width=48, dropout=0.2)
-    changed = {**presets.mnist(3, num_classes=5).config, "width": 48, "dropout": 0.2}
-    assert train.network(config, (3, 28, 28), 5).config == changed
+    changes: dict[str, Any] = {
+        "width": 16,
+        "multipliers": (1, 1),
+        "blocks": 1,
+        "attention_levels": (0,),
+        "dropout": 0.2,
+    }
+    net = train.network(train.Config(data=Path(), network="mnist", **changes), (3, 28, 28), 5)
+    changes.update(multipliers=[1, 1], attention_levels=[0])  # JSON has no tuples
+    assert net.config == {**presets.mnist(3, num_classes=5).config, **changes}
+
+
+def test_arrays_with_levels_and_channels_last(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).integers(0, 17, (20, 4, 6, 3)))
+    flags: dict[str, Any] = {"channels": "last", "levels": 17, "steps": 1, "batch_size": 4}
+    train.main(train.Config(data=tmp_path / "x.npy", out=tmp_path / "run", **{**UNET, **flags}))
+    x = drawn(tmp_path / "run", tmp_path / "out")
+    assert x.shape == (12, 3, 4, 6) and x.dtype == np.uint8 and 8 < x.max() <= 16
+    Image.open(tmp_path / "out" / "samples.png").verify()
+
+
+def test_columns_of_parquet_by_name(album: Path, tmp_path: Path) -> None:
+    files = [*sorted(album.glob("cat/*"))[:4], *sorted(album.glob("dog/*"))[:4]]
+    pictures = [{"bytes": file.read_bytes(), "path": None} for file in files]
+    other = [{"bytes": b"", "path": None}] * 8
+    table = {"image": other, "picture": pictures, "label": [0] * 8, "kind": [0] * 4 + [1] * 4}
+    pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "x.parquet")
+    flags: dict[str, Any] = {"data": tmp_path / "x.parquet", "image_column": "picture", "label_column": "kind"}
+    train.main(train.Config(out=tmp_path / "run", steps=1, batch_size=4, **UNET, **flags))
+    assert load_model(tmp_path / "run").net.config["num_classes"] == 2
+
+
+def test_threads_are_set() -> None:
+    before = torch.get_num_threads()
+    command_line.use_threads(before + 1)
+    assert torch.get_num_threads() == before + 1
+    command_line.use_threads(0)
+    assert torch.get_num_threads() == before + 1
+    command_line.use_threads(before)
 
 
 def test_how_often_things_are_written(points: tuple[Path, Path], tmp_path: Path) -> None:
@@ -570,10 +610,9 @@ def test_bits_are_those_of_the_library(images: Path, album: Path, tmp_path: Path
 def test_classes_are_matched_by_name(images: Path, album: Path, tmp_path: Path) -> None:
     """A folder that lacks the first class would otherwise call its dogs cats."""
     (tmp_path / "dog").mkdir()
-    (album / "dog" / "0.png").rename(tmp_path / "dog" / "0.png")
+    shutil.copy(album / "dog" / "0.png", tmp_path / "dog")
     trained = likelihood.open_checkpoint(images, ema=True, cpu=True)
     dataset = likelihood.load(likelihood.Config(checkpoint=images, data=tmp_path), trained)
-    (tmp_path / "dog" / "0.png").rename(album / "dog" / "0.png")
     assert dataset.label is not None and dataset.label.tolist() == [1]
 
 

@@ -263,6 +263,14 @@ def test_values_do_not_depend_on_the_grad_mode(wants_grad: bool) -> None:
     assert torch.equal(a, b) and not b.requires_grad and x.grad is None and x.requires_grad == wants_grad
 
 
+def test_x_may_be_a_view_made_without_gradients() -> None:
+    """As the adjoints of the backends hand it over: it claims to require gradients and cannot be differentiated in."""
+    data, sde = mixture(), VP()
+    score, x = classifier(data.score(sde), data.label_log_prob(sde), 2.0, label=Y), X.clone().requires_grad_(True)
+    with torch.no_grad():
+        assert torch.equal(score(x.view(2, 4).view(4, 2), T), score(X, T))
+
+
 def test_gradients_pass_through_guidance_to_x_and_to_both_networks() -> None:
     data, sde, net = mixture(), VP(), model()
     temperature = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)

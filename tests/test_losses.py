@@ -279,6 +279,15 @@ def test_edm_weighting_is_a_unit_regression(sde: SDE, sigma_data: float | None) 
         torch.testing.assert_close(got, expected, rtol=1e-9, atol=0.0)  # c_out divides a small difference at low σ
 
 
+def test_weightings_are_finite_where_noise_begins_and_ends() -> None:
+    """In terms of σ and α alone: no infinite SNR times a vanishing weight, which would be NaN."""
+    t = torch.tensor([0.0, 1e-12, 1e-5, 1.0], dtype=torch.float64)
+    for sde in (VP(), Cosine(), EDM(), RectifiedFlow()):
+        for weighting in WEIGHTINGS.values():
+            end = t.clamp_max(sde.T)
+            assert bool((weighting(sde, end).isfinite() & (weighting(sde, end) >= 0)).all())
+
+
 def test_any_function_is_a_weighting() -> None:
     model, x = ScoreModel(net, VP()), normal(3, 2)
     t = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
@@ -314,8 +323,8 @@ def test_bad_input() -> None:
         ((x, torch.full((3, 1), 0.5), x), ValueError, "one per sample"),
         ((x, 0.0, x), ValueError, "no score where"),
         ((x, 0.5, x, "snr"), ValueError, "weighting must be one of simple, likelihood"),
-        ((x, 0.5, x, losses.edm), TypeError, r"call it, e\.g\. losses\.edm\(\)"),
-        ((x, 0.5, x, losses.min_snr), TypeError, r"losses\.min_snr\(\)"),
+        ((x, 0.5, x, losses.edm), TypeError, r"losses\.edm makes a weighting: call it"),
+        ((x, 0.5, x, losses.min_snr), TypeError, r"losses\.min_snr makes a weighting: call it"),
     ]
     for arguments, error, message in bad:
         with pytest.raises(error, match=message):

@@ -24,7 +24,7 @@ from scoresde.nn import (
     UNet,
     presets,
 )
-from scoresde.nn.blocks import ResidualBlock, Style
+from scoresde.nn.blocks import ResidualBlock, Style, Upsample
 
 SIZES: dict[int, tuple[int, ...]] = {1: (13,), 2: (7, 10), 3: (5, 4, 6)}
 # In float64, the same sums in another order differ by a few thousand roundings of 2e-16 of numbers of order 1.
@@ -368,6 +368,18 @@ def test_self_attention_is_its_equation(channels: int, head_width: int, heads: i
     torch.testing.assert_close(block(x), x + out.transpose(1, 2).reshape(x.shape), **SAME)
 
 
+def test_attention_pool_is_its_equation() -> None:
+    pool = awake(AttentionPool(8, 4))
+    x = randn(2, 8, 3, 5)
+    k, v = (x.flatten(2).transpose(1, 2) @ pool.kv.weight.T).chunk(2, dim=2)
+    mixed = []
+    for query, head in zip(pool.query, torch.arange(8).chunk(2), strict=True):
+        weights = (query @ k[..., head].transpose(1, 2) / 2).softmax(2)  # sqrt(4 channels) = 2
+        mixed.append((weights @ v[..., head])[:, 0])
+    out = torch.cat(mixed, 1) @ pool.proj.weight.T + pool.proj.bias
+    torch.testing.assert_close(pool(x), out, **SAME)
+
+
 def test_attention_treats_positions_alike() -> None:
     order = torch.randperm(15, generator=torch.Generator().manual_seed(0))
     x = randn(2, 8, 15)
@@ -375,6 +387,14 @@ def test_attention_treats_positions_alike() -> None:
     torch.testing.assert_close(attend(x[..., order]), attend(x)[..., order], **SAME)
     torch.testing.assert_close(pool(x[..., order]), pool(x), **SAME)
     assert (pool(x) - pool(x.mean(2, keepdim=True))).abs().max() > 1e-3  # it looks at where things are
+
+
+def test_upsampling_repeats_pixels_up_to_any_size() -> None:
+    up = awake(Upsample(3, 2, Style(1, 6, "add", 64, 0.0)))
+    x = randn(2, 3, 4)
+    # pixel i of 7 lies over pixel floor(4 i / 7) of 4
+    torch.testing.assert_close(up(x, torch.Size([7])), up.conv(x)[..., [0, 0, 1, 1, 2, 2, 3]], **SAME)
+    torch.testing.assert_close(up(x, torch.Size([8])), up.conv(x).repeat_interleave(2, dim=2), **SAME)
 
 
 # --- U-Net -------------------------------------------------------------------------------------------------
@@ -498,6 +518,7 @@ def test_classifier_pools_as_asked() -> None:
     h, _ = mean.encoder(x, mean.embedding(c))
     pooled = F.silu(mean.norm(h)).mean((2, 3))
     torch.testing.assert_close(mean(x, c), mean.head(pooled), **SAME)
+    assert NoiseClassifier(2, 4, width=8, head_width=4).pool.heads == 4
     h, _ = attention.encoder(x, attention.embedding(c))
     pooled = attention.pool(F.silu(attention.norm(h)))
     torch.testing.assert_close(attention(x, c), attention.head(pooled), **SAME)

@@ -267,6 +267,7 @@ def test_as_noise() -> None:
     assert isinstance(as_noise(3), PerSampleNoise) and isinstance(as_noise(generator(3)), IndependentNoise)
     assert torch.equal(initial(as_noise(3), 2, 2), initial(PerSampleNoise(3), 2, 2))
     assert torch.equal(initial(as_noise(generator(3)), 2), initial(IndependentNoise(generator(3)), 2))
+    assert torch.equal(initial(as_noise(np.int64(3)), 2, 2), initial(PerSampleNoise(3), 2, 2))  # type: ignore[arg-type]
     for bad in (None, 0.5, "seed", True, normal(2)):
         with pytest.raises(TypeError, match=r"a Noise, a torch\.Generator or an integer seed"):
             as_noise(bad)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""The exact problems are themselves checked: against autograd, Bayes, numerical integration, sampling and each other."""
+"""The exact problems are themselves checked: against autograd, Bayes, integration, sampling and each other."""
 
 from __future__ import annotations
 
@@ -106,7 +106,11 @@ def test_per_sample_times_are_the_rows_of_single_times(sde: str) -> None:
     schedule, problem = SDES[sde], mixture("full", (2, 2))
     t = times(schedule)
     x = points(problem, schedule, t, len(t))
-    score, density, classify = problem.score(schedule), problem.log_prob(x, schedule, t), problem.label_log_prob(schedule)
+    score, density, classify = (
+        problem.score(schedule),
+        problem.log_prob(x, schedule, t),
+        problem.label_log_prob(schedule),
+    )
     for i in range(len(t)):
         row = x[i : i + 1]
         # the same arithmetic on one row: only the order of summation may differ
@@ -327,7 +331,9 @@ def test_flow_equals_scipy(sde: str) -> None:
         return drift.flatten().numpy()
 
     end = 0.1 * schedule.T
-    out = scipy.integrate.solve_ivp(rate, (schedule.T, end), x.flatten().numpy(), method="DOP853", rtol=1e-11, atol=1e-12)
+    out = scipy.integrate.solve_ivp(
+        rate, (schedule.T, end), x.flatten().numpy(), method="DOP853", rtol=1e-11, atol=1e-12
+    )
     expected = torch.from_numpy(out.y[:, -1]).reshape(2, 2)
     # solve_ivp's tolerance, accumulated over some tens of steps
     torch.testing.assert_close(problem.flow(schedule, x, schedule.T, end), expected, rtol=1e-8, atol=1e-8)
@@ -416,7 +422,10 @@ def test_empirical_at_a_data_point_is_finite_and_differentiable() -> None:
         (lambda: GaussianMixture(torch.ones(2), torch.zeros(2, 3), torch.ones(3)), "covariances must be"),
         (lambda: GaussianMixture(torch.ones(2), torch.zeros(2, 3), -1.0), "semi-definite"),
         (lambda: GaussianMixture(torch.ones(2), torch.zeros(2, 3), math.nan), "NaN"),
-        (lambda: GaussianMixture(torch.ones(1), torch.zeros(1, 2), torch.tensor([[[1.0, 2.0], [2.0, 1.0]]])), "semi-def"),
+        (
+            lambda: GaussianMixture(torch.ones(1), torch.zeros(1, 2), torch.tensor([[[1.0, 2.0], [2.0, 1.0]]])),
+            "semi-def",
+        ),
         (lambda: GaussianMixture(torch.ones(1), torch.zeros(1, 2), torch.tensor([[[1.0, 0.5], [0.0, 1.0]]])), "symmet"),
         (lambda: Empirical(torch.zeros(0, 2)), "N >= 1"),
         (lambda: Empirical(torch.zeros(3)), "N, "),
@@ -429,7 +438,10 @@ def test_empirical_at_a_data_point_is_finite_and_differentiable() -> None:
         (lambda: mixture("full", (3,)).score(VP())(torch.zeros(2, 3), torch.tensor(math.nan)), r"\[0, 1\]"),
         (lambda: mixture("full", (3,)).score(VP(), 3)(torch.zeros(2, 3), torch.tensor(0.5)), "0 to 2"),
         (lambda: mixture("full", (3,)).score(VP(), -1)(torch.zeros(2, 3), torch.tensor(0.5)), "0 to 2"),
-        (lambda: mixture("full", (3,)).score(VP(), torch.zeros(3).long())(torch.zeros(2, 3), torch.tensor(0.5)), "each"),
+        (
+            lambda: mixture("full", (3,)).score(VP(), torch.zeros(3).long())(torch.zeros(2, 3), torch.tensor(0.5)),
+            "each",
+        ),
         (lambda: mixture("full", (3,)).score(VP(), torch.zeros(2))(torch.zeros(2, 3), torch.tensor(0.5)), "whole"),
         (lambda: Empirical(torch.zeros(3, 1)).log_prob(torch.zeros(2, 2), VP(), 0.5), r"x must be \(B, 1\)"),
         (lambda: Empirical(torch.zeros(3, 1)).log_prob(torch.zeros(2, 1), VP(), 0.0), "no density"),

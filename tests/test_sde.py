@@ -126,6 +126,18 @@ def test_log_snr_decreases_and_is_inverted(sde: SDE) -> None:
 
 @pytest.mark.parametrize("sde", DEFAULTS, ids=name)
 @pytest.mark.parametrize("of", [lambda s: s, bare], ids=["closed", "derived"])
+def test_the_ends_of_log_snr_are_the_ends_of_time(sde: SDE, of: Callable[[SDE], SDE]) -> None:
+    sde = of(sde)
+    highest, lowest = sde.log_snr(0.0).item(), sde.log_snr(sde.t_max).item()
+    assert abs(sde.t_of_log_snr(highest).item()) < EPS  # infinite for most: time 0, not NaN
+    if math.isfinite(lowest):
+        beyond = lowest - 0.9e-9 * abs(lowest)  # the room left for roundings of λ does not lead out of [0, t_max]
+        assert sde.t_of_log_snr(beyond).item() <= sde.t_max * (1 + 16 * EPS)
+        assert sde.t_of_log_snr(beyond).item() == pytest.approx(sde.t_max, rel=16 * EPS)
+
+
+@pytest.mark.parametrize("sde", DEFAULTS, ids=name)
+@pytest.mark.parametrize("of", [lambda s: s, bare], ids=["closed", "derived"])
 def test_differentiable_in_time(sde: SDE, of: Callable[[SDE], SDE]) -> None:
     sde = of(sde)
     t = torch.tensor([0.03, 0.4, 0.9], dtype=torch.float64).mul_(sde.T).requires_grad_()
@@ -337,6 +349,7 @@ def test_per_sample_times_follow_the_device_of_the_state() -> None:
     for sde in (VP(), VE(), RectifiedFlow()):
         outputs = [sde.marginal(x, t), sde.transition(x, 0.05, t), sde.bridge(x, x, 0.05, t, 0.5)]
         outputs += [sde.posterior(x, x, 0.05, t), sde.marginal(x, t.to("meta"))]
+        outputs += [sde.transition(x, 0.05, t.to("meta")), sde.transition(x, t.to("meta"), 0.5)]
         assert all(mean.device.type == "meta" and mean.shape == x.shape for mean, _ in outputs)
 
 
@@ -491,14 +504,15 @@ def test_a_member_is_ten_lines() -> None:
     class Power(SDE):
         power: float = 2.0
 
-        def alpha(self, t: Tensor) -> Tensor:  # type: ignore[override]
-            return torch.ones_like(t)
+        def alpha(self, t: Tensor) -> float:  # type: ignore[override]
+            return 1.0  # a constant will do: it is spread over the times
 
         def sigma(self, t: Tensor) -> Tensor:  # type: ignore[override]
             return t**self.power
 
     sde = Power(power=3.0)
     assert sde.f(0.5).item() == 0
+    assert sde.alpha(torch.tensor([0.5, 0.6])).tolist() == [1.0, 1.0]
     assert sde.g(0.5).item() == pytest.approx(math.sqrt(6 * 0.5**5), rel=1e-14)  # g² = d t⁶/dt, roundings
     assert sde == Power(power=3.0) and hash(sde) == hash(Power(power=3.0)) and sde != Power()
     with pytest.raises(dataclasses.FrozenInstanceError):

@@ -120,7 +120,7 @@ def test_ancestral_is_ddpm_algorithm_2(variance: Any) -> None:
 
 
 def test_ancestral_on_a_ve_chain_is_its_own_formula() -> None:
-    """Song et al. 2021, appendix F, eq. 47: x_{i-1} = x_i + (σ_i² - σ_{i-1}²) s + sqrt(σ_{i-1}²(σ_i² - σ_{i-1}²)/σ_i²) z."""
+    """Song et al. 2021, appendix F, eq. 47, with d = σ_i² - σ_{i-1}²: x_i + d s + sqrt(d σ_{i-1}²/σ_i²) z."""
     n, z = 9, normals(9)
     sigma = torch.logspace(-2, 1, n, dtype=torch.float64)
     chain = VE(0.01, 10.0).discretize(n)

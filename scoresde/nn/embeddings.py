@@ -31,9 +31,7 @@ class _Waves(nn.Module):
 
     def forward(self, c: Tensor) -> Tensor:
         """Map c (B,) to features (B, dim), in float32, or in float64 where c or the frequencies are."""
-        if c.dtype.itemsize < 4:  # half precision cannot tell close times apart
-            c = c.float()
-        phase = c[:, None] * self.frequencies
+        phase = c[:, None] * self.frequencies  # at least float32, as the frequencies are, even for a half c
         return math.sqrt(2) * torch.cat([phase.cos(), phase.sin()], dim=1)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> _Waves:

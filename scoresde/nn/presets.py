@@ -12,11 +12,20 @@ from .unet import UNet
 
 
 def digits(channels: int = 1, num_classes: int | None = None, dropout: float = 0.0) -> UNet:
-    """Return a U-Net for 8x8 pictures: 8, 4, 2; attention at 2x2; width 32.
+    """Return a U-Net for 8x8 pictures: 8, 4, 2; no attention; width 32.
 
-    1 385 985 parameters for 1 channel: small enough to learn scikit-learn's digits in minutes on two CPU cores.
+    1 303 105 parameters for 1 channel: small enough to learn scikit-learn's digits in minutes on two CPU
+    cores. The convolutions at 2x2 see the whole picture already, so that attention would only cost time.
     """
-    return UNet(channels, width=32, multipliers=(1, 2, 2), blocks=2, num_classes=num_classes, dropout=dropout)
+    return UNet(
+        channels,
+        width=32,
+        multipliers=(1, 2, 2),
+        blocks=2,
+        attention_levels=(),
+        num_classes=num_classes,
+        dropout=dropout,
+    )
 
 
 def mnist(channels: int = 1, num_classes: int | None = None, dropout: float = 0.0) -> UNet:

@@ -131,7 +131,7 @@ class VE(SDE):
         return (self.T * (-0.5 * target - smallest) / self._log_ratio()).to(checks.result_dtype(log_snr))
 
     def discretize(self, n: int) -> Chain:
-        """SMLD's chain: σ_i from σ_min to σ_max, n levels in geometric progression (Song et al. 2021, eq. 8, appendix C)."""
+        """SMLD's chain: σ_i from σ_min to σ_max, n levels in geometric progression (Song et al. 2021, eq. 8)."""
         times = _levels(n, self.T, least=2)
         sigma = self.sigma(torch.linspace(0, self.T, n, dtype=torch.float64))
         before = torch.cat([torch.zeros_like(sigma[:1]), sigma[:-1]])

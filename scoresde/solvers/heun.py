@@ -58,14 +58,14 @@ class Heun(Solver):
         """One step; two evaluations, one where σ(s) = 0 (the slope there is 0/0)."""
         sde, gamma = process.sde, state
         ratio_t = sde.sigma(t) / sde.alpha(t)
-        if gamma and self.churn_min <= float(ratio_t) <= self.churn_max:
+        if gamma and self.churn_min <= ratio_t.item() <= self.churn_max:
             x, t = self._raise(process, x, t, (1 + gamma) * ratio_t, noise)
         alpha_t, alpha_s = sde.alpha(t), sde.alpha(s)
         ratio_s = sde.sigma(s) / alpha_s
         length = ratio_s - sde.sigma(t) / alpha_t
         slope = process.noise(x, t)
         after = (alpha_s / alpha_t) * x + alpha_s * length * slope
-        if float(ratio_s) > 0:
+        if ratio_s.item() > 0:
             after = after + 0.5 * alpha_s * length * (process.noise(after, s) - slope)
         return after, gamma
 
@@ -73,10 +73,10 @@ class Heun(Solver):
         """Add noise until σ/α is ``ratio``, or its value at T if that is less."""
         sde = process.sde
         highest = (-0.5 * sde.log_snr(sde.T)).exp()
-        if not float(ratio) < float(highest):
+        if not ratio.item() < highest.item():
             ratio = highest
         up = sde.t_of_log_snr(-2 * ratio.log())
-        if not float(up) > float(t):
+        if not up.item() > t.item():
             return x, t
         mean, std = sde.transition(x, t, up)
         return mean + self.churn_noise * std * noise.normal(x), up

@@ -20,10 +20,11 @@ class Langevin:
 
         x <- x + τ s(x, t) + sqrt(2τ) z,        τ = 2 (r σ(t))²
 
-    This is the corrector of Song et al. 2021 (arXiv:2011.13456, Alg. 4; Alg. 5 has a further factor 1 - β_i), τ = 2 (r |z|/|s|)², with |z|/|s| replaced
-    by σ, the value it has where noise dominates: the step then depends on no other sample of the batch and the bias
-    is known. On a Gaussian of variance c along a direction the stationary variance is c / (1 - τ/(2c)); since
-    c >= σ², the relative bias is at most r² / (1 - r²) (unadjusted Langevin on a Gaussian: Wibisono 2018, arXiv:1802.08089).
+    This is the corrector of Song et al. 2021 (arXiv:2011.13456, Alg. 4), τ = 2 (r |z|/|s|)², with |z|/|s| replaced by
+    σ, the value it has where noise dominates: the step then depends on no other sample of the batch and the bias is
+    known. (Their Alg. 5, for VP, has a further factor 1 - β_i.) On a Gaussian of variance c along a direction the
+    stationary variance is c / (1 - τ/(2c)) (Wibisono 2018, arXiv:1802.08089, on the unadjusted chain); since
+    c >= σ², the relative bias is at most r² / (1 - r²).
 
     Args:
         snr: the signal-to-noise ratio r, below 1.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from scoresde import checks
 from scoresde.noise import Noise
 from scoresde.reverse import Reverse
+from scoresde.score import model_of
 from scoresde.solvers.base import Solver, only_ode
 
 
@@ -194,6 +195,5 @@ def _explain(solver: ProbabilityFlow, message: str) -> str:
 
 def parameters(process: Reverse) -> tuple[nn.Parameter, ...]:
     """What the adjoint differentiates besides the state: the parameters of the score, if it is a model."""
-    score = getattr(process.score, "score", process.score)  # under the counter
-    module = getattr(score, "model", score)
-    return tuple(module.parameters()) if isinstance(module, nn.Module) else ()
+    module = model_of(process.score)
+    return () if module is None else tuple(module.parameters())

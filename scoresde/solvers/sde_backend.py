@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from scoresde.noise import BrownianNoise, Noise
 from scoresde.reverse import Reverse
+from scoresde.score import model_of
 from scoresde.solvers.base import Solver
 
 _ITO = ("euler", "milstein", "srk")
@@ -102,9 +103,7 @@ class _Flattened(nn.Module):
     def __init__(self, process: Reverse, event: torch.Size, start: float, sde_type: str) -> None:
         super().__init__()
         self.process, self.event, self.start, self.sde_type = process, event, start, sde_type
-        score = getattr(process.score, "score", process.score)  # under the counter
-        module = getattr(score, "model", score)
-        self.module = module if isinstance(module, nn.Module) else None  # so that the adjoint finds its parameters
+        self.module = model_of(process.score)  # so that the adjoint finds its parameters
         self._last: tuple[float, Tensor, bool, Tensor] | None = None
 
     def _t(self, u: Any) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import gc
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -121,12 +122,13 @@ def accelerator(cpu: bool) -> Accelerator:
             "processes on CPUs or GPUs. Run `accelerate config` again, or use torchrun."
         )
     if found.distributed_type == DistributedType.MULTI_CPU:
-        # Gloo's threads must end before the interpreter does: a process that leaves them running now and then aborts.
+        # Gloo's threads must end before the interpreter does, or a process now and then aborts when it is done.
         atexit.unregister(_leave)
         atexit.register(_leave)
     return found
 
 
 def _leave() -> None:
+    gc.collect()  # data-parallel wrappers that are out of use, but still hold the group
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -83,7 +83,7 @@ class Run(Iterator[StepRecord]):
         resumed = self._open_folder()
         if resumed is not None:
             checkpoint.load_weights(model, checkpoint.read_tensors(resumed, checkpoint.MODEL), resumed)
-        self._objective = self._accelerator.prepare_model(Objective(model, options.weighting, precision == "bf16"))
+        self._objective: Any = self._accelerator.prepare_model(Objective(model, options.weighting, precision == "bf16"))
         self._optimizer = Optimizer(model, options.betas, options.weight_decay)
         self.ema = EMA(model, options.ema, warmup=options.ema_warmup)
         self._seconds, self._loss_steps = 0.0, 0
@@ -116,10 +116,12 @@ class Run(Iterator[StepRecord]):
             raise
 
     def close(self) -> None:
-        """Stop the workers and the progress bar; the next iteration starts them again."""
+        """Stop the workers and the progress bar; iterating a run that is not over starts them again."""
         if self._session is not None:
             self._session.bar.close()
             self._session = None
+        if self._over:  # the data-parallel wrapper holds on to the other processes
+            self._objective = None
 
     def ema_model(self) -> ScoreModel:
         """A copy of the model with the averaged weights, for generating."""

@@ -1,0 +1,431 @@
+"""log p(x), bits per dimension, encoding: against closed forms, with the one approximation (the prior) taken out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from scoresde import (
+    EDM,
+    SDE,
+    VE,
+    VP,
+    Cosine,
+    Gaussian,
+    GaussianMixture,
+    IndependentNoise,
+    LinearSDE,
+    PerSampleNoise,
+    ProbabilityFlow,
+    RectifiedFlow,
+    Reverse,
+    ScoreModel,
+    SubVP,
+    bits_per_dim,
+    decode,
+    encode,
+    log_prob,
+)
+
+SDES: list[SDE] = [VP(), SubVP(), VE(0.05, 20.0), EDM(t_min=0.05), Cosine(), RectifiedFlow(t_min=0.05)]
+SDES.append(LinearSDE(lambda t: -1 - t, lambda t: 1 + t, t_min=0.05))
+TIGHT = ProbabilityFlow(rtol=1e-7, atol=1e-7)
+# TIGHT, accumulated over some tens of steps and amplified by a divergence that integrates to log(σ_T/σ_0) per axis.
+CLOSE = {"rtol": 3e-5, "atol": 3e-5}
+
+
+def named(value: Any) -> str | None:
+    return type(value).__name__ if isinstance(value, SDE) else None
+
+
+def normals(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def gaussian(event: tuple[int, ...]) -> Gaussian:
+    d = math.prod(event)
+    root = normals(d, d, seed=1)
+    return Gaussian(normals(*event, seed=2), root @ root.mT / d + 0.2 * torch.eye(d, dtype=torch.float64))
+
+
+def mixture(event: tuple[int, ...] = (2,)) -> GaussianMixture:
+    d = math.prod(event)
+    root = normals(2, d, d, seed=1)
+    covariances = root @ root.mT / d + 0.2 * torch.eye(d, dtype=torch.float64)
+    return GaussianMixture(torch.tensor([0.3, 0.7]), normals(2, *event, seed=2), covariances)
+
+
+def points(problem: GaussianMixture, sde: SDE, n: int) -> Tensor:
+    """Samples at t_min."""
+    x0 = problem.sample(n, 3)
+    mean, std = sde.marginal(x0, sde.t_min)
+    return mean + std * normals(*x0.shape, seed=4)
+
+
+def prior_error(problem: GaussianMixture, sde: SDE, end: Tensor) -> Tensor:
+    """log π(x_T) - log p_T(x_T): what taking the prior for p_T adds, exactly."""
+    return sde.prior_log_prob(end) - problem.log_prob(end, sde, sde.T)
+
+
+# ---- the density ----
+
+
+@pytest.mark.parametrize("event", [(3,), (2, 2), (1, 2, 1)])
+@pytest.mark.parametrize("sde", SDES, ids=named)
+@torch.no_grad()
+def test_gaussian_density(sde: SDE, event: tuple[int, ...]) -> None:
+    problem = gaussian(event)
+    x = points(problem, sde, 3)
+    got = log_prob(Reverse(sde, problem.score(sde)), x, "exact", solver=TIGHT)
+    end = problem.flow(sde, x, sde.t_min, sde.T)
+    torch.testing.assert_close(got, problem.log_prob(x, sde, sde.t_min) + prior_error(problem, sde, end), **CLOSE)
+
+
+@pytest.mark.parametrize("sde", SDES, ids=named)
+@torch.no_grad()
+def test_mixture_density(sde: SDE) -> None:
+    problem = mixture()
+    x, process = points(problem, sde, 3), Reverse(sde, problem.score(sde), eta=1.0)
+    got = log_prob(process, x, "exact", solver=TIGHT)
+    error = prior_error(problem, sde, encode(process, x, solver=TIGHT))
+    torch.testing.assert_close(got, problem.log_prob(x, sde, sde.t_min) + error, **CLOSE)
+
+
+@torch.no_grad()
+def test_the_prior_is_the_only_approximation_and_is_small() -> None:
+    problem = mixture()
+    x = points(problem, VP(), 8)
+    got = log_prob(Reverse(VP(), problem.score(VP())), x, "exact", solver=TIGHT)
+    # α_T = 0.0066 shifts p_T by that times the mean, and x_T is a few: 0.0066 · 3 · 3
+    torch.testing.assert_close(got, problem.log_prob(x, VP(), VP().t_min), rtol=0, atol=0.06)
+
+
+@torch.no_grad()
+def test_hutchinson_is_exact_where_the_jacobian_is_diagonal() -> None:
+    """v_i² = 1: Rademacher vectors see the diagonal without error, so one probe will do."""
+    problem = Gaussian(normals(3, seed=2), torch.tensor([0.2, 0.5, 1.5]))
+    x, process = points(problem, VP(), 4), Reverse(VP(), problem.score(VP()))
+    exact = log_prob(process, x, "exact", solver=TIGHT)
+    for seed in (0, 1):
+        torch.testing.assert_close(log_prob(process, x, noise=seed, solver=TIGHT), exact, **CLOSE)
+
+
+@torch.no_grad()
+def test_hutchinson_is_unbiased_and_probes_are_averaged() -> None:
+    problem = gaussian((4,))
+    x, process = points(problem, VP(), 1), Reverse(VP(), problem.score(VP()))
+    exact = log_prob(process, x, "exact", solver=TIGHT)
+    # One row for each probe: 400 independent estimates of the same number in one solve.
+    many = log_prob(process, x.expand(400, 4).contiguous(), noise=IndependentNoise(0))
+    assert float(many.std()) > 0.1  # full covariance: the estimate does vary
+    assert abs(float(many.mean() - exact)) < 5 * float(many.std()) / math.sqrt(400)
+    # A Gaussian's divergence does not depend on the path, so two probes give the mean of their two estimates.
+    draws = PerSampleNoise(5)
+    one = [log_prob(process, x, noise=draws, solver=TIGHT) for _ in range(2)]
+    both = log_prob(process, x, noise=PerSampleNoise(5), probes=2, solver=TIGHT)
+    torch.testing.assert_close(both, (one[0] + one[1]) / 2, **CLOSE)
+    assert float((one[0] - one[1]).abs()) > 1e-3
+
+
+def test_noise_is_a_seed_and_does_not_touch_global_randomness() -> None:
+    problem, state = mixture((3,)), torch.get_rng_state()
+    x, process = points(problem, VP(), 3), Reverse(VP(), problem.score(VP()))
+    a, b, c = (log_prob(process, x, noise=n) for n in (1, PerSampleNoise(1), 2))
+    assert torch.equal(a, b) and not torch.allclose(a, c)
+    assert torch.equal(log_prob(process, x), log_prob(process, x, noise=0))
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@torch.no_grad()
+def test_samples_of_a_batch_do_not_mix() -> None:
+    problem = mixture((3,))
+    x, process = points(problem, VP(), 3), Reverse(VP(), problem.score(VP()))
+    rows = torch.cat([log_prob(process, x[i : i + 1], "exact", solver=TIGHT) for i in range(3)])
+    # adaptive steps are shared within a batch: the tolerance
+    torch.testing.assert_close(log_prob(process, x, "exact", solver=TIGHT), rows, **CLOSE)
+
+
+@torch.no_grad()
+def test_other_methods_and_their_options() -> None:
+    problem = gaussian((2,))
+    sde = VP(t_min=0.05)
+    x, process = points(problem, sde, 3), Reverse(sde, problem.score(sde))
+    expected = log_prob(process, x, "exact", solver=TIGHT)
+    fixed = ProbabilityFlow("rk4", options={"step_size": 0.02})
+    # fourth order with 48 steps
+    torch.testing.assert_close(log_prob(process, x, "exact", solver=fixed), expected, rtol=1e-4, atol=1e-4)
+    coarse = log_prob(process, x, "exact", solver=ProbabilityFlow("rk4", options={"step_size": 0.5}))
+    assert not torch.allclose(coarse, expected, rtol=1e-4, atol=1e-4)
+
+
+# ---- bits per dimension ----
+
+
+def test_bits_per_dim_is_its_formula() -> None:
+    problem = mixture((2, 2))
+    x, process, width = points(problem, VP(), 3), Reverse(VP(), problem.score(VP())), 2 / 255
+    got = bits_per_dim(process, x, width, dequantize=False, divergence="exact")
+    nats = log_prob(process, x, "exact")
+    # rounding
+    torch.testing.assert_close(got, -(nats / 4 + math.log(width)) / math.log(2), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("factor", [0.5, 127.5])
+@torch.no_grad()
+def test_bits_per_dim_do_not_depend_on_the_units(factor: float) -> None:
+    """Data, noise levels and bins scaled together: the same code length. In [-1, 1] or in 0..255."""
+    problem = mixture()
+    scaled = GaussianMixture(problem.weights, factor * problem.means, factor**2 * covariances(problem))
+    a, b = VE(0.05, 20.0), VE(0.05 * factor, 20.0 * factor)
+    x = points(problem, a, 3)
+    one = bits_per_dim(Reverse(a, problem.score(a)), x, 0.1, noise=3, solver=TIGHT)
+    two = bits_per_dim(Reverse(b, scaled.score(b)), factor * x, 0.1 * factor, noise=3, solver=TIGHT)
+    torch.testing.assert_close(two, one, **CLOSE)
+    assert not torch.allclose(one, bits_per_dim(Reverse(a, problem.score(a)), x, 0.2, noise=3, solver=TIGHT), **CLOSE)
+
+
+def covariances(problem: GaussianMixture) -> Tensor:
+    root = normals(2, 2, 2, seed=1)
+    return root @ root.mT / 2 + 0.2 * torch.eye(2, dtype=torch.float64)
+
+
+def test_dequantisation_is_uniform_over_the_bin() -> None:
+    seen: list[Tensor] = []
+
+    def score(x: Tensor, t: Tensor) -> Tensor:
+        seen.append(x.detach())
+        return -x
+
+    x, width, n = torch.full((2000, 1), 0.3, dtype=torch.float64), 0.25, 2000
+    bits_per_dim(Reverse(VP(), score), x, width, solver=ProbabilityFlow(rtol=0.1, atol=0.1))
+    u = ((seen[0] - x) / width + 0.5).flatten().sort().values
+    assert float(u[0]) >= 0 and float(u[-1]) <= 1
+    level = (torch.arange(n) + 0.5) / n
+    # Kolmogorov-Smirnov: sqrt(n) D exceeds 2.3 once in 20000
+    assert float((u - level).abs().max()) * math.sqrt(n) < 2.3
+    seen.clear()
+    bits_per_dim(Reverse(VP(), score), x, width, dequantize=False, solver=ProbabilityFlow(rtol=0.1, atol=0.1))
+    assert torch.equal(seen[0], x)
+
+
+@torch.no_grad()
+def test_bits_bound_the_code_length_of_the_bins_from_above() -> None:
+    """Against -log2 of the bin's exact probability, for one value with 4000 draws of u."""
+    problem, sde = Gaussian(torch.zeros(1, dtype=torch.float64), 1.0), VE(1e-4, 1000.0)
+    process, x, width = Reverse(sde, problem.score(sde)), torch.full((4000, 1), 1.2, dtype=torch.float64), 1.0
+    bits = bits_per_dim(process, x, width, noise=IndependentNoise(0))
+    law = torch.distributions.Normal(0.0, 1.0)
+    exact = -math.log2(float(law.cdf(torch.tensor(1.7)) - law.cdf(torch.tensor(0.7))))
+    # E[-log2 p(x + u)] = (½(1.2² + 1/12) + ½ log 2π)/log 2, by hand
+    mean = (0.5 * (1.44 + 1 / 12) + 0.5 * math.log(2 * math.pi)) / math.log(2)
+    error = 5 * float(bits.std()) / math.sqrt(4000)
+    assert abs(float(bits.mean()) - mean) < error + 1e-3  # 1e-3: dopri5 at 1e-5 over log(1e7)
+    assert mean > exact  # Jensen
+
+
+# ---- encode and decode ----
+
+
+@pytest.mark.parametrize("sde", SDES, ids=named)
+@torch.no_grad()
+def test_encoding_is_the_flow_and_decoding_its_inverse(sde: SDE) -> None:
+    problem = gaussian((2, 2))
+    x, process = points(problem, sde, 3), Reverse(sde, problem.score(sde))
+    code = encode(process, x, solver=TIGHT)
+    torch.testing.assert_close(code, problem.flow(sde, x, sde.t_min, sde.T), **CLOSE)
+    torch.testing.assert_close(decode(process, code, solver=TIGHT), x, rtol=1e-4, atol=1e-4)  # back down: σ_T/σ_0 times
+
+
+def test_codes_of_data_are_standard_normal() -> None:
+    problem, n = mixture(), 2000
+    sde = VP()
+    code = encode(Reverse(sde, problem.score(sde)), points(problem, sde, n))
+    # 5 standard errors, and 0.0066·3 for the mean that p_T keeps
+    assert float(code.mean(0).abs().max()) < 5 / math.sqrt(n) + 0.02
+    identity = torch.eye(2, dtype=torch.float64)
+    assert float((torch.cov(code.T) - identity).abs().max()) < 5 * math.sqrt(2 / n) + 0.02
+
+
+# ---- models and conditions ----
+
+
+class ExactNetwork:
+    """E[x_0 | x] of a mixture from x/sqrt(α² + σ²) and log(σ/α); label 2 = no condition."""
+
+    def __init__(self) -> None:
+        data = mixture()
+        self.scores = [data.score(EDM(T=1e6), k) for k in (0, 1, None)]
+
+    def __call__(self, x: Tensor, c: Tensor, label: Tensor) -> Tensor:
+        sigma = c.exp()
+        raw = x * (1 + sigma[:, None] ** 2).sqrt()
+        chosen = nn.functional.one_hot(label.expand(len(x)), 3).T[:, :, None]
+        scores = torch.stack([score(raw, sigma) for score in self.scores])
+        return raw + sigma[:, None] ** 2 * (chosen * scores).sum(0)
+
+
+@torch.no_grad()
+def test_models_bound_models_and_processes_are_one() -> None:
+    sde, data = VP(), mixture()
+    model = ScoreModel(ExactNetwork(), sde, "x0", sigma_data=1.0)
+    x = points(data, sde, 3)
+    label = torch.tensor([0, 1, 0])
+    bound = model.bind(label=label)
+    for call in (
+        lambda source, **cond: log_prob(source, x, **cond),
+        lambda source, **cond: bits_per_dim(source, x, 0.1, **cond),
+        lambda source, **cond: encode(source, x, **cond),
+        lambda source, **cond: decode(source, x, **cond),
+    ):
+        a, b, c = call(model, label=label), call(bound), call(Reverse(sde, bound))
+        assert torch.equal(a, b) and torch.equal(a, c)
+    # and a condition's density is its component's
+    for k in (0, 1):
+        got = log_prob(model, x, "exact", label=torch.tensor(k), solver=TIGHT)
+        part = Gaussian(data.means[k], covariances(data)[k])
+        error = prior_error(part, sde, part.flow(sde, x, sde.t_min, sde.T))
+        torch.testing.assert_close(got, part.log_prob(x, sde, sde.t_min) + error, **CLOSE)
+
+
+# ---- gradients ----
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 6, dtype=torch.float64), nn.Linear(6, 2, dtype=torch.float64)
+        with torch.no_grad():
+            for i, p in enumerate(self.parameters()):
+                p.copy_(0.3 * normals(*p.shape, seed=i))
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        return self.second(torch.tanh(self.first(torch.cat([x, c[:, None].to(x)], 1))))
+
+
+@pytest.mark.parametrize("function", ["log_prob", "hutchinson", "encode", "decode"])
+def test_gradients_direct_and_by_the_adjoint(function: str) -> None:
+    def gradients(adjoint: bool) -> Tensor:
+        model = ScoreModel(Net(), VP(t_min=0.1), "v")
+        x = normals(2, 2, seed=7).requires_grad_(True)
+        solver = ProbabilityFlow(rtol=1e-6, atol=1e-6, adjoint=adjoint)
+        value = {
+            "log_prob": lambda: log_prob(model, x, "exact", solver=solver),
+            "hutchinson": lambda: log_prob(model, x, solver=solver),
+            "encode": lambda: encode(model, x, solver=solver),
+            "decode": lambda: decode(model, x, solver=solver),
+        }[function]()
+        grads = torch.autograd.grad((value * normals(*value.shape, seed=8)).sum(), [x, *model.parameters()])
+        return torch.cat([g.flatten() for g in grads])
+
+    direct, adjoint = gradients(False), gradients(True)
+    # tolerance of both solves, over some tens of steps
+    assert float((direct - adjoint).norm() / direct.norm()) < 1e-3
+    assert float(direct[4:].norm()) > 0
+
+
+def test_the_gradient_of_log_prob_is_the_score() -> None:
+    sde, problem = VP(t_min=0.05), mixture()
+    process, x = Reverse(sde, problem.score(sde)), points(problem, sde, 2).requires_grad_(True)
+    value = log_prob(process, x, "exact", solver=TIGHT) - prior_error(problem, sde, encode(process, x, solver=TIGHT))
+    (gradient,) = torch.autograd.grad(value.sum(), x)
+    torch.testing.assert_close(gradient, problem.score(sde)(x.detach(), torch.tensor(0.05)), rtol=1e-3, atol=1e-3)
+
+
+def test_no_graph_is_kept_without_gradients() -> None:
+    problem = mixture()
+    x, process = points(problem, VP(), 2), Reverse(VP(), problem.score(VP()))
+    with torch.no_grad():
+        quiet = log_prob(process, x, "exact")
+    assert not quiet.requires_grad and not x.requires_grad
+    torch.testing.assert_close(quiet, log_prob(process, x, "exact").detach(), rtol=1e-12, atol=1e-12)  # rounding
+
+
+# ---- shapes, dtypes, refusals ----
+
+
+def test_events_without_axes_empty_batches_and_batches_of_one() -> None:
+    process = Reverse(VP(), lambda x, t: -x)
+    for divergence in ("exact", "hutchinson"):
+        assert log_prob(process, torch.zeros(3), divergence).shape == (3,)  # type: ignore[arg-type]
+        for n in (0, 1):
+            x = torch.zeros(n, 2, 2)
+            assert log_prob(process, x, divergence).shape == (n,)  # type: ignore[arg-type]
+    assert bits_per_dim(process, torch.zeros(0, 2), 0.1).shape == (0,)
+    assert encode(process, torch.zeros(0, 2)).shape == decode(process, torch.zeros(0, 2)).shape == (0, 2)
+    # N(0, I) is stationary under VP: its log-density to float32
+    expected = torch.full((1,), -2 * math.log(2 * math.pi))
+    torch.testing.assert_close(log_prob(process, torch.zeros(1, 2, 2), "exact"), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_half_precision(dtype: torch.dtype) -> None:
+    """States keep their dtype; a log-density of hundreds of nats does not fit half precision and comes in float32."""
+    process = Reverse(VP(), lambda x, t: -x)
+    x = torch.randn(2, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected = torch.distributions.Normal(0.0, 1.0).log_prob(x.float()).sum(1)
+    for divergence in ("exact", "hutchinson"):
+        got = log_prob(process, x, divergence)  # type: ignore[arg-type]
+        assert got.dtype == torch.float32
+        # each evaluation rounds 64 terms to 2^-8 (bfloat16), times the integral of β/2 = 5
+        torch.testing.assert_close(got, expected, rtol=0, atol=2.0 if dtype != torch.float32 else 0.05)
+    assert encode(process, x).dtype == decode(process, x).dtype == dtype
+    assert bool(bits_per_dim(process, x, 0.1).isfinite().all())
+
+
+PROCESS, X = Reverse(VP(), lambda x, t: -x), torch.zeros(2, 2)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "match"),
+    [
+        (lambda: log_prob(lambda x, t: -x, X), TypeError, "Reverse"),  # type: ignore[arg-type]
+        (lambda: log_prob(PROCESS, X, label=1), ValueError, "ScoreModel only"),
+        (lambda: encode(PROCESS, X, label=1), ValueError, "ScoreModel only"),
+        (lambda: log_prob(PROCESS, X, "trace"), ValueError, "divergence"),  # type: ignore[arg-type]
+        (lambda: log_prob(PROCESS, X, probes=0), ValueError, "probes"),
+        (lambda: log_prob(PROCESS, X, probes=1.5), ValueError, "probes"),  # type: ignore[arg-type]
+        (lambda: log_prob(PROCESS, X, noise="a"), TypeError, "noise"),  # type: ignore[arg-type]
+        (lambda: log_prob(PROCESS, X.long()), TypeError, "floating"),
+        (lambda: log_prob(PROCESS, X * math.nan), ValueError, "NaN"),
+        (lambda: log_prob(PROCESS, torch.tensor(0.0)), ValueError, "batch axis"),
+        (lambda: log_prob(PROCESS, X, solver=ProbabilityFlow("rk5")), ValueError, "method must be"),
+        (lambda: log_prob(PROCESS, X, solver=ProbabilityFlow("rk4")), ValueError, "step_size"),
+        (lambda: encode(PROCESS, X, solver=ProbabilityFlow("euler")), ValueError, "step_size"),
+        (lambda: decode(PROCESS, X, solver=ProbabilityFlow("euler")), ValueError, "step_size"),
+        (lambda: encode(PROCESS, X.long()), TypeError, "floating"),
+        (lambda: encode(PROCESS, X / 0), ValueError, "NaN"),
+        (lambda: decode(PROCESS, X.long()), TypeError, "floating"),
+        (lambda: decode(PROCESS, X / 0), ValueError, "NaN"),
+        (lambda: bits_per_dim(PROCESS, X, 0.0), ValueError, "bin_width"),
+        (lambda: bits_per_dim(PROCESS, X, -0.1), ValueError, "bin_width"),
+        (lambda: bits_per_dim(PROCESS, X.long(), 0.1), TypeError, "floating"),
+        (lambda: bits_per_dim(PROCESS, X, 0.1, stepsize=3), ValueError, "ScoreModel only"),
+    ],
+)
+def test_bad_input(call: Callable[[], Any], error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("score", "error", "match"),
+    [
+        (lambda x, t: -x.detach(), ValueError, "does not depend on x"),
+        (lambda x, t: torch.ones_like(x), ValueError, "does not depend on x"),
+        (lambda x, t: x[:, :1], ValueError, "shaped like x"),
+        (lambda x, t: x * math.nan, FloatingPointError, "NaN"),
+    ],
+)
+def test_bad_scores(score: Any, error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        log_prob(Reverse(VP(), score), X)
+    fixed = ProbabilityFlow("euler", options={"step_size": 0.1})
+    if error is FloatingPointError:
+        for function in (log_prob, encode, decode):
+            with pytest.raises(FloatingPointError):
+                function(Reverse(VP(), score), X, solver=fixed)
