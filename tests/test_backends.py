@@ -37,6 +37,8 @@ from scoresde import (
     Solver,
     SubVP,
     TorchSDE,
+    classifier,
+    classifier_free,
     grids,
 )
 from scoresde.solvers import sde_backend
@@ -235,6 +237,25 @@ def test_ode_adjoint_gradients_equal_direct_ones(bound: bool) -> None:
     adjoint = gradients(ProbabilityFlow(**tight, adjoint=True), bound, 0.0, 2, None)
     for a, b in zip(adjoint, direct, strict=True):
         assert relative(a, b) < 1e-4  # tolerance of both solves, accumulated over some tens of steps
+
+
+def test_adjoint_gradients_reach_parameters_through_guidance() -> None:
+    class Conditional(Net):
+        null_conditions = {"label": 0}  # noqa: RUF012
+
+        def forward(self, x: Tensor, c: Tensor, label: Tensor) -> Tensor:  # type: ignore[override]
+            return super().forward(x, c) * (1 + 0.3 * label[:, None])
+
+    def gradients(adjoint: bool) -> list[Tensor]:
+        sde = VP(t_min=0.3)
+        model = ScoreModel(Conditional(), sde, "v")
+        score = classifier(classifier_free(model, 2.0, label=1), lambda x, t: -0.5 * x.square().sum(1), 0.5)
+        solver = ProbabilityFlow(rtol=1e-6, atol=1e-6, adjoint=adjoint)
+        end = solver.solve(Reverse(sde, score, 0.0), normals(3, 2), torch.tensor([1.0, 0.3])).x
+        return list(torch.autograd.grad(end.square().sum(), list(model.parameters())))
+
+    for a, b in zip(gradients(True), gradients(False), strict=True):
+        assert relative(a, b) < 1e-4  # tolerance of both solves
 
 
 @pytest.mark.parametrize(("method", "path"), [("euler", False), ("midpoint", False), ("reversible_heun", True)])

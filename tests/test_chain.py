@@ -159,6 +159,19 @@ def test_between_levels_the_logarithm_of_alpha_and_the_noise_ratio_are_linear(pa
     assert sde.g(t).item() == pytest.approx(sde.alpha(t).item() * math.sqrt(growth), rel=1e-9)
 
 
+@pytest.mark.parametrize("make", CHAINS.values(), ids=CHAINS)
+def test_coefficients_at_a_level_are_those_of_the_step_that_ends_there(make: Callable[[], Chain]) -> None:
+    """A reverse step from level i to i - 1 takes its drift and rate at i."""
+    chain = make()
+    sde, t = ChainSDE(chain), chain.times
+    width = torch.cat([t[:1], t.diff()])
+    noise = (chain.sigma / chain.alpha) ** 2
+    growth = torch.cat([noise[:1], noise.diff()]) / width
+    torch.testing.assert_close(sde.f(t), chain.ratio.log() / width, rtol=1e-9, atol=1e-12)  # differences of log α
+    torch.testing.assert_close(sde.g(t), chain.alpha * growth.sqrt(), rtol=1e-9, atol=0.0)
+    assert sde.f(0.0).item() == pytest.approx(chain.ratio[0].log().item() / t[0].item(), rel=1e-9, abs=1e-12)
+
+
 def test_a_chain_of_ones_own_in_float32() -> None:
     """Kept in float64: a thousand float32 factors would leave ᾱ with four digits."""
     beta = torch.linspace(1e-4, 0.02, 1000)

@@ -83,6 +83,7 @@ def test_scale_one_is_conditional_and_zero_unconditional_at_the_price_of_one(sca
     net.net.batches.clear()
     assert torch.equal(classifier_free(net, scale, label=Y)(X, T), expected)
     assert net.net.batches == [4]
+    assert torch.equal(classifier_free(net, label=Y)(X, T), net(X, T, label=Y))  # the default is 1
 
 
 def test_a_number_is_a_label_for_the_whole_batch() -> None:

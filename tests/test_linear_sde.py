@@ -71,6 +71,35 @@ def test_against_nested_quadrature() -> None:
         assert sde.sigma(t).item() == pytest.approx(math.exp(log_alpha) * math.sqrt(ratio), rel=1e-10)
 
 
+def bump(t: Any, at: float, width: float) -> Any:
+    return torch.exp(-(((torch.as_tensor(t, dtype=torch.float64) - at) / width) ** 2))
+
+
+def bump_area(t: float, at: float, width: float) -> float:
+    """∫_0^t of the bump."""
+    return 0.5 * math.sqrt(math.pi) * width * (math.erf((t - at) / width) + math.erf(at / width))
+
+
+def test_panels_are_added_for_features_that_only_alpha_sees() -> None:
+    sde = LinearSDE(lambda t: -30 * bump(t, 1.0, 0.01), lambda t: (1 - t) ** 8)  # no noise where f acts
+    for t in (0.5, 0.99, 1.0):
+        assert sde.alpha(t).item() == pytest.approx(math.exp(-30 * bump_area(t, 1.0, 0.01)), rel=1e-10)  # the promise
+
+
+def test_panels_are_added_for_features_that_only_sigma_sees() -> None:
+    sde = LinearSDE(0.0, lambda t: torch.sqrt(1 + 50 * bump(t, 0.5, 0.01)))
+    for t in (0.2, 0.51, 1.0):
+        assert sde.sigma(t).item() == pytest.approx(math.sqrt(t + 50 * bump_area(t, 0.5, 0.01)), rel=1e-10)
+
+
+def test_small_times_keep_their_relative_accuracy() -> None:
+    """At t = 0.01 the bump is 1e-8 of σ², later it is nothing: only early times ask for panels."""
+    sde = LinearSDE(0.0, lambda t: torch.sqrt(t**4 + 1e-15 * bump(t, 5e-3, 1e-4)))
+    for t in (6e-3, 1e-2, 1.0):
+        exact = math.sqrt(t**5 / 5 + 1e-15 * bump_area(t, 5e-3, 1e-4))
+        assert sde.sigma(t).item() == pytest.approx(exact, rel=1e-10)
+
+
 @pytest.mark.parametrize("sde", STARTING_CLEAN, ids=name)
 @pytest.mark.parametrize("of", [integrated, bare], ids=["LinearSDE", "ScheduleSDE"])
 def test_everything_else_follows(sde: SDE, of: Callable[[SDE], SDE]) -> None:

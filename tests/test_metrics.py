@@ -109,6 +109,7 @@ def test_sliced_wasserstein_closed_forms() -> None:
         3 * sliced_wasserstein(x, x + shift), rel=1e-10
     )
     one = torch.ones(1, 2, 2)
+    assert sliced_wasserstein(x[:, :1], x[:, :1] + 2, slices=1) == pytest.approx(2.0)  # on a line one direction is all
     assert sliced_wasserstein(0 * one, one, slices=4000) == pytest.approx(1.0, rel=0.05)  # |1|² / 4
 
 

@@ -432,6 +432,39 @@ def test_grids_may_end_where_no_noise_is_left(solver: Solver) -> None:
     assert torch.equal(a.x, b.x) and a.nfe == b.nfe
 
 
+@pytest.mark.parametrize("solver", default_solvers(), ids=lambda s: type(s).__name__)
+def test_a_score_in_another_dtype_does_not_change_the_state(solver: Solver) -> None:
+    for wide in (torch.float64, torch.bfloat16):
+        process = Reverse(VP(), lambda x, t: -x.to(wide), solver.default_eta)  # noqa: B023
+        solution = solver.solve(process, torch.ones(2, 2), torch.tensor([1.0, 0.5, 0.1]), 0, denoise=True)
+        assert solution.x.dtype == torch.float32
+
+
+@pytest.mark.parametrize("sde", [VP(), VE(), EDM(), Cosine()], ids=lambda s: type(s).__name__)
+def test_the_process_written_out_for_one_time_and_for_each(sde: SDE) -> None:
+    data, x = mixture(), normals(1)[0]
+    score, t = data.score(sde), torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64) * sde.T
+    for eta in (0.0, 0.5, 1.0, 2.0):
+        process = Reverse(sde, score, eta)
+        f, g, s = sde.f(t)[:, None], sde.g(t)[:, None], score(x, t)
+        torch.testing.assert_close(process.drift(x, t), f * x - 0.5 * (1 + eta**2) * g**2 * s, **ROUNDING)
+        torch.testing.assert_close(process.diffusion(t), eta * sde.g(t), **ROUNDING)
+        alpha, sigma = sde.alpha(t)[:, None], sde.sigma(t)[:, None]
+        torch.testing.assert_close(process.noise(x, t), -sigma * s, **ROUNDING)
+        torch.testing.assert_close(process.denoise(x, t), (x + sigma**2 * s) / alpha, **ROUNDING)
+        for i in range(3):
+            for method in (process.drift, process.noise, process.denoise):
+                torch.testing.assert_close(method(x, t)[i : i + 1], method(x[i : i + 1], t[i]), **ROUNDING)
+    # E[x_0 | x_t] of a mixture: Σ_k p(k | x) [μ_k + c α/(α² c + σ²) (x - α μ_k)], by hand
+    means, c = data.means, torch.tensor([0.1, 0.3]).double()
+    for i in range(3):
+        a, v = sde.alpha(t[i]), sde.alpha(t[i]) ** 2 * c + sde.sigma(t[i]) ** 2
+        away = x[i] - a * means
+        weight = (data.weights.log() - away.square().sum(1) / (2 * v) - v.log()).softmax(0)
+        expected = (weight[:, None] * (means + (c * a / v)[:, None] * away)).sum(0)
+        torch.testing.assert_close(Reverse(sde, score).denoise(x, t)[i], expected, rtol=1e-8, atol=1e-8)
+
+
 def test_steps_by_hand_equal_solve() -> None:
     sde, z = VP(), normals(4)
     process, grid = Reverse(sde, mixture().score(sde)), grids.uniform(sde, 3)

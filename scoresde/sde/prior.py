@@ -54,10 +54,9 @@ def prior_mismatch(sde: SDE, x: Tensor) -> PriorMismatch:
     flat = _flat(x, 2)
     t = torch.tensor(sde.T, dtype=torch.float64)
     ratio = (sde.alpha(t) / sde.prior_std).item() ** 2  # the SNR at T
-    noise = (sde.sigma(t) / sde.prior_std).item() ** 2
     upper = 0.5 * ratio * flat.square().sum(1).mean().item()
     mean = flat.mean(0)
     spectrum = torch.linalg.svdvals(flat - mean) ** 2 / flat.shape[0]  # the other eigenvalues are 0 and add nothing
-    excess = ratio * spectrum + noise - 1
+    excess = ratio * spectrum  # of each eigenvalue of Cov x_T over the prior's
     gaussian = 0.5 * (excess - torch.log1p(excess)).sum().item() + 0.5 * ratio * mean.square().sum().item()
     return PriorMismatch(upper, gaussian)

@@ -1,10 +1,10 @@
 """Solvers: one loop (base), one small file for each family of steps, torchdiffeq and torchsde as backends."""
 
-from scoresde.solvers.base import Progress, Solution, Solver
+from scoresde.solvers.base import Progress, Solution, Solver, only_ode, only_sde
 from scoresde.solvers.ddim import DDIM, Ancestral
 from scoresde.solvers.euler import EulerMaruyama, ReverseDiffusion
 from scoresde.solvers.heun import Heun
-from scoresde.solvers.langevin import AnnealedLangevin, Langevin, PredictorCorrector
+from scoresde.solvers.langevin import AnnealedLangevin, Corrector, Langevin, PredictorCorrector
 from scoresde.solvers.ode_backend import ProbabilityFlow
 from scoresde.solvers.sde_backend import TorchSDE
 
@@ -12,6 +12,7 @@ __all__ = [
     "DDIM",
     "Ancestral",
     "AnnealedLangevin",
+    "Corrector",
     "EulerMaruyama",
     "Heun",
     "Langevin",
@@ -22,4 +23,6 @@ __all__ = [
     "Solution",
     "Solver",
     "TorchSDE",
+    "only_ode",
+    "only_sde",
 ]

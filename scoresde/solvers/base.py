@@ -46,7 +46,7 @@ class Solution:
 
 
 class CountedScore:
-    """A score that counts its evaluations and refuses an answer of another shape."""
+    """A score that counts its evaluations, refuses an answer of another shape and keeps x's dtype."""
 
     def __init__(self, score: Score) -> None:
         self.score, self.nfe = score, 0
@@ -57,7 +57,7 @@ class CountedScore:
         if not isinstance(out, Tensor) or out.shape != x.shape:
             got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
             raise ValueError(f"the score must return a tensor shaped like x, {tuple(x.shape)}; it returned {got}.")
-        return out
+        return out.to(x.dtype)
 
 
 @dataclass(frozen=True)

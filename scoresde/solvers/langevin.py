@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
@@ -12,6 +12,14 @@ from scoresde.noise import Noise
 from scoresde.reverse import Reverse
 from scoresde.solvers.base import Solver
 from scoresde.solvers.euler import ReverseDiffusion
+
+
+class Corrector(Protocol):
+    """What :class:`PredictorCorrector` asks of a corrector."""
+
+    def correct(self, process: Reverse, x: Tensor, t: Tensor, noise: Noise) -> Tensor:
+        """Move x (B, *event) so that its law comes closer to p_t, and stays there."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -72,7 +80,7 @@ class PredictorCorrector(Solver):
     """
 
     predictor: Solver = field(default_factory=ReverseDiffusion)
-    corrector: Langevin = field(default_factory=Langevin)
+    corrector: Corrector = field(default_factory=Langevin)
 
     @property
     def default_eta(self) -> float:  # type: ignore[override]
