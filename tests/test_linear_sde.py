@@ -94,9 +94,9 @@ def test_panels_are_added_for_features_that_only_sigma_sees() -> None:
 
 def test_small_times_keep_their_relative_accuracy() -> None:
     """At t = 0.01 the bump is 1e-8 of σ², later it is nothing: only early times ask for panels."""
-    sde = LinearSDE(0.0, lambda t: torch.sqrt(t**4 + 1e-15 * bump(t, 5e-3, 1e-4)))
+    sde = LinearSDE(0.0, lambda t: torch.sqrt(t**4 + 1e-15 * bump(t, 5.6e-3, 4e-5)))
     for t in (6e-3, 1e-2, 1.0):
-        exact = math.sqrt(t**5 / 5 + 1e-15 * bump_area(t, 5e-3, 1e-4))
+        exact = math.sqrt(t**5 / 5 + 1e-15 * bump_area(t, 5.6e-3, 4e-5))
         assert sde.sigma(t).item() == pytest.approx(exact, rel=1e-10)
 
 

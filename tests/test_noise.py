@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chi2, kstest
 from strategies import DTYPES, EVENTS, generator, normal, seeds
@@ -160,6 +160,7 @@ def at(noise: BrownianNoise, x: Tensor, *times: float) -> Tensor:
     return torch.stack([noise.w(x, t) for t in times], -1)
 
 
+@settings(max_examples=12)
 @given(
     seed=seeds(),
     end=st.floats(0.1, 100),

@@ -204,10 +204,12 @@ PAIRS += [(VE(), EDM), (bare(VP()), EDM)]
 
 @pytest.mark.filterwarnings("error::UserWarning")  # the range is the trained one's: nothing to warn of
 @pytest.mark.parametrize(("own", "new"), PAIRS, ids=lambda v: getattr(v, "__name__", type(v).__name__))
-@pytest.mark.parametrize("predicts", ["noise", "x0", "edm"])
-def test_score_under_another_schedule_is_exact(own: SDE, new: type[SDE], predicts: str) -> None:
+@pytest.mark.parametrize(("predicts", "sigma_data"), [("noise", 0.7), ("x0", None), ("edm", 1.3)])
+def test_score_under_another_schedule_is_exact(
+    own: SDE, new: type[SDE], predicts: str, sigma_data: float | None
+) -> None:
     other = inside(new, own)
-    model = perfect(own, predicts, None).under(other)
+    model = perfect(own, predicts, sigma_data).under(other)
     t = (other.t_min + (other.T - other.t_min) * torch.tensor([0.01, 0.2, 0.5, 0.9, 1.0])).double()
     t = t.clamp_max(other.T)
     alpha, sigma = other.alpha(t)[:, None], other.sigma(t)[:, None]
@@ -249,6 +251,16 @@ def test_probability_flow_ends_are_the_same_up_to_alpha(own: SDE, new: type[SDE]
     # the ODE tolerance of 1e-9 for each of about a hundred steps
     torch.testing.assert_close(second, first * scale[1], rtol=1e-6, atol=1e-7)
     assert first.abs().max() < 5  # on the data's scale, so the integration did carry noise to data
+
+
+def test_conditions_go_along() -> None:
+    model = ScoreModel(lambda x, c, shift=0.0: x.sin() + shift, VP())
+    other = model.under(RectifiedFlow(t_min=0.05, T=0.9))
+    x = normal(2, 3)
+    assert not torch.equal(other(x, 0.5, shift=1.0), other(x, 0.5))
+    assert torch.equal(other.bind(shift=1.0)(x, 0.5), other(x, 0.5, shift=1.0))
+    with pytest.raises(TypeError):
+        other(x, 0.5, shfit=1.0)
 
 
 def test_a_range_that_was_not_trained_is_told() -> None:

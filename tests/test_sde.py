@@ -399,7 +399,7 @@ def test_ends_where_no_signal_is_left(sde: SDE) -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    [None, "0.5", True, 1j, torch.tensor(1j), torch.tensor([True]), np.array([0.5 + 1j]), np.array(["a"]), object()],
+    [None, "0.5", True, 1j, torch.tensor(1j), torch.tensor([True]), np.array([0.5 + 1j]), np.array(["a"]), Ellipsis],
     ids=repr,
 )
 def test_times_that_are_no_numbers(bad: Any) -> None:
