@@ -11,15 +11,17 @@ every figure compares as many generated pictures, with the same labels, to them.
 from __future__ import annotations
 
 import json
-import os
+import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-import tyro
+from choices import SDES, SDEName
+from command_line import command, use_threads
+from outputs import make_folder, save_json
 from pictures import by_class, save_curve, save_gif, save_grid, tile
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -33,21 +35,14 @@ from scoresde.nn import UNet, presets
 from scoresde.times import LogNormalSigma, Stratified
 from scoresde.train import train
 
-SDES: dict[str, ss.SDE] = {
-    "vp": ss.VP(),
-    "subvp": ss.SubVP(),
-    "ve": ss.VE(),
-    "cosine": ss.Cosine(),
-    "edm": ss.EDM(),
-    "rectified-flow": ss.RectifiedFlow(),
-}
+QUANTILE = 0.05  # a generated digit is called memorised if it is closer to a training digit than 95 % of real ones are
 
 
 @dataclass
 class Config:
     """Train a class-conditional score model on scikit-learn's digits, then generate and measure."""
 
-    sde: Literal["vp", "subvp", "ve", "cosine", "edm", "rectified-flow"] = "vp"
+    sde: SDEName = "vp"
     """The SDE that turns digits into noise."""
     out: Path | None = None
     """Folder for everything that is written; default runs/digits-SDE."""
@@ -73,6 +68,16 @@ class Config:
     """Of everything: split, weights, training, sampling."""
     threads: int = 0
     """Threads of torch; 0 leaves its default."""
+    cpu: bool = False
+    """Stay on the CPU although there is a GPU."""
+
+    def check(self) -> None:
+        """Raise ValueError for a flag that would fail only after training."""
+        for name in ("steps", "batch_size", "width", "sde_steps", "ode_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}.")
+        if not (math.isfinite(self.guidance) and self.guidance >= 0):
+            raise ValueError(f"--guidance must be a finite number of at least 0, got {self.guidance}.")
 
 
 def load(seed: int) -> tuple[Dataset, Dataset]:
@@ -123,7 +128,7 @@ class Judge:
             "accuracy": self.accuracy(x),
             "energy_distance": distance,
             "energy_distance_over_real": distance / self.floor,
-            "memorised_share": metrics.memorised_share(x, self.train, self.held, quantile=0.05),
+            "memorised_share": metrics.memorised_share(x, self.train, self.held, quantile=QUANTILE),
         }
 
 
@@ -164,7 +169,7 @@ def fit(config: Config, sde: ss.SDE, training: Dataset, out: Path) -> ss.ScoreMo
         resume=config.resume,
         save_every=250,
         log_every=25,
-        cpu=True,
+        cpu=config.cpu,
     )
     for _ in run:
         pass
@@ -173,15 +178,15 @@ def fit(config: Config, sde: ss.SDE, training: Dataset, out: Path) -> ss.ScoreMo
 
 def generate(config: Config, model: ss.ScoreModel, judge: Judge, out: Path) -> dict[str, dict[str, Any]]:
     """For each solver, guided and not: pictures and figures."""
-    shape, labels = tuple(judge.held.shape), judge.labels
+    shape, labels, device = tuple(judge.held.shape), judge.labels, next(model.parameters()).device
     report: dict[str, dict[str, Any]] = {}
     for name, (solver, grid, steps) in solvers(config).items():
         for kind, scale in (("unguided", 1.0), ("guided", config.guidance)):
-            score = ss.classifier_free(model, scale=scale, label=labels)
+            score = ss.classifier_free(model, scale=scale, label=labels.to(device))
             start = time.perf_counter()
             solution = ss.sample(model.sde, score, shape, solver=solver, steps=steps, grid=grid, seed=config.seed)
             seconds = time.perf_counter() - start
-            x = judge.levels(solution.x)
+            x = judge.levels(solution.x.cpu())
             figures = {"nfe": solution.nfe, "seconds": round(seconds, 2), "samples": len(x), **judge(x)}
             report.setdefault(name, {})[kind] = figures
             print(
@@ -197,7 +202,7 @@ def generate(config: Config, model: ss.ScoreModel, judge: Judge, out: Path) -> d
 
 def animate(config: Config, model: ss.ScoreModel, judge: Judge, out: Path) -> None:
     """A GIF of noise becoming digits along the reverse SDE."""
-    labels = torch.arange(10).repeat_interleave(10)
+    labels = torch.arange(10, device=next(model.parameters()).device).repeat_interleave(10)
     solution = ss.sample(
         model.sde,
         ss.classifier_free(model, scale=config.guidance, label=labels),
@@ -221,8 +226,9 @@ def animate(config: Config, model: ss.ScoreModel, judge: Judge, out: Path) -> No
 
 def bits(model: ss.ScoreModel, held: Dataset, seed: int) -> dict[str, float]:
     """Bits/dim of held-out digits by the probability-flow ODE: given their labels, and without."""
-    batch, width = held[:], held.scaling.bin_width
+    device, width = next(model.parameters()).device, held.scaling.bin_width
     assert width is not None
+    batch = {name: value.to(device) for name, value in held[:].items()}
     loose = ss.ProbabilityFlow(rtol=1e-3, atol=1e-3)
     null = torch.full_like(batch["label"], 10)
     with torch.no_grad():
@@ -235,11 +241,10 @@ def bits(model: ss.ScoreModel, held: Dataset, seed: int) -> dict[str, float]:
 def main(config: Config) -> None:
     """Train, generate, measure, write."""
     start = time.perf_counter()
-    if config.threads:
-        torch.set_num_threads(config.threads)
-    out = Path("runs") / f"digits-{config.sde}" if config.out is None else config.out
-    out.mkdir(parents=True, exist_ok=True)
-    sde = SDES[config.sde]
+    config.check()
+    use_threads(config.threads)
+    out = make_folder(Path("runs") / f"digits-{config.sde}" if config.out is None else config.out)
+    sde = SDES[config.sde]()
     training, held = load(config.seed)
     judge = Judge(training, held, config.seed)
     print(f"independent classifier on held-out real digits: accuracy {judge.accuracy_real:.4f}")
@@ -260,17 +265,15 @@ def main(config: Config) -> None:
         "parameters": sum(p.numel() for p in model.parameters()),
         "classifier_accuracy_on_held_out_real": judge.accuracy_real,
         "energy_distance_real_vs_real": {"mean": judge.floor, "std": judge.floor_std},
-        "memorised_share_of_held_out_real": 0.05,
+        "memorised_share_of_held_out_real": judge(judge.held)["memorised_share"],
         "solvers": results,
         "bits_per_dim_held_out": bits(model, held, config.seed),
         "seconds": {"training": round(trained, 1), "total": round(time.perf_counter() - start, 1)},
     }
-    part = out / "report.json.part"
-    part.write_text(json.dumps(report, indent=2) + "\n")
-    os.replace(part, out / "report.json")
+    save_json(out / "report.json", report)
     print(f"bits/dim of held-out digits: {report['bits_per_dim_held_out']}")
     print(f"{report['seconds']['total']:.0f} s in all; pictures and report.json are in {out}")
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Config))
+    command(main, Config)

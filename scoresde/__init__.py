@@ -1,7 +1,7 @@
 """Score-based diffusion in continuous time: any SDE, any solver, any guidance, checked against exact answers."""
 
 from scoresde import grids, losses, metrics, problems, times
-from scoresde.guidance import classifier, classifier_free
+from scoresde.guidance import NoisyClassifier, classifier, classifier_free
 from scoresde.likelihood import bits_per_dim, decode, encode, log_prob
 from scoresde.losses import dsm_loss
 from scoresde.noise import BrownianNoise, IndependentNoise, Noise, PerSampleNoise
@@ -63,6 +63,7 @@ __all__ = [
     "Langevin",
     "LinearSDE",
     "Noise",
+    "NoisyClassifier",
     "PerSampleNoise",
     "PredictorCorrector",
     "ProbabilityFlow",

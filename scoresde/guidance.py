@@ -12,6 +12,7 @@ from torch import Tensor
 
 from scoresde import checks
 from scoresde.score import Score, ScoreModel
+from scoresde.sde import SDE, spread
 
 
 def classifier(
@@ -63,6 +64,33 @@ class ClassifierGuided:
         if gradient is None:
             raise ValueError(_CONSTANT)
         return base + self.scale * gradient
+
+
+@dataclass(frozen=True, eq=False)
+class NoisyClassifier:
+    """log p(k | x_t = x) by a noise-conditional network: what :func:`classifier` takes, with ``label``.
+
+    The network is called as a ScoreModel calls its own, ``net(x, c)`` with c = log(σ/α) (B,), and answers logits
+    (B, K): a :class:`scoresde.nn.NoiseClassifier`, or an ``MLP(dim, out_dim=K)`` for vectors.
+
+    Args:
+        net: the network.
+        sde: the SDE whose x_t it is shown.
+        sigma_data: standard deviation of the data: the network sees x / sqrt(α² σ_data² + σ²). None for x itself.
+    """
+
+    net: Callable[[Tensor, Tensor], Tensor]
+    sde: SDE
+    sigma_data: float | None = None
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        time = checks.time(t, self.sde.t_max, what=type(self.sde).__name__)
+        checks.same_batch(time, checks.state(x))
+        alpha, sigma = self.sde.alpha(time), self.sde.sigma(time)
+        if self.sigma_data is not None:
+            x = x * spread((alpha**2 * self.sigma_data**2 + sigma**2).rsqrt(), x)
+        c = (sigma / alpha).log().to(device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
+        return self.net(x, c.expand(x.shape[0]) if c.ndim == 0 else c).log_softmax(1)
 
 
 _CONSTANT = (

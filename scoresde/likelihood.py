@@ -53,7 +53,7 @@ def log_prob(
         x: (B, *event).
         divergence: "exact" takes one backward pass for each of the event's D entries; "hutchinson" estimates the
             trace without bias from ``probes`` Rademacher vectors, the same along the whole path (eq. 40).
-        noise: source of those vectors.
+        noise: source of those vectors; a seed's own stream "probe", independent of what it gives a sampler.
         probes: how many are averaged.
         solver: torchdiffeq's method and tolerances; default dopri5 at 1e-5.
         cond: conditions, with a ScoreModel.
@@ -74,7 +74,7 @@ def log_prob(
     size = math.prod(x.shape[1:])
     directions: list[Tensor] = []
     if divergence == "hutchinson":
-        draws = as_noise(noise)
+        draws = as_noise(noise, "probe")
         directions = [draws.normal(x).sign() for _ in range(probes)]
 
     def rate(t: Tensor, state: Tensor, log_det: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,17 +143,16 @@ def bits_per_dim(
         source: as in :func:`log_prob`.
         x: (B, *event), the centres of the bins, in the model's units.
         bin_width: Δ, the distance between neighbouring values in those units: 2/255 for 8-bit images in [-1, 1].
-        noise: source of u and of the Hutchinson vectors.
+        noise: source of u (stream "dequantise") and of the Hutchinson vectors (stream "probe").
         dequantize: add u; leave it out where x carries it already.
         keywords: passed on to :func:`log_prob`.
     """
     checks.positive(bin_width, name="bin_width")
     checks.state(x, values=True)
-    draws = as_noise(noise)
     if dequantize:
-        x = x + bin_width * (torch.special.ndtr(draws.normal(x)) - 0.5)
+        x = x + bin_width * (torch.special.ndtr(as_noise(noise, "dequantise").normal(x)) - 0.5)
     size = math.prod(x.shape[1:])
-    nats = log_prob(source, x, noise=draws, **keywords)
+    nats = log_prob(source, x, noise=noise, **keywords)
     return -(nats + size * math.log(bin_width)) / (size * math.log(2))
 
 

@@ -3,10 +3,14 @@
 A solver asks its noise for standard normals: ``initial`` for the prior, ``between`` for the Wiener increment of a
 step, ``normal`` for anything that belongs to no time interval (Langevin steps, churn). Nothing reads or moves torch's
 global generators.
+
+A seed means an independent stream for each use: the prior's normals, a solver's, a likelihood's probes and a data
+set's samples share nothing, though all are given the same integer. See :meth:`Noise.stream`.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -38,9 +42,32 @@ class Noise(ABC):
         """
         return self.normal(x)
 
+    def stream(self, purpose: str) -> Noise:
+        """The source of normals for another use than a solver's, such as "probe" or "data".
+
+        A noise keyed by a seed answers one that shares no draw with itself, the same object for the same purpose, so
+        its draws move on. By default the noise itself, which is right where every draw is new anyway.
+        """
+        return self
+
+    def path(self, T: float) -> BrownianNoise:
+        """A Brownian path on [0, T] driven by this noise, a new one at each call; a path answers itself."""
+        return BrownianNoise(drawn_seed(self), T)
+
+    def check(self, grid: Tensor) -> None:  # noqa: B027 (most noises serve every grid)
+        """Raises ValueError where this noise cannot serve the steps of ``grid`` (n + 1,); called before any work."""
+
+
+def drawn_seed(noise: Noise) -> int:
+    """An integer from the noise's own stream, to seed a generator that is not ours."""
+    draws = noise.normal(torch.zeros(2, 2, dtype=torch.float64))
+    return int(draws.abs().sum().item() * 2.0**40)
+
 
 class IndependentNoise(Noise):
     """The fastest: draws from one generator for each device, all samples of a batch together.
+
+    ``initial`` and ``normal`` continue one stream: use one object for a run, not two with the same seed.
 
     Args:
         seed: an integer, or a torch.Generator whose stream is continued (it fixes the device of the draws).
@@ -49,10 +76,27 @@ class IndependentNoise(Noise):
     def __init__(self, seed: int | torch.Generator = 0) -> None:
         self._seed = seed if isinstance(seed, torch.Generator) else _as_seed(seed)
         self._generators: dict[torch.device, torch.Generator] = {}
+        self._streams: dict[str, Noise] = {}
+
+    def stream(self, purpose: str) -> Noise:
+        """From a seed: a stream of its own. A generator given from outside is continued."""
+        if isinstance(self._seed, torch.Generator):
+            return self
+        if purpose not in self._streams:
+            self._streams[purpose] = IndependentNoise(_digest(self._seed, purpose))
+        return self._streams[purpose]
+
+    def path(self, T: float) -> BrownianNoise:
+        """A new path, its seed drawn from the generator."""
+        generator = self._generator(torch.device("cpu"))
+        draw = torch.randint(2**62, (), generator=generator, device=generator.device)
+        return BrownianNoise(int(draw), T)
 
     def _generator(self, device: torch.device) -> torch.Generator:
         if isinstance(self._seed, torch.Generator):
             return self._seed
+        if device not in self._generators:
+            device = torch.empty(0, device=device).device  # "cuda" is the current one of its devices: name that one
         if device not in self._generators:
             self._generators[device] = torch.Generator(device).manual_seed(self._seed)
         return self._generators[device]
@@ -68,8 +112,10 @@ class IndependentNoise(Noise):
 class PerSampleNoise(Noise):
     """Sample i of a batch draws from its own stream (seed, first + i): the same sample in any batch, on any device.
 
-    A counter-based generator: draw number k of element j of sample i is a hash of (seed, first + i, k, j), so a batch
-    of 1000 costs no 1000 generators and batch splits agree bit for bit in the noise.
+    A counter-based generator: draw number k of element j of sample i is a hash of (seed, role, first + i, k, j), so a
+    batch of 1000 costs no 1000 generators and batch splits agree bit for bit in the noise. ``initial`` and ``normal``
+    are two roles, each with its own count k: ``prior_sample(shape, s)`` followed by ``solve(..., s)`` draws what one
+    object PerSampleNoise(s) would draw in both, and the solver's normals are independent of x_T.
 
     Args:
         seed: an integer.
@@ -79,37 +125,67 @@ class PerSampleNoise(Noise):
     def __init__(self, seed: int = 0, *, first: int = 0) -> None:
         if not isinstance(first, (int, np.integer)) or first < 0:
             raise ValueError(f"first must be a whole number of at least 0, got {first}.")
-        self._seed, self._first, self._draws = _as_seed(seed), int(first), 0
+        self._key: tuple[int, ...] = (_as_seed(seed),)
+        self._first = int(first)
+        self._drawn = {_INITIAL: 0, _NORMAL: 0, _PATH: 0}
+        self._streams: dict[str, PerSampleNoise] = {}
 
     def initial(self, shape: Shape, *, dtype: torch.dtype, device: torch.device) -> Tensor:
-        draw, self._draws = self._draws, self._draws + 1
-        return counter_normal(shape, (self._seed, draw), first=self._first, dtype=dtype, device=device)
+        return counter_normal(shape, self._next(_INITIAL), first=self._first, dtype=dtype, device=device)
 
     def normal(self, x: Tensor) -> Tensor:
-        return self.initial(tuple(x.shape), dtype=x.dtype, device=x.device)
+        key = self._next(_NORMAL)
+        return counter_normal(tuple(x.shape), key, first=self._first, dtype=x.dtype, device=x.device)
+
+    def stream(self, purpose: str) -> PerSampleNoise:
+        """Per-sample noise of the same seed and first sample, in streams of its own."""
+        if purpose not in self._streams:
+            other = PerSampleNoise(_digest(self._key[0], purpose), first=self._first)
+            self._streams[purpose] = other
+        return self._streams[purpose]
+
+    def path(self, T: float) -> BrownianNoise:
+        """A new path for each sample of the same seed and first, so that it is the same in any batch."""
+        path = BrownianNoise(self._key[0], T, first=self._first)
+        path._key = self._next(_PATH)
+        return path
+
+    def _next(self, role: int) -> tuple[int, ...]:
+        draw = self._drawn[role]
+        self._drawn[role] = draw + 1
+        return (*self._key, role, draw)
 
 
 class BrownianNoise(Noise):
     """One Brownian path for each sample, the same for all step sizes, batch splits and orders of queries.
 
     A virtual Brownian tree (Li et al. 2020, arXiv:2001.01328, section 4): w at dyadic points of [0, T] is drawn by
-    Brownian bridges whose normals are a hash of (seed, sample, node); between neighbouring points of the finest level
-    one more bridge, keyed by the time itself. Memory is O(levels), independent of the number of steps.
+    Brownian bridges whose normals are a hash of (seed, sample, node), and is linear inside a cell of the finest level,
+    of length c = T / 2**levels. The path is therefore continuous: times one rounding apart have values one rounding
+    apart (times 1/sqrt(c)). Memory is O(levels), independent of the number of steps.
+
+    An increment over h is normal with variance between h - c/2 and h; one shorter than 16 c, where more than 3 per
+    cent of the variance may be missing, is refused.
 
     Args:
         seed: an integer.
         T: end of the time range, at least ``sde.T``.
         first: index of the batch's first sample.
-        levels: the tree resolves T / 2**levels; distinct times closer than that are not jointly Gaussian.
+        levels: depth of the tree, 1 to 40.
+
+    Raises:
+        ValueError: T, first or levels out of range; :meth:`between` and :meth:`check`, for times outside [0, T] and
+            for steps shorter than 16 cells.
     """
 
-    def __init__(self, seed: int, T: float, *, first: int = 0, levels: int = 24) -> None:
+    def __init__(self, seed: int, T: float, *, first: int = 0, levels: int = 40) -> None:
         if not (math.isfinite(T) and T > 0):
             raise ValueError(f"T must be positive and finite, got {T}.")
         if not 1 <= levels <= 40:
             raise ValueError(f"levels must lie in 1..40, got {levels}.")
         self._fresh = PerSampleNoise(seed, first=first)
-        self._seed, self._first, self.T, self.levels = _as_seed(seed), first, float(T), levels
+        self._key: tuple[int, ...] = (_as_seed(seed), _PATH)
+        self._first, self.T, self.levels = int(first), float(T), levels
         self._nodes: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
         self._recent: OrderedDict[float, Tensor] = OrderedDict()
         self._kind: tuple[Shape, torch.dtype, torch.device] | None = None
@@ -120,14 +196,47 @@ class BrownianNoise(Noise):
     def normal(self, x: Tensor) -> Tensor:
         return self._fresh.normal(x)
 
+    def stream(self, purpose: str) -> PerSampleNoise:
+        """Per-sample noise of the same seed and first sample, in streams of its own."""
+        return self._fresh.stream(purpose)
+
+    def path(self, T: float) -> BrownianNoise:
+        """Itself."""
+        self._inside(T)
+        return self
+
+    def check(self, grid: Tensor) -> None:
+        """The grid must lie in [0, T], with no step shorter than 16 cells of the tree."""
+        times = grid.detach()
+        for t in (times[0].item(), times[-1].item()):
+            self._inside(t)
+        self._resolved(-times.diff().max().item())
+
     def between(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         if t.ndim or s.ndim:
             raise ValueError("a Brownian path is asked at one time for the whole batch; got per-sample times.")
         start, end = t.item(), s.item()
         if start == end:
             raise ValueError(f"an interval of no length has no normalised increment, got t = s = {start:g}.")
+        self._resolved(abs(start - end))
         difference = self._path(x, end) - self._path(x, start)
         return (difference / math.copysign(math.sqrt(abs(start - end)), start - end)).to(x.dtype)
+
+    def increment(self, x: Tensor, t: float, s: float) -> Tensor:
+        """w_s - w_t, shaped like ``x``: not normalised, over an interval of any length."""
+        return (self._path(x, s) - self._path(x, t)).to(x.dtype)
+
+    def _inside(self, t: float) -> None:
+        if not -1e-9 * self.T <= t <= self.T * (1 + 1e-9):
+            raise ValueError(f"the path lives on [0, {self.T:g}], asked at t = {t:g}; give BrownianNoise a larger T.")
+
+    def _resolved(self, length: float) -> None:
+        least = 16 * self.T / 2**self.levels
+        if not length >= least:
+            raise ValueError(
+                f"a path of {self.levels} levels on [0, {self.T:g}] resolves steps down to {least:.3g}; got one of "
+                f"{length:.3g}. Take longer steps, or {'a smaller T' if self.levels == 40 else 'more levels'}."
+            )
 
     def w(self, x: Tensor, t: float) -> Tensor:
         """The path at time t, counted from w(T) = 0 backwards, shaped like ``x``.
@@ -138,8 +247,7 @@ class BrownianNoise(Noise):
         return self._path(x, t).to(x.dtype)
 
     def _path(self, x: Tensor, t: float) -> Tensor:
-        if not -1e-9 * self.T <= t <= self.T * (1 + 1e-9):
-            raise ValueError(f"the path lives on [0, {self.T:g}], asked at t = {t:g}; give BrownianNoise a larger T.")
+        self._inside(t)
         # At least float32: the difference of two half-precision values of the path would be mostly rounding.
         kind = (tuple(x.shape), torch.promote_types(x.dtype, torch.float32), x.device)
         if kind != self._kind:  # another batch: its nodes have other shapes
@@ -163,7 +271,7 @@ class BrownianNoise(Noise):
             key = (level, round((left + width) / width))
             if key not in self._nodes:
                 self._nodes[key] = 0.5 * (low + high) + math.sqrt(self.T * width / 2) * self._draw(key, kind)
-                if len(self._nodes) > 4 * self.levels:
+                if len(self._nodes) > 3 * self.levels:  # the way to this time and to the two before
                     self._nodes.popitem(last=False)
             middle = self._nodes[key]
             self._nodes.move_to_end(key)
@@ -175,9 +283,7 @@ class BrownianNoise(Noise):
             return low
         if u == left + width:
             return high
-        part = (u - left) / width
-        leaf = self._draw((-1, int(u * 2.0**60)), kind)
-        return torch.lerp(low, high, part) + math.sqrt(self.T * width * part * (1 - part)) * leaf
+        return torch.lerp(low, high, (u - left) / width)
 
     def _node(self, level: int, index: int, kind: tuple[Shape, torch.dtype, torch.device]) -> Tensor:
         if (level, index) not in self._nodes:
@@ -187,21 +293,26 @@ class BrownianNoise(Noise):
 
     def _draw(self, key: tuple[int, int], kind: tuple[Shape, torch.dtype, torch.device]) -> Tensor:
         shape, dtype, device = kind
-        return counter_normal(shape, (self._seed, 1, *key), first=self._first, dtype=dtype, device=device)
+        return counter_normal(shape, (*self._key, *key), first=self._first, dtype=dtype, device=device)
 
 
-def as_noise(noise: Noise | torch.Generator | int) -> Noise:
+def as_noise(noise: Noise | torch.Generator | int, purpose: str = "") -> Noise:
     """A Noise as it is; a generator as IndependentNoise; a seed as PerSampleNoise.
+
+    Args:
+        noise: any of them.
+        purpose: where the normals serve another use than a solver's, its name: a seed then means another stream
+            (:meth:`Noise.stream`), so that equal seeds in two uses give independent draws.
 
     Raises:
         TypeError: anything else.
     """
     if isinstance(noise, Noise):
-        return noise
+        return noise.stream(purpose) if purpose else noise
     if isinstance(noise, torch.Generator):
         return IndependentNoise(noise)
     if isinstance(noise, (int, np.integer)) and not isinstance(noise, bool):
-        return PerSampleNoise(int(noise))
+        return as_noise(PerSampleNoise(int(noise)), purpose)
     raise TypeError(f"noise must be a Noise, a torch.Generator or an integer seed, got {type(noise).__name__}.")
 
 
@@ -209,6 +320,15 @@ def _as_seed(seed: int) -> int:
     if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool):  # numpy's integers too
         raise TypeError(f"a seed must be an integer, got {type(seed).__name__}.")
     return int(seed) & 0xFFFF_FFFF_FFFF_FFFF
+
+
+# What a draw of a seed is for: the second part of each key, so that equal seeds in different roles share nothing.
+_INITIAL, _NORMAL, _PATH = 0, 1, 2
+
+
+def _digest(seed: int, purpose: str) -> int:
+    """A seed of 64 bits for one purpose."""
+    return int.from_bytes(hashlib.blake2b(f"{seed} {purpose}".encode(), digest_size=8).digest(), "little")
 
 
 def _signed(x: int) -> int:
@@ -252,8 +372,8 @@ def counter_normal(
     pairs = (size + 1) // 2
     counter = torch.arange(1, 2 * pairs + 1, device=device) * _signed(_GAMMA)
     bits = _mix(stream[:, None] + counter)
-    # 53 random bits to the middle of one of 2^53 cells of (0, 1): the logarithm is always finite
-    uniform = ((bits >> 11) & ((1 << 53) - 1)).to(torch.float64).add_(0.5).mul_(2.0**-53)
+    # 52 random bits to the middle of one of 2^52 cells of (0, 1), exact in float64: never 0 or 1, the log is finite
+    uniform = ((bits >> 12) & ((1 << 52) - 1)).to(torch.float64).add_(0.5).mul_(2.0**-52)
     radius = uniform[:, :pairs].log().mul_(-2).sqrt_()
     angle = uniform[:, pairs:] * (2 * math.pi)
     normal = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :size]

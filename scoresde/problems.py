@@ -70,7 +70,7 @@ class GaussianMixture:
 
     def sample_labelled(self, n: int, noise: Noise | torch.Generator | int) -> tuple[Tensor, Tensor]:
         """n samples (n, *event), and the component (n,) of each."""
-        source = as_noise(noise)
+        source = as_noise(noise, "data")
         k, d = self._mu.shape
         pick = torch.special.ndtr(source.initial((n,), dtype=torch.float64, device=torch.device("cpu")))
         label = torch.searchsorted(self.weights.cumsum(0), pick).clamp_max(k - 1)
@@ -157,7 +157,7 @@ class Gaussian(GaussianMixture):
     """
 
     def __init__(self, mean: Tensor, covariance: Tensor | float) -> None:
-        mean, covariance = torch.as_tensor(mean), torch.as_tensor(covariance)
+        mean, covariance = torch.as_tensor(mean), torch.as_tensor(covariance, dtype=torch.float64)
         super().__init__(torch.ones(1), mean[None], covariance[None] if covariance.ndim else covariance)
 
     def moments(self, sde: SDE, t: Time) -> tuple[Tensor, Tensor]:
@@ -201,7 +201,7 @@ class Empirical:
 
     def sample(self, n: int, noise: Noise | torch.Generator | int) -> Tensor:
         """n samples (n, *event), with replacement."""
-        pick = as_noise(noise).initial((n,), dtype=torch.float64, device=torch.device("cpu"))
+        pick = as_noise(noise, "data").initial((n,), dtype=torch.float64, device=torch.device("cpu"))
         index = torch.searchsorted(self.weights.cumsum(0), torch.special.ndtr(pick))
         return self.data[index.clamp_max(len(self.data) - 1)]
 

@@ -150,7 +150,7 @@ def test_bad_input_on_the_command_line_ends_in_its_message(monkeypatch: pytest.M
 
 def test_what_the_library_has_is_found_by_name() -> None:
     solvers = {vars(scoresde.solvers)[name] for name in scoresde.solvers.__all__}
-    concrete = {c for c in solvers if issubclass(c, ss.Solver) and not c.__abstractmethods__}
+    concrete = {c for c in solvers if isinstance(c, type) and issubclass(c, ss.Solver) and not c.__abstractmethods__}
     assert concrete == set(choices.SOLVERS.values())
     assert choices.SOLVERS["euler-maruyama"] is ss.EulerMaruyama
     assert set(choices.SDES.values()) == {ss.VP, ss.SubVP, ss.VE, ss.Cosine, ss.EDM, ss.RectifiedFlow}
@@ -696,7 +696,8 @@ def test_digits_goes_on_after_a_kill_and_writes_everything(tmp_path: Path, monke
         time.sleep(0.02)
     script.send_signal(signal.SIGKILL)
     script.wait()
-    assert not (tmp_path / "report.json").exists()
+    log = tmp_path / "checkpoints" / "log.jsonl"
+    before = log.read_text().splitlines()[:10]
 
     # Eight held-out digits of each class are enough to see that every figure is there.
     whole = digits.load
@@ -708,8 +709,9 @@ def test_digits_goes_on_after_a_kill_and_writes_everything(tmp_path: Path, monke
 
     monkeypatch.setattr(digits, "load", load)
     digits.main(digits.Config(resume=True, **flags))
-    steps = [json.loads(line)["step"] for line in (tmp_path / "checkpoints" / "log.jsonl").read_text().splitlines()]
-    assert steps == [*range(25, 260, 25), 260]  # each line once: it went on where it had been
+    after = log.read_text().splitlines()
+    assert [json.loads(line)["step"] for line in after] == [*range(25, 260, 25), 260]
+    assert after[:10] == before  # down to the clock: steps before the checkpoint were not done again
     solvers = ["euler_maruyama", "predictor_corrector", "probability_flow_ode", "ddim", "heun"]
     pictures = [f"{solver}-{kind}.png" for solver in solvers for kind in ("guided", "unguided")]
     for name in (*pictures, "loss.png", "noise-to-digits.gif"):
@@ -730,3 +732,41 @@ def test_digits_goes_on_after_a_kill_and_writes_everything(tmp_path: Path, monke
     assert [report["solvers"][s]["guided"]["nfe"] for s in solvers if s != "probability_flow_ode"] == [3, 3, 3, 3]
     assert set(report["bits_per_dim_held_out"]) == {"given_label", "without_label"}
     assert report["classifier_accuracy_on_held_out_real"] >= 0.97  # at least 78 of the 80; 0.99 on all
+
+
+def test_the_judge_of_digits_knows_real_repeated_and_mislabelled_digits() -> None:
+    training, held = digits.load(0)
+    judge = digits.Judge(training, held, 0)
+    assert judge.accuracy_real >= 0.99
+    rows = torch.cat([torch.where(training[:]["label"] == k)[0][:1] for k in judge.labels])
+    repeated = judge(training[rows]["x"])
+    assert repeated["memorised_share"] == 1.0  # each is a training digit
+    assert repeated["accuracy"] >= 0.99  # what the classifier was fitted to
+    # as many training digits with these labels, chosen differently: a repeat of one digit of each class is far off
+    assert repeated["energy_distance_over_real"] > 3
+    real = judge(judge.held)
+    assert real["energy_distance"] == 0.0 and real["memorised_share"] == pytest.approx(digits.QUANTILE, abs=1 / 360)
+    assert judge(judge.held.roll(1, 0))["accuracy"] < 0.5  # ten classes in random order
+    # the mean of 20 draws is within 4 of its standard errors of 20 others' mean
+    other = digits.Judge(training, held, 1)
+    assert abs(judge.floor - other.floor) < 4 * (judge.floor_std**2 / 20 + other.floor_std**2 / 20) ** 0.5
+    x = judge.held + 0.4 * judge.scaling.bin_width
+    torch.testing.assert_close(judge.levels(x), judge.held)  # rounds to the level it came from
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"steps": 0}, "--steps must be at least 1"),
+        ({"sde_steps": 0}, "--sde-steps must be at least 1"),
+        ({"ode_steps": 0}, "--ode-steps must be at least 1"),
+        ({"guidance": float("nan")}, "--guidance must be a finite number"),
+        ({"threads": -1}, "--threads must be at least 0"),
+        ({"out": Path(__file__) / "out"}, "cannot write into"),
+    ],
+    ids=str,
+)
+def test_digits_refuses_before_it_starts(flags: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        digits.main(digits.Config(**{"out": tmp_path / "run", **flags}))
+    assert not list(tmp_path.rglob("log.jsonl"))

@@ -4,13 +4,13 @@
 Each has `config`, from which its constructor rebuilds it, and the generators `null_conditions`.
 """
 
-from . import presets
-from .attention import AttentionPool, SelfAttention
-from .classifier import NoiseClassifier
-from .embeddings import ConditionEmbedding, FourierFeatures, SinusoidalFeatures
-from .encoder import Encoder
-from .mlp import MLP
-from .unet import UNet
+from scoresde.nn import presets
+from scoresde.nn.attention import AttentionPool, SelfAttention
+from scoresde.nn.classifier import NoiseClassifier
+from scoresde.nn.embeddings import ConditionEmbedding, FourierFeatures, SinusoidalFeatures
+from scoresde.nn.encoder import Encoder
+from scoresde.nn.mlp import MLP
+from scoresde.nn.unet import UNet
 
 __all__ = [
     "MLP",

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .inputs import check_positive
-from .normalization import group_norm
+from scoresde.nn.inputs import check_positive
+from scoresde.nn.normalization import group_norm
 
 
 def number_of_heads(channels: int, head_width: int) -> int:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .attention import SelfAttention
-from .inputs import check_positive, check_probability
-from .normalization import group_norm
+from scoresde.nn.attention import SelfAttention
+from scoresde.nn.inputs import check_positive, check_probability
+from scoresde.nn.normalization import group_norm
 
 Conditioning = Literal["add", "adaptive"]
 

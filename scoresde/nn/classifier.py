@@ -9,12 +9,12 @@ from typing import Any, Literal
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .attention import AttentionPool
-from .blocks import Conditioning, Style
-from .embeddings import ConditionEmbedding, TimeFeatures
-from .encoder import Encoder
-from .inputs import check_positive, check_time
-from .normalization import group_norm
+from scoresde.nn.attention import AttentionPool
+from scoresde.nn.blocks import Conditioning, Style
+from scoresde.nn.embeddings import ConditionEmbedding, TimeFeatures
+from scoresde.nn.encoder import Encoder
+from scoresde.nn.inputs import check_positive, check_time
+from scoresde.nn.normalization import group_norm
 
 
 class NoiseClassifier(nn.Module):

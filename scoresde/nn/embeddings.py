@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .inputs import check_positive
+from scoresde.nn.inputs import check_positive
 
 TimeFeatures = Literal["sinusoidal", "fourier"]
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from .blocks import Stage, Style
-from .inputs import check_event, check_positive
+from scoresde.nn.blocks import Stage, Style
+from scoresde.nn.inputs import check_event, check_positive
 
 
 def resolve_levels(attention_levels: Sequence[int], levels: int) -> set[int]:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .embeddings import ConditionEmbedding, TimeFeatures
-from .inputs import check_label, check_positive, check_probability, check_time, check_vector
+from scoresde.nn.embeddings import ConditionEmbedding, TimeFeatures
+from scoresde.nn.inputs import check_label, check_positive, check_probability, check_time, check_vector
 
 
 class MLPBlock(nn.Module):

@@ -8,7 +8,7 @@ than documented. To change anything else, start from its `config`:
 
 from __future__ import annotations
 
-from .unet import UNet
+from scoresde.nn.unet import UNet
 
 
 def digits(channels: int = 1, num_classes: int | None = None, dropout: float = 0.0) -> UNet:

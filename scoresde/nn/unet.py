@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .blocks import Conditioning, Stage, Style, Upsample
-from .embeddings import ConditionEmbedding, TimeFeatures
-from .encoder import Encoder
-from .inputs import check_label, check_positive, check_time
-from .normalization import group_norm
+from scoresde.nn.blocks import Conditioning, Stage, Style, Upsample
+from scoresde.nn.embeddings import ConditionEmbedding, TimeFeatures
+from scoresde.nn.encoder import Encoder
+from scoresde.nn.inputs import check_label, check_positive, check_time
+from scoresde.nn.normalization import group_norm
 
 
 class UNet(nn.Module):

@@ -132,6 +132,7 @@ class Solver(ABC):
         grid = checks.grid(grid, process.sde.t_max)
         self.check(process)
         source = self._noise(process, noise)
+        source.check(grid)
         counted = CountedScore(process.score)
         process = dataclasses.replace(process, score=counted)
         states = [x]
