@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 import torch
 import tyro
 
-from scoresde.data import Dataset, load, load_array, load_folder, load_parquet
+from scoresde.data import Dataset, load, reader_of
 
 Config = TypeVar("Config")
 
@@ -62,13 +62,11 @@ class DataFlags:
         flags = ("label", "channels", "mode", "image_column", "label_column")
         given = {name: value for name in flags if (value := getattr(self, name)) is not None}
         given.update({name: value for name, value in options.items() if value is not None})
-        path = self.data.expanduser()
-        if path.exists():
-            reader = load_folder if path.is_dir() else load_parquet if path.suffix == ".parquet" else load_array
-            wrong = [name for name in given if name not in inspect.signature(reader).parameters]
-            if wrong:
-                raise ValueError(
-                    f"--{wrong[0].replace('_', '-')} says nothing about {path}, which is read by {reader.__name__}; "
-                    "leave it out."
-                )
-        return load(path, **given)
+        reader = reader_of(self.data)
+        wrong = [name for name in given if name not in inspect.signature(reader).parameters]
+        if wrong:
+            raise ValueError(
+                f"--{wrong[0].replace('_', '-')} says nothing about {self.data}, which is read by {reader.__name__}; "
+                "leave it out."
+            )
+        return load(self.data, **given)

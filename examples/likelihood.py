@@ -22,7 +22,7 @@ from tqdm import tqdm
 from trained import Trained, open_checkpoint
 
 import scoresde as ss
-from scoresde.data import Dataset
+from scoresde.data import Dataset, load_array, reader_of
 
 
 @dataclass(kw_only=True)
@@ -75,8 +75,7 @@ def load(config: Config, trained: Trained) -> Dataset:
     Raises:
         FileNotFoundError, TypeError, ValueError: other units, shape or classes than the model's; see ``scoresde.data``.
     """
-    array = config.data.suffix.lower() in (".npy", ".npz") and not config.data.is_dir()
-    dataset = config.load(scaling=trained.scaling if array else None)
+    dataset = config.load(scaling=trained.scaling if reader_of(config.data) is load_array else None)
     if dataset.event_shape != trained.event:
         raise ValueError(
             f"samples in {config.data} have shape {dataset.event_shape}, and the model was trained on {trained.event}."

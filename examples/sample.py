@@ -66,8 +66,8 @@ class Config:
     """Generate under another SDE than the one trained under: the same score by a change of variables."""
     sde_options: tuple[str, ...] = ()
     """Its parameters, as name=value; they need --sde."""
-    noise: Literal["per-sample", "brownian"] | None = None
-    """Fresh for each step, or one path for any number of steps; per-sample unless told, brownian for torchsde."""
+    noise: Literal["per-sample", "brownian"] = "per-sample"
+    """Fresh for each step, or one Brownian path for any number of steps."""
     denoise: bool = True
     """End with the denoised sample, one evaluation more."""
     ema: bool = True
@@ -112,10 +112,9 @@ def classes_in_turn(config: Config, trained: Trained) -> list[int] | None:
     return trained.indices(config.labels) or list(range(len(trained.classes)))
 
 
-def source(config: Config, solver: ss.Solver, sde: ss.SDE, first: int) -> ss.Noise:
+def source(config: Config, sde: ss.SDE, first: int) -> ss.Noise:
     """The randomness of the samples from number ``first`` on."""
-    kind = config.noise or ("brownian" if isinstance(solver, ss.TorchSDE) else "per-sample")
-    if kind == "brownian":
+    if config.noise == "brownian":
         return ss.BrownianNoise(config.seed, sde.T, first=first)
     return ss.PerSampleNoise(config.seed, first=first)
 
@@ -140,7 +139,7 @@ def generate(
                 solver=solver,
                 grid=times,
                 eta=config.eta,
-                noise=source(config, solver, model.sde, first),
+                noise=source(config, model.sde, first),
                 denoise=config.denoise,
                 device=trained.device,
             )

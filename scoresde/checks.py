@@ -150,6 +150,12 @@ def positive(value: float | Tensor, *, name: str) -> None:
         raise ValueError(f"{name} must be positive and finite, got {number(value):g}.")
 
 
+def count(value: int, *, name: str, least: int = 1) -> None:
+    """A whole number of at least ``least``."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}.")
+
+
 def grid(times: Tensor, upper: float) -> Tensor:
     """``times`` as a float64 tensor on the CPU: (n + 1,), strictly decreasing, inside [0, upper].
 

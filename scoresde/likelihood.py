@@ -11,10 +11,10 @@ from torch import Tensor
 from scoresde import checks
 from scoresde.noise import Noise, as_noise
 from scoresde.reverse import Reverse
-from scoresde.score import BoundScore, Score, ScoreModel
+from scoresde.score import BoundScore, Score, ScoreModel, parameters_of
 from scoresde.sde import SDE
 from scoresde.solvers.base import CountedScore
-from scoresde.solvers.ode_backend import ProbabilityFlow, integrate, parameters, spans
+from scoresde.solvers.ode_backend import ProbabilityFlow, integrate, spans
 
 Source = Reverse | ScoreModel | BoundScore
 
@@ -65,8 +65,7 @@ def log_prob(
     checks.state(x, values=True)
     if divergence not in ("hutchinson", "exact"):
         raise ValueError(f'divergence must be "hutchinson" or "exact", got {divergence!r}.')
-    if not isinstance(probes, int) or probes < 1:
-        raise ValueError(f"probes must be a whole number of at least 1, got {probes!r}.")
+    checks.count(probes, name="probes")
     solver = spans(solver or ProbabilityFlow())
     sde, score = _source(source, cond)
     score = CountedScore(score)
@@ -97,7 +96,7 @@ def log_prob(
         return f * state - half * value, f * size - half * trace
 
     times = torch.tensor([sde.t_min, sde.T], dtype=torch.float64)
-    states, log_dets = integrate(solver, rate, (x, x.new_zeros(x.shape[0])), times, parameters=parameters(process))
+    states, log_dets = integrate(solver, rate, (x, x.new_zeros(x.shape[0])), times, parameters=parameters_of(score))
     return _finite(sde.prior_log_prob(states[-1]) + log_dets[-1])
 
 
@@ -163,7 +162,7 @@ def encode(source: Source, x: Tensor, *, solver: ProbabilityFlow | None = None, 
     process = Reverse(sde, CountedScore(score), eta=0.0)
     times = torch.tensor([sde.t_min, sde.T], dtype=torch.float64)
     solver = spans(solver or ProbabilityFlow())
-    (states,) = integrate(solver, lambda t, y: process.drift(y, t), (x,), times, parameters=parameters(process))
+    (states,) = integrate(solver, lambda t, y: process.drift(y, t), (x,), times, parameters=parameters_of(score))
     return _finite(states[-1]).to(x.dtype)
 
 

@@ -69,6 +69,8 @@ def edm(sigma_data: float = 0.5) -> Weighting:
 
 WEIGHTINGS: Mapping[str, Weighting] = {
     "simple": simple,
+    "snr": snr,
+    "ncsn": ncsn,
     "likelihood": likelihood,
     "x0": x0,
     "truncated_snr": truncated_snr,
@@ -96,7 +98,8 @@ def dsm_loss(
         cond: conditions for the network.
 
     Raises:
-        TypeError, ValueError: shapes that differ, integer data, unknown weighting, times out of range.
+        TypeError, ValueError: shapes that differ, integer data, NaN or infinity in x0 or eps (looked for on the
+            CPU only), an unknown weighting or one that answers another shape than t, times out of range.
     """
     given: object = weighting
     for maker in (edm, min_snr):
@@ -109,12 +112,21 @@ def dsm_loss(
             raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)}, or a function; got {weighting!r}.")
         weighting = WEIGHTINGS[weighting]
     checks.same_shape(checks.state(x0, name="x0"), checks.state(eps, name="eps"), names="x0 and eps")
+    for name, values in {"x0": x0, "eps": eps}.items():
+        if checks.readable(values):
+            checks.finite(values, name=name)
     time = checks.time(t, model.sde.t_max, what=type(model.sde).__name__)
     if time.ndim and time.device != x0.device:
         time = time.to(x0.device)
     mean, std = model.sde.marginal(x0, time)
+    w = torch.as_tensor(weighting(model.sde, time), device=time.device)
+    if w.shape not in ((), time.shape):
+        raise ValueError(
+            f"a weighting answers one number for each time, {tuple(time.shape)} here, whatever the event; got "
+            f"{tuple(w.shape)}."
+        )
     # The residual of the noise is σ times that of the score, and is computed without dividing by σ.
     residual = model.noise(mean + std * eps, time, **cond) - eps
-    weight = weighting(model.sde, time) / model.sde.sigma(time) ** 2
+    weight = w / model.sde.sigma(time) ** 2
     total = residual.square().reshape(residual.shape[0], -1).sum(1) if residual.numel() else residual.new_zeros(len(x0))
     return total * spread(weight, total)

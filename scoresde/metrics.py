@@ -51,8 +51,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, noise: Noise | torch.Generator | in
         slices: number of directions.
     """
     a, b = _pair(x, y)
-    if not isinstance(slices, int) or slices < 1:
-        raise ValueError(f"slices must be a whole number of at least 1, got {slices!r}.")
+    checks.count(slices, name="slices")
     directions = as_noise(noise, "slices").initial((slices, a.shape[1]), dtype=torch.float64, device=a.device)
     directions = directions / directions.norm(dim=1, keepdim=True)
     p, q = ((v @ directions.T).sort(0).values for v in (a, b))

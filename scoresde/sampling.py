@@ -10,7 +10,7 @@ from torch import Tensor
 from scoresde import checks, grids
 from scoresde.noise import Noise, PerSampleNoise, as_noise
 from scoresde.reverse import Reverse
-from scoresde.score import Score, model_of
+from scoresde.score import Score, parameters_of
 from scoresde.sde import SDE
 from scoresde.solvers import Heun, Progress, Solution, Solver
 
@@ -44,7 +44,8 @@ def sample(
         steps: number of steps; ignored where ``grid`` is a tensor of times.
         grid: times, or one of :mod:`scoresde.grids`; default :func:`~scoresde.grids.karras`.
         eta: the dial of :class:`~scoresde.Reverse`; default the solver's own.
-        seed: sample i depends on (seed, i) alone, whatever the batch size; default 0. Excludes ``noise``.
+        seed: sample i depends on (seed, i) alone, whatever the batch size; default 0. Excludes ``noise``. Exceptions:
+            an adaptive ODE solver, within its tolerance, and torchsde's methods with Lévy areas ("srk", "log_ode").
         noise: any other source, e.g. ``PerSampleNoise(seed, first=64)`` for the next part of a large set.
         x: start here, at the grid's first time, instead of drawing from the prior.
         denoise: end with E[x_0 | x] at the last time, one evaluation more. Without it the samples follow p at t_min.
@@ -101,6 +102,5 @@ def _shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _device(score: Score) -> torch.device:
-    module = model_of(score)
-    parameter = None if module is None else next(module.parameters(), None)
-    return torch.device("cpu") if parameter is None else parameter.device
+    parameters = parameters_of(score)
+    return parameters[0].device if parameters else torch.device("cpu")

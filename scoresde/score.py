@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -197,6 +198,8 @@ class Transported(ScoreModel):
     def __init__(self, model: ScoreModel, sde: SDE) -> None:
         super().__init__(model.net, sde, model.predicts, model.sigma_data)
         self.trained_under: SDE = model.trained_under if isinstance(model, Transported) else model.sde
+        # In a tuple: as an attribute of its own, nn.Module would list the network's parameters a second time.
+        self._inner: tuple[ScoreModel, ...] = model._inner if isinstance(model, Transported) else (model,)
         own, new = self.trained_under, sde
         asked, seen = ([s.log_snr(t).item() for t in (s.T, s.t_min)] for s in (new, own))
         if asked[0] < seen[0] - 1e-6 or asked[1] > seen[1] + 1e-6:
@@ -216,8 +219,7 @@ class Transported(ScoreModel):
             time = time.to(x.device)
         own = self.trained_under.t_of_log_snr(self.sde.log_snr(time))
         scale = self.trained_under.alpha(own) / self.sde.alpha(time)
-        model = ScoreModel(self.net, self.trained_under, self.predicts, self.sigma_data)
-        out, k, _ = model.output(spread(scale, x) * x, own, **cond)
+        out, k, _ = self._inner[0].output(spread(scale, x) * x, own, **cond)
         return out, Affine(k.noise_x * scale, k.noise_out, k.data_x * scale, k.data_out), self.sde.sigma(time)
 
 
@@ -232,13 +234,43 @@ class BoundScore:
         return self.model(x, t, **self.cond)
 
 
-def model_of(score: object) -> nn.Module | None:
-    """The module behind a score, through conditions bound to it and guidance added; None where there is none."""
-    while not isinstance(score, nn.Module):
-        score = getattr(score, "model", None) or getattr(score, "score", None)
-        if score is None:
-            return None
-    return score
+def modules_of(score: object) -> tuple[nn.Module, ...]:
+    """Every module behind a score: its model's, a classifier's, through bound conditions and guidance.
+
+    Looks into the fields of dataclasses (such as the library's own guidances), ``functools.partial``, bound methods,
+    containers, and attributes called score, model, net, log_prob or classifier. Not seen: what a plain function or a
+    lambda has closed over; make such a function an ``nn.Module``, or an object with one of these attributes.
+    """
+    found: dict[int, nn.Module] = {}
+    seen: set[int] = set()
+
+    def look(part: object) -> None:
+        if part is None or isinstance(part, (Tensor, SDE, str, int, float)) or id(part) in seen:
+            return
+        seen.add(id(part))
+        if isinstance(part, nn.Module):
+            found[id(part)] = part
+        if isinstance(part, Mapping):
+            inside = list(part.values())
+        elif isinstance(part, (tuple, list)):
+            inside = list(part)
+        else:
+            names = [f.name for f in dataclasses.fields(part)] if dataclasses.is_dataclass(part) else []
+            inside = [getattr(part, name, None) for name in [*names, *_HOLDERS]]
+        for other in inside:
+            look(other)
+
+    look(score)
+    return tuple(found.values())
+
+
+# Where an object that is no dataclass may hold a module; the last four are functools.partial's and a bound method's.
+_HOLDERS = ("score", "model", "net", "log_prob", "classifier", "func", "args", "keywords", "__self__")
+
+
+def parameters_of(score: object) -> tuple[nn.Parameter, ...]:
+    """The parameters of :func:`modules_of`, each once."""
+    return tuple({id(p): p for module in modules_of(score) for p in module.parameters()}.values())
 
 
 def denoise(score: Score, sde: SDE, x: Tensor, t: Time) -> Tensor:

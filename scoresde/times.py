@@ -40,7 +40,7 @@ def _uniforms(u: Tensor) -> Tensor:
 
 
 def _ends(sde: SDE) -> tuple[float, float]:
-    """[t_min, T], with t_min moved off a time where σ = 0: no score lives there."""
+    """t_min and T; refuses an SDE with σ(t_min) = 0, since no score lives there."""
     low = sde.t_min
     if not sde.sigma(low) > 0:
         raise ValueError(f"{type(sde).__name__} has σ(t_min = {low:g}) = 0; train on an SDE with t_min > 0.")
@@ -125,7 +125,12 @@ class LogSNRTime:
 
 @dataclass(frozen=True)
 class LevelTime:
-    """The times of a discrete chain's levels, each equally likely: DDPM's t ∈ {1..n}, NCSN's sum over σ_i."""
+    """The noise levels σ_i/α_i of a discrete chain, each equally likely: DDPM's i ∈ {1..n}, NCSN's sum over σ_i.
+
+    A level's time is where the SDE has the level's log-SNR, so that the chain's levels are met under any SDE: for
+    ``ChainSDE(chain)`` the chain's own times, for ``VP`` and ``VP.discretize(n)`` times within O(1/n) of i T / n. A
+    level beyond the ends of [0, T], such as the last of DDPM's chain under VP by O(1/n), becomes that end.
+    """
 
     chain: Chain
 
@@ -133,7 +138,10 @@ class LevelTime:
         """Times from uniforms u (B,); the weight is 1."""
         u = _uniforms(u)
         level = (u * self.chain.n).long().clamp_max(self.chain.n - 1)
-        return Times(self.chain.times.to(u.device)[level], torch.ones_like(u))
+        levels = 2 * (self.chain.alpha.log() - self.chain.sigma.log())
+        ends = sde.log_snr(torch.tensor([sde.T, 0.0], dtype=torch.float64)).tolist()
+        times = sde.t_of_log_snr(levels.clamp(*ends).to(u.device)[level])
+        return Times(times.clamp(0.0, sde.T), torch.ones_like(u))  # a closed form may end a rounding past T
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def test_vp_discretises_to_ddpm() -> None:
     beta, bar = textbook_ddpm()
     assert chain.n == 1000
     np.testing.assert_allclose(chain.beta, beta, rtol=4 * EPS)  # the same line by another order of operations
-    assert (chain.beta[0].item(), chain.beta[-1].item()) == (pytest.approx(1e-4, rel=EPS), pytest.approx(0.02, rel=EPS))
+    assert (chain.beta[0].item(), chain.beta[-1].item()) == pytest.approx((1e-4, 0.02), rel=EPS, abs=0.0)
     np.testing.assert_allclose(chain.alpha_bar, bar, rtol=3000 * EPS)  # a product of 1000 factors
     np.testing.assert_allclose(chain.alpha_bar, chain.alpha**2, rtol=0)
     np.testing.assert_allclose(chain.sigma, np.sqrt(1 - bar), rtol=1e-9)  # 1 - ᾱ_1 = 1e-4 loses 4 digits here
@@ -231,8 +231,17 @@ def test_bad_levels() -> None:
             chain.posterior_mean(x, x, bad)  # type: ignore[arg-type]
     for sde in DEFAULTS:
         for bad in (0, -3, 2.0, True, None):
-            with pytest.raises(ValueError, match="whole number of levels"):
+            with pytest.raises(ValueError, match="number of a chain's levels, must be a whole number"):
                 sde.discretize(bad)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"β_n = 2 is not below 1: this schedule needs n >= 21, got 10"):
         VP().discretize(10)
     assert VP().discretize(21).n == 21  # the message's own advice
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a second device")
+def test_levels_may_live_on_another_device() -> None:
+    chain, level = VP().discretize(10), torch.tensor([1, 5, 10])
+    x0, x_i = normal(3, 2), normal(3, 2, seed=1)
+    assert torch.equal(chain.time(level.cuda()), chain.time(level))
+    got = chain.posterior_mean(x0.cuda(), x_i.cuda(), level.cuda())
+    torch.testing.assert_close(got.cpu(), chain.posterior_mean(x0, x_i, level))  # rounding of another device

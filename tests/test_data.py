@@ -15,7 +15,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from scoresde.data import Dataset, Scaling, from_tensors, load, load_parquet, random_flip
+from scoresde.data import (
+    Dataset,
+    Scaling,
+    from_tensors,
+    load,
+    load_array,
+    load_folder,
+    load_parquet,
+    random_flip,
+    reader_of,
+)
 
 
 def images(count: int = 6, shape: tuple[int, ...] = (3, 4, 5), levels: int = 256) -> Tensor:
@@ -284,6 +294,70 @@ def test_mode_converts_all_images(tmp_path: Path) -> None:
         assert data.shape == (3, channels, 4, 5) and bool((data == 100).all())
 
 
+def test_hidden_folders_inside_a_class_are_passed_over(tmp_path: Path) -> None:
+    write_folder(tmp_path, images(), torch.tensor([0, 0, 0, 1, 1, 1]), ["ant", "bee"])
+    (tmp_path / "ant" / ".cache").mkdir()
+    (tmp_path / "ant" / "more").mkdir()
+    (tmp_path / "ant" / ".cache" / "000.png").write_bytes(b"no image")
+    (tmp_path / "ant" / "000.png").rename(tmp_path / "ant" / "more" / "000.png")
+    label = load(tmp_path).label
+    assert label is not None and label.tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_pictures_are_turned_as_their_camera_says(tmp_path: Path) -> None:
+    from PIL import Image
+
+    pixels = np.arange(20, dtype=np.uint8).reshape(4, 5)
+    turned = Image.fromarray(np.rot90(pixels))  # lies on its left side, as a camera held upright stores it
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "turn a quarter clockwise to show"
+    turned.save(tmp_path / "a.png", exif=exif)
+    assert load(tmp_path).data[0, 0].tolist() == pixels.tolist()
+
+
+def test_wide_unsigned_integers_are_levels_and_labels_too() -> None:
+    data = torch.tensor([[0, 4], [3, 1]])
+    for dtype in (torch.uint16, torch.uint32):
+        dataset = from_tensors(data.to(dtype), torch.tensor([1, 0]).to(dtype), levels=5)
+        assert torch.equal(dataset.data, data.to(torch.uint8))
+        assert dataset.label is not None and dataset.label.tolist() == [1, 0]
+
+
+def test_the_reader_of_a_path_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("A.NPY", "b.npz", "c.Parquet", "d.csv"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "e.npy").mkdir()
+    assert reader_of("~/A.NPY") is reader_of(tmp_path / "b.npz") is load_array
+    assert reader_of("~/c.Parquet") is load_parquet and reader_of("~/e.npy") is load_folder
+    with pytest.raises(ValueError, match=r"\.csv"):
+        reader_of("~/d.csv")
+    with pytest.raises(FileNotFoundError, match=r"f\.npy"):
+        reader_of("~/f.npy")
+
+
+def test_damaged_pages_are_named_and_the_file_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow.parquet as pq
+
+    path = write_parquet(tmp_path / "set.parquet", images(), [0, 1, 2, 0, 1, 2], None)
+    pq.write_table(pq.read_table(path), path, write_page_checksum=True, compression="none")
+    files: list[Any] = []
+
+    class Watched(pq.ParquetFile):  # type: ignore[misc]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            files.append(self)
+
+    monkeypatch.setattr(pq, "ParquetFile", Watched)
+    load(path)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"IHDR") + 5] ^= 255  # inside the first picture
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"set\.parquet is damaged behind row 0"):
+        load(path)
+    assert len(files) == 2 and all(file.closed for file in files)
+
+
 @pytest.fixture
 def bad(tmp_path: Path) -> Path:
     """A folder with one of each thing that cannot be loaded."""
@@ -298,6 +372,12 @@ def bad(tmp_path: Path) -> Path:
     np.savez(tmp_path / "twice.npz", x=np.zeros((3, 2)), images=np.zeros((3, 2)))
     np.savez(tmp_path / "labelled.npz", x=images().numpy(), label=np.arange(6))
     (tmp_path / "cut.npz").write_bytes((tmp_path / "labelled.npz").read_bytes()[:300])
+    np.savez_compressed(tmp_path / "spoilt.npz", x=np.arange(60.0).reshape(6, 10))
+    spoilt = bytearray((tmp_path / "spoilt.npz").read_bytes())
+    start = 30 + int.from_bytes(spoilt[26:28], "little") + int.from_bytes(spoilt[28:30], "little")
+    spoilt[start : start + 4] = b"\xff" * 4  # the start of the compressed bytes, behind the header of the member
+    (tmp_path / "spoilt.npz").write_bytes(spoilt)
+    np.save(tmp_path / "flat.npy", np.arange(5.0))
     (tmp_path / "model.pt").write_bytes(b"")
     (tmp_path / "x.csv").write_text("1,2")
     (tmp_path / "empty").mkdir()
@@ -336,6 +416,8 @@ def bad(tmp_path: Path) -> Path:
         ("nan.npy", {}, ValueError, "NaN"),
         ("cut.npy", {}, ValueError, "cut short"),
         ("cut.npz", {}, ValueError, "cut short"),
+        ("spoilt.npz", {}, ValueError, "cut short"),
+        ("flat.npy", {"channels": "last"}, ValueError, r"shape \(5,\).*channels last"),
         ("names.npz", {}, ValueError, r"\['pictures'\]"),
         ("twice.npz", {}, ValueError, "x and images"),
         ("labelled.npz", {"label": "good.npy"}, ValueError, "labels of its own"),

@@ -511,7 +511,7 @@ def test_every_solver_gives_the_same_samples_in_any_batch_size(name: str, vector
         {"ema": False}, {"sde": "ve", "sde_options": ("sigma_max=20",)}, {"sde": "subvp"},
         {"solver": "euler-maruyama"}, {"solver": "euler-maruyama", "eta": 0.5},
         {"solver": "euler-maruyama", "noise": "brownian"}, {"solver": "torchsde"},
-        {"solver": "torchsde", "noise": "per-sample"},
+        {"solver": "torchsde", "noise": "brownian"},
     ],
     ids=str,
 )  # fmt: skip

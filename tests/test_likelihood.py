@@ -30,6 +30,7 @@ from scoresde import (
     decode,
     encode,
     log_prob,
+    sample,
 )
 
 SDES: list[SDE] = [VP(), SubVP(), VE(0.05, 20.0), EDM(t_min=0.05), Cosine(), RectifiedFlow(t_min=0.05)]
@@ -130,6 +131,21 @@ def test_hutchinson_is_unbiased_and_probes_are_averaged() -> None:
     both = log_prob(process, x, noise=PerSampleNoise(5), probes=2, solver=TIGHT)
     torch.testing.assert_close(both, (one[0] + one[1]) / 2, **CLOSE)
     assert float((one[0] - one[1]).abs()) > 1e-3
+
+
+@torch.no_grad()
+def test_hutchinson_after_sampling_with_the_same_seed_is_unbiased() -> None:
+    """Probes that repeat the signs of x_T would not be: far from the middle of a mixture the Jacobian depends on x."""
+    means = torch.tensor([[1.5, 1.5], [-1.5, -1.5]], dtype=torch.float64)
+    problem, sde, n = GaussianMixture(torch.ones(2), means, 0.1), VP(t_min=0.01), 2000
+    score = problem.score(sde)
+    x = sample(sde, score, (n, 2), steps=8, denoise=False, dtype=torch.float64).x
+    process = Reverse(sde, score)
+    solver = ProbabilityFlow(rtol=1e-4, atol=1e-4)
+    error = log_prob(process, x, solver=solver) - log_prob(process, x, "exact", solver=solver)
+    # four standard errors; both solves have the same error of the order of the tolerance, far below it
+    assert abs(float(error.mean())) < 4 * float(error.std()) / math.sqrt(n)
+    assert float(error.std()) > 0.1
 
 
 def test_noise_is_a_seed_and_does_not_touch_global_randomness() -> None:

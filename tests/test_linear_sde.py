@@ -45,8 +45,8 @@ def test_constant_coefficients_are_ornstein_uhlenbeck(f: float, g: float, t: flo
     sde = LinearSDE(f, g, T=2.0)
     variance = g * g * (math.expm1(2 * f * t) / (2 * f) if f else t)
     # the promised 1e-10; expm1 is exact to rounding
-    assert sde.alpha(t).item() == pytest.approx(math.exp(f * t), rel=1e-10)
-    assert sde.sigma(t).item() == pytest.approx(math.sqrt(variance), rel=1e-10)
+    assert sde.alpha(t).item() == pytest.approx(math.exp(f * t), rel=1e-10, abs=0.0)
+    assert sde.sigma(t).item() == pytest.approx(math.sqrt(variance), rel=1e-10, abs=0.0)
 
 
 def test_against_nested_quadrature() -> None:
@@ -67,8 +67,8 @@ def test_against_nested_quadrature() -> None:
             t,
             epsrel=1e-12,
         )[0]
-        assert sde.alpha(t).item() == pytest.approx(math.exp(log_alpha), rel=1e-10)
-        assert sde.sigma(t).item() == pytest.approx(math.exp(log_alpha) * math.sqrt(ratio), rel=1e-10)
+        assert sde.alpha(t).item() == pytest.approx(math.exp(log_alpha), rel=1e-10, abs=0.0)
+        assert sde.sigma(t).item() == pytest.approx(math.exp(log_alpha) * math.sqrt(ratio), rel=1e-10, abs=0.0)
 
 
 def bump(t: Any, at: float, width: float) -> Any:
@@ -97,7 +97,7 @@ def test_small_times_keep_their_relative_accuracy() -> None:
     sde = LinearSDE(0.0, lambda t: torch.sqrt(t**4 + 1e-15 * bump(t, 5.6e-3, 4e-5)))
     for t in (6e-3, 1e-2, 1.0):
         exact = math.sqrt(t**5 / 5 + 1e-15 * bump_area(t, 5.6e-3, 4e-5))
-        assert sde.sigma(t).item() == pytest.approx(exact, rel=1e-10)
+        assert sde.sigma(t).item() == pytest.approx(exact, rel=1e-10, abs=0.0)
 
 
 @pytest.mark.parametrize("sde", STARTING_CLEAN, ids=name)

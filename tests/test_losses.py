@@ -182,7 +182,7 @@ def test_ddpm_discrete_loss() -> None:
     model = ScoreModel(net, sde, predicts="noise")
     u = (level - 0.5).double() / 1000
     times = LevelTime(chain).sample(sde, u)
-    assert torch.equal(times.t, chain.time(level))
+    torch.testing.assert_close(times.t, chain.time(level), rtol=1e-10, atol=0)  # bisection, and rounding
 
     kept = torch.from_numpy(bar)[level - 1][:, None]
     x_t = kept.sqrt() * x0 + (1 - kept).sqrt() * eps
@@ -293,7 +293,7 @@ def test_any_function_is_a_weighting() -> None:
     t = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
     mine = dsm_loss(model, x, t, x, lambda sde, t: 3 * t * sde.sigma(t) ** 2)
     torch.testing.assert_close(mine, 3 * t * dsm_loss(model, x, t, x), rtol=8 * EPS, atol=0.0)  # three products
-    assert set(WEIGHTINGS) == {"simple", "likelihood", "x0", "truncated_snr", "min_snr", "edm"}
+    assert set(WEIGHTINGS) == {"simple", "snr", "ncsn", "likelihood", "x0", "truncated_snr", "min_snr", "edm"}
 
 
 # -- bad input -----------------------------------------------------------------------------------------------------
@@ -322,7 +322,7 @@ def test_bad_input() -> None:
         ((x, torch.zeros(2), x), ValueError, "2 entries but x has 3"),
         ((x, torch.full((3, 1), 0.5), x), ValueError, "one per sample"),
         ((x, 0.0, x), ValueError, "no score where"),
-        ((x, 0.5, x, "snr"), ValueError, "weighting must be one of simple, likelihood"),
+        ((x, 0.5, x, "uniform"), ValueError, "weighting must be one of simple, snr"),
         ((x, 0.5, x, losses.edm), TypeError, r"losses\.edm makes a weighting: call it"),
         ((x, 0.5, x, losses.min_snr), TypeError, r"losses\.min_snr makes a weighting: call it"),
     ]
@@ -334,3 +334,27 @@ def test_bad_input() -> None:
         for value in (0.0, -1.0, math.nan, math.inf):
             with pytest.raises(ValueError, match="must be positive"):
                 make(value)
+
+
+def test_bad_values_and_weightings_are_refused_before_the_network() -> None:
+    def never(x: Tensor, c: Tensor) -> Tensor:
+        raise AssertionError("the network was called")
+
+    model, x, t = ScoreModel(never, VP()), normal(4, 3), torch.linspace(0.1, 0.9, 4)
+    for bad in (math.nan, math.inf):
+        broken = x.clone()
+        broken[2, 1] = bad
+        with pytest.raises(ValueError, match=r"x0 holds 1 values.*samples \[2\]"):
+            dsm_loss(model, broken, t, x)
+        with pytest.raises(ValueError, match="eps holds 1 values"):
+            dsm_loss(model, x, t, broken)
+    for wrong in (lambda sde, t: torch.ones(3), lambda sde, t: t[:, None], lambda sde, t: torch.ones(4, 3)):
+        with pytest.raises(ValueError, match=r"one number for each time, \(4,\)"):
+            dsm_loss(model, x, t, x, wrong)
+    working = ScoreModel(net, VP())
+    one = dsm_loss(working, x, t, normal(4, 3, seed=1), lambda sde, t: torch.ones(()))
+    torch.testing.assert_close(one, dsm_loss(working, x, t, normal(4, 3, seed=1), lambda sde, t: torch.ones_like(t)))
+
+
+def test_three_names_of_one_loss() -> None:
+    assert WEIGHTINGS["simple"] is WEIGHTINGS["snr"] is WEIGHTINGS["ncsn"]

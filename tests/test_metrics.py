@@ -189,3 +189,10 @@ def test_any_floating_dtype_is_measured_in_float64(dtype: torch.dtype) -> None:
     assert energy_distance(x, y) == energy_distance(x.double(), y.double())
     assert sliced_wasserstein(x, y) == sliced_wasserstein(x.double(), y.double())
     assert nearest_distance(x, y).dtype == torch.float64
+
+
+def test_a_number_of_slices_is_a_number() -> None:
+    x = torch.zeros(3, 2)
+    for bad in (0, True, 2.5):
+        with pytest.raises(ValueError, match="slices must be a whole number of at least 1"):
+            sliced_wasserstein(x, x, slices=bad)  # type: ignore[arg-type]

@@ -226,6 +226,22 @@ def test_bad_events_and_times(net: Any, x: Tensor, c: Tensor, error: type[Except
         net(x, c)
 
 
+@pytest.mark.parametrize("value", [4.0, True, "4", None])
+def test_sizes_are_whole_numbers(value: object) -> None:
+    for build in (
+        lambda: MLP(2, width=value),  # type: ignore[arg-type]
+        lambda: MLP(2, num_classes=value or 4.0),  # type: ignore[arg-type]
+        lambda: unet(width=value),
+        lambda: unet(blocks=value),
+        lambda: unet(head_width=value),
+        lambda: NoiseClassifier(2, value, width=8),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(TypeError, match=r"=.*expected a positive whole number, got (float|bool|str|NoneType)"):
+            build()
+    with pytest.raises(TypeError, match=r"multipliers\[1\]=1\.5"):
+        unet(multipliers=(1, 1.5))
+
+
 def test_bad_vectors() -> None:
     net = MLP(5, 16, 1)
     with pytest.raises(ValueError, match=r"shape \(2, 4\).*expects \(B, 5\)"):

@@ -16,6 +16,7 @@ from scipy.stats import chi2, kstest
 from strategies import DTYPES, EVENTS, generator, normal, seeds
 from torch import Tensor
 
+import scoresde.noise as noise_module
 from scoresde.noise import BrownianNoise, IndependentNoise, Noise, PerSampleNoise, as_noise, counter_normal
 
 CPU = torch.device("cpu")
@@ -208,17 +209,22 @@ def test_increments_nest(end: float, parts: tuple[float, float, float]) -> None:
     assert torch.equal(noise.between(x, s, t), noise.between(x, t, s))  # |t - s| either way
 
 
-@pytest.mark.parametrize("levels", [1, 3, 24])
+@pytest.mark.parametrize("levels", [1, 3, 40])
 def test_covariance_is_that_of_brownian_motion(levels: int) -> None:
-    """Cov(w(a), w(b)) = min(T - a, T - b), for dyadic times, others, and those between the finest nodes."""
+    """Cov(w(a), w(b)) = min(T - a, T - b) at the nodes, between which the path is linear."""
     end, n = 2.5, 40_000
     times = [0.0, 0.3, 0.625, 1.0, 1.25, 1.9, 2.4]
-    if levels == 1:
-        times = [0.0, 0.6, 1.25, 1.9]  # at most one within each cell of the finest level, as documented
     path = at(BrownianNoise(8, end, levels=levels), torch.zeros(n, dtype=torch.float64), *times)
-    expected = torch.tensor([[end - max(a, b) for b in times] for a in times], dtype=torch.float64)
-    if levels == 3:  # cells of T/8 = 0.3125: 1.0 and 1.25 share none, 0.3 lies between nodes
-        assert end / 8 > 0.3
+    # w(t) = (1 - p) w(a) + p w(b) with a, b the nodes around t, counted in cells from T
+    cell = end / 2**levels
+    where = (end - torch.tensor(times, dtype=torch.float64)) / cell
+    nodes = torch.stack([where.floor(), where.floor() + 1], 1)  # (n, 2)
+    weights = torch.stack([1 - where.frac(), where.frac()], 1)
+    covariance = cell * torch.minimum(nodes[:, :, None, None], nodes)  # of w at the nodes, (n, 2, n, 2)
+    expected = torch.einsum("ia,iajb,jb->ij", weights, covariance, weights)
+    if levels == 40:  # cells of 2e-12: Brownian motion itself
+        exact = torch.tensor([[end - max(a, b) for b in times] for a in times], dtype=torch.float64)
+        torch.testing.assert_close(expected, exact, rtol=0, atol=cell)
     deviation = ((expected**2 + expected.diag()[:, None] * expected.diag()) / n).sqrt()  # of a sample covariance
     assert bool(((path.T @ path / n - expected).abs() < FIVE * deviation).all())
     assert bool((path.mean(0).abs() < FIVE * (expected.diag() / n).sqrt()).all())
@@ -257,6 +263,94 @@ def test_half_precision_increments_are_not_differences_of_rounded_paths() -> Non
         got = BrownianNoise(0, 1.0).between(x.to(dtype), t, s)
         # float32 path: 6e-8 of values below 4, over sqrt(5e-4); then one rounding to dtype
         torch.testing.assert_close(got.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-4)
+
+
+def test_the_path_is_continuous() -> None:
+    """Times a rounding apart: |Δw| <= |Δt| |slope|, and a slope is a normal over sqrt(cell)."""
+    noise, x = BrownianNoise(6, 80.0), torch.zeros(500, dtype=torch.float64)
+    for t in (79.9, 33.3, 1.0, 0.002):
+        near = math.nextafter(t, 80.0)
+        step = 2.0**-53 * 80 + (near - t)  # 1 - t/T rounds too
+        bound = 6 * step / math.sqrt(80 / 2**40) + 1e-14  # six deviations; roundings of w
+        assert float((noise.w(x, near) - noise.w(x, t)).abs().max()) < bound < 1e-7
+
+
+def test_steps_below_the_resolution_are_refused() -> None:
+    noise, x = BrownianNoise(1, 1.0, levels=10), torch.zeros(4000, dtype=torch.float64)
+    start, cell = 0.7003, 2.0**-10
+    at_limit = noise.between(x, torch.tensor(start).double(), torch.tensor(start - 16.01 * cell).double())
+    # variance between 1 - 1/32 and 1, five standard errors sqrt(2/n)
+    assert 1 - 1 / 32 - FIVE * math.sqrt(2 / 4000) < float(at_limit.var()) < 1 + FIVE * math.sqrt(2 / 4000)
+    with pytest.raises(ValueError, match="more levels"):
+        noise.between(x, torch.tensor(start).double(), torch.tensor(start - 15.9 * cell).double())
+    with pytest.raises(ValueError, match="more levels"):
+        noise.check(torch.tensor([1.0, 0.5, 0.5 - cell], dtype=torch.float64))
+    with pytest.raises(ValueError, match="a larger T"):
+        noise.check(torch.tensor([1.5, 0.5], dtype=torch.float64))
+    noise.check(torch.tensor([1.0, 0.5, 0.1], dtype=torch.float64))
+
+
+# -- one seed, many uses -------------------------------------------------------------------------------------------
+
+
+def test_equal_seeds_in_different_roles_are_independent() -> None:
+    n, x = 8000, torch.zeros(8000, dtype=torch.float64)
+    one, path = PerSampleNoise(5), BrownianNoise(5, 1.0)
+    half, whole = (torch.tensor(v, dtype=torch.float64) for v in (0.5, 1.0))
+    draws = [
+        initial(PerSampleNoise(5), n),
+        PerSampleNoise(5).normal(x),
+        *(initial(as_noise(5, p), n) for p in ("data", "probe", "dequantise", "slices")),
+        as_noise(5, "probe").normal(x),
+        path.between(x, whole, half),
+        one.path(1.0).between(x, whole, half),
+        one.path(1.0).between(x, whole, half),
+        as_noise(5, "data").path(1.0).between(x, whole, half),
+        IndependentNoise(5).normal(x),
+        IndependentNoise(5).stream("data").normal(x),
+        IndependentNoise(5).path(1.0).between(x, whole, half),
+        BrownianNoise(5, 1.0).stream("data").path(1.0).between(x, whole, half),
+    ]
+    # the last is the same stream as the one before IndependentNoise's: one seed, one purpose, one role
+    assert torch.equal(draws.pop(), draws[10])
+    columns = torch.stack(draws, 1)
+    assert correlations(columns).fill_diagonal_(0).abs().max() < FIVE / math.sqrt(n)
+    assert correlations(columns.square() - 1).fill_diagonal_(0).abs().max() < 2 * FIVE / math.sqrt(n)
+
+
+def test_a_seed_a_noise_and_a_path_are_one_stream_where_they_should_be() -> None:
+    x = torch.zeros(3, 2, dtype=torch.float64)
+    assert torch.equal(initial(BrownianNoise(5, 1.0), 3, 2), initial(as_noise(5), 3, 2))
+    assert torch.equal(BrownianNoise(5, 1.0).normal(x), as_noise(5).normal(x))
+    assert torch.equal(as_noise(PerSampleNoise(5), "data").normal(x), as_noise(5, "data").normal(x))
+    noise = PerSampleNoise(5)
+    for _ in range(2):
+        initial(noise, 3, 2)  # the two roles count apart: how often the prior is drawn does not move the solver
+    assert torch.equal(noise.normal(x), PerSampleNoise(5).normal(x))
+    probes = as_noise(noise, "probe")
+    assert as_noise(noise, "probe") is probes and not torch.equal(probes.normal(x), probes.normal(x))
+    path = BrownianNoise(5, 1.0)
+    assert path.path(0.5) is path
+    with pytest.raises(ValueError, match="a larger T"):
+        path.path(2.0)
+
+
+def test_one_device_has_one_generator_whatever_it_is_called() -> None:
+    noise, twin = IndependentNoise(3), IndependentNoise(3)
+    a = [noise.initial((4,), dtype=torch.float64, device=torch.device(name)) for name in ("cpu:0", "cpu", "cpu:0")]
+    assert torch.equal(torch.cat(a), torch.cat([initial(twin, 4) for _ in range(3)]))
+    assert len(noise._generators) == 1
+
+
+def test_uniforms_never_reach_one() -> None:
+    """The largest of 2^52 cells: its middle is below 1 in float64, as those of 2^53 cells are not."""
+    assert (2**52 - 1 + 0.5) * 2.0**-52 < 1 and (2**53 - 1 + 0.5) * 2.0**-53 == 1.0
+    bits, real = torch.tensor([[-1, 0]]), noise_module._mix
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(noise_module, "_mix", lambda z: bits if isinstance(z, Tensor) and z.numel() == 2 else real(z))
+        draws = counter_normal((1, 2), (1,), first=0, dtype=torch.float64, device=CPU)
+    # u_1 = 1 - 2^-53 gives a small radius, not 0; u_2 = 2^-53
+    assert bool((draws != 0).all()) and bool(draws.isfinite().all())
 
 
 # -- bad input -----------------------------------------------------------------------------------------------------

@@ -231,8 +231,8 @@ class KnownPath(Noise):
 
 @functools.cache
 def path(T: float) -> KnownPath:
-    # levels=12 resolve T/4096, far finer than any step here
-    return KnownPath(BrownianNoise(3, T, levels=12))
+    # cells of T/2^30, far finer than any step here: inside a cell the path is linear
+    return KnownPath(BrownianNoise(5, T, levels=30))
 
 
 # No axis as tight as the third of DATA: with these steps it is not in the regime where an order shows.
@@ -242,7 +242,7 @@ SMOOTH = Gaussian(torch.tensor([0.7, -0.4], dtype=torch.float64), torch.tensor([
 def strong_ends(solver: Solver, sde: SDE, eta: float, counts: list[int]) -> list[Tensor]:
     """The ends of runs of so many steps on one path, whose times are nested."""
     process = Reverse(sde, SMOOTH.score(sde), eta)
-    x = torch.randn(512, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * sde.prior_std
+    x = torch.randn(4096, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * sde.prior_std
     return [solver.solve(process, x, grids.uniform(sde, n), path(sde.T)).x for n in counts]
 
 
@@ -251,7 +251,7 @@ def check_strong_order(solver: Solver, sde: SDE, eta: float) -> None:
     assert solver.strong_order is not None
     a, b, c = strong_ends(solver, sde, eta, [64, 128, 256])
     slope = math.log2(float((a - b).norm() / (b - c).norm()))
-    # 0.1: the bar of the claim; 512 samples of 2 axes leave the ratio of two norms a spread of about 0.03.
+    # 0.1: the bar of the claim; 4096 samples leave the ratio of two norms a spread of about 0.01; the rest is the next order.
     assert abs(slope - solver.strong_order) < 0.1, f"claims strong order {solver.strong_order}, measured {slope:.3f}"
     (euler,) = strong_ends(EulerMaruyama(), sde, eta, [256])
     # Each is about its own last halving away from the limit, or they have different limits.
@@ -261,7 +261,7 @@ def check_strong_order(solver: Solver, sde: SDE, eta: float) -> None:
 STRONG = [s for s in solvers() if s.strong_order is not None]
 
 
-@pytest.mark.parametrize("sde", ["VP", "EDM"])
+@pytest.mark.parametrize("sde", ["VP", "VE"])
 @pytest.mark.parametrize(("solver", "eta"), on_each_eta(STRONG), ids=name)
 def test_strong_order(solver: Solver, eta: float, sde: str) -> None:
     check_strong_order(solver, SDES[sde], eta)

@@ -468,3 +468,9 @@ def test_empty_batches_and_batches_of_one() -> None:
             assert problem.label_log_prob(VP())(x, t).shape[0] == n
             assert problem.score(VP())(x, t.expand(n)).shape == (n, 2, 2)
     assert gaussian((2,)).flow(VP(), torch.zeros(0, 2), 0.5, 0.2).shape == (0, 2)
+
+
+def test_a_number_as_covariance_is_not_rounded() -> None:
+    sde = VP()
+    got = Gaussian(torch.zeros(1, dtype=torch.float64), 0.1).moments(sde, 0.0)[1]
+    torch.testing.assert_close(got, torch.tensor([[0.1]], dtype=torch.float64), rtol=1e-15, atol=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import warnings
 from typing import Any
@@ -16,7 +17,16 @@ from torch import Tensor, nn
 
 from scoresde.problems import Gaussian, GaussianMixture
 from scoresde.reverse import Reverse
-from scoresde.score import PREDICTIONS, Affine, ScoreModel, Transported, denoise, score_of_denoiser
+from scoresde.score import (
+    PREDICTIONS,
+    Affine,
+    ScoreModel,
+    Transported,
+    denoise,
+    modules_of,
+    parameters_of,
+    score_of_denoiser,
+)
 from scoresde.sde import EDM, SDE, VE, VP, ChainSDE, Cosine, LinearSDE, RectifiedFlow, SubVP
 
 EPS = torch.finfo(torch.float64).eps
@@ -375,3 +385,32 @@ def test_models_run_under_custom_schedules(sde: SDE) -> None:
     model = ScoreModel(lambda x, c: x.sin(), sde)
     t = torch.tensor([0.2, 0.5, 1.0], dtype=torch.float64)
     torch.testing.assert_close(model(x, t), -x.sin() / sde.sigma(t)[:, None], rtol=8 * EPS, atol=0)  # s = -ε/σ
+
+
+def test_a_transported_model_holds_its_network_once_and_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ScoreModel(nn.Linear(2, 2), VP())
+    model.net.forward = lambda x, c: nn.functional.linear(x, model.net.weight)  # type: ignore[method-assign]
+    moved = model.under(EDM(T=50.0, t_min=0.01)).under(VE(0.02, 20.0))
+    assert set(moved.state_dict()) == set(model.state_dict())
+    assert len(list(moved.parameters())) == 2
+    expected = model.under(VE(0.02, 20.0))(torch.ones(3, 2), 0.5)
+
+    def never(*args: Any, **keywords: Any) -> None:
+        raise AssertionError("a model was built during an evaluation")
+
+    monkeypatch.setattr(ScoreModel, "__init__", never)
+    torch.testing.assert_close(moved(torch.ones(3, 2), 0.5), expected)
+
+
+def test_modules_of_finds_every_module_once() -> None:
+    model, judge = ScoreModel(nn.Linear(2, 2), VP()), nn.Linear(2, 1)
+
+    class Holder:
+        def __init__(self) -> None:
+            self.score, self.classifier = model.bind(), judge
+
+    assert modules_of(Holder())[0] is model and judge in modules_of(Holder())
+    assert modules_of(lambda x, t: judge(x)) == ()  # closed over: cannot be seen
+    shared = {"score": model, "again": (model, functools.partial(judge))}
+    assert len(parameters_of(Holder())) == 4
+    assert {id(p) for p in parameters_of([shared])} == {id(p) for p in [*model.parameters(), *judge.parameters()]}

@@ -43,7 +43,7 @@ def test_vp_and_sub_vp_are_those_of_song_et_al(low: float, rise: float, t: float
     for sde, values in expected.items():
         got = [getattr(sde, key)(t).item() for key in ("alpha", "sigma", "f", "g")]
         # quad is exact for a linear integrand up to rounding; exp(-integral) magnifies that by the integral, <= 16
-        assert got == pytest.approx(values, rel=100 * EPS)
+        assert got == pytest.approx(values, rel=100 * EPS, abs=0.0)
 
 
 @given(low=st.floats(1e-3, 0.1), high=st.floats(1, 400), t=st.floats(0, 2))
@@ -53,7 +53,7 @@ def test_ve_is_that_of_song_et_al(low: float, high: float, t: float) -> None:
     growth = math.sqrt(2 * math.log(high / low) / 2)
     got = [getattr(sde, key)(t).item() for key in ("alpha", "sigma", "f", "g")]
     # exp(t/T log r) against r^(t/T): the exponent, at most 13, magnifies a rounding
-    assert got == pytest.approx([1.0, sigma, 0.0, sigma * growth], rel=50 * EPS)
+    assert got == pytest.approx([1.0, sigma, 0.0, sigma * growth], rel=50 * EPS, abs=0.0)
 
 
 @pytest.mark.parametrize("t", [1e-3, 0.2, 0.77, 0.999])
@@ -62,7 +62,7 @@ def test_the_other_members_are_their_papers(t: float) -> None:
     bar = (math.cos((t + s) / (1 + s) * math.pi / 2) / math.cos(s / (1 + s) * math.pi / 2)) ** 2
     # the textbook form 1 - cos²/cos² loses 1/σ² = 3e5 of its digits at t = 1e-3, cos(π/2 - 1e-3) a thousand
     assert Cosine().alpha(t).item() ** 2 == pytest.approx(bar, rel=1e-11)
-    assert Cosine().sigma(t).item() ** 2 == pytest.approx(1 - bar, rel=1e-9)
+    assert Cosine().sigma(t).item() ** 2 == pytest.approx(1 - bar, rel=1e-9, abs=1e-14)
     assert (RectifiedFlow().alpha(t).item(), RectifiedFlow().sigma(t).item()) == (1 - t, t)
     assert (EDM().alpha(80 * t).item(), EDM().sigma(80 * t).item()) == (1.0, 80 * t)
 
@@ -530,3 +530,74 @@ def test_a_schedule_that_gains_signal_is_refused() -> None:
 
     with pytest.raises(ValueError, match="g has no finite value"):
         Wrong().g(0.5)
+
+
+# -- what cannot be derived ----------------------------------------------------------------------------------------
+
+
+def test_functions_that_hide_their_derivative_are_refused() -> None:
+    grid = torch.linspace(0, 1, 1001, dtype=torch.float64)
+    table = grid**2 + 0.01 * grid
+
+    def looked_up(t: Tensor) -> Tensor:
+        return table[(t * 1000).round().long()]
+
+    def numbers(t: Tensor) -> Tensor:
+        return torch.tensor([v.item() for v in t.detach()], dtype=torch.float64)
+
+    for sigma in (looked_up, numbers, lambda t: t.detach()):
+        with pytest.raises(ValueError, match=r"g² cannot be derived.*\.item"):
+            ScheduleSDE(lambda t: torch.ones_like(t), sigma)
+    with pytest.raises(ValueError, match=r"f cannot be derived"):
+        ScheduleSDE(lambda t: 1 - 0.5 * t.detach(), lambda t: t)
+    # steep, flat at one end, and over twelve orders of magnitude: all derivable
+    ScheduleSDE(lambda t: torch.ones_like(t), lambda t: torch.sigmoid(40 * (t - 0.5)))
+    ScheduleSDE(lambda t: 1 - t, lambda t: t**4, T=0.999)
+    ScheduleSDE(lambda t: torch.ones_like(t), lambda t: 1e-6 * 1e12**t)
+
+
+def test_a_rising_snr_is_refused_at_any_scale() -> None:
+    """The room for rounding of a schedule that rests is relative to σ²/T."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Scaled(SDE):
+        scale: float = 1.0
+        slope: float = 0.0
+
+        def alpha(self, t: Tensor) -> Tensor:  # type: ignore[override]
+            return torch.ones_like(t)
+
+        def sigma(self, t: Tensor) -> Tensor:  # type: ignore[override]
+            return self.scale * (1 + self.slope * t)
+
+    for scale in (1e-8, 1.0, 1e8):
+        assert Scaled(scale=scale).g(0.3).item() == 0
+        with pytest.raises(ValueError, match="g has no finite value"):
+            Scaled(scale=scale, slope=-0.5).g(0.3)
+
+
+@pytest.mark.parametrize("make", [lambda p: VP(beta_min=p), lambda p: Cosine(s=p), lambda p: EDM()])
+def test_deviations_of_zero_have_gradient_zero(make: Any) -> None:
+    parameter, t = (torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in (0.1, 0.0))
+    sde, x = make(parameter), normal(3, 2)
+    deviations = [
+        sde.marginal(x, t)[1],
+        sde.transition(x, t, t)[1],
+        sde.posterior(x, x, t, 0.5)[1],
+        sde.bridge(x, x, t, t, 0.5)[1],
+    ]
+    inputs = [t] if isinstance(sde, EDM) else [t, parameter]
+    for std in deviations:
+        assert float(std) == 0
+        if std.requires_grad:
+            gradients = torch.autograd.grad(std, inputs, allow_unused=True)
+            assert all(g is None or bool(g.isfinite()) for g in gradients)
+
+
+def test_derived_g_is_refused_where_sigma_is_zero() -> None:
+    """VP's σ ~ sqrt(t) has an infinite slope at 0, so autodiff knows nothing of g(0) = sqrt(β_min) there."""
+    sde = ScheduleSDE(VP().alpha, VP().sigma)
+    with pytest.raises(ValueError, match=r"g has no finite value at t = 0"):
+        sde.g(0.0)
+    # a little later the derivation holds, to the rounding of 1 - α² (about 1e-16 / 1e-7)
+    assert sde.g(1e-6).item() == pytest.approx(VP().g(1e-6).item(), rel=1e-8)

@@ -30,6 +30,7 @@ from scoresde import (
     Heun,
     Langevin,
     Noise,
+    PerSampleNoise,
     PredictorCorrector,
     ProbabilityFlow,
     RectifiedFlow,
@@ -37,6 +38,7 @@ from scoresde import (
     ReverseDiffusion,
     Score,
     Solver,
+    SubVP,
     TorchSDE,
     grids,
 )
@@ -222,12 +224,12 @@ def test_annealed_langevin_is_ncsn_algorithm_1(given: bool) -> None:
 
 def test_langevin_corrector_is_algorithm_4_with_its_expected_norms() -> None:
     """ε = 2 (r |z|/|s|)²; x <- x + ε s + sqrt(2ε) z, with |z|/|s| = σ."""
-    sde, z, r, steps = VP(), normals(4), 0.16, 3
+    sde, z, r, steps = VP(), normals(4), 0.16, 3  # the default r
     score, t, x = mixture().score(sde), torch.tensor(0.3, dtype=torch.float64), z[0]
     for k in range(steps):
         e = 2 * (r * sde.sigma(t)) ** 2
         x = x + e * score(x, t) + (2 * e).sqrt() * z[k + 1]
-    got = Langevin(r, steps).correct(Reverse(sde, score), z[0], t, Listed(z[1:]))
+    got = Langevin(steps=steps).correct(Reverse(sde, score), z[0], t, Listed(z[1:]))
     torch.testing.assert_close(got, x, **ROUNDING)
 
 
@@ -568,8 +570,6 @@ def test_default_noise_is_refused_by_methods_that_always_draw() -> None:
         (lambda: AnnealedLangevin(step_size=0.0), ValueError, "step_size"),
         (lambda: AnnealedLangevin(step_size=math.inf), ValueError, "step_size"),
         (lambda: PredictorCorrector(3), TypeError, "predictor must be a Solver"),  # type: ignore[arg-type]
-        (lambda: PredictorCorrector(ProbabilityFlow()), ValueError, "black box"),
-        (lambda: PredictorCorrector(TorchSDE()), ValueError, "black box"),
         (lambda: PredictorCorrector(corrector=0.16), TypeError, "corrector must have"),  # type: ignore[arg-type]
         (lambda: ProbabilityFlow(rtol=0.0), ValueError, "rtol"),
         (lambda: ProbabilityFlow(atol=-1.0), ValueError, "atol"),
@@ -610,6 +610,77 @@ def test_scores_of_the_wrong_shape_or_not_finite(solver: Solver) -> None:
         solve(lambda x, t: x * math.nan)
     with pytest.raises(FloatingPointError):
         solve(lambda x, t: x * (math.nan if float(t) < 0.11 else -1.0), denoise=True)
+
+
+def test_a_solver_given_the_priors_seed_draws_other_normals() -> None:
+    """With the score 0 and f = 0, one step adds g sqrt(h) z alone: z must not be the normals of x_T."""
+    sde, n = VE(), 8000
+    x = sde.prior_sample((n,), 3, dtype=torch.float64)
+    end = EulerMaruyama().solve(Reverse(sde, lambda x, t: 0 * x), x, torch.tensor([1.0, 0.5]), 3).x
+    correlation = torch.corrcoef(torch.stack([x, end - x]))[0, 1]
+    assert abs(float(correlation)) < 5 / math.sqrt(n)  # five standard errors
+
+
+@pytest.mark.parametrize("predictor", [ProbabilityFlow("rk4"), TorchSDE("euler")], ids=repr)
+def test_a_black_box_predicts(predictor: Solver) -> None:
+    """A step is the black box's run on one interval, then the correction at its end."""
+    sde = VP()
+    process, grid = Reverse(sde, mixture().score(sde), predictor.default_eta), grids.uniform(sde, 3)
+    x, noise = normals(1)[0], PerSampleNoise(1)
+    got = PredictorCorrector(predictor, Langevin(0.2)).solve(process, x, grid, PerSampleNoise(1)).x
+    for ends in itertools.pairwise(grid):
+        x = predictor.solve(process, x, torch.stack(ends), noise).x
+        x = Langevin(0.2).correct(process, x, ends[1], noise)
+    torch.testing.assert_close(got, x, **ROUNDING)
+
+
+@pytest.mark.parametrize("eta", [1.0, 0.5, 0.0])
+def test_ddim_keeps_its_digits_at_short_times(eta: float) -> None:
+    """kept = σ_s² - d² in exact fractions: on EDM α = 1 and σ = t, so d² = η² s² (t² - s²) / t²."""
+    t, s = torch.tensor([1.0, 1e-9], dtype=torch.float64)
+    process = Reverse(EDM(t_min=0.0), lambda x, t: x, eta)  # ε = -t x, here -t
+    got = DDIM().step(process, torch.ones(1, dtype=torch.float64), t, s, Listed([torch.zeros(1)]), None)[0]
+    # x_s = x + (kept^½ - t) ε with kept = s² ((1 - η²) + η² s²/t²)
+    root = 1e-9 * math.sqrt((1 - eta**2) + eta**2 * 1e-18)
+    torch.testing.assert_close(got - 1, torch.tensor([(1 - root)], dtype=torch.float64), rtol=1e-15, atol=1e-15)
+
+
+@pytest.mark.parametrize("sde", [EDM(t_min=0.0), VP(t_min=0.0), Cosine(t_min=0.0)], ids=lambda s: type(s).__name__)
+def test_ddim_at_eta_one_is_never_refused(sde: SDE) -> None:
+    """kept = r² σ_s⁴ / σ_t² > 0; as the difference σ_s² - d² it would come out as minus a rounding for small s."""
+    process, t, x = Reverse(sde, lambda x, t: -x, 1.0), torch.tensor(0.9, dtype=torch.float64), normals(1)[0]
+    for s in torch.logspace(-12, -1, 200, dtype=torch.float64):
+        DDIM().step(process, x, t, s, Listed([x]), None)
+
+
+def test_denoised_says_whether_the_step_was_taken() -> None:
+    process = Reverse(VP(), mixture().score(VP()), 0.0)
+    for end, taken in ((0.0, False), (0.1, True)):
+        grid = torch.tensor([1.0, 0.5, end], dtype=torch.float64)
+        assert DDIM().solve(process, normals(1)[0], grid, denoise=True).denoised is taken
+
+
+def test_a_path_that_cannot_serve_the_grid_is_refused_before_any_work() -> None:
+    for solver in (EulerMaruyama(), TorchSDE()):
+        with pytest.raises(ValueError, match="give BrownianNoise a larger T"):
+            solver.solve(Reverse(EDM(), never), X, torch.tensor([80.0, 1.0]), BrownianNoise(0, T=1.0))
+        with pytest.raises(ValueError, match="more levels"):
+            grid = torch.tensor([1.0, 0.5, 0.4999])
+            solver.solve(Reverse(VP(), never), X, grid, BrownianNoise(0, T=1.0, levels=12))
+
+
+@pytest.mark.parametrize(
+    "solver", [DDIM(), DDIM(0.5), Ancestral(), Heun(), EulerMaruyama(), ReverseDiffusion()], ids=repr
+)
+@pytest.mark.parametrize("make", [lambda p: VP(beta_min=p), lambda p: Cosine(s=p), lambda p: SubVP(beta_min=p)])
+def test_gradients_on_a_grid_that_ends_at_zero_are_finite(solver: Solver, make: Any) -> None:
+    parameter = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+    sde = make(parameter)
+    score = mixture().score(VP())
+    grid = torch.tensor([0.9, 0.4, 0.0], dtype=torch.float64)
+    end = solver.solve(Reverse(sde, score, solver.default_eta), normals(1)[0], grid, 0).x
+    (gradient,) = torch.autograd.grad(end.square().sum(), parameter)
+    assert bool(gradient.isfinite()) and float(gradient.abs()) > 1e-6
 
 
 def test_callbacks_see_each_step() -> None:

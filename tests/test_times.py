@@ -70,6 +70,16 @@ def test_times_stay_between_the_ends(sde: SDE, density: TimeDensity) -> None:
         assert bool(((t >= sde.t_min - slack) & (t <= sde.T + slack) & (weight > 0)).all())
 
 
+@pytest.mark.parametrize("sde", DEFAULTS, ids=name)
+def test_a_narrow_density_stays_inside_where_its_tails_underflow(sde: SDE) -> None:
+    """At 50 deviations the distribution function is 0 and its inverse infinite; the end is meant."""
+    t = LogNormalSigma(0.0, 0.05).sample(sde, torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)).t
+    ratio = (sde.sigma(t) / sde.alpha(t)).log()
+    ends = (sde.sigma(sde.t_min) / sde.alpha(sde.t_min)).log(), (sde.sigma(sde.T) / sde.alpha(sde.T)).log()
+    expected = torch.stack([ends[0], torch.zeros(()), ends[1]])
+    torch.testing.assert_close(ratio, expected, rtol=1e-9, atol=1e-9)  # roundings of λ
+
+
 @given(sde=members(), power=st.floats(0, 3))
 def test_log_snr_times_are_unbiased(sde: SDE, power: float) -> None:
     """∫ weight(u) h(t(u)) du = 1/(T - t_min) ∫ h(t) dt, both by quadrature."""
@@ -109,9 +119,11 @@ def test_levels_are_equally_likely(n: int) -> None:
     sde = VP(0.1, 0.5)
     for offset in (1e-9, 0.5, 1 - 1e-9):  # anywhere in the i-th of n cells is level i
         u = (torch.arange(n).double() + offset) / n
-        assert torch.equal(LevelTime(chain).sample(sde, u).t, chain.times)
-    drawn = LevelTime(chain).sample(sde, torch.tensor([0.0, 1.0]))
-    assert drawn.t.tolist() == [chain.times[0].item(), chain.times[-1].item()] and bool((drawn.weight == 1).all())
+        # where ChainSDE, whose log-SNR is inverted by bisection, has the levels: rounding of log and exp
+        torch.testing.assert_close(LevelTime(chain).sample(ChainSDE(chain), u).t, chain.times, rtol=1e-10, atol=0)
+    drawn = LevelTime(chain).sample(ChainSDE(chain), torch.tensor([0.0, 1.0]))
+    torch.testing.assert_close(drawn.t, chain.times[[0, -1]], rtol=1e-10, atol=0)
+    assert bool((drawn.weight == 1).all())
     counts = torch.bincount(
         (LevelTime(chain).sample(sde, torch.rand(20 * n, generator=generator(2))).t * n).round().long()
     )
@@ -202,3 +214,18 @@ def test_a_density_without_mass_on_the_sde(mean: float) -> None:
     """Its truncation would put every time at one end."""
     with pytest.raises(ValueError, match="no mass between"):
         LogNormalSigma(mean, 1.0).sample(VP(), U)
+
+
+def test_levels_are_met_under_any_sde() -> None:
+    """The time drawn for level i is where σ/α is that of the level, unless that lies beyond the SDE's ends."""
+    chain = VP().discretize(1000)
+    level = torch.arange(1, 1001)
+    u = (level - 0.5).double() / 1000
+    for sde in (VP(), EDM(), VE(), ChainSDE(chain)):
+        t = LevelTime(chain).sample(sde, u).t
+        ends = (-0.5 * sde.log_snr(torch.tensor([0.0, sde.T], dtype=torch.float64))).exp()
+        expected = (chain.sigma / chain.alpha).clamp(*ends.tolist())
+        got = sde.sigma(t) / sde.alpha(t)
+        torch.testing.assert_close(got, expected, rtol=1e-8, atol=0)  # bisection, and e^λ magnifies its rounding
+        inside = (chain.sigma / chain.alpha < ends[1]) & (chain.sigma / chain.alpha > ends[0])
+        assert int(inside.sum()) > 900 if not isinstance(sde, VE) else int(inside.sum()) > 700

@@ -5,20 +5,24 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
 import subprocess
 import sys
 from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+import scoresde.train.batches as batches_module
 from scoresde import VP, ScoreModel, dsm_loss, losses, times
 from scoresde.data import Dataset, Scaling, from_tensors
 from scoresde.nn import MLP, UNet
 from scoresde.train import EMA, CheckpointError, Run, average_decay, ema_model, learning_rate, load_model, train
+from scoresde.train.batches import batches
 from scoresde.train.draws import DataOrder, Uniforms, seeded, step_noise
 from scoresde.train.objective import drop_conditions
 from scoresde.train.optimizer import Optimizer
@@ -34,6 +38,13 @@ def points(count: int = 40, dim: int = 2) -> Dataset:
         scaling=Scaling(0.0, 1.0),
         num_classes=CLASSES,
     )
+
+
+def levels(count: int = 40) -> Dataset:
+    generator = torch.Generator().manual_seed(0)
+    data = torch.randint(0, 5, (count, 2), generator=generator)
+    label = torch.randint(0, CLASSES, (count,), generator=generator)
+    return from_tensors(data, label, levels=5, num_classes=CLASSES)
 
 
 def mlp(
@@ -225,7 +236,9 @@ def test_network_dropout_is_seeded_by_step_and_run() -> None:
         model = mlp(dropout=0.5)
         for module in model.modules():
             if isinstance(module, nn.Dropout):
-                module.register_forward_hook(lambda module, inputs, output: seen.append(output == 0))
+                module.register_forward_hook(
+                    lambda module, inputs, output: seen.append(output == 0) if module.training else None
+                )
         trained(model, seed=seed)
         return seen
 
@@ -309,6 +322,56 @@ def test_a_data_set_of_ones_own_and_workers_make_no_difference() -> None:
     assert torch.equal(weights(trained(dataset=Plain(points())).model), expected)
     assert torch.equal(weights(trained(dataset=points(), num_workers=1).model), expected)
     assert torch.equal(weights(trained(dataset=Plain(points()), num_workers=1).model), expected)
+
+
+class Augmented(Plain):
+    """Draws from all three default generators, as users' data sets do."""
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = super().__getitem__(index)
+        shift = torch.randn(2) + np.random.standard_normal() + random.gauss(0.0, 1.0)  # noqa: NPY002
+        return {**sample, "x": sample["x"] + shift}
+
+
+def test_what_a_data_set_draws_is_a_function_of_seed_step_and_process(tmp_path: Path) -> None:
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # type: ignore[index]  # noqa: NPY002
+    dataset = Augmented(points())
+    options = {"steps": 4, "batch_size": 8, "progress": False, "save_every": 2, "ema": 0.9}
+    whole = weights(trained(dataset=dataset).model)
+    assert not torch.equal(whole, weights(trained(dataset=Plain(points())).model))
+    assert torch.equal(whole, weights(trained(dataset=dataset, num_workers=1).model))
+    for workers in (0, 1):
+        folder = tmp_path / str(workers)
+        for step in train(mlp(), dataset, folder=folder, num_workers=workers, **options):  # type: ignore[arg-type]
+            if step.step == 3:
+                break
+        resumed = trained(mlp(seed=1), dataset, folder=folder, resume=True, num_workers=workers, save_every=2)
+        assert torch.equal(whole, weights(resumed.model))
+    assert states[0] == random.getstate()
+    assert states[1] == np.random.get_state()[1].tolist()  # type: ignore[index]  # noqa: NPY002
+    assert torch.equal(states[2], torch.get_rng_state())
+
+    def draws(**changes: int) -> Tensor:
+        order, given = DataOrder(40, 8, 0), {"num_workers": 0, "seed": 0, "rank": 0, **changes}
+        return batches(dataset, order, slice(0, 8), 0, 4, **given, pin_memory=False)()["x"]  # type: ignore[arg-type]
+
+    for workers in (0, 1):
+        assert torch.equal(draws(), draws(num_workers=workers))
+        assert not torch.equal(draws(), draws(rank=1, num_workers=workers))
+        assert not torch.equal(draws(), draws(seed=1, num_workers=workers))
+
+
+def test_memory_is_pinned_only_for_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+
+    def spy(*args: Any, **options: Any) -> Any:
+        seen.append(options["pin_memory"])
+        return torch.utils.data.DataLoader(*args, **options)
+
+    monkeypatch.setattr(batches_module, "DataLoader", spy)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # there is a GPU, but it is not used
+    trained(num_workers=1, cpu=True, steps=1)
+    assert seen == [False]
 
 
 def test_clipping_bounds_the_gradient_that_the_optimizer_sees(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -398,6 +461,47 @@ def test_training_continues_after_a_look_in_evaluation_mode() -> None:
     assert torch.equal(run(peek=True), run(peek=False))
 
 
+def test_training_is_in_training_mode_when_a_part_was_looked_at_in_evaluation_mode() -> None:
+    def run(part: str | None) -> Tensor:
+        model = mlp(dropout=0.5)
+        for _ in train(model, points(), steps=3, batch_size=8, progress=False):
+            if part is not None:
+                model.get_submodule(part).eval()
+        return weights(model)
+
+    expected = run(None)
+    for part in ("net", "net.blocks.0.dropout"):
+        assert torch.equal(run(part), expected)
+
+
+def test_the_trial_before_training_changes_nothing() -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.dropout, self.head = nn.BatchNorm1d(2), nn.Dropout(0.5), nn.Linear(2, 2)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: Tensor, c: Tensor) -> Tensor:
+            self.calls += 1
+            return self.head(self.dropout(self.norm(x)))
+
+    model = ScoreModel(Counts(), VP())
+    model.net.get_submodule("dropout").eval()  # type: ignore[union-attr]
+    modes = [module.training for module in model.modules()]
+
+    def compiled(*args: Any) -> Tensor:  # as net.compile() does: a trial must not set it going
+        raise AssertionError("called")
+
+    model.net._compiled_call_impl = compiled  # type: ignore[union-attr]
+    before, generator = {k: v.clone() for k, v in model.state_dict().items()}, torch.get_rng_state()
+    train(model, points(), steps=1, batch_size=4, progress=False)
+    assert torch.equal(generator, torch.get_rng_state()) and modes == [module.training for module in model.modules()]
+    assert model.net._compiled_call_impl is compiled  # type: ignore[union-attr]
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    assert all(p.grad is None for p in model.parameters())
+
+
 def test_a_stopped_clock_ends_the_run_and_saves(tmp_path: Path) -> None:
     run = trained(steps=1000, max_seconds=1e-9, folder=tmp_path)
     assert run.step == 1  # a step was under way when time was up
@@ -441,8 +545,13 @@ def test_the_loss_of_a_network_that_says_nothing_is_one() -> None:
 # -- what stops it -----------------------------------------------------------------------------------------------------
 
 
+class OneTime:
+    def sample(self, sde: Any, u: Tensor) -> times.Times:
+        return times.Times(torch.tensor(0.5), torch.ones_like(u))
+
+
 class Spoilt(Plain):
-    """One sample turns bad after its first use as ``dataset[0]``."""
+    """One sample is so large that its square is infinite in float32."""
 
     def __init__(self, source: Dataset, bad: int) -> None:
         super().__init__(source)
@@ -451,7 +560,7 @@ class Spoilt(Plain):
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = super().__getitem__(index)
         if index == self.bad:
-            sample["x"] = sample["x"] * float("nan")
+            sample["x"] = sample["x"] * 1e30
         return sample
 
 
@@ -459,7 +568,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(t
     dataset, size = points(), 4
     order = DataOrder(len(dataset), size, 0)
     bad = int(order.indices(4)[2])  # first seen in step 5
-    model, good = mlp(), {}
+    model, good = mlp(predicts="x0"), {}  # of which the prediction of the noise grows with x
     run = train(model, Spoilt(dataset, bad), steps=10, batch_size=size, folder=tmp_path, save_every=2, progress=False)
     with pytest.raises(FloatingPointError, match=r"step 5, .* last checkpoint is .*step-00000004"):
         for step in run:
@@ -469,7 +578,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(t
     assert torch.equal(weights(load_model(tmp_path, ema=False)), good[4])
     assert torch.equal(weights(model), good[4])
     with pytest.raises(FloatingPointError, match="nothing was saved"):
-        trained(dataset=Spoilt(dataset, bad), steps=10, batch_size=size)
+        trained(mlp(predicts="x0"), Spoilt(dataset, bad), steps=10, batch_size=size)
 
 
 def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
@@ -496,6 +605,15 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
         ({"clip": 0.0}, ValueError, "clip"),
         ({"ema": 1.0}, ValueError, "ema"),
         ({"weighting": "sharp"}, ValueError, "weighting must be one of 'simple'"),
+        ({"weighting": 3}, TypeError, "a name or a function"),
+        ({"weighting": losses.edm}, TypeError, r"weighting=losses\.edm\(\.\.\.\)"),
+        ({"weighting": losses.min_snr}, TypeError, r"weighting=losses\.min_snr\(\.\.\.\)"),
+        ({"weighting": lambda sde, t: torch.ones(3)}, ValueError, r"\(3,\)|3"),
+        ({"times": "uniform"}, TypeError, r"such as UniformTime\(\)"),
+        ({"times": times.UniformTime}, TypeError, "the class UniformTime; add its parentheses"),
+        ({"times": OneTime()}, ValueError, r"shaped like u, \(2,\); t is"),
+        ({"model": ScoreModel(nn.Bilinear(2, 1, 2), VP())}, ValueError, "no loss for dataset|shape"),
+        ({"model": ScoreModel(MLP(3, width=8, depth=1, num_classes=CLASSES), VP())}, ValueError, "dim=3"),
         ({"label_dropout": 1.0}, ValueError, "probability"),
         ({"conditions": ("text",)}, ValueError, r"\['text'\].*\['label', 'x'\]"),
         ({"seed": 0.5}, TypeError, "seed"),
@@ -521,12 +639,35 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
 def test_bad_arguments_are_refused_before_training(
-    option: dict[str, Any], error: type[Exception], message: str
+    option: dict[str, Any], error: type[Exception], message: str, tmp_path: Path
 ) -> None:
-    arguments = {"steps": 4, "batch_size": 8, "progress": False, **option}
+    folder = None if {"save_every", "resume"} & option.keys() else tmp_path / "run"
+    arguments = {"steps": 4, "batch_size": 8, "progress": False, "folder": folder, **option}
     model, dataset = arguments.pop("model", None) or mlp(), arguments.pop("dataset", None)
     with pytest.raises(error, match=message):
         train(model, points() if dataset is None else dataset, **arguments)
+    assert not (tmp_path / "run").exists()
+
+
+def test_labels_out_of_range_are_named_before_they_reach_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+    monkeypatch.setattr("scoresde.nn.mlp.check_label", lambda label, *_: seen.append(label) or label)  # as on a GPU
+    for bad, text in ((CLASSES + 4, "0 to 7"), (-2, "-2 to 2")):
+        data = [{"x": torch.zeros(2), "label": k} for k in (0, 1, 2, bad)]
+        with pytest.raises(ValueError, match=f"labels of step 1 run from {text}.*built for {CLASSES} classes"):
+            trained(dataset=data, batch_size=4)
+    assert len(seen) == 2  # the trials with a good sample
+    data[3]["label"] = CLASSES  # the null label is one of the network's own
+    trained(dataset=data, batch_size=4)
+
+
+def test_another_device_than_accelerate_holds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    trained(cpu=True, steps=1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with pytest.raises(ValueError, match=r"on 'cuda', but Accelerate chose 'cpu' earlier.*new process"):
+        train(mlp(), points(), steps=1, batch_size=4)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")  # as `accelerate launch --cpu` says
+    trained(steps=1)
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path: Path) -> None:
@@ -538,25 +679,51 @@ def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path: Pa
 # -- many processes ----------------------------------------------------------------------------------------------------
 
 _SCRIPT = """
-import os, sys, torch
+import os, re, sys, torch
 sys.path.insert(0, {tests!r})
-from test_train import points, mlp
+from pathlib import Path
+from accelerate.utils import gather_object
+from test_train import levels, mlp
 from scoresde import times
-from scoresde.train import train
+from scoresde.train import CheckpointError, train
 torch.set_num_threads(1)
-run = train(
-    mlp(seed=int(os.environ["RANK"])), points(), steps=3, batch_size=8, accumulate={accumulate}, flip=True,
-    label_dropout=0.5, times=times.Stratified(), folder=sys.argv[1], cpu=True, progress=False, log_every=1,
+rank, folder = int(os.environ["RANK"]), Path(sys.argv[1])
+options = dict(
+    steps=3, batch_size=8, accumulate={accumulate}, flip=True, label_dropout=0.5, times=times.Stratified(),
+    dequantize=True, cpu=True, progress=False, log_every=1,
 )
-for step in run:
-    pass
+
+run = train(mlp(seed=rank), levels(), folder=folder, **options)
 assert run._processes == 2
+for step in run:
+    if step.step == 2:
+        break
+assert run.save() == folder / "step-00000002"
+
+model, seeds = mlp(seed=5 + rank), []
+model.net.register_forward_pre_hook(lambda module, _: seeds.append(torch.initial_seed()) if module.training else None)
+for step in (run := train(model, levels(), folder=folder, resume=True, **options)):
+    assert step.step == 3
+assert run.save() == folder / "step-00000003"
+assert len(set(gather_object(seeds[:1]))) == 2  # that of dropout inside the network
+
+for path, message in (
+    (folder if rank == 0 else folder / "elsewhere", "see different checkpoints in .*: step-00000003, none"),
+    (Path(__file__) / "run", "cannot write into"),
+):
+    try:
+        train(mlp(), levels(), folder=path, resume=True, **options)
+    except CheckpointError as error:
+        assert re.search(message, str(error)), error
+    else:
+        raise AssertionError(message)
 """
 
 
 def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
+    """With a resumption, on levels; each refusal of one process is one of all."""
     options: dict[str, Any] = {"flip": True, "label_dropout": 0.5, "times": times.Stratified(), "log_every": 1}
-    alone = trained(steps=3, folder=tmp_path / "one", **options)
+    alone = trained(dataset=levels(), steps=3, folder=tmp_path / "one", dequantize=True, **options)
     script = tmp_path / "script.py"
     script.write_text(_SCRIPT.format(tests=str(Path(__file__).parent), accumulate=2))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]

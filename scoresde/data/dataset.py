@@ -114,6 +114,8 @@ def from_tensors(
         )
     if data.is_complex() or data.dtype == torch.bool:
         raise TypeError(f"data must be integer or real floating, got {data.dtype}; use data.float().")
+    if data.dtype in (torch.uint16, torch.uint32, torch.uint64):  # torch computes little in these
+        data = data.long()
     if data.ndim < 2 or data.numel() == 0:
         raise ValueError(f"data must be (N, *event) with at least one sample, got shape {tuple(data.shape)}.")
     if data.is_floating_point():

@@ -22,7 +22,7 @@ _CONVERTIBLE = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
 
 def decode(sources: Iterable[tuple[str, Path | bytes]], count: int, mode: Mode | None) -> Tensor:
-    """Images as uint8 (N, C, H, W), C = 1 for grey and 3 for RGB.
+    """Images as uint8 (N, C, H, W), C = 1 for grey and 3 for RGB, turned as their EXIF orientation says.
 
     Args:
         sources: ``count`` pairs of a name for messages and a file or the encoded bytes.
@@ -33,7 +33,7 @@ def decode(sources: Iterable[tuple[str, Path | bytes]], count: int, mode: Mode |
         ValueError: an unreadable image, another size or mode than the first's, a mode other than L or RGB.
     """
     with needs("train"):
-        from PIL import Image
+        from PIL import Image, ImageOps
     if mode not in (None, "L", "RGB"):
         raise ValueError(f"mode must be 'L' (grey), 'RGB' or None, got {mode!r}.")
     images: Tensor | None = None
@@ -42,6 +42,7 @@ def decode(sources: Iterable[tuple[str, Path | bytes]], count: int, mode: Mode |
         try:
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
                 opened.load()
+                ImageOps.exif_transpose(opened, in_place=True)  # a camera's note of which way is up
                 image: Image.Image = opened
         # A damaged file can fail anywhere in a decoder: Pillow answers with any of these.
         except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:

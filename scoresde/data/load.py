@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import zipfile
-from collections.abc import Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
@@ -41,14 +42,24 @@ def load(path: PathName, **options: Any) -> Dataset:
         TypeError: an option that this kind of file does not have.
         ValueError: a kind of file that is not read here, or one of the errors of the three readers.
     """
+    return reader_of(path)(path, **options)
+
+
+def reader_of(path: PathName) -> Callable[..., Dataset]:
+    """``load_array``, ``load_folder`` or ``load_parquet``: the one by which ``load`` reads ``path``.
+
+    Raises:
+        FileNotFoundError: nothing at ``path``.
+        ValueError: a kind of file that is not read here.
+    """
     path = _existing(path)
     if path.is_dir():
-        return load_folder(path, **options)
+        return load_folder
     suffix = path.suffix.lower()
     if suffix in (".npy", ".npz"):
-        return load_array(path, **options)
+        return load_array
     if suffix == ".parquet":
-        return load_parquet(path, **options)
+        return load_parquet
     why = " Files of torch.save are pickles, which can run code: save the tensor with numpy.save instead."
     raise ValueError(
         f"cannot read {path}: expected a folder of images, or a file ending in .npy, .npz or .parquet, got "
@@ -95,6 +106,11 @@ def load_array(
         labels = _pick(found, _LABELS, Path(label), required=True) if isinstance(found, dict) else found
     assert array is not None
     data = _as_tensor(array, path)
+    if data.ndim < 2 and channels != "none":
+        raise ValueError(
+            f"{path} holds an array of shape {tuple(data.shape)}; expected (N, *event), channels {channels}. "
+            "For single numbers pass channels='none'."
+        )
     if channels == "last":
         data = data.movedim(-1, 1)
     elif channels == "none":
@@ -131,7 +147,7 @@ def load_folder(path: PathName, *, mode: Mode | None = None) -> Dataset:
     top = [p for p in inside if _is_image(p)]
     if not folders:
         if not top:
-            parquet = [p.name for p in inside if p.suffix == ".parquet"]
+            parquet = [p.name for p in inside if p.suffix.lower() == ".parquet"]
             hint = f" It holds Parquet files ({', '.join(parquet[:5])}): pass one of them." if parquet else ""
             raise ValueError(f"{path} holds no images (looked for {', '.join(sorted(SUFFIXES))}).{hint}")
         return from_tensors(decode(((str(p), p) for p in top), len(top), mode))
@@ -143,7 +159,7 @@ def load_folder(path: PathName, *, mode: Mode | None = None) -> Dataset:
     files: list[Path] = []
     label: list[int] = []
     for i, folder in enumerate(folders):
-        members = sorted(p for p in folder.rglob("*") if _is_image(p) and not p.name.startswith("."))
+        members = sorted(p for p in folder.rglob("*") if _is_image(p) and not _hidden(p.relative_to(folder)))
         if not members:
             raise ValueError(f"the class folder {folder} holds no images; remove it or fill it.")
         files += members
@@ -178,9 +194,18 @@ def load_parquet(
         import pyarrow.parquet as pq
     path = _existing(path)
     try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is not a readable Parquet file: {error}") from error
+    with file:
+        return _read_parquet(file, path, mode, image_column, label_column)
+
+
+def _read_parquet(
+    file: Any, path: Path, mode: Mode | None, image_column: str | None, label_column: str | None
+) -> Dataset:
+    import pyarrow as pa
+
     schema = file.schema_arrow
     image_name = _column(schema, image_column, _IMAGE_COLUMNS, path, "image")
     label_name = _column(schema, label_column, _LABELS, path, "label")
@@ -207,8 +232,14 @@ def load_parquet(
     labels: list[int | None] = []
 
     def images() -> Iterator[tuple[str, bytes]]:
-        row = 0
-        for batch in file.iter_batches(columns=columns):
+        row, pieces = 0, file.iter_batches(columns=columns)
+        while True:
+            try:
+                batch = next(pieces, None)
+            except (pa.ArrowException, OSError) as error:
+                raise ValueError(f"{path} is damaged behind row {row}: {error}. Download or write it again.") from error
+            if batch is None:
+                break
             if label_name is not None:
                 labels.extend(batch.column(columns.index(label_name)).to_pylist())
             for value in batch.column(0).field("bytes"):
@@ -217,6 +248,8 @@ def load_parquet(
                     raise ValueError(f"{name} has no image bytes in column {image_name!r}.")
                 yield name, value.as_py()
                 row += 1
+        if row != count:
+            raise ValueError(f"{path} says that it has {count} rows, but holds {row}: it is damaged.")
 
     data = decode(images(), count, mode)
     if label_name is None:
@@ -233,6 +266,10 @@ def _existing(path: PathName) -> Path:
     return path
 
 
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
 def _is_image(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES and path.is_file()
 
@@ -244,7 +281,8 @@ def _read_numpy(path: Path) -> np.ndarray[Any, Any] | dict[str, np.ndarray[Any, 
             return loaded
         with loaded:
             return {name: loaded[name] for name in loaded.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+    # What a damaged archive can answer with: NotImplementedError is a method of compression that there is not.
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         raise ValueError(
             f"cannot read {path} as NumPy data: {error}. It may be cut short or hold Python objects; "
             "write plain numbers with numpy.save or numpy.savez."

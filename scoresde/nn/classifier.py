@@ -36,7 +36,7 @@ class NoiseClassifier(nn.Module):
         pool: how the positions become one vector: "attention" (`AttentionPool`) or "mean".
 
     Raises:
-        ValueError: an argument is out of its range.
+        TypeError, ValueError: an argument is not a whole number where it should be, or out of its range.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class NoiseClassifier(nn.Module):
         pool: Literal["attention", "mean"] = "attention",
     ) -> None:
         super().__init__()
-        check_positive(num_classes=num_classes)
+        check_positive(num_classes=num_classes, width=width)
         if pool not in ("attention", "mean"):
             raise ValueError(f"pool={pool!r}: expected 'attention' or 'mean'.")
         self._config: dict[str, Any] = {

@@ -56,6 +56,7 @@ class Encoder(nn.Module):
             raise ValueError(
                 f"multipliers={list(multipliers)}: expected a positive whole number per level, e.g. (1, 2, 2)."
             )
+        check_positive(**{f"multipliers[{i}]": multiplier for i, multiplier in enumerate(multipliers)})
         self.channels = channels
         self.event_dims = style.event_dims
         self.widths = [width * multiplier for multiplier in multipliers]

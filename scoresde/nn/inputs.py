@@ -79,6 +79,8 @@ def check_label(label: Tensor | None, batch: int, num_classes: int | None, devic
 def check_positive(**numbers: int) -> None:
     """Raise unless each constructor argument is a positive whole number."""
     for name, value in numbers.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name}={value!r}: expected a positive whole number, got {type(value).__name__}.")
         if value < 1:
             raise ValueError(f"{name}={value}: expected a positive whole number.")
 

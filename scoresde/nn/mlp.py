@@ -59,7 +59,7 @@ class MLP(nn.Module):
         out_dim: size of the output; dim unless given.
 
     Raises:
-        ValueError: an argument is out of its range.
+        TypeError, ValueError: an argument is not a whole number where it should be, or out of its range.
     """
 
     def __init__(

@@ -42,7 +42,7 @@ class UNet(nn.Module):
         out_channels: channels of the output; as many as of the event unless given.
 
     Raises:
-        ValueError: an argument is out of its range.
+        TypeError, ValueError: an argument is not a whole number where it should be, or out of its range.
     """
 
     def __init__(
@@ -63,7 +63,7 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         outputs = channels if out_channels is None else out_channels
-        check_positive(out_channels=outputs)
+        check_positive(out_channels=outputs, width=width)
         self._config: dict[str, Any] = {
             "channels": channels,
             "event_dims": event_dims,

@@ -35,6 +35,12 @@ def spread(coefficient: Tensor, x: Tensor) -> Tensor:
     return coefficient.to(device=x.device, dtype=x.dtype).reshape(-1, *[1] * (x.ndim - 1))
 
 
+def root(square: Tensor) -> Tensor:
+    """sqrt of what is not negative, with the gradient 0 where the value is 0; there it is infinite, times 0 NaN."""
+    positive = square > 0
+    return torch.where(positive, torch.where(positive, square, torch.ones_like(square)).sqrt(), 0 * square)
+
+
 def _in_float64(method: Callable[[Any, Tensor], Tensor], name: str) -> Callable[[Any, Time], Tensor]:
     """Evaluate a schedule formula in float64 on a checked time, and answer in the dtype of the caller's t."""
 
@@ -57,7 +63,8 @@ class SDE(ABC):
 
     A member is a frozen dataclass with two methods, ``alpha(t)`` and ``sigma(t)``, written as plain torch formulas;
     they are evaluated in float64 whatever the dtype of t, for a number, a tensor () or (B,), and may hold tensors as
-    parameters, through which gradients flow. The rest follows (Song et al. 2021, arXiv:2011.13456; Kingma et al.
+    parameters, through which gradients flow; where a standard deviation is 0, such as σ(0) of VP, its gradient is
+    taken as 0. The rest follows (Song et al. 2021, arXiv:2011.13456; Kingma et al.
     2021, arXiv:2107.00630, eq. 1-2, appendix D)::
 
         f = (log α)'        g² = α² ((σ/α)²)'        log SNR = log(α² / σ²)
@@ -109,12 +116,21 @@ class SDE(ABC):
         return self._finite(_derivative(lambda u: self.alpha(u).log(), time), time, "f").to(dtype)
 
     def g(self, t: Time) -> Tensor:
-        """Diffusion coefficient g(t) = sqrt(α² d(σ²/α²)/dt), in 1/√time."""
+        """Diffusion coefficient g(t) = sqrt(α² d(σ²/α²)/dt), in 1/√time; derived only where σ > 0."""
         time, dtype = checks.time(t, self.t_max), checks.result_dtype(t)
-        rate = _derivative(lambda u: (self.sigma(u) / self.alpha(u)) ** 2, time) * self.alpha(time) ** 2
-        # A schedule that rests (g = 0) comes out as minus a rounding error; a rising SNR stays negative and is refused.
-        rate = torch.where((rate < 0) & (rate > -1e-12), torch.zeros_like(rate), rate)
+        rate = _derivative(self._square_ratio, time) * self.alpha(time) ** 2
+        # A schedule that rests (g = 0) comes out as minus a rounding error, here of sizes like σ²/T; a rising SNR stays
+        # negative and is refused.
+        sigma = self.sigma(time).detach()
+        rate = torch.where((rate < 0) & (rate >= -1e-12 * sigma**2 / self.T), torch.zeros_like(rate), rate)
+        if type(self)._square_ratio is SDE._square_ratio:
+            # σ ~ sqrt(t) rises infinitely fast at σ = 0, where its square does not: the derivative is not to be had.
+            rate = torch.where(sigma > 0, rate, math.nan)
         return self._finite(rate.sqrt(), time, "g").to(dtype)
+
+    def _square_ratio(self, t: Tensor) -> Tensor:
+        """(σ/α)², whose derivative is g²/α²; overridden where σ is a square root of it."""
+        return (self.sigma(t) / self.alpha(t)) ** 2
 
     def _finite(self, value: Tensor, time: Tensor, name: str) -> Tensor:
         bad = ~value.detach().isfinite()
@@ -132,6 +148,9 @@ class SDE(ABC):
 
     def t_of_log_snr(self, log_snr: Time) -> Tensor:
         """The time at which log(α²/σ²) equals ``log_snr``: bisection, then one Newton step that carries gradients.
+
+        Those of first order, dt/dλ = 1/λ'(t), and through tensors that the schedule holds: the slope is taken as
+        constant, so second derivatives are not those of the inverse function.
 
         Args:
             log_snr: (), (n,) or a number.
@@ -193,7 +212,7 @@ class SDE(ABC):
         """Mean and standard deviation of p(x_t | x_s), s <= t (Kingma et al. 2021, arXiv:2107.00630, appendix A.1)."""
         s, t = self._ordered(s, t, checks.state(x_s, name="x_s"))
         ratio, variance = self.transition_coefficients(s, t)
-        return spread(ratio, x_s) * x_s, spread(variance.sqrt(), x_s)
+        return spread(ratio, x_s) * x_s, spread(root(variance), x_s)
 
     def bridge(self, x_s: Tensor, x_t: Tensor, s: Time, u: Time, t: Time) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of p(x_u | x_s, x_t), s <= u <= t, s < t.
@@ -282,8 +301,7 @@ class SDE(ABC):
 
 
 def _levels(n: int, T: float, *, least: int = 1) -> Tensor:
-    if not isinstance(n, int) or isinstance(n, bool) or n < least:
-        raise ValueError(f"a chain needs a whole number of levels, at least {least}; got {n!r}.")
+    checks.count(n, name="n, the number of a chain's levels,", least=least)
     return torch.arange(1, n + 1, dtype=torch.float64) * (T / n)
 
 
@@ -296,7 +314,7 @@ def _product(
         raise ValueError("no noise is added between the two ends given, so they determine nothing; take s < t.")
     weight_s, weight_t = variance_ut * ratio_su / total, variance_su * ratio_ut / total
     mean = spread(weight_s, x_s) * x_s + spread(weight_t, x_t) * x_t
-    return mean, spread((variance_su * variance_ut / total).sqrt(), x_s)
+    return mean, spread(root(variance_su * variance_ut / total), x_s)
 
 
 def _derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:

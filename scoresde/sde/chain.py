@@ -20,7 +20,8 @@ class Chain:
     v_i = σ_i² - σ_{i-1}², σ_0 = 0.
 
     Attributes:
-        times: (n,) the SDE's time at each level, float64, increasing.
+        times: (n,) where ``ChainSDE`` puts each level, float64, increasing. The SDE that was discretised has these
+            levels there only up to O(1/n) where its chain is DDPM's or SMLD's; see ``times.LevelTime``.
         ratio: (n,) r_i.
         variance: (n,) v_i.
 
@@ -101,11 +102,11 @@ class Chain:
         return weight_0 * x0 + weight_i * x_i
 
     def time(self, i: int | Tensor) -> Tensor:
-        """The SDE's time at level i = 1 .. n, for one level or many."""
+        """``times`` at level i = 1 .. n, for one level or many."""
         return self.times[self._level(i)]
 
     def _level(self, i: int | Tensor) -> Tensor:
-        level = torch.as_tensor(i)
+        level = torch.as_tensor(i).to(self.times.device)
         if level.is_floating_point() or (level.numel() and not bool(((level >= 1) & (level <= self.n)).all())):
             raise ValueError(f"levels are whole numbers from 1 to {self.n}, got {i}.")
         return level - 1

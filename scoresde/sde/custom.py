@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.sde.base import SDE
+from scoresde.sde.base import SDE, _derivative, root
 from scoresde.sde.chain import Chain
 
 Function = Callable[[Tensor], Tensor | float]
@@ -39,7 +39,8 @@ class ScheduleSDE(SDE):
         t_min: its end.
 
     Raises:
-        ValueError: α not positive, σ negative, or σ/α not increasing at 257 probed times of (0, T].
+        ValueError: α not positive, σ negative, or σ/α not increasing at 257 probed times of [0, T]; or derivatives
+            that disagree with the functions' own differences.
     """
 
     _alpha: Function
@@ -63,6 +64,29 @@ class ScheduleSDE(SDE):
                 raise ValueError("a schedule needs α(t) > 0 and σ(t) >= 0 on [0, T]; the functions given break this.")
             if not bool(((std / scale).diff() > 0).all()):
                 raise ValueError("σ/α must increase with t (noise is only ever added); the functions given break this.")
+            self._differentiable()
+
+    def _differentiable(self) -> None:
+        """f and g come from automatic differentiation, which sees nothing of .item(), numpy or a look-up in a table."""
+        ends = torch.linspace(self.T / 16, self.T * 15 / 16, 15, dtype=torch.float64)
+        # Mean slopes over short intervals lie between the extreme slopes inside, of which the derivative at several
+        # points gives an idea: a factor of 2 leaves room for any function that is smooth at this scale.
+        width = self.T / 64
+        points = ends + width * torch.linspace(0, 1, 9, dtype=torch.float64)[:, None]
+        for name, function in {
+            "f": lambda t: self.alpha(t).log(),
+            "g²": self._square_ratio,
+        }.items():
+            mean = (function(points[-1]) - function(points[0])) / width
+            slopes = _derivative(function, points.flatten()).reshape(points.shape).abs()
+            rounding = 1e-12 * function(points[0]).abs().clamp_min(1.0 if name == "f" else 0.0) / width
+            if bool((mean.abs() > 2 * slopes.amax(0) + rounding).any()):
+                raise ValueError(
+                    f"{name} cannot be derived from the functions given: automatic differentiation finds slopes up to "
+                    f"{float(slopes.max()):.3g}, their values change by up to {float(mean.abs().max()):.3g} per unit "
+                    "of time. Write them in torch operations on t: no .item(), float(t), numpy, detach() or look-up in "
+                    "a table of constants (interpolate linearly in t instead, or take ChainSDE)."
+                )
 
     def alpha(self, t: Tensor) -> Tensor:  # type: ignore[override]
         return _on(self._alpha, t)
@@ -146,7 +170,7 @@ class LinearSDE(SDE):
 
     def sigma(self, t: Tensor) -> Tensor:  # type: ignore[override]
         log_alpha, ratio = self._integrate(t, self._panels)
-        return log_alpha.exp() * ratio.sqrt()
+        return log_alpha.exp() * root(ratio)
 
     def f(self, t: Tensor) -> Tensor:  # type: ignore[override]
         return _on(self._f, t)
@@ -202,4 +226,7 @@ class ChainSDE(SDE):
         return self._interpolate(t, self.chain.alpha.log()).exp()
 
     def sigma(self, t: Tensor) -> Tensor:  # type: ignore[override]
-        return self.alpha(t) * self._interpolate(t, (self.chain.sigma / self.chain.alpha) ** 2).sqrt()
+        return self.alpha(t) * root(self._square_ratio(t))
+
+    def _square_ratio(self, t: Tensor) -> Tensor:
+        return self._interpolate(t, (self.chain.sigma / self.chain.alpha) ** 2)

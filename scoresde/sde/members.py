@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
-from scoresde.sde.base import SDE, Time, _levels
+from scoresde.sde.base import SDE, Time, _levels, root
 from scoresde.sde.chain import Chain
 
 
@@ -53,7 +53,7 @@ class VP(_LinearBeta):
     """
 
     def sigma(self, t: Tensor) -> Tensor:  # type: ignore[override]
-        return (-torch.expm1(2 * self._log_alpha(t))).sqrt()
+        return root(-torch.expm1(2 * self._log_alpha(t)))
 
     def g(self, t: Tensor) -> Tensor:  # type: ignore[override]
         return self._beta(t).sqrt()
@@ -83,7 +83,7 @@ class SubVP(_LinearBeta):
         return -torch.expm1(2 * self._log_alpha(t))
 
     def g(self, t: Tensor) -> Tensor:  # type: ignore[override]
-        return (self._beta(t) * -torch.expm1(4 * self._log_alpha(t))).sqrt()
+        return root(self._beta(t) * -torch.expm1(4 * self._log_alpha(t)))
 
     def t_of_log_snr(self, log_snr: Time) -> Tensor:
         target = self._reachable(log_snr)
@@ -155,7 +155,7 @@ class EDM(SDE):
         return torch.zeros_like(t)
 
     def g(self, t: Tensor) -> Tensor:  # type: ignore[override]
-        return (2 * t).sqrt()
+        return root(2 * t)
 
     def t_of_log_snr(self, log_snr: Time) -> Tensor:
         target = self._reachable(log_snr)
@@ -192,7 +192,7 @@ class Cosine(SDE):
     def sigma(self, t: Tensor) -> Tensor:  # type: ignore[override]
         # cos² a_0 - cos² a = sin(a - a_0) sin(a + a_0): no cancellation near t = 0
         start, turned = self._start(), 0.5 * math.pi * t / (1 + self.s)
-        return (torch.sin(turned) * torch.sin(turned + 2 * start)).clamp_min(0.0).sqrt() / start.cos()
+        return root(torch.sin(turned) * torch.sin(turned + 2 * start)) / start.cos()
 
     def f(self, t: Tensor) -> Tensor:  # type: ignore[override]
         rate = 0.5 * math.pi / (1 + self.s)
@@ -241,7 +241,7 @@ class RectifiedFlow(SDE):
         return -1 / (1 - t)
 
     def g(self, t: Tensor) -> Tensor:  # type: ignore[override]
-        return (2 * t / (1 - t)).sqrt()
+        return root(2 * t / (1 - t))
 
     def t_of_log_snr(self, log_snr: Time) -> Tensor:
         target = self._reachable(log_snr)

@@ -35,7 +35,7 @@ class Solution:
         nfe: score evaluations used, each for the whole batch.
         grid: (n + 1,) the times.
         trajectory: (n + 1, B, *event) the states at those times, if asked for; never denoised.
-        denoised: whether a last denoising step was taken.
+        denoised: whether a last denoising step was taken: asked for, and σ > 0 at the last time.
     """
 
     x: Tensor
@@ -144,7 +144,8 @@ class Solver(ABC):
                 callback(Progress(step, len(grid) - 1, grid[step], x))
 
         x = self._run(process, x, grid, source, report)
-        if denoise and process.sde.sigma(grid[-1]).item() > 0:
+        denoise = denoise and process.sde.sigma(grid[-1]).item() > 0
+        if denoise:
             x = process.denoise(x, grid[-1])
         if x.numel() and not bool(torch.isfinite(x.detach()).all()):
             raise FloatingPointError(

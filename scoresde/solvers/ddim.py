@@ -10,6 +10,7 @@ from torch import Tensor
 
 from scoresde.noise import Noise
 from scoresde.reverse import Reverse
+from scoresde.sde.base import root
 from scoresde.solvers.base import Solver, only_sde
 
 
@@ -43,7 +44,8 @@ class Ancestral(Solver):
         """One step; one evaluation."""
         mean, std = process.sde.posterior(process.denoise(x, t), x, s, t)
         if self.variance == "transition":
-            std = process.sde.transition_coefficients(s, t)[1].sqrt()
+            std = process.sde.transition_coefficients(s, t)[1]
+            std = root(std)
         return mean + std * noise.between(x, t, s), None
 
 
@@ -84,8 +86,10 @@ class DDIM(Solver):
         """One step; one evaluation."""
         sde, eta = process.sde, self._eta(process)
         alpha_t, sigma_t, alpha_s, sigma_s = sde.alpha(t), sde.sigma(t), sde.alpha(s), sde.sigma(s)
-        drawn = eta**2 * (sigma_s / sigma_t) ** 2 * sde.transition_coefficients(s, t)[1]
-        kept = sigma_s**2 - drawn
+        ratio, variance = sde.transition_coefficients(s, t)
+        drawn = (eta * sigma_s / sigma_t) ** 2 * variance
+        # σ_s² - d² with v = σ_t² - r² σ_s² put in: at η = 1 nothing cancels, however small s is
+        kept = sigma_s**2 * ((1 - eta**2) + (eta * ratio * sigma_s / sigma_t) ** 2)
         if not kept.detach().item() >= 0:
             raise ValueError(
                 f"with eta = {eta:g} the step from t = {t:g} to {s:g} would draw more noise than x_s holds; take more "
@@ -93,7 +97,7 @@ class DDIM(Solver):
             )
         eps = process.noise(x, t)
         # (α_s/α_t) x + (...) ε̂ instead of α_s x̂_0 + ...: the same, one tensor fewer
-        after = (alpha_s / alpha_t) * x + (kept.sqrt() - alpha_s / alpha_t * sigma_t) * eps
+        after = (alpha_s / alpha_t) * x + (root(kept) - alpha_s / alpha_t * sigma_t) * eps
         if eta:
-            after = after + drawn.sqrt() * noise.between(x, t, s)
+            after = after + root(drawn) * noise.between(x, t, s)
         return after, None

@@ -10,6 +10,7 @@ from torch import Tensor
 from scoresde.noise import Noise
 from scoresde.reverse import Reverse
 from scoresde.sde import spread
+from scoresde.sde.base import root
 from scoresde.solvers.base import Solver
 
 
@@ -54,5 +55,5 @@ class ReverseDiffusion(Solver):
         ratio, variance = process.sde.transition_coefficients(s, t)
         after = spread(2 - ratio, x) * x + 0.5 * (1 + process.eta**2) * variance * process.score(x, t)
         if process.eta:
-            after = after + process.eta * variance.sqrt() * noise.between(x, t, s)
+            after = after + process.eta * root(variance) * noise.between(x, t, s)
         return after, None

@@ -19,7 +19,7 @@ class Heun(Solver):
 
     In these variables the probability-flow ODE is the same under every schedule (Karras et al. 2022,
     arXiv:2206.00364, algorithm 1 and, with churn, 2), and so is this method at equal σ̃. With churn, each step first
-    raises the noise level from σ̃ to (1 + γ) σ̃ by adding fresh noise.
+    raises the noise level from σ̃ to (1 + γ) σ̃, or to its value at T if that is less, by adding fresh noise.
 
     Args:
         churn: S_churn; γ = min(S_churn / steps, sqrt(2) - 1). 0 is the deterministic method of order 2.

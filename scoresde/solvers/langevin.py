@@ -45,7 +45,7 @@ class Langevin:
     def __post_init__(self) -> None:
         if not 0 < self.snr < 1:
             raise ValueError(f"snr must lie in (0, 1), where the steps are stable; got {self.snr}.")
-        _count(self.steps)
+        checks.count(self.steps, name="steps")
 
     def step_size(self, process: Reverse, t: Tensor) -> Tensor:
         """τ = 2 (r σ(t))²."""
@@ -65,17 +65,12 @@ def langevin_steps(process: Reverse, x: Tensor, t: Tensor, size: Tensor, steps: 
     return x
 
 
-def _count(steps: int) -> None:
-    if not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps must be a whole number of at least 1, got {steps!r}.")
-
-
 @dataclass(frozen=True)
 class PredictorCorrector(Solver):
     """A predictor step to s, then a correction of the law at s (Song et al. 2021, arXiv:2011.13456, Alg. 1).
 
     Args:
-        predictor: any solver made of steps.
+        predictor: any solver; ProbabilityFlow and TorchSDE integrate each interval of the grid on its own.
         corrector: any object with ``correct(process, x, t, noise) -> x``.
     """
 
@@ -94,8 +89,6 @@ class PredictorCorrector(Solver):
             raise TypeError(
                 f"corrector must have correct(process, x, t, noise), as Langevin() has; got {self.corrector!r}."
             )
-        if type(self.predictor)._run is not Solver._run:
-            raise ValueError(f"a predictor is a solver made of steps; {type(self.predictor).__name__} is a black box.")
 
     def check(self, process: Reverse) -> None:
         """What the predictor asks."""
@@ -136,7 +129,7 @@ class AnnealedLangevin(Solver):
     def __post_init__(self) -> None:
         if self.step_size is not None:
             checks.positive(self.step_size, name="step_size")
-        _count(self.steps)
+        checks.count(self.steps, name="steps")
 
     def draws_noise(self, process: Reverse) -> bool:
         """Always."""

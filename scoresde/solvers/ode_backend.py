@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from scoresde import checks
 from scoresde.noise import Noise
 from scoresde.reverse import Reverse
-from scoresde.score import model_of
+from scoresde.score import parameters_of
 from scoresde.solvers.base import Solver, only_ode
 
 
@@ -33,7 +33,8 @@ class ProbabilityFlow(Solver):
         options: further options of the method, as torchdiffeq takes them, e.g. {"max_num_steps": 1000} (which it
             counts between neighbouring times of the grid).
         adjoint: gradients by the adjoint ODE, in memory independent of the number of steps. They reach x and the
-            parameters of the score (which must then be an nn.Module, or a bound model).
+            parameters of every module behind the score (:func:`~scoresde.score.modules_of`), but not those that a
+            plain function has closed over, nor tensors in the SDE.
 
     Raises:
         ValueError: unknown method, an option that the method does not know, or a grid of unequal steps for an Adams
@@ -72,7 +73,9 @@ class ProbabilityFlow(Solver):
                     f"{self.method} has coefficients for equal steps, but the grid's lie between {-steps.max():g} and "
                     f"{-steps.min():g}: take grids.uniform or another method."
                 )
-        (states,) = integrate(self, lambda t, x: process.drift(x, t), (x,), grid, parameters=parameters(process))
+        (states,) = integrate(
+            self, lambda t, x: process.drift(x, t), (x,), grid, parameters=parameters_of(process.score)
+        )
         states = states.to(x.dtype)
         for i in range(1, len(grid)):
             report(i, states[i])
@@ -191,9 +194,3 @@ def _explain(solver: ProbabilityFlow, message: str) -> str:
     else:
         reason = "torchdiffeq refused it."
     return f"torchdiffeq's {solver.method} (rtol {solver.rtol:g}, atol {solver.atol:g}) gave up: {reason} [{message}]"
-
-
-def parameters(process: Reverse) -> tuple[nn.Parameter, ...]:
-    """What the adjoint differentiates besides the state: the parameters of the score, if it is a model."""
-    module = model_of(process.score)
-    return () if module is None else tuple(module.parameters())

@@ -9,9 +9,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from scoresde.noise import BrownianNoise, Noise
+from scoresde.noise import BrownianNoise, Noise, drawn_seed
 from scoresde.reverse import Reverse
-from scoresde.score import model_of
+from scoresde.score import modules_of
 from scoresde.solvers.base import Solver
 
 _ITO = ("euler", "milstein", "srk")
@@ -24,13 +24,16 @@ _AREA = {"srk": "space-time", "log_ode": "foster"}
 class TorchSDE(Solver):
     """The reverse process by a method of torchsde, on the grid, for any event shape and any η.
 
-    With additive noise the Itô and the Stratonovich process are one, so methods of both kinds apply. On a
-    :class:`~scoresde.noise.BrownianNoise` the path is shared with our own solvers; any other noise seeds a
-    ``torchsde.BrownianInterval``, whose path depends on the batch shape.
+    With additive noise the Itô and the Stratonovich process are one, so methods of both kinds apply. They run on the
+    path of their noise (:meth:`~scoresde.Noise.path`): a :class:`~scoresde.noise.BrownianNoise` is shared with our own
+    solvers, and on it or a PerSampleNoise the samples do not depend on the batch. The exceptions are "srk" and
+    "log_ode", which need Lévy areas: any noise but a BrownianNoise seeds a ``torchsde.BrownianInterval`` for them,
+    whose path depends on the shape of the batch.
 
     Args:
         method: "euler", "milstein", "srk" (Itô), "euler_heun", "heun", "midpoint", "log_ode", "reversible_heun".
-        adjoint: gradients by torchsde's stochastic adjoint. They reach x and the parameters of the score.
+        adjoint: gradients by torchsde's stochastic adjoint. They reach x and the parameters of every module behind the
+            score (:func:`~scoresde.score.modules_of`), but not those that a plain function has closed over.
 
     Raises:
         ValueError: unknown method, or a method that needs Lévy areas on a BrownianNoise, which has none.
@@ -75,23 +78,21 @@ class TorchSDE(Solver):
     def _path(self, noise: Noise, y: Tensor, x: Tensor, grid: Tensor) -> Any:
         import torchsde
 
+        if self.method not in _AREA:
+            return _shared_path(noise.path(grid[0].item()), x, y, grid)
         if isinstance(noise, BrownianNoise):
-            if self.method in _AREA:
-                raise ValueError(
-                    f"torchsde's {self.method} needs the path's Lévy areas, which BrownianNoise does not keep; use "
-                    "another method, or IndependentNoise (torchsde then keeps a path of its own)."
-                )
-            return _shared_path(noise, x, y, grid)
-        # 53 bits for torchsde's own seed, from our stream
-        seed = int(noise.normal(torch.zeros(1, 2, dtype=torch.float64)).abs().sum().item() * 2**40)
+            raise ValueError(
+                f"torchsde's {self.method} needs the path's Lévy areas, which BrownianNoise does not keep; use "
+                "another method, or IndependentNoise (torchsde then keeps a path of its own)."
+            )
         return torchsde.BrownianInterval(
             t0=0.0,
             t1=float(grid[0] - grid[-1]),
             size=tuple(y.shape),
             dtype=y.dtype,
             device=y.device,
-            entropy=seed,
-            levy_area_approximation=_AREA.get(self.method, "none"),
+            entropy=drawn_seed(noise),
+            levy_area_approximation=_AREA[self.method],
         )
 
 
@@ -103,7 +104,7 @@ class _Flattened(nn.Module):
     def __init__(self, process: Reverse, event: torch.Size, start: float, sde_type: str) -> None:
         super().__init__()
         self.process, self.event, self.start, self.sde_type = process, event, start, sde_type
-        self.module = model_of(process.score)  # so that the adjoint finds its parameters
+        self.behind = nn.ModuleList(modules_of(process.score))  # so that the adjoint finds their parameters
         self._last: tuple[float, Tensor, bool, Tensor] | None = None
 
     def _t(self, u: Any) -> Tensor:
@@ -130,8 +131,7 @@ def _shared_path(noise: BrownianNoise, x: Tensor, y: Tensor, grid: Tensor) -> An
 
     class Path(torchsde.BaseBrownian):
         def __call__(self, ta: Any, tb: Any = None, return_U: bool = False, return_A: bool = False) -> Tensor:
-            t, s = (torch.tensor(start - float(u), dtype=torch.float64) for u in (ta, tb))
-            return ((t - s).abs().sqrt() * noise.between(x, t, s)).reshape(y.shape)
+            return noise.increment(x, start - float(ta), start - float(tb)).reshape(y.shape)
 
         def __repr__(self) -> str:
             return f"Path({noise!r})"

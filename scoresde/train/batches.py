@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
 
 from scoresde.data import Dataset
-from scoresde.train.draws import DataOrder, derive
+from scoresde.train.draws import DataOrder, derive, seeded
 
 Batch = dict[str, Tensor]
 
@@ -28,32 +31,61 @@ class MapDataset(Protocol):
 
 
 class _ByIndexLists:
-    """A data set asked for whole batches, so that a worker does the collating."""
+    """A data set asked for whole batches, so that a worker does the collating.
 
-    def __init__(self, dataset: MapDataset) -> None:
-        self._dataset = dataset
+    What the data set itself draws from the default generators of torch, NumPy and Python (an augmentation, say) starts
+    from (seed, step, process), in a worker or not: it does not depend on where a run was interrupted.
+    """
 
-    def __getitems__(self, indices: Sequence[int]) -> Batch:
+    def __init__(self, dataset: MapDataset, seed: int, rank: int) -> None:
+        self._dataset, self._seed, self._rank = dataset, seed, rank
+
+    def __getitems__(self, wanted: tuple[int, list[int]]) -> Batch:
+        step, indices = wanted
         if isinstance(self._dataset, Dataset):
             return self._dataset.batch(indices)
         many = getattr(self._dataset, "__getitems__", None)
-        samples = many(list(indices)) if many is not None else [self._dataset[int(i)] for i in indices]
+        with seeded_everywhere(derive(self._seed, "data set", step, self._rank)):
+            samples = many(indices) if many is not None else [self._dataset[i] for i in indices]
         return cast(Batch, default_collate(samples))
 
 
+@contextmanager
+def seeded_everywhere(seed: int) -> Iterator[None]:
+    """Inside, the default generators of torch (on the CPU), NumPy and Python start from ``seed``."""
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - a user's data set may draw from it
+    with seeded(torch.device("cpu"), seed):
+        random.seed(seed)
+        np.random.seed(seed % 2**32)  # noqa: NPY002
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002
+
+
 class _Order:
-    """The index lists of this process, from a step on."""
+    """The steps and index lists of this process, from a step on."""
 
     def __init__(self, order: DataOrder, rows: slice, first: int, steps: int) -> None:
         self._order, self._rows, self._first, self._steps = order, rows, first, steps
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
         for step in range(self._first, self._steps):
-            yield self._order.indices(step)[self._rows].tolist()
+            yield step, self._order.indices(step)[self._rows].tolist()
 
 
 def batches(
-    dataset: MapDataset, order: DataOrder, rows: slice, first: int, steps: int, num_workers: int, seed: int
+    dataset: MapDataset,
+    order: DataOrder,
+    rows: slice,
+    first: int,
+    steps: int,
+    *,
+    num_workers: int,
+    seed: int,
+    rank: int,
+    pin_memory: bool,
 ) -> Callable[[], Batch]:
     """A function that returns the batch of the next step, starting with step ``first`` (counted from 0).
 
@@ -64,9 +96,10 @@ def batches(
         first: steps done before.
         steps: steps in all.
         num_workers: worker processes; with none the samples are fetched when asked for.
-        seed: of the workers' own generators.
+        seed, rank: of the run and of this process: what a data set draws starts from them and the step.
+        pin_memory: whether the samples go on to a GPU.
     """
-    source = _ByIndexLists(dataset)
+    source = _ByIndexLists(dataset, seed, rank)
     lists = _Order(order, rows, first, steps)
     if num_workers == 0:
         pending = iter(lists)
@@ -76,8 +109,8 @@ def batches(
         batch_sampler=cast(Any, lists),
         collate_fn=cast(Any, _whole_batch),
         num_workers=num_workers,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator().manual_seed(derive(seed, "workers", first)),
+        pin_memory=pin_memory,
+        generator=torch.Generator().manual_seed(derive(seed, "workers", rank)),  # or torch's default one is drawn from
     )
     iterator = iter(loader)
     return lambda: next(iterator)

@@ -3,7 +3,7 @@
 ::
 
     run/log.jsonl
-    run/step-00002000/config.json              what it is; size and SHA-256 of the other files
+    run/step-00002000/config.json              what it is; SHA-256 of itself and of the other files
                       model.safetensors        parameters and buffers
                       ema.safetensors          averaged parameters
                       optimizer.safetensors    state of AdamW
@@ -27,9 +27,10 @@ from scoresde.extras import needs
 from scoresde.score import Prediction, ScoreModel
 from scoresde.sde import SDE
 from scoresde.train import folder as folders
-from scoresde.train.describe import describe_model, rebuild_model
+from scoresde.train.describe import Unbuildable, check_described, describe_model, rebuild_model
 from scoresde.train.ema import EMA
 from scoresde.train.folder import CheckpointError
+from scoresde.train.owner import refuse_if_owned
 
 PathName = str | PathLike[str]
 
@@ -90,7 +91,8 @@ def save(
         The checkpoint's folder, ``folder``/step-.... A second checkpoint of a step gets a name of its own.
 
     Raises:
-        CheckpointError: the folder cannot be written; earlier checkpoints are intact.
+        CheckpointError: the folder cannot be written, or another process trains into it; earlier checkpoints are
+            intact.
         FloatingPointError: a weight is not finite.
         ValueError: step negative or keep below 1.
     """
@@ -107,20 +109,16 @@ def save(
     files = {name: _tensor_writer(values) for name, values in tensors.items()}
     if training is not None:
         files[TRAINING] = folders.json_writer(training)
-    names, shape = getattr(dataset, "class_names", None), getattr(dataset, "event_shape", None)
-    scaling = getattr(dataset, "scaling", None)
     config = {
         "format": FORMAT,
         "version": scoresde.__version__,
         "step": step,
         "model": describe_model(model),
-        "data": {
-            "event_shape": None if shape is None else list(shape),
-            "class_names": None if names is None else list(names),
-            "scaling": scaling.to_json() if isinstance(scaling, Scaling) else None,
-        },
+        "data": describe_data(dataset),
     }
     folders.make_writable(folder)
+    refuse_if_owned(folder)
+    folders.sweep(folder)
     try:
         path = folders.write(folder, step, config, files)
         folders.prune(folder, keep)
@@ -129,6 +127,17 @@ def save(
             f"could not write the checkpoint of step {step} into {folder}: {error}. Earlier checkpoints are intact."
         ) from error
     return path
+
+
+def describe_data(dataset: object) -> dict[str, Any]:
+    """What a data set tells of itself, as JSON: event_shape, class_names and scaling; None for what it does not."""
+    names, shape = getattr(dataset, "class_names", None), getattr(dataset, "event_shape", None)
+    scaling = getattr(dataset, "scaling", None)
+    return {
+        "event_shape": None if shape is None else list(shape),
+        "class_names": None if names is None else list(names),
+        "scaling": scaling.to_json() if isinstance(scaling, Scaling) else None,
+    }
 
 
 def load_model(
@@ -153,11 +162,18 @@ def load_model(
     description = describe(folder)
     if ema and AVERAGE not in description.files:
         raise CheckpointError(f"{description.path} holds no averaged weights; pass ema=False for those it has.")
-    model = rebuild_model(description.model, net, sde, predicts)
     state = read_tensors(description, MODEL)
-    if ema:
-        state.update(read_tensors(description, AVERAGE))
+    try:
+        if net is None:
+            with torch.device("meta"):  # shapes alone: a changed config must not fill the memory
+                check_fit(rebuild_model(description.model, None, sde, predicts), state, description)
+        model = rebuild_model(description.model, net, sde, predicts)
+    except Unbuildable as error:
+        raise CheckpointError(f"{description.path / folders.CONFIG}: {error}") from error
     load_weights(model, state, description)
+    if ema:
+        # Into the parameters by name: a tied parameter has one name here, but several in the state of a model.
+        load_parameters(model, read_tensors(description, AVERAGE), description)
     return model.eval()
 
 
@@ -171,13 +187,14 @@ def describe(folder: PathName) -> Description:
         CheckpointError: no checkpoint there, or its config.json is missing, damaged or of another format.
     """
     path = folders.find(Path(folder))
-    config = folders.read_json(path, folders.CONFIG)
+    config = folders.read_sealed(path, folders.CONFIG)
+    if config.get("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} has format {config.get('format')}, written by scoresde {config.get('version')}; this is scoresde "
+            f"{scoresde.__version__}, which reads format {FORMAT}. Use the version that wrote it."
+        )
     try:
-        if config["format"] != FORMAT:
-            raise CheckpointError(
-                f"{path} has format {config['format']}, written by scoresde {config['version']}; this is scoresde "
-                f"{scoresde.__version__}, which reads format {FORMAT}. Use the version that wrote it."
-            )
+        check_described(config["model"])
         data, model = config["data"], config["model"]
         shape, names, scaling = data["event_shape"], data["class_names"], data["scaling"]
         return Description(
@@ -190,17 +207,50 @@ def describe(folder: PathName) -> Description:
             scaling=None if scaling is None else Scaling.from_json(scaling),
             files={k: {"bytes": v["bytes"], "sha256": v["sha256"]} for k, v in config["files"].items()},
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path / folders.CONFIG} is damaged ({error!r}). {folders.instead(path)}") from error
 
 
 def load_weights(model: ScoreModel, state: Mapping[str, Tensor], description: Description) -> None:
-    """Overwrite the parameters and buffers of ``model``, which takes the dtype they were saved in.
+    """Overwrite the parameters and buffers of ``model``; each takes the dtype it was saved in.
 
     Raises:
         CheckpointError: names or shapes differ.
     """
-    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    check_fit(model, state, description)
+    dtypes = {value.dtype for value in state.values() if value.is_floating_point()}
+    if len(dtypes) == 1:
+        model.to(dtypes.pop())  # buffers that are not saved, too
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if name in state:
+            tensor.data = tensor.data.to(state[name].dtype)
+    model.load_state_dict(dict(state))
+
+
+@torch.no_grad()
+def load_parameters(model: ScoreModel, state: Mapping[str, Tensor], description: Description) -> None:
+    """Overwrite the parameters of ``model``, tied ones once.
+
+    Raises:
+        CheckpointError: names or shapes differ.
+    """
+    own = dict(model.named_parameters())
+    _check_names(own, state, description)
+    for name, parameter in own.items():
+        parameter.copy_(state[name])
+
+
+def check_fit(model: ScoreModel, state: Mapping[str, Tensor], description: Description) -> None:
+    """Raise unless ``state`` holds the parameters and buffers of ``model``.
+
+    Raises:
+        CheckpointError: names or shapes differ.
+    """
+    _check_names(model.state_dict(), state, description)
+
+
+def _check_names(model: Mapping[str, Tensor], state: Mapping[str, Tensor], description: Description) -> None:
+    own = {name: tuple(value.shape) for name, value in model.items()}
     saved = {name: tuple(value.shape) for name, value in state.items()}
     differ = sorted(name for name in own.keys() | saved.keys() if own.get(name) != saved.get(name))
     if differ:
@@ -209,10 +259,6 @@ def load_weights(model: ScoreModel, state: Mapping[str, Tensor], description: De
             f"the weights in {description.path} do not fit the network ({len(differ)} differ: {first}). "
             "Build the network with the arguments it was trained with."
         )
-    dtypes = {value.dtype for value in state.values() if value.is_floating_point()}
-    if len(dtypes) == 1:
-        model.to(dtypes.pop())
-    model.load_state_dict(dict(state))
 
 
 def read_tensors(description: Description, name: str) -> dict[str, Tensor]:

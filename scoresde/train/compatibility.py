@@ -9,12 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from scoresde.data import Dataset
 from scoresde.extras import needs
 from scoresde.score import ScoreModel
+from scoresde.times import TimeDensity
 from scoresde.train.batches import MapDataset
 from scoresde.train.describe import describe_model
+from scoresde.train.draws import seeded
+from scoresde.train.objective import Objective
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -90,6 +94,66 @@ def check_conditions(
         )
 
 
+@torch.no_grad()
+def check_step(objective: Objective, dataset: MapDataset, conditions: Sequence[str], times: TimeDensity) -> None:
+    """Raise unless the loss of the data set's first sample can be computed: before a folder is made, or a step done.
+
+    The sample is taken twice, for a batch of one hides axes that do not line up. Nothing is learnt, and nothing of the
+    model changes: it is in evaluation mode, not compiled, and gets its mode and its buffers back.
+
+    Raises:
+        TypeError, ValueError: the sample, the network, the weighting or the density of times do not fit together.
+    """
+    model, sample = objective.model, dataset[0]
+    parameter = next(p for p in model.parameters() if p.requires_grad)
+    batch = default_collate([{name: sample[name] for name in ("x", *conditions)}] * 2)
+    drawn = times.sample(model.sde, torch.tensor([0.25, 0.75], dtype=torch.float64))
+    for name, value in zip(("t", "weight"), drawn, strict=True):
+        if not isinstance(value, Tensor) or value.shape != (2,):
+            raise ValueError(f"times.sample must return t and weight shaped like u, (2,); {name} is {value!r}.")
+    x0 = batch["x"].to(parameter.device, parameter.dtype)
+    t, weight = (value.to(parameter.device) for value in drawn)
+    given = {name: batch[name].to(parameter.device) for name in conditions}
+    modes = [(module, module.training, module._compiled_call_impl) for module in objective.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in objective.buffers()]
+    objective.eval()
+    for module, _, _ in modes:
+        module._compiled_call_impl = None
+    try:
+        with seeded(parameter.device, 0):
+            objective(x0, t, torch.zeros_like(x0), weight, given)
+    except RuntimeError as error:
+        raise ValueError(
+            f"no loss for dataset[0], x {tuple(x0.shape[1:])} with conditions {list(given)}: {error}. Does the network "
+            "take such a sample?"
+        ) from error
+    finally:
+        for module, training, compiled in modes:
+            module.training = training
+            if compiled is not None:
+                module._compiled_call_impl = compiled
+            else:
+                module.__dict__.pop("_compiled_call_impl", None)
+        for buffer, value in buffers:
+            buffer.copy_(value)
+
+
+def check_labels(labels: Tensor, null: object, step: int) -> None:
+    """Raise unless labels on the CPU lie in the range of the network: on a GPU they would stop it without a word.
+
+    Raises:
+        ValueError: some do not.
+    """
+    if not isinstance(null, int) or labels.device.type != "cpu" or labels.is_floating_point() or not labels.numel():
+        return
+    low, high = (int(end) for end in labels.aminmax())
+    if low < 0 or high > null:
+        raise ValueError(
+            f"the labels of step {step} run from {low} to {high}, but the network was built for {null} classes, 0 to "
+            f"{null - 1}. Correct the data set, or build the network with num_classes={max(high, 0) + 1}."
+        )
+
+
 def bin_width(dataset: MapDataset) -> float:
     """Distance between neighbouring levels of the data, in model units.
 
@@ -109,13 +173,22 @@ def accelerator(cpu: bool) -> Accelerator:
     """Accelerate's view of this process: its device, and the processes it works with.
 
     Raises:
-        ValueError: Accelerate is configured for something else than data-parallel processes.
+        ValueError: Accelerate is configured for something else than data-parallel processes, or holds another device.
     """
     with needs("train"):
         from accelerate import Accelerator, DistributedType
+        from accelerate.state import PartialState
+        from accelerate.utils import parse_flag_from_env
     # Accelerate joins the processes of torchrun on the CPU only when told that it is to stay there. Other
     # accelerators than CUDA are left alone: schedules need float64.
-    found = Accelerator(cpu=cpu or not torch.cuda.is_available())
+    cpu = cpu or not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+    wanted = "cpu" if cpu else "cuda"
+    if PartialState._shared_state and PartialState().device.type != wanted:
+        raise ValueError(
+            f"this run is to be on {wanted!r}, but Accelerate chose {PartialState().device.type!r} earlier in this "
+            "process, and keeps to it. Pass the same cpu=... as before, or start a new process."
+        )
+    found = Accelerator(cpu=cpu)
     if found.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
         raise ValueError(
             f"Accelerate is set to {found.distributed_type}; this loop knows one process, and data-parallel "

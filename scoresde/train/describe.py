@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import scoresde
 import scoresde.nn
 import scoresde.sde
-from scoresde.score import Prediction, ScoreModel, Transported
+from scoresde.score import PREDICTIONS, Prediction, ScoreModel, Transported
 from scoresde.sde import SDE
 from scoresde.train.draws import seeded
 from scoresde.train.folder import CheckpointError
@@ -34,6 +34,27 @@ SDES: Mapping[str, type[SDE]] = {
 NETS: Mapping[str, Callable[..., nn.Module]] = {
     f"scoresde.nn.{cls.__name__}": cls for cls in (scoresde.nn.UNet, scoresde.nn.MLP)
 }
+
+
+class Unbuildable(CheckpointError):
+    """A class of this library with arguments that it does not take."""
+
+
+def check_described(model: Any) -> None:
+    """Raise unless ``model``, from a file, is shaped like what ``describe_model`` returns.
+
+    Raises:
+        KeyError, TypeError, ValueError: it is not.
+    """
+    for part, arguments in (("sde", "fields"), ("net", "config")):
+        name, given = model[part]["class"], model[part][arguments]
+        if not isinstance(name, str) or not isinstance(given, dict | None):
+            raise TypeError(f"{part}: expected a class name and {arguments}, got {name!r} and {given!r}")
+    predicts, sigma_data = model["predicts"], model["sigma_data"]
+    if predicts is not None and predicts not in PREDICTIONS:
+        raise ValueError(f"predicts: expected one of {', '.join(PREDICTIONS)}, got {predicts!r}")
+    if sigma_data is not None and not (isinstance(sigma_data, float | int) and 0 < sigma_data < float("inf")):
+        raise ValueError(f"sigma_data: expected a positive number or null, got {sigma_data!r}")
 
 
 def describe_model(model: ScoreModel) -> dict[str, Any]:
@@ -71,7 +92,7 @@ def rebuild_model(
 
     Raises:
         ValueError: a user's own part is not given, or a part that is given contradicts the description.
-        CheckpointError: this version of the library cannot build what is described.
+        Unbuildable: this version of the library cannot build what is described.
     """
     if net is None:
         net = _rebuild_net(description["net"])
@@ -125,7 +146,7 @@ def _rebuild_net(described: Mapping[str, Any]) -> nn.Module:
     with seeded(torch.device("cpu"), 0):  # initial weights are overwritten; leave the caller's generator alone
         try:
             return NETS[name](**config)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RuntimeError) as error:
             raise _unknown(name, error) from error
 
 
@@ -142,8 +163,8 @@ def _rebuild_sde(described: Mapping[str, Any]) -> SDE:
         raise _unknown(name, error) from error
 
 
-def _unknown(name: str, error: Exception) -> CheckpointError:
-    return CheckpointError(
+def _unknown(name: str, error: Exception) -> Unbuildable:
+    return Unbuildable(
         f"scoresde {scoresde.__version__} cannot build the {name} of this checkpoint: {error} It may have been written "
         "by another version, or its config.json was changed."
     )

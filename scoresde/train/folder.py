@@ -2,7 +2,7 @@
 
 A checkpoint is written into a hidden folder beside its place, flushed to disk, and renamed: whatever moment a process
 is killed or a disk fills up, the folders named step-... are complete. This file knows nothing of what is in them but
-config.json, which lists the others with size and hash.
+config.json, which lists the others with size and hash, and carries a hash of its own content.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 Writer = Callable[[Path], None]
 
 CONFIG = "config.json"
+SEAL = "sha256"
 _NAME = re.compile(r"step-(\d+)(?:-(\d+))?")
 _PARTIAL = ".partial-"
 
@@ -51,7 +52,7 @@ def find(folder: Path) -> Path:
 
 
 def make_writable(folder: Path) -> None:
-    """Make the folder of a run and try to write in it; sweep up what a killed process left half-written.
+    """Make the folder of a run and try to write in it.
 
     Raises:
         CheckpointError: it cannot be made or written.
@@ -63,6 +64,10 @@ def make_writable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise CheckpointError(f"cannot write into {folder}: {error}. Choose a folder that you may write.") from error
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed process left half-written; only for who owns the folder."""
     for path in folder.glob(f"{_PARTIAL}step-*"):
         shutil.rmtree(path, ignore_errors=True)
 
@@ -92,7 +97,7 @@ def write(folder: Path, step: int, config: Mapping[str, Any], files: Mapping[str
             writer(path)
             _flush(path)
             listed[file] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        json_writer({**config, "files": listed})(partial / CONFIG)
+        json_writer(sealed({**config, "files": listed}))(partial / CONFIG)
         _flush(partial / CONFIG)
         _flush(partial)
         partial.rename(folder / name)
@@ -119,6 +124,31 @@ def json_writer(content: Mapping[str, Any]) -> Writer:
         path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
     return write
+
+
+def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
+    """``content`` with its own SHA-256, that of its canonical JSON (sorted keys, no spaces) without the hash."""
+    bare = {key: value for key, value in content.items() if key != SEAL}
+    canonical = json.dumps(bare, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return {**bare, SEAL: hashlib.sha256(canonical.encode()).hexdigest()}
+
+
+def read_sealed(checkpoint: Path, name: str) -> dict[str, Any]:
+    """A JSON file that was written with its own hash.
+
+    Raises:
+        CheckpointError: it is missing, is no JSON object, or its content is not the one that was written.
+    """
+    content = read_json(checkpoint, name)
+    try:
+        intact = sealed(content)[SEAL] == content.get(SEAL)
+    except ValueError:  # NaN or infinity, which is never written
+        intact = False
+    if not intact:
+        raise CheckpointError(
+            f"{checkpoint / name} is damaged: its SHA-256 is not the one written; it was changed. {instead(checkpoint)}"
+        )
+    return content
 
 
 def read_json(checkpoint: Path, name: str) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import json
 import math
 import time
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,17 +20,27 @@ from scoresde.data import random_flip
 from scoresde.extras import needs
 from scoresde.score import ScoreModel
 from scoresde.train import checkpoint, folder
-from scoresde.train.batches import Batch, MapDataset, batches
+from scoresde.train.batches import Batch, MapDataset, batches, seeded_everywhere
 from scoresde.train.checkpoint import Description
-from scoresde.train.compatibility import accelerator, bin_width, check_conditions, check_dataset, check_model
-from scoresde.train.describe import describe_model
+from scoresde.train.compatibility import (
+    accelerator,
+    bin_width,
+    check_conditions,
+    check_dataset,
+    check_labels,
+    check_model,
+    check_step,
+)
 from scoresde.train.draws import DataOrder, Uniforms, derive, seeded, step_noise
 from scoresde.train.ema import EMA, ema_model
 from scoresde.train.folder import CheckpointError
 from scoresde.train.objective import Objective, drop_conditions
 from scoresde.train.optimizer import Optimizer
 from scoresde.train.options import Options
+from scoresde.train.owner import Owner
+from scoresde.train.processes import Made, agree, from_main
 from scoresde.train.record import Log, StepRecord
+from scoresde.train.resume import continued
 from scoresde.train.schedule import learning_rate
 
 
@@ -54,14 +65,16 @@ class Run(Iterator[StepRecord]):
 
     def __init__(self, model: ScoreModel, dataset: MapDataset, options: Options) -> None:
         check_model(model)
-        check_dataset(dataset)
+        with seeded_everywhere(derive(options.seed, "checks")):  # a data set may draw from generators that are not ours
+            check_dataset(dataset)
         if options.dequantize:
             bin_width(dataset)
         self.model, self.step = model, 0
         self._options, self._dataset = options, dataset
         self._nulls: dict[str, Any] = dict(getattr(model.net, "null_conditions", None) or {})
         self._conditions = list(self._nulls if options.conditions is None else options.conditions)
-        check_conditions(dataset, self._conditions, self._nulls, options.label_dropout)
+        with seeded_everywhere(derive(options.seed, "checks")):
+            check_conditions(dataset, self._conditions, self._nulls, options.label_dropout)
         can_drop = any(name in self._nulls for name in self._conditions)
         self._drop = (0.1 if can_drop else 0.0) if options.label_dropout is None else options.label_dropout
 
@@ -80,10 +93,15 @@ class Run(Iterator[StepRecord]):
         if precision not in ("no", "bf16"):
             raise ValueError(f"mixed precision must be 'no' or 'bf16', but Accelerate is set to {precision!r}.")
 
+        objective = Objective(model.to(self._device), options.weighting, precision == "bf16")
+        with seeded_everywhere(derive(options.seed, "checks")):
+            check_step(objective, dataset, self._conditions, options.times)  # before the folder is touched
+        self._owner: Owner | None = None
+        self._claimed = False
         resumed = self._open_folder()
         if resumed is not None:
             checkpoint.load_weights(model, checkpoint.read_tensors(resumed, checkpoint.MODEL), resumed)
-        self._objective: Any = self._accelerator.prepare_model(Objective(model, options.weighting, precision == "bf16"))
+        self._objective: Any = self._accelerator.prepare_model(objective)
         self._optimizer = Optimizer(model, options.betas, options.weight_decay)
         self.ema = EMA(model, options.ema, warmup=options.ema_warmup)
         self._seconds, self._loss_steps = 0.0, 0
@@ -116,10 +134,13 @@ class Run(Iterator[StepRecord]):
             raise
 
     def close(self) -> None:
-        """Stop the workers and the progress bar; iterating a run that is not over starts them again."""
+        """Stop the workers and the bar and give up the folder; iterating a run that is not over takes them again."""
         if self._session is not None:
             self._session.bar.close()
             self._session = None
+        if self._owner is not None:
+            self._owner.release()
+        self._owner, self._claimed = None, False
         if self._over:  # the data-parallel wrapper holds on to the other processes
             self._objective = None
 
@@ -130,7 +151,7 @@ class Run(Iterator[StepRecord]):
     def save(self) -> Path:
         """Write a checkpoint of the present step, if there is none yet, and return its folder.
 
-        All processes of a run call it; the main one writes.
+        All processes of a run call it; the main one writes, and all return the same.
 
         Raises:
             CheckpointError: it cannot be written.
@@ -142,36 +163,47 @@ class Run(Iterator[StepRecord]):
             raise ValueError("this run has no folder; pass folder=... to train, or use scoresde.train.save.")
         if self._saved is not None and self._saved[0] == self.step:
             return self._saved[1]
-        path = options.folder
-        if self._main:
-            path = checkpoint.save(
-                options.folder,
-                self.model,
-                step=self.step,
-                ema=self.ema,
-                dataset=self._dataset,
-                optimizer=self._optimizer.state(),
-                training={
-                    "ema_updates": self.ema.updates,
-                    "seconds": self._seconds,
-                    "loss_sum": self._loss_sum.item(),
-                    "loss_steps": self._loss_steps,
-                    "options": self._recorded(),
-                },
-                keep=options.keep,
-            )
-        self._accelerator.wait_for_everyone()
-        self._saved = (self.step, path)
-        return path
+        self._saved = (self.step, self._from_main(self._write))
+        return self._saved[1]
+
+    def _write(self) -> Path:
+        assert self._options.folder is not None
+        return checkpoint.save(
+            self._options.folder,
+            self.model,
+            step=self.step,
+            ema=self.ema,
+            dataset=self._dataset,
+            optimizer=self._optimizer.state(),
+            training={
+                "ema_updates": self.ema.updates,
+                "seconds": self._seconds,
+                "loss_sum": self._loss_sum.item(),
+                "loss_steps": self._loss_steps,
+                "options": self._recorded(),
+            },
+            keep=self._options.keep,
+        )
 
     # -- the loop ------------------------------------------------------------------------------------------------------
 
     def _begin(self) -> _Session:
         options, now = self._options, time.perf_counter()
+        if not self._claimed:  # again, after close
+            self._from_main(self._claim)
+            self._claimed = True
         order = DataOrder(len(self._dataset), options.batch_size, options.seed)
         return _Session(
             fetch=batches(
-                self._dataset, order, self._rows, self.step, options.steps, options.num_workers, options.seed
+                self._dataset,
+                order,
+                self._rows,
+                self.step,
+                options.steps,
+                num_workers=options.num_workers,
+                seed=options.seed,
+                rank=self._rank,
+                pin_memory=self._device.type == "cuda",
             ),
             bar=_bar(options.steps, self.step, hidden=not (options.progress and self._main)),
             start=now - self._seconds,
@@ -209,7 +241,7 @@ class Run(Iterator[StepRecord]):
     def _gradient(self, fetch: Callable[[], Batch]) -> tuple[Tensor, Tensor]:
         """Put the gradient of the global batch's mean loss into ``.grad``; return that loss and the gradient's norm."""
         pieces = self._options.accumulate
-        if not self.model.training:
+        if not all(module.training for module in self.model.modules()):  # some were looked at in evaluation mode
             self._objective.train()
         with seeded(self._device, derive(self._options.seed, "network", self.step, self._rank)):
             x0, t, weight, conditions = self._prepare(fetch())
@@ -240,6 +272,8 @@ class Run(Iterator[StepRecord]):
         if options.dequantize:
             normal = step_noise(options.seed, self.step, rows.start, x0, name="dequantize")
             x0 = x0 + bin_width(self._dataset) * (torch.special.ndtr(normal) - 0.5)
+        if "label" in self._conditions:
+            check_labels(batch["label"], self._nulls.get("label"), self.step + 1)
         conditions = {name: batch[name].to(device, non_blocking=True) for name in self._conditions}
         if self._drop > 0:
             dropped = uniforms.label_dropout[rows] < self._drop
@@ -288,32 +322,30 @@ class Run(Iterator[StepRecord]):
         options = self._options
         if options.folder is None:
             return None
-        if self._main:
-            folder.make_writable(options.folder)
-        self._accelerator.wait_for_everyone()
-        found = folder.checkpoints(options.folder)
-        if not found:
-            return None
-        if not options.resume:
+        path = options.folder
+        self._from_main(lambda: folder.make_writable(path))
+        found = folder.checkpoints(path)
+        agree(found[-1].name if found else "none", f"checkpoints in {path}", processes=self._processes)
+        if found and not options.resume:
             raise CheckpointError(
-                f"{options.folder} holds checkpoints already (the last is {found[-1].name}). Pass resume=True to "
-                "continue that run, or choose another folder."
+                f"{path} holds checkpoints already (the last is {found[-1].name}). Pass resume=True to continue that "
+                "run, or choose another folder."
             )
-        description = checkpoint.describe(found[-1])
-        own = json.loads(json.dumps(describe_model(self.model)))
-        differ = [key for key, value in own.items() if description.model[key] != value]
-        if differ:
-            words = ", ".join(f"{key} (saved: {description.model[key]}, given: {own[key]})" for key in differ)
-            raise CheckpointError(
-                f"{found[-1]} holds another model; they differ in {words}. Resume with the model as it was, or choose "
-                "another folder."
-            )
-        if description.step > options.steps:
-            raise CheckpointError(
-                f"{found[-1]} is at step {description.step}, past steps={options.steps}; steps counts from the start "
-                "of the run."
-            )
+        description = continued(found[-1], self.model, self._dataset, options.steps) if found else None
+        # Only a folder that is ours is swept: until here it may be the one of another run.
+        self._from_main(self._claim)
+        self._claimed = True
         return description
+
+    def _claim(self) -> None:
+        """Keep other processes out of the folder, until the run is closed or forgotten."""
+        if self._options.folder is not None:
+            self._owner = Owner(self._options.folder)
+            weakref.finalize(self, self._owner.release)
+            folder.sweep(self._options.folder)
+
+    def _from_main(self, action: Callable[[], Made]) -> Made:
+        return from_main(action, main=self._main, processes=self._processes)
 
     def _load(self, resumed: Description) -> None:
         training = checkpoint.read_training(resumed)

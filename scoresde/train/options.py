@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
+from scoresde import losses
 from scoresde.losses import WEIGHTINGS, Weighting
 from scoresde.times import TimeDensity
 from scoresde.train.schedule import Decay
@@ -81,6 +82,18 @@ class Options:
             _one_of("mixed_precision", self.mixed_precision, get_args(Precision), hint)
         if isinstance(self.weighting, str):
             _one_of("weighting", self.weighting, tuple(WEIGHTINGS), " A function (sde, t) -> (B,) will do as well.")
+        elif cast(object, self.weighting) in (losses.edm, losses.min_snr):
+            name = _words(self.weighting)
+            raise TypeError(f"losses.{name} makes a weighting: call it, weighting=losses.{name}(...).")
+        elif not callable(self.weighting):
+            raise TypeError(f"weighting must be a name or a function (sde, t) -> (B,), got {self.weighting!r}.")
+        if isinstance(self.times, type):
+            raise TypeError(f"times must be a density, got the class {self.times.__name__}; add its parentheses.")
+        if not callable(getattr(self.times, "sample", None)):
+            raise TypeError(
+                f"times must be a density of scoresde.times, such as UniformTime() or Stratified(LogNormalSigma()), "
+                f"got {self.times!r}."
+            )
         if self.warmup > self.steps:
             raise ValueError(f"warmup={self.warmup} steps is longer than the whole run, steps={self.steps}.")
         if self.folder is None:

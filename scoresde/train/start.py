@@ -62,7 +62,8 @@ def train(
     batch): N processes train on what one process would have, and a resumed run equals the uninterrupted one, bit for
     bit on the same machine where its kernels are deterministic. Dropout inside the network is seeded by (seed, step,
     process): exact on resuming, but its masks depend on the number of processes. torch's default generators are
-    left as they were.
+    left as they were. What a data set of your own draws from the default generators of torch, NumPy and Python starts
+    anew from (seed, step, process) for each batch, too.
 
     Args:
         model: trained in place, on the device that Accelerate chooses (CUDA where present, else the CPU).
@@ -105,7 +106,8 @@ def train(
 
     Raises:
         TypeError, ValueError: an argument, the model or the data set is not as described, or they do not fit.
-        CheckpointError: the folder cannot be written, or its checkpoint cannot be resumed.
+        CheckpointError: the folder cannot be written, another process of this host trains into it, or its checkpoint
+            cannot be resumed: it is damaged, or of another model or data set.
         ModuleNotFoundError: the extra ``train`` is not installed.
         FloatingPointError: from the iteration, when a loss or gradient is not finite; nothing is saved then.
     """
