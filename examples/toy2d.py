@@ -108,7 +108,7 @@ def fit(config: Config, sde: ss.SDE, toy: Toy) -> ss.ScoreModel:
 
 def score_errors(sde: ss.SDE, toy: Toy, model: ss.Score, x0: Tensor, seed: int) -> list[dict[str, float]]:
     """At each level σ/α: sqrt(E|learned - exact|² / E|exact|²) over x_t."""
-    eps = ss.PerSampleNoise(seed).normal(x0)
+    eps = ss.PerSampleNoise(seed).stream("score error").normal(x0)
     ends = [math.exp(-0.5 * sde.log_snr(t).item()) for t in (sde.t_min, sde.T)]
     errors = []
     for level in LEVELS:

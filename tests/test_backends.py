@@ -270,7 +270,9 @@ class Classifier(nn.Module):
         return -self.scale * x.square().sum(1)
 
 
-@pytest.mark.parametrize("hidden", [lambda c: c, lambda c: functools.partial(c), lambda c: c.forward], ids=str)
+@pytest.mark.parametrize(
+    "hidden", [lambda c: c, functools.partial, lambda c: c.forward], ids=["module", "partial", "method"]
+)
 @pytest.mark.parametrize("kind", ["ode", "sde"])
 def test_adjoint_gradients_reach_a_classifier(kind: str, hidden: Any) -> None:
     def gradients(adjoint: bool) -> list[Tensor]:

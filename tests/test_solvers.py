@@ -297,10 +297,10 @@ def edm_times(n: int) -> Tensor:
     "options",
     [
         {},
-        {"churn": 5.0},
+        {"churn": 2.0},
         {"churn": 1e3},  # γ at its bound sqrt(2) - 1
-        {"churn": 5.0, "churn_min": 0.05, "churn_max": 10.0},
-        {"churn": 5.0, "churn_noise": 1.007},
+        {"churn": 2.0, "churn_min": 0.05, "churn_max": 10.0},
+        {"churn": 2.0, "churn_noise": 1.007},
     ],
     ids=str,
 )
