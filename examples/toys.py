@@ -40,7 +40,8 @@ class Checkerboard:
         self.corners = torch.tensor(corners, dtype=torch.float64)
 
     def sample(self, n: int, noise: Noise | torch.Generator | int) -> Tensor:
-        uniform = torch.special.ndtr(as_noise(noise, "data").initial((n, 3), dtype=torch.float64, device=torch.device("cpu")))
+        source = as_noise(noise, "data")
+        uniform = torch.special.ndtr(source.initial((n, 3), dtype=torch.float64, device=torch.device("cpu")))
         square = (uniform[:, 2] * len(self.corners)).long().clamp_max(len(self.corners) - 1)
         points: Tensor = self.corners[square] + uniform[:, :2]
         return points.float()
