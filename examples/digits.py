@@ -1,4 +1,4 @@
-"""The main job: learn scikit-learn's digits, generate them with every family of solver, and report honest figures.
+"""The main job: learn scikit-learn's digits, generate them with five solvers, and report honest figures.
 
     python examples/digits.py                      # VP, writes runs/digits-vp
     python examples/digits.py --sde ve --guidance 3
@@ -60,7 +60,7 @@ class Config:
     """Dropout inside the U-Net."""
     guidance: float = 2.0
     """Scale of classifier-free guidance: 1 is conditional, larger is guided."""
-    sde_steps: int = 100
+    sde_steps: int = 200
     """Steps of the solvers of the reverse SDE (predictor-corrector takes half, at two evaluations each)."""
     ode_steps: int = 50
     """Steps of DDIM (Heun takes half, at two evaluations each)."""
@@ -135,8 +135,8 @@ class Judge:
 def solvers(config: Config) -> dict[str, tuple[ss.Solver, Any, int]]:
     """Each family: the solver, its grid and its number of steps."""
     return {
-        "euler_maruyama": (ss.EulerMaruyama(), grids.log_snr, config.sde_steps),
-        "predictor_corrector": (ss.PredictorCorrector(), grids.log_snr, max(config.sde_steps // 2, 1)),
+        "euler_maruyama": (ss.EulerMaruyama(), grids.karras, config.sde_steps),
+        "predictor_corrector": (ss.PredictorCorrector(), grids.karras, max(config.sde_steps // 2, 1)),
         "probability_flow_ode": (ss.ProbabilityFlow(rtol=1e-3, atol=1e-3), grids.uniform, 1),
         "ddim": (ss.DDIM(), grids.karras, config.ode_steps),
         "heun": (ss.Heun(), grids.karras, max(config.ode_steps // 2, 1)),
