@@ -706,4 +706,5 @@ def test_a_users_own_solver_is_one_method() -> None:
 
     sde = VP()
     process, grid = Reverse(sde, mixture().score(sde), 0.0), grids.uniform(sde, 3)
-    assert torch.equal(Mine().solve(process, X, grid).x, EulerMaruyama().solve(process, X, grid).x)
+    # the same sums in another order: a few roundings of float32
+    torch.testing.assert_close(Mine().solve(process, X, grid).x, EulerMaruyama().solve(process, X, grid).x)

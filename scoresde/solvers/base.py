@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,6 +37,9 @@ class Solution:
         grid: (n + 1,) the times.
         trajectory: (n + 1, B, *event) the states at those times, if asked for; never denoised.
         denoised: whether a last denoising step was taken: asked for, and σ > 0 at the last time.
+        complete: whether every sample reached the last time; adaptive methods stop short of it at their step limit.
+        nfe_per_sample: (B,) evaluations that each sample needed, from methods whose samples step on their own.
+        reached: (B,) float64, the time that each sample reached, from the same methods.
     """
 
     x: Tensor
@@ -43,6 +47,19 @@ class Solution:
     grid: Tensor
     trajectory: Tensor | None = None
     denoised: bool = False
+    complete: bool = True
+    nfe_per_sample: Tensor | None = None
+    reached: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What a run of steps comes to: the state, and the fields of :class:`Solution` that only an adaptive method knows."""
+
+    x: Tensor
+    complete: bool = True
+    nfe_per_sample: Tensor | None = None
+    reached: Tensor | None = None
 
 
 class CountedScore:
@@ -143,8 +160,9 @@ class Solver(ABC):
             if callback is not None and step:
                 callback(Progress(step, len(grid) - 1, grid[step], x))
 
-        x = self._run(process, x, grid, source, report)
-        denoise = denoise and process.sde.sigma(grid[-1]).item() > 0
+        ending = self._run(process, x, grid, source, report)
+        x = ending.x
+        denoise = denoise and ending.complete and process.sde.sigma(grid[-1]).item() > 0
         if denoise:
             x = process.denoise(x, grid[-1])
         if x.numel() and not bool(torch.isfinite(x.detach()).all()):
@@ -153,17 +171,20 @@ class Solver(ABC):
                 "returned such values, or the steps are too long for the method: look at the trajectory with a "
                 "callback, or take more steps."
             )
-        return Solution(x, counted.nfe, grid, torch.stack(states) if trajectory else None, denoise)
+        path = torch.stack(states) if trajectory else None
+        each = ending.nfe_per_sample if ending.nfe_per_sample is None else ending.nfe_per_sample + int(denoise)
+        return Solution(x, counted.nfe, grid, path, denoise, ending.complete, each, ending.reached)
 
     def _run(
         self, process: Reverse, x: Tensor, grid: Tensor, noise: Noise, report: Callable[[int, Tensor], None]
-    ) -> Tensor:
-        """All steps. Black-box backends override this."""
+    ) -> Ending:
+        """All steps. Black-box backends and adaptive methods override this."""
         x, state = self.start(process, x, grid, noise)
-        for i in range(len(grid) - 1):
-            x, state = self.step(process, x, grid[i], grid[i + 1], noise, state)
+        times = grid.unbind()
+        for i, (t, s) in enumerate(itertools.pairwise(times)):
+            x, state = self.step(process, x, t, s, noise, state)
             report(i + 1, x)
-        return x
+        return Ending(x)
 
     def _noise(self, process: Reverse, noise: Noise | torch.Generator | int | None) -> Noise:
         if noise is not None:

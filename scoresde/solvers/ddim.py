@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from scoresde.noise import Noise
 from scoresde.reverse import Reverse
 from scoresde.sde.base import root
-from scoresde.solvers.base import Solver, only_sde
+from scoresde.solvers.base import only_sde
+from scoresde.solvers.planned import OneStep
 
 
 @dataclass(frozen=True)
-class Ancestral(Solver):
+class Ancestral(OneStep):
     r"""DDPM's ancestral sampling: x_s ~ p(x_s | x_t, x_0 = E[x_0 | x_t]) (Ho et al. 2020, arXiv:2006.11239, Alg. 2).
 
     For any SDE. On the grid ``chain.times.flip(0)`` of ``ChainSDE(chain)``, with ``denoise=True`` as the last step, it
@@ -40,17 +40,18 @@ class Ancestral(Solver):
         """η must be 1."""
         only_sde(self, process)
 
-    def step(self, process: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise, state: Any) -> tuple[Tensor, Any]:
-        """One step; one evaluation."""
-        mean, std = process.sde.posterior(process.denoise(x, t), x, s, t)
-        if self.variance == "transition":
-            std = process.sde.transition_coefficients(s, t)[1]
-            std = root(std)
-        return mean + std * noise.between(x, t, s), None
+    def coefficients(self, process: Reverse, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One evaluation a step."""
+        sde = process.sde
+        ratio, variance = sde.transition_coefficients(s, t)
+        # p(x_s | x_t, x_0) has mean (σ_s²/σ_t²) r x_t + (α_s v/σ_t²) x_0 and variance v σ_s²/σ_t²; x̂_0 = (x_t + σ_t² s)/α_t
+        # and α_s/α_t = 1/r make that (x_t + v s) / r
+        drawn = variance if self.variance == "transition" else variance * (sde.sigma(s) / sde.sigma(t)) ** 2
+        return 1 / ratio, variance / ratio, root(drawn)
 
 
 @dataclass(frozen=True)
-class DDIM(Solver):
+class DDIM(OneStep):
     r"""DDIM on the dial η (Song et al. 2021, arXiv:2010.02502, eq. 12 and 16)::
 
         x_s = α_s x̂_0 + sqrt(σ_s² - d²) ε̂ + d z        d² = η² (σ_s²/σ_t²) v
@@ -82,22 +83,19 @@ class DDIM(Solver):
         """Whether η > 0."""
         return self._eta(process) > 0
 
-    def step(self, process: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise, state: Any) -> tuple[Tensor, Any]:
-        """One step; one evaluation."""
+    def coefficients(self, process: Reverse, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One evaluation a step."""
         sde, eta = process.sde, self._eta(process)
-        alpha_t, sigma_t, alpha_s, sigma_s = sde.alpha(t), sde.sigma(t), sde.alpha(s), sde.sigma(s)
+        sigma_t, sigma_s, signal = sde.sigma(t), sde.sigma(s), sde.alpha(s) / sde.alpha(t)
         ratio, variance = sde.transition_coefficients(s, t)
         drawn = (eta * sigma_s / sigma_t) ** 2 * variance
         # σ_s² - d² with v = σ_t² - r² σ_s² put in: at η = 1 nothing cancels, however small s is
         kept = sigma_s**2 * ((1 - eta**2) + (eta * ratio * sigma_s / sigma_t) ** 2)
-        if not kept.detach().item() >= 0:
+        if bool((too_much := ~(kept.detach() >= 0)).any()):
+            i = int(too_much.nonzero()[0])
             raise ValueError(
-                f"with eta = {eta:g} the step from t = {t:g} to {s:g} would draw more noise than x_s holds; take more "
-                "steps, a smaller eta, or EulerMaruyama."
+                f"with eta = {eta:g} the step from t = {t[i]:g} to {s[i]:g} would draw more noise than x_s holds; take "
+                "more steps, a smaller eta, or EulerMaruyama."
             )
-        eps = process.noise(x, t)
-        # (α_s/α_t) x + (...) ε̂ instead of α_s x̂_0 + ...: the same, one tensor fewer
-        after = (alpha_s / alpha_t) * x + (root(kept) - alpha_s / alpha_t * sigma_t) * eps
-        if eta:
-            after = after + root(drawn) * noise.between(x, t, s)
-        return after, None
+        # α_s x̂_0 + sqrt(σ_s² - d²) ε̂, with x̂_0 = (x - σ_t ε̂)/α_t and ε̂ = -σ_t s
+        return signal, sigma_t * (signal * sigma_t - root(kept)), root(drawn)

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
-from scoresde.noise import Noise
 from scoresde.reverse import Reverse
-from scoresde.sde import spread
 from scoresde.sde.base import root
-from scoresde.solvers.base import Solver
+from scoresde.solvers.planned import OneStep
 
 
 @dataclass(frozen=True)
-class EulerMaruyama(Solver):
+class EulerMaruyama(OneStep):
     r"""x_s = x_t + drift (s - t) + η g(t) sqrt(t - s) z; Euler's method where η = 0.
 
     Strong order 1, not ½, because the noise of the reverse process is additive
@@ -27,16 +25,15 @@ class EulerMaruyama(Solver):
     strong_order: ClassVar[float | None] = 1.0
     default_eta: ClassVar[float] = 1.0
 
-    def step(self, process: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise, state: Any) -> tuple[Tensor, Any]:
-        """One step; one evaluation."""
-        after = x + process.drift(x, t) * (s - t)
-        if process.eta:
-            after = after + process.diffusion(t) * (t - s).sqrt() * noise.between(x, t, s)
-        return after, None
+    def coefficients(self, process: Reverse, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One evaluation a step."""
+        length, rate = t - s, process.sde.g(t) ** 2
+        keep = 1 - process.sde.f(t) * length
+        return keep, 0.5 * (1 + process.eta**2) * rate * length, process.eta * root(rate * length)
 
 
 @dataclass(frozen=True)
-class ReverseDiffusion(Solver):
+class ReverseDiffusion(OneStep):
     r"""The reverse-diffusion sampler: the forward transition x_t = r x_s + sqrt(v) z, reversed like the SDE::
 
         x_s = (2 - r) x_t + ½ (1 + η²) v s(x_t, t) + η sqrt(v) z
@@ -50,10 +47,7 @@ class ReverseDiffusion(Solver):
     strong_order: ClassVar[float | None] = 1.0
     default_eta: ClassVar[float] = 1.0
 
-    def step(self, process: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise, state: Any) -> tuple[Tensor, Any]:
-        """One step; one evaluation."""
+    def coefficients(self, process: Reverse, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One evaluation a step."""
         ratio, variance = process.sde.transition_coefficients(s, t)
-        after = spread(2 - ratio, x) * x + 0.5 * (1 + process.eta**2) * variance * process.score(x, t)
-        if process.eta:
-            after = after + process.eta * root(variance) * noise.between(x, t, s)
-        return after, None
+        return 2 - ratio, 0.5 * (1 + process.eta**2) * variance, process.eta * root(variance)

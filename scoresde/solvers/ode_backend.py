@@ -14,7 +14,7 @@ from scoresde import checks
 from scoresde.noise import Noise
 from scoresde.reverse import Reverse
 from scoresde.score import parameters_of
-from scoresde.solvers.base import Solver, only_ode
+from scoresde.solvers.base import Ending, Solver, only_ode
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,11 @@ class ProbabilityFlow(Solver):
 
     def step(self, process: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise, state: Any) -> tuple[Tensor, Any]:
         """From t to s."""
-        return self._run(process, x, torch.stack([t, s]), noise, lambda step, x: None), None
+        return self._run(process, x, torch.stack([t, s]), noise, lambda step, x: None).x, None
 
     def _run(
         self, process: Reverse, x: Tensor, grid: Tensor, noise: Noise, report: Callable[[int, Tensor], None]
-    ) -> Tensor:
+    ) -> Ending:
         if "adams" in self.method and not {"step_size", "grid_constructor"} & set(self.options):
             steps = grid.detach().diff()
             if bool(((steps / steps.mean() - 1).abs() > 1e-6).any()):
@@ -79,7 +79,7 @@ class ProbabilityFlow(Solver):
         states = states.to(x.dtype)
         for i in range(1, len(grid)):
             report(i, states[i])
-        return states[-1]
+        return Ending(states[-1])
 
 
 def integrate(

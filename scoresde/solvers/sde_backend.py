@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from scoresde.noise import BrownianNoise, Noise, drawn_seed
 from scoresde.reverse import Reverse
 from scoresde.score import modules_of
-from scoresde.solvers.base import Solver
+from scoresde.solvers.base import Ending, Solver
 
 _ITO = ("euler", "milstein", "srk")
 _STRATONOVICH = ("euler_heun", "heun", "midpoint", "log_ode", "reversible_heun")
@@ -54,11 +54,11 @@ class TorchSDE(Solver):
 
     def step(self, process: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise, state: Any) -> tuple[Tensor, Any]:
         """From t to s."""
-        return self._run(process, x, torch.stack([t, s]), noise, lambda step, x: None), None
+        return self._run(process, x, torch.stack([t, s]), noise, lambda step, x: None).x, None
 
     def _run(
         self, process: Reverse, x: Tensor, grid: Tensor, noise: Noise, report: Callable[[int, Tensor], None]
-    ) -> Tensor:
+    ) -> Ending:
         import torchsde
 
         # torchsde runs forward, on (B, D): u = grid[0] - t rises from 0.
@@ -73,7 +73,7 @@ class TorchSDE(Solver):
             length = float(ends[1] - ends[0]) * (1 + 1e-6)
             y = run(system, y, ends, bm=path, method=self.method, dt=length)[-1]
             report(i + 1, y.reshape(x.shape))
-        return y.reshape(x.shape)
+        return Ending(y.reshape(x.shape))
 
     def _path(self, noise: Noise, y: Tensor, x: Tensor, grid: Tensor) -> Any:
         import torchsde

@@ -1,0 +1,34 @@
+"""Arithmetic of a step: coefficients worked out for the whole grid at once, and sums of scaled tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from torch import Tensor
+
+Coefficient = float | Tensor
+"""A number; a float64 tensor () where gradients flow through it."""
+
+
+def rows(*columns: Tensor) -> list[tuple[Coefficient, ...]]:
+    """The columns (n,), float64, step by step: numbers, which cost nothing to multiply by, unless gradients flow."""
+    if any(column.requires_grad for column in columns):
+        return list(zip(*(column.unbind() for column in columns), strict=True))
+    return list(zip(*(column.tolist() for column in columns), strict=True))
+
+
+def combine(*terms: tuple[Coefficient, Tensor]) -> Tensor:
+    """Σ c_i x_i in the dtype of the x_i, one pass over memory for each term; terms with c = 0 as a number are left out."""
+    kept = list(_kept(terms))
+    if not kept:
+        return 0.0 * terms[0][1]
+    (first, x), *others = kept
+    total = first * x
+    for coefficient, y in others:
+        # in place is safe for autograd: ``total`` is ours, and a sum does not need its old value
+        total = total.add_(y, alpha=coefficient) if isinstance(coefficient, float) else total + coefficient * y
+    return total
+
+
+def _kept(terms: Iterable[tuple[Coefficient, Tensor]]) -> Iterator[tuple[Coefficient, Tensor]]:
+    return ((c, x) for c, x in terms if isinstance(c, Tensor) or c != 0.0)
