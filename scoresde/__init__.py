@@ -26,24 +26,30 @@ from scoresde.sde import (
 )
 from scoresde.solvers import (
     DDIM,
+    DEIS,
     Ancestral,
     AnnealedLangevin,
+    DPMSolverPP,
     EulerMaruyama,
     Heun,
     Langevin,
+    Multistep,
     PredictorCorrector,
     ProbabilityFlow,
     Progress,
     ReverseDiffusion,
+    SASolver,
     Solution,
     Solver,
     TorchSDE,
+    UniPC,
 )
 
 __version__ = "0.1.0"
 
 __all__ = [
     "DDIM",
+    "DEIS",
     "EDM",
     "SDE",
     "VE",
@@ -54,6 +60,7 @@ __all__ = [
     "Chain",
     "ChainSDE",
     "Cosine",
+    "DPMSolverPP",
     "Empirical",
     "EulerMaruyama",
     "Gaussian",
@@ -62,6 +69,7 @@ __all__ = [
     "IndependentNoise",
     "Langevin",
     "LinearSDE",
+    "Multistep",
     "Noise",
     "NoisyClassifier",
     "PerSampleNoise",
@@ -71,6 +79,7 @@ __all__ = [
     "RectifiedFlow",
     "Reverse",
     "ReverseDiffusion",
+    "SASolver",
     "ScheduleSDE",
     "Score",
     "ScoreModel",
@@ -78,6 +87,7 @@ __all__ = [
     "Solver",
     "SubVP",
     "TorchSDE",
+    "UniPC",
     "bits_per_dim",
     "classifier",
     "classifier_free",

@@ -3,6 +3,7 @@
 from scoresde.solvers.base import Progress, Solution, Solver, only_ode, only_sde
 from scoresde.solvers.ddim import DDIM, Ancestral
 from scoresde.solvers.euler import EulerMaruyama, ReverseDiffusion
+from scoresde.solvers.exponential import DEIS, DPMSolverPP, Multistep, SASolver, UniPC
 from scoresde.solvers.heun import Heun
 from scoresde.solvers.langevin import AnnealedLangevin, Corrector, Langevin, PredictorCorrector
 from scoresde.solvers.ode_backend import ProbabilityFlow
@@ -10,19 +11,24 @@ from scoresde.solvers.sde_backend import TorchSDE
 
 __all__ = [
     "DDIM",
+    "DEIS",
     "Ancestral",
     "AnnealedLangevin",
     "Corrector",
+    "DPMSolverPP",
     "EulerMaruyama",
     "Heun",
     "Langevin",
+    "Multistep",
     "PredictorCorrector",
     "ProbabilityFlow",
     "Progress",
     "ReverseDiffusion",
+    "SASolver",
     "Solution",
     "Solver",
     "TorchSDE",
+    "UniPC",
     "only_ode",
     "only_sde",
 ]

@@ -18,7 +18,7 @@ def rows(*columns: Tensor) -> list[tuple[Coefficient, ...]]:
 
 
 def combine(*terms: tuple[Coefficient, Tensor]) -> Tensor:
-    """Σ c_i x_i in the dtype of the x_i, one pass over memory for each term; terms with c = 0 as a number are left out."""
+    """Σ c_i x_i in the dtype of the x_i, one pass over memory for each term; numbers c = 0 are left out."""
     kept = list(_kept(terms))
     if not kept:
         return 0.0 * terms[0][1]

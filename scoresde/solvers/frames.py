@@ -1,0 +1,179 @@
+"""The exact linear part: in which variables the reverse process has none, and what is left to be interpolated."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from scoresde import checks
+from scoresde.sde import SDE
+from scoresde.sde.base import root
+
+
+class Levels(NamedTuple):
+    """The schedule at times of any shape, float64: α, σ and h = log(α/σ), half the log-SNR (infinite where σ = 0)."""
+
+    t: Tensor
+    alpha: Tensor
+    sigma: Tensor
+    h: Tensor
+
+    def at(self, index: slice | int) -> Levels:
+        """Those of some times."""
+        return Levels(*(part[index] for part in self))
+
+
+def levels(sde: SDE, times: Tensor) -> Levels:
+    """The schedule at ``times`` (n,)."""
+    alpha, sigma = sde.alpha(times), sde.sigma(times)
+    return Levels(times, alpha, sigma, alpha.log() - sigma.log())
+
+
+def levels_at(sde: SDE, h: Tensor) -> Levels:
+    """The schedule where log(α/σ) = ``h`` (n,)."""
+    return levels(sde, sde.t_of_log_snr(2 * h))
+
+
+@dataclass(frozen=True)
+class Frame(ABC):
+    r"""A quantity F = p x + q s(x, t) such that the reverse process is an integral of it, with nothing linear left::
+
+        x_s = a x_t + ∫_{h_t}^{h_s} K(h) F dh + c z        h = log(α/σ), rising from t to s
+
+    exactly, when F is followed along the path. A solver interpolates F and integrates K times the interpolant.
+    """
+
+    eta: float | Tensor
+
+    @abstractmethod
+    def read(self, at: Levels) -> tuple[Tensor, Tensor]:
+        """(p, q) of F = p x + q s."""
+
+    @abstractmethod
+    def keep(self, t: Levels, s: Levels) -> Tensor:
+        """a, for steps from t to s."""
+
+    @abstractmethod
+    def kernel(self, h: Tensor, s: Levels) -> Tensor:
+        """K at ``h`` (n, Q), for steps that end at s (n,)."""
+
+    @abstractmethod
+    def noise(self, t: Levels, s: Levels) -> Tensor:
+        """c, the exact standard deviation of what the Wiener process adds."""
+
+    @abstractmethod
+    def to_data(self, t: Levels, s: Levels) -> tuple[Tensor, Tensor]:
+        """(a, w) of the step x_s = a x_t + w F_t = α_s E[x_0 | x_t], for an end s without noise (σ = 0)."""
+
+
+@dataclass(frozen=True)
+class DataFrame(Frame):
+    r"""F = x̂_0 = (x + σ² s)/α. With k = 1 + η²::
+
+        x_s = (σ_s/σ_t) e^{-η² Δ} x_t + α_s ∫ k e^{-k (h_s - h)} x̂_0 dh + σ_s sqrt(1 - e^{-2 η² Δ}) z,   Δ = h_s - h_t
+
+    Lu et al. 2022 (arXiv:2211.01095), eq. 8 for η = 0 and eq. 18 for η = 1; any η: Xue et al. 2023 (arXiv:2309.05019),
+    proposition 4.2, with τ = η.
+    """
+
+    def read(self, at: Levels) -> tuple[Tensor, Tensor]:
+        return 1 / at.alpha, at.sigma**2 / at.alpha
+
+    def keep(self, t: Levels, s: Levels) -> Tensor:
+        return s.sigma / t.sigma * (-(self.eta**2) * (s.h - t.h)).exp()
+
+    def kernel(self, h: Tensor, s: Levels) -> Tensor:
+        k = 1 + self.eta**2
+        return s.alpha[:, None] * k * (-k * (s.h[:, None] - h)).exp()
+
+    def noise(self, t: Levels, s: Levels) -> Tensor:
+        return s.sigma * root(-torch.expm1(-2 * self.eta**2 * (s.h - t.h)))
+
+    def to_data(self, t: Levels, s: Levels) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(s.alpha), s.alpha
+
+
+@dataclass(frozen=True)
+class NoiseFrame(Frame):
+    r"""F = ε̂ = -σ s, with σ̃ = σ/α = e^{-h}::
+
+        x_s = (α_s/α_t) x_t + (1 + η²) α_s ∫ ε̂ dσ̃ + η α_s sqrt(σ̃_t² - σ̃_s²) z
+
+    Zhang & Chen 2023 (arXiv:2204.13902), eq. 17 and proposition 3 for η = 0; any η from :class:`~scoresde.Reverse`, in
+    which dx̃ = (1 + η²) ε̂ dσ̃ + η sqrt(dσ̃²/dt) dw̄ for x̃ = x/α.
+    """
+
+    def read(self, at: Levels) -> tuple[Tensor, Tensor]:
+        return torch.zeros_like(at.sigma), -at.sigma
+
+    def keep(self, t: Levels, s: Levels) -> Tensor:
+        return s.alpha / t.alpha
+
+    def kernel(self, h: Tensor, s: Levels) -> Tensor:
+        return -(1 + self.eta**2) * s.alpha[:, None] * (-h).exp()
+
+    def noise(self, t: Levels, s: Levels) -> Tensor:
+        return self.eta * s.alpha * root((t.sigma / t.alpha) ** 2 - (s.sigma / s.alpha) ** 2)
+
+    def to_data(self, t: Levels, s: Levels) -> tuple[Tensor, Tensor]:
+        return s.alpha / t.alpha, -s.alpha * t.sigma / t.alpha
+
+
+@dataclass(frozen=True)
+class VelocityFrame(Frame):
+    r"""F = v̂ = cos θ ε̂ - sin θ x̂_0/σ_data, the velocity on the circle tan θ = σ̃/σ_data, for η = 0::
+
+        x_s / N_s = x_t / N_t + ∫ v̂ dθ,        N = sqrt(α² σ_data² + σ²)
+
+    On data N(0, σ_data² I) v̂ is 0 at all times, and any solver in this frame is exact. Salimans & Ho 2022
+    (arXiv:2202.00512), section 4 and appendix D, for σ_data = 1 and α² + σ² = 1; the frame of EDM's network output,
+    Karras et al. 2022 (arXiv:2206.00364), table 1.
+    """
+
+    sigma_data: float = 1.0
+
+    def _norm(self, at: Levels) -> Tensor:
+        return ((at.alpha * self.sigma_data) ** 2 + at.sigma**2).sqrt()
+
+    def read(self, at: Levels) -> tuple[Tensor, Tensor]:
+        norm, scale = self._norm(at), self.sigma_data
+        pull = -at.sigma / (norm * scale * at.alpha)
+        return pull, pull * at.sigma**2 - at.sigma * at.alpha * scale / norm
+
+    def keep(self, t: Levels, s: Levels) -> Tensor:
+        return self._norm(s) / self._norm(t)
+
+    def kernel(self, h: Tensor, s: Levels) -> Tensor:
+        # θ = atan(e^{-h}/σ_data): dθ/dh = -1 / (e^{-h}/σ_data + σ_data e^{h})
+        return -self._norm(s)[:, None] / ((-h).exp() / self.sigma_data + self.sigma_data * h.exp())
+
+    def noise(self, t: Levels, s: Levels) -> Tensor:
+        return torch.zeros_like(s.sigma)
+
+    def to_data(self, t: Levels, s: Levels) -> tuple[Tensor, Tensor]:
+        square = self._norm(t) ** 2
+        scale = self.sigma_data**2
+        return s.alpha * t.alpha * scale / square, -s.alpha * self.sigma_data * t.sigma / self._norm(t)
+
+
+Predicts = Literal["data", "noise", "velocity"]
+
+
+def frame_of(predicts: Predicts, eta: float | Tensor, sigma_data: float) -> Frame:
+    """The frame by the name of its F.
+
+    Raises:
+        ValueError: the velocity's frame for η > 0.
+    """
+    if predicts == "data":
+        return DataFrame(eta)
+    if predicts == "noise":
+        return NoiseFrame(eta)
+    if eta != 0:
+        raise ValueError(f'predicts="velocity" integrates the ODE, eta = 0; got eta = {eta:g}. Take predicts="data".')
+    checks.positive(sigma_data, name="sigma_data")
+    return VelocityFrame(eta, sigma_data)
