@@ -54,7 +54,7 @@ class Solution:
 
 @dataclass(frozen=True)
 class Ending:
-    """What a run of steps comes to: the state, and the fields of :class:`Solution` that only an adaptive method knows."""
+    """What the steps come to: the state, and the fields of :class:`Solution` that only adaptive methods know."""
 
     x: Tensor
     complete: bool = True

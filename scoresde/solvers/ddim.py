@@ -44,8 +44,8 @@ class Ancestral(OneStep):
         """One evaluation a step."""
         sde = process.sde
         ratio, variance = sde.transition_coefficients(s, t)
-        # p(x_s | x_t, x_0) has mean (σ_s²/σ_t²) r x_t + (α_s v/σ_t²) x_0 and variance v σ_s²/σ_t²; x̂_0 = (x_t + σ_t² s)/α_t
-        # and α_s/α_t = 1/r make that (x_t + v s) / r
+        # p(x_s | x_t, x_0) has mean (σ_s²/σ_t²) r x_t + (α_s v/σ_t²) x_0 and variance v σ_s²/σ_t²; with
+        # x̂_0 = (x_t + σ_t² s)/α_t and α_s/α_t = 1/r the mean is (x_t + v s) / r
         drawn = variance if self.variance == "transition" else variance * (sde.sigma(s) / sde.sigma(t)) ** 2
         return 1 / ratio, variance / ratio, root(drawn)
 

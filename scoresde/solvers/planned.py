@@ -39,7 +39,7 @@ class Planned(Solver):
     def advance(
         self, process: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise, row: Any, memory: Any
     ) -> tuple[Tensor, Any]:
-        """The step from t to s with its entry ``row`` of the plan; ``memory`` is what the last step returned, or None."""
+        """The step from t to s with its ``row`` of the plan; ``memory`` is what the last step returned, or None."""
 
     def start(self, process: Reverse, x: Tensor, grid: Tensor, noise: Noise) -> tuple[Tensor, Any]:
         """The plan."""
