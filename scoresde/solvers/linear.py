@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-
+import torch
 from torch import Tensor
 
 Coefficient = float | Tensor
@@ -18,17 +17,16 @@ def rows(*columns: Tensor) -> list[tuple[Coefficient, ...]]:
 
 
 def combine(*terms: tuple[Coefficient, Tensor]) -> Tensor:
-    """Σ c_i x_i in the dtype of the x_i, one pass over memory for each term; numbers c = 0 are left out."""
-    kept = list(_kept(terms))
+    """Σ c_i x_i in the dtype of the x_i, in as few passes over memory as can be; numbers c = 0 are left out."""
+    kept = [(c, x) for c, x in terms if isinstance(c, Tensor) or c != 0.0]
     if not kept:
         return 0.0 * terms[0][1]
     (first, x), *others = kept
-    total = first * x
+    if others and isinstance(first, float) and first == 1.0 and isinstance(second := others[0][0], float):
+        total = torch.add(x, others.pop(0)[1], alpha=second)
+    else:
+        total = first * x
     for coefficient, y in others:
         # in place is safe for autograd: ``total`` is ours, and a sum does not need its old value
         total = total.add_(y, alpha=coefficient) if isinstance(coefficient, float) else total + coefficient * y
     return total
-
-
-def _kept(terms: Iterable[tuple[Coefficient, Tensor]]) -> Iterator[tuple[Coefficient, Tensor]]:
-    return ((c, x) for c, x in terms if isinstance(c, Tensor) or c != 0.0)

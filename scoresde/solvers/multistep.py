@@ -48,23 +48,22 @@ class Form(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One step: F = read · (x, s); x moves by ``correct`` · (F, older F); then x_s = keep x + weights · F + noise z."""
+    """One step: F = x + pull s, s itself where pull is None, in units that the weights undo; x_s = keep x + Σ w F + c z."""
 
-    read: tuple[Coefficient, ...]
-    correct: tuple[Coefficient, ...]
+    pull: Coefficient | None
     keep: Coefficient
     weights: tuple[Coefficient, ...]
     noise: Coefficient
 
 
 class Start(NamedTuple):
-    """The first step on nodes of its own: for each node the row that leads there, and the weights through all nodes."""
+    """The first step on nodes of its own: to each node by the values before it, then by the values at all nodes."""
 
     times: Sequence[Tensor]
-    rows: Sequence[Row]
-    full: Sequence[tuple[Coefficient, ...]]
+    pulls: Sequence[Coefficient | None]
     keep: Sequence[Coefficient]
-    sweeps: int
+    first: Sequence[tuple[Coefficient, ...]]
+    full: Sequence[tuple[Coefficient, ...]]
 
 
 class Memory(NamedTuple):
@@ -80,11 +79,12 @@ class ExponentialMultistep(Planned):
 
         x_s = a x_t + Σ_j w_j F_j + c z        w_j = ∫_{h_t}^{h_s} K(h) ℓ_j(φ(h)) dh
 
-    on any grid, with the weights of the grid's own steps. Where a corrector is used, the evaluation at x_s also
-    replaces the polynomial of the step before by the one through p + 1 values (no evaluation more). The first step is always corrected, so that a method with p <= 3 starts with its own order at no cost. Beyond that
-    ``full_start`` spends (P - 2)² - 1 evaluations more on the first step: P - 2 sweeps over P - 2 inner nodes, each
-    sweep raising the order of the values there by one (deferred correction); not where η > 0, since the paths are too
-    rough for it to help. At an end with σ = 0 the last step goes to α E[x_0 | x_t].
+    on any grid, with the weights of the grid's own steps. With a corrector, the evaluation at x_s also replaces the
+    polynomial of the step before by the one through p + 1 values; since x_s enters linearly, that is a change of the
+    next step's weights and costs nothing. The first step is always corrected, so that a method with p <= 3 starts with
+    its own order at no cost. Beyond that ``full_start`` spends (P - 2)² - 1 evaluations more on the first step: P - 2
+    sweeps over P - 2 nodes, each sweep raising the order of the values there by one (deferred correction); not where
+    η > 0, since the paths are too rough for it to help. At an end with σ = 0 the last step goes to α E[x_0 | x_t].
     """
 
     @abstractmethod
@@ -102,41 +102,35 @@ class ExponentialMultistep(Planned):
         frame, variable = frame_of(form.predicts, process.eta, form.sigma_data), variable_of(form, sde)
         at = levels(sde, grid)
         clean = bool(at.sigma[-1] == 0)
-        inner = at.at(slice(0, -1)) if clean else at
-        depth = form.history + form.correct - 2  # inner nodes of a full start
-        if form.full_start and process.eta == 0 and depth > 1 and len(inner.h) > 1:
-            start = _start(frame, sde, inner.at(slice(0, 2)), depth, variable)
-            before = start.nodes[1:-1]
-            steps, change = _rows(frame, form, inner, before, variable)
-            found: list[Any] = [start.start, *steps[1:]]
+        noisy = at.at(slice(0, -1)) if clean else at
+        steps, nodes = len(noisy.h) - 1, form.history + form.correct - 2
+        if form.full_start and process.eta == 0 and nodes > 1 and steps:
+            inner, start = _start(frame, sde, noisy.at(slice(0, 2)), nodes, variable)
+            found, change = _rows(frame, form, noisy, inner, variable)
+            found = [start, *found[1:]]
         else:
-            steps, change = _rows(frame, form, inner, inner.h[:0], variable)
-            found = list(steps)
-        if clean:
-            found.append(_last(frame, at, change))
-        return found
+            found, change = _rows(frame, form, noisy, None, variable)
+        return [*found, _last(frame, at, change)] if clean else found
 
     def advance(
         self, process: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise, row: Any, memory: Any
     ) -> tuple[Tensor, Any]:
         """One evaluation."""
-        memory = Memory() if memory is None else memory
         if isinstance(row, Start):
             return _sweep(process, x, t, row)
-        past = memory.past
-        if not memory.ahead:
-            past = (_read(process, x, t, row), *past)
-        if row.correct:
-            x = combine((1.0, x), *zip(row.correct, past, strict=False))
+        past, ahead = memory or Memory()
+        if not ahead:
+            past = (_read(process, x, t, row.pull), *past)
         terms = [(row.keep, x), *zip(row.weights, past, strict=False)]
         if self.draws_noise(process):
             terms.append((row.noise, noise.between(x, t, s)))
-        return combine(*terms), Memory(past[: self.form().history])
+        form = self.form()
+        return combine(*terms), Memory(past[: form.history + (form.correct or form.history > 1) - 1])
 
 
-def _read(process: Reverse, x: Tensor, t: Tensor, row: Row) -> Tensor:
-    keep, pull = row.read
-    return combine((keep, x), (pull, process.score(x, t)))
+def _read(process: Reverse, x: Tensor, t: Tensor, pull: Coefficient | None) -> Tensor:
+    score = process.score(x, t)
+    return score if pull is None else combine((1.0, x), (pull, score))
 
 
 def variable_of(form: Form, sde: SDE) -> Variable:
@@ -152,81 +146,87 @@ def variable_of(form: Form, sde: SDE) -> Variable:
     return lambda h: sde.t_of_log_snr(2 * h.reshape(-1)).reshape(h.shape)
 
 
-def _rows(
-    frame: Frame, form: Form, at: Levels, before: Tensor, variable: Variable
-) -> tuple[list[Row], tuple[Coefficient, ...]]:
-    """The steps of a run whose F is also known at ``before``, h of nodes inside the first step.
+def _units(frame: Frame, at: Levels) -> tuple[Tensor, list[Coefficient | None]]:
+    """F = p x + q s as unit * (x + pull s), one pass over memory; as unit * s where p = 0."""
+    p, q = frame.read(at)
+    if bool((p == 0).all()):
+        return q, [None] * len(q)
+    return p, [pull for (pull,) in rows(q / p)]
 
-    And the correction that an evaluation at the end of the last of them would bring.
+
+def _rows(frame: Frame, form: Form, at: Levels, start: Levels | None, variable: Variable) -> tuple[list[Any], Tensor]:
+    """The steps of a run, whose first step has left the values at its inner nodes if these are given.
+
+    And by how much an evaluation at the end would change the last of them: weights (1, p + 1) of (F there, F before).
     """
-    steps, p = len(at.h) - 1, form.history
+    steps, p, extra = len(at.h) - 1, form.history, 0 if start is None else len(start.h)
     t, s = at.at(slice(0, -1)), at.at(slice(1, None))
-    # h of every evaluation so far, newest first: the grid's, then what the start has left
-    known = torch.cat([at.h[:1], before, at.h[1:]])
-    offset = len(before)
+    # every evaluation, in the order of time: at the first time, at inner nodes, at the other times
+    known = at if start is None else Levels(*(torch.cat([a[:1], b, a[1:]]) for a, b in zip(at, start, strict=True)))
+    unit, pulls = _units(frame, known)
     index = torch.arange(steps)
-    newest = torch.where(index > 0, index + offset, index)  # where in ``known`` the evaluation at t lies
+    newest = torch.where(index > 0, index + extra, 0)  # which of them belongs to t
     behind = (newest[:, None] - torch.arange(p)).clamp_min(0)
     count = (newest + 1).clamp_max(p)
-    predictor = weights(frame, t.h, s, known[behind], count, variable)
-    # the same step once its end has been evaluated: the corrector's weights on (F_s, F_t, ...) minus the predictor's
-    nodes = torch.cat([s.h[:, None], known[behind]], 1)
-    corrector = weights(frame, t.h, s, nodes, count + 1, variable)
-    change = corrector - torch.cat([torch.zeros_like(corrector[:, :1]), predictor], 1)
-    read = rows(*frame.read(t))
-    predicts, changes = rows(*predictor.unbind(1)), rows(*change.unbind(1))
-    # the change that comes with each evaluation: for the step before it
-    brought: list[tuple[Coefficient, ...]] = [()]
-    for i in range(steps):
-        corrected = not offset if i == 0 and (p > 1 or form.correct) else form.correct and i > 0
-        brought.append(changes[i][: int(count[i]) + 1] if corrected else ())
+    nodes = torch.cat([s.h[:, None], known.h[behind]], 1)
+    scale = torch.cat([unit[1 + extra :, None], unit[behind]], 1)
+    none = torch.zeros(1, p + 1, dtype=torch.float64)
+    predictor = weights(frame, t.h, s, nodes[:, 1:], count, variable) * scale[:, 1:]
+    total, change = torch.cat([predictor, 0 * predictor[:, :1]], 1), none
+    if form.correct or p > 1:
+        corrector = weights(frame, t.h, s, nodes, count + 1, variable) * scale
+        corrected = torch.full((steps, 1), form.correct)
+        corrected[:1] = start is None  # the values that a start leaves need no correction
+        change = torch.where(corrected, corrector - torch.cat([0 * predictor[:, :1], predictor], 1), 0.0)
+        change = torch.cat([none, change])
+        total = total + frame.keep(t, s)[:, None] * change[:-1]
+    taken = (newest + 1).clamp_max(p + 1).tolist()
+    columns = rows(frame.keep(t, s), frame.noise(t, s), *total.unbind(1))
     found = [
-        Row(read[i], brought[i], a, predicts[i][: int(count[i])], c)
-        for i, (a, c) in enumerate(rows(frame.keep(t, s), frame.noise(t, s)))
+        Row(pulls[new], keep, tuple(row[:n]), noise)
+        for new, n, (keep, noise, *row) in zip(newest.tolist(), taken, columns, strict=True)
     ]
-    return found, brought[-1]
+    return list(found), change[-1:]
 
 
-def _last(frame: Frame, at: Levels, change: tuple[Coefficient, ...]) -> Row:
+def _last(frame: Frame, at: Levels, change: Tensor) -> Row:
     """To the data themselves, where σ = 0."""
     t, s = at.at(slice(-2, -1)), at.at(slice(-1, None))
-    ((keep, weight),) = rows(*frame.to_data(t, s))
-    return Row(rows(*frame.read(t))[0], change, keep, (weight,), 0.0)
+    unit, (pull,) = _units(frame, t)
+    keep, weight = frame.to_data(t, s)
+    first = keep * change[:, 0] + weight * unit
+    ((a, *row),) = rows(keep, first, *(keep * change[:, 1:]).unbind(1))
+    return Row(pull, a, tuple(row), 0.0)
 
 
-class _Started(NamedTuple):
-    start: Start
-    nodes: Tensor
-
-
-def _start(frame: Frame, sde: SDE, ends: Levels, depth: int, variable: Variable) -> _Started:
-    """The first step with ``depth`` nodes after its start, at equal distances in h."""
-    h = ends.h[0] + (ends.h[1] - ends.h[0]) * torch.linspace(0, 1, depth + 1, dtype=torch.float64)
+def _start(frame: Frame, sde: SDE, ends: Levels, nodes: int, variable: Variable) -> tuple[Levels, Start]:
+    """The inner nodes of a first step, at equal distances in h, and the step."""
+    h = ends.h[0] + (ends.h[1] - ends.h[0]) * torch.linspace(0, 1, nodes + 1, dtype=torch.float64)
     inner = levels_at(sde, h[1:-1])
     at = Levels(*(torch.cat([a[:1], b, a[1:]]) for a, b in zip(ends, inner, strict=True)))
-    origin, targets = at.at(slice(0, 1)), at.at(slice(1, None))
-    start, count = origin.h.expand(depth), torch.arange(1, depth + 1)
-    nodes = at.h.expand(depth, depth + 1)
-    first = weights(frame, start, targets, nodes, count, variable)
-    full = weights(frame, start, targets, nodes, torch.full((depth,), depth + 1), variable)
-    keep = [a for (a,) in rows(frame.keep(Levels(*(part.expand(depth) for part in origin)), targets))]
-    read = rows(*frame.read(at))
-    leads = [Row(read[0], (), 1.0, (), 0.0)]
-    leads += [Row(read[i + 1], (), keep[i], row[: i + 1], 0.0) for i, row in enumerate(rows(*first.unbind(1)))]
-    return _Started(Start(at.t.unbind(), leads, rows(*full.unbind(1)), keep, depth), at.h)
+    unit, pulls = _units(frame, at)
+    origin, targets = Levels(*(part[:1].expand(nodes) for part in at)), at.at(slice(1, None))
+    count, every = torch.arange(1, nodes + 1), at.h.expand(nodes, nodes + 1)
+    first = weights(frame, origin.h, targets, every, count, variable) * unit
+    full = weights(frame, origin.h, targets, every, torch.full_like(count, nodes + 1), variable) * unit
+    keep = [a for (a,) in rows(frame.keep(origin, targets))]
+    by_row = [row[: i + 1] for i, row in enumerate(rows(*first.unbind(1)))]
+    return inner, Start(at.t.unbind(), pulls, keep, by_row, rows(*full.unbind(1)))
 
 
 def _sweep(process: Reverse, x: Tensor, t: Tensor, start: Start) -> tuple[Tensor, Memory]:
     """The first step by repeated integration of the polynomial through F at all of its nodes."""
-    values = [_read(process, x, t, start.rows[0])]
-    for time, row in zip(start.times[1:], start.rows[1:], strict=True):
-        there = combine((row.keep, x), *zip(row.weights, values, strict=True))
-        values.append(_read(process, there, time, row))
-    for _ in range(start.sweeps - 1):
-        states = [combine((a, x), *zip(w, values, strict=True)) for a, w in zip(start.keep, start.full, strict=True)]
-        values[1:] = [
-            _read(process, there, time, row)
-            for there, time, row in zip(states, start.times[1:], start.rows[1:], strict=True)
-        ]
-    end = combine((start.keep[-1], x), *zip(start.full[-1], values, strict=True))
-    return end, Memory(tuple(reversed(values)), ahead=True)
+
+    def at(node: int, weights: tuple[Coefficient, ...]) -> Tensor:
+        return combine((start.keep[node - 1], x), *zip(weights, values, strict=True))
+
+    def value(state: Tensor, node: int) -> Tensor:
+        return _read(process, state, start.times[node], start.pulls[node])
+
+    values, nodes = [value(x, 0)], range(1, len(start.times))
+    for node in nodes:
+        values.append(value(at(node, start.first[node - 1]), node))
+    for _ in range(len(nodes) - 1):
+        states = [at(node, start.full[node - 1]) for node in nodes]
+        values[1:] = [value(state, node) for state, node in zip(states, nodes, strict=True)]
+    return at(len(nodes), start.full[-1]), Memory(tuple(reversed(values)), ahead=True)
