@@ -6,8 +6,11 @@ read only from tensors in main memory: reading one back from an accelerator woul
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import math
-from typing import SupportsFloat
+import typing
+from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor
@@ -176,3 +179,22 @@ def grid(times: Tensor, upper: float) -> Tensor:
             f"entry {i + 1} is {grid[i + 1]:g}. Flip an increasing grid with grid.flip(0), drop repeated times."
         )
     return grid
+
+
+@functools.cache
+def _literals(kind: type[Any]) -> dict[str, tuple[object, ...]]:
+    hints = typing.get_type_hints(kind)
+    chosen = {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+    return {name: typing.get_args(hint) for name, hint in chosen.items() if typing.get_origin(hint) is typing.Literal}
+
+
+def choices(options: Any) -> None:
+    """Each field of a dataclass that is annotated as a Literal has one of its values.
+
+    Raises:
+        ValueError: it has not.
+    """
+    for name, allowed in _literals(type(options)).items():
+        if getattr(options, name) not in allowed:
+            listed = ", ".join(map(repr, allowed))
+            raise ValueError(f"{name} must be one of {listed}; got {getattr(options, name)!r}.")

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
+from scoresde import checks
 from scoresde.reverse import Reverse
 from scoresde.sde.base import root
 from scoresde.solvers.base import only_sde
@@ -33,8 +34,7 @@ class Ancestral(OneStep):
     default_eta: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
-        if self.variance not in ("posterior", "transition"):
-            raise ValueError(f'variance must be "posterior" or "transition", got {self.variance!r}.')
+        checks.choices(self)
 
     def check(self, process: Reverse) -> None:
         """η must be 1."""

@@ -132,6 +132,7 @@ class Multistep(ExponentialMultistep):
     default_eta: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         checks.count(self.history, name="history, the number of evaluations that the polynomial goes through,")
         if self.history > 8:
             raise ValueError(f"history must be at most 8, where polynomials still serve; got {self.history}.")

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from scoresde import checks
 from scoresde.noise import Noise
 from scoresde.reverse import Reverse
 from scoresde.sde import SDE
@@ -48,12 +49,13 @@ class Form(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One step: F = x + pull s, s itself where pull is None, in units that the weights undo; x_s = keep x + Σ w F + c z."""
+    """One step: F = x + pull s, or s where pull is None, in units that the weights undo; x_s = keep x + Σ w F + c z."""
 
     pull: Coefficient | None
     keep: Coefficient
     weights: tuple[Coefficient, ...]
     noise: Coefficient
+    remember: int
 
 
 class Start(NamedTuple):
@@ -86,6 +88,9 @@ class ExponentialMultistep(Planned):
     sweeps over P - 2 nodes, each sweep raising the order of the values there by one (deferred correction); not where
     η > 0, since the paths are too rough for it to help. At an end with σ = 0 the last step goes to α E[x_0 | x_t].
     """
+
+    def __post_init__(self) -> None:
+        checks.choices(self)
 
     @abstractmethod
     def form(self) -> Form:
@@ -124,8 +129,7 @@ class ExponentialMultistep(Planned):
         terms = [(row.keep, x), *zip(row.weights, past, strict=False)]
         if self.draws_noise(process):
             terms.append((row.noise, noise.between(x, t, s)))
-        form = self.form()
-        return combine(*terms), Memory(past[: form.history + (form.correct or form.history > 1) - 1])
+        return combine(*terms), Memory(past[: row.remember])
 
 
 def _read(process: Reverse, x: Tensor, t: Tensor, pull: Coefficient | None) -> Tensor:
@@ -180,10 +184,10 @@ def _rows(frame: Frame, form: Form, at: Levels, start: Levels | None, variable: 
         change = torch.where(corrected, corrector - torch.cat([0 * predictor[:, :1], predictor], 1), 0.0)
         change = torch.cat([none, change])
         total = total + frame.keep(t, s)[:, None] * change[:-1]
-    taken = (newest + 1).clamp_max(p + 1).tolist()
+    taken = (newest + 1).clamp_max(p + form.correct).tolist()
     columns = rows(frame.keep(t, s), frame.noise(t, s), *total.unbind(1))
     found = [
-        Row(pulls[new], keep, tuple(row[:n]), noise)
+        Row(pulls[new], keep, tuple(row[:n]), noise, p - 1 + form.correct)
         for new, n, (keep, noise, *row) in zip(newest.tolist(), taken, columns, strict=True)
     ]
     return list(found), change[-1:]
@@ -196,7 +200,7 @@ def _last(frame: Frame, at: Levels, change: Tensor) -> Row:
     keep, weight = frame.to_data(t, s)
     first = keep * change[:, 0] + weight * unit
     ((a, *row),) = rows(keep, first, *(keep * change[:, 1:]).unbind(1))
-    return Row(pull, a, tuple(row), 0.0)
+    return Row(pull, a, tuple(row), 0.0, 0)
 
 
 def _start(frame: Frame, sde: SDE, ends: Levels, nodes: int, variable: Variable) -> tuple[Levels, Start]:
