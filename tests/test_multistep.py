@@ -132,13 +132,13 @@ def test_data_frame_carries_the_law_of_a_point_exactly() -> None:
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
-def test_noise_frame_is_the_process_over_a_short_step(eta: float) -> None:
+def test_frames_are_the_process_over_a_short_step(eta: float) -> None:
     """Mean and variance of a step of length 1e-6: drift and diffusion of the process itself."""
     sde, short = VP(), 1e-6
     at = levels(sde, torch.tensor([0.4, 0.4 - short], dtype=torch.float64))
     t, s = at.at(slice(0, 1)), at.at(slice(1, 2))
-    for predicts in ("data", "noise"):
-        frame = frame_of(predicts, eta, 1.0)  # type: ignore[arg-type]
+    for predicts in FRAMES:
+        frame = frame_of(predicts, eta, 0.7)  # type: ignore[arg-type]
         process = Reverse(sde, MIXTURE.score(sde), eta)
         x = torch.tensor([[0.3, -0.6]], dtype=torch.float64)
         p, q = frame.read(t)
@@ -147,6 +147,17 @@ def test_noise_frame_is_the_process_over_a_short_step(eta: float) -> None:
         # relative error of first order in the step's length, times a few second derivatives
         torch.testing.assert_close((moved - x) / -short, process.drift(x, t.t[0]), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(frame.noise(t, s) ** 2 / short, process.diffusion(t.t) ** 2, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.0, 2.0])
+def test_velocity_frame_keeps_the_law_of_the_gaussian_of_its_scale(eta: float) -> None:
+    """With v̂ = 0 a step maps N(0, N_t²) on N(0, N_s²), N² = α² σ_data² + σ², at any η and length."""
+    at = levels(VP(), torch.tensor([0.9, 0.01], dtype=torch.float64))
+    t, s = at.at(slice(0, 1)), at.at(slice(1, 2))
+    frame = frame_of("velocity", eta, 0.7)
+    before, after = ((0.49 * level.alpha**2 + level.sigma**2) for level in (t, s))
+    assert float(frame.noise(t, s)) > 0
+    torch.testing.assert_close(frame.keep(t, s) ** 2 * before + frame.noise(t, s) ** 2, after, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("history", [1, 3])
@@ -340,7 +351,9 @@ def test_exponential_solvers_and_euler_reach_the_same_end_on_one_path() -> None:
     assert max(gaps[1]) < 0.2
 
 
-@pytest.mark.parametrize("solver", [DPMSolverPP(2), SASolver(2), UniPC(3), DEIS(2)], ids=repr)
+@pytest.mark.parametrize(
+    "solver", [DPMSolverPP(2), SASolver(2), UniPC(3), DEIS(2), Multistep(2, predicts="velocity")], ids=repr
+)
 @pytest.mark.parametrize("eta", [0.3, 1.0, 1.5])
 def test_every_eta_runs_and_has_the_right_variance(solver: Solver, eta: float) -> None:
     """On a Gaussian the end law of 200 steps is right to the second order in the steps."""
@@ -396,8 +409,6 @@ def test_bad_options_are_refused() -> None:
     with pytest.raises(ValueError, match="at most 8"):
         Multistep(9)
     sde = VP()
-    with pytest.raises(ValueError, match="eta = 0"):
-        run(Multistep(2, predicts="velocity"), sde, 1.0)
     with pytest.raises(ValueError, match="sigma_data"):
         run(Multistep(2, predicts="velocity", sigma_data=0.0), sde)
     for wrong in (

@@ -16,6 +16,7 @@ from scoresde import checks
 from scoresde.noise import Noise, as_noise
 from scoresde.reverse import Reverse
 from scoresde.score import Score
+from scoresde.solvers.checkpointing import checkpointed, default_states
 
 
 class Progress(NamedTuple):
@@ -105,7 +106,8 @@ class Solver(ABC):
             t: (), float64, on the CPU.
             s: the same.
             noise: standard normals; ask ``noise.between(x, t, s)`` for the increment of this interval.
-            state: what the method remembers between steps, None at the start unless :meth:`start` says otherwise.
+            state: what the method remembers between steps, None at the start unless :meth:`start` says otherwise; tensors
+                and numbers in tuples, lists, dicts or dataclasses, returned anew and never changed in place.
         """
 
     def start(self, process: Reverse, x: Tensor, grid: Tensor, noise: Noise) -> tuple[Tensor, Any]:
@@ -129,8 +131,9 @@ class Solver(ABC):
         denoise: bool = False,
         trajectory: bool = False,
         callback: Callable[[Progress], None] | None = None,
+        checkpoint: bool | int = False,
     ) -> Solution:
-        """Integrate from x at grid[0] to grid[-1].
+        """Integrate from x at grid[0] to grid[-1]; gradients flow through all of it.
 
         Args:
             process: the reverse process.
@@ -140,11 +143,19 @@ class Solver(ABC):
             denoise: end with E[x_0 | x] at the last time, one evaluation more; where σ = 0 there, that is x itself.
             trajectory: keep the state at every time.
             callback: called after each step.
+            checkpoint: how gradients are had. False keeps the graph of every step. A number k keeps k states and no
+                graph; backward computes the others again, one step's graph at a time, so that memory does not grow with
+                the steps. True is k = ceil(log2 n), with which no step is done again more than log2 n times
+                (:func:`~scoresde.solvers.checkpointing.left_part`). The gradients are the same to rounding, of first
+                order. Meanwhile x, states and parameters may not be changed in place, callbacks see states
+                without a graph, and a ``trajectory`` costs its n states. Without gradients it changes nothing.
 
         Raises:
-            TypeError, ValueError: bad x, grid or noise, or a process that the method cannot integrate.
+            TypeError, ValueError: bad x, grid or noise, or a process that the method cannot integrate; checkpoint for a
+                method that is not made of the grid's steps, or with a noise that has no ``position()``.
             FloatingPointError: the end state is not finite.
         """
+        self._check_checkpoint(checkpoint)
         checks.state(x, values=True)
         grid = checks.grid(grid, process.sde.t_max)
         self.check(process)
@@ -160,7 +171,13 @@ class Solver(ABC):
             if callback is not None and step:
                 callback(Progress(step, len(grid) - 1, grid[step], x))
 
-        ending = self._run(process, x, grid, source, report)
+        if checkpoint and torch.is_grad_enabled():
+            room = default_states(len(grid) - 1) if checkpoint is True else checkpoint
+            passed = self._run_again(process, x, grid, source, report, room, every=trajectory)
+            ending, states = Ending(passed[-1]), [x, *passed]
+        else:
+            wanted = trajectory or callback is not None
+            ending = self._run(process, x, grid, source, report if wanted else unheard)
         x = ending.x
         denoise = denoise and ending.complete and process.sde.sigma(grid[-1]).item() > 0
         if denoise:
@@ -186,6 +203,38 @@ class Solver(ABC):
             report(i + 1, x)
         return Ending(x)
 
+    def _run_again(
+        self,
+        process: Reverse,
+        x: Tensor,
+        grid: Tensor,
+        noise: Noise,
+        report: Callable[[int, Tensor], None],
+        room: int,
+        *,
+        every: bool,
+    ) -> list[Tensor]:
+        """The same with steps that are done again for their gradients: the state after each step, or the last alone."""
+        x, state = self.start(process, x, grid, noise)
+        times = grid.unbind()
+
+        def step(i: int, x: Tensor, state: Any) -> tuple[Tensor, Any]:
+            return self.step(process, x, times[i], times[i + 1], noise, state)
+
+        return checkpointed(step, x, state, len(times) - 1, noise, states=room, report=report, every=every)
+
+    def _check_checkpoint(self, checkpoint: bool | int) -> None:
+        if not isinstance(checkpoint, int) or checkpoint < 0:
+            raise ValueError(
+                f"checkpoint must be True, False or how many states to keep, at least 1; got {checkpoint!r}."
+            )
+        if checkpoint and type(self)._run is not Solver._run:
+            raise ValueError(
+                f"{type(self).__name__} is not made of the grid's steps, so checkpoint cannot repeat them. For gradients "
+                "in constant memory take a solver with steps, or the adjoint: ProbabilityFlow(adjoint=True), "
+                "TorchSDE(adjoint=True)."
+            )
+
     def _noise(self, process: Reverse, noise: Noise | torch.Generator | int | None) -> Noise:
         if noise is not None:
             return as_noise(noise)
@@ -205,6 +254,16 @@ class _NoNoise(Noise):
 
     def normal(self, x: Tensor) -> Tensor:
         return self.initial(tuple(x.shape), dtype=x.dtype, device=x.device)
+
+    def position(self) -> object:
+        return None
+
+    def rewind(self, position: object) -> None:
+        pass
+
+
+def unheard(step: int, x: Tensor) -> None:
+    """The report of a run whose inner states nobody asked for: methods need not work them out."""
 
 
 def only_ode(solver: Solver, process: Reverse) -> None:

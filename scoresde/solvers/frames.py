@@ -125,13 +125,15 @@ class NoiseFrame(Frame):
 
 @dataclass(frozen=True)
 class VelocityFrame(Frame):
-    r"""F = v̂ = cos θ ε̂ - sin θ x̂_0/σ_data, the velocity on the circle tan θ = σ̃/σ_data, for η = 0::
+    r"""F = v̂ = cos θ ε̂ - sin θ x̂_0/σ_data, the velocity on the circle tan θ = σ̃/σ_data::
 
-        x_s / N_s = x_t / N_t + ∫ v̂ dθ,        N = sqrt(α² σ_data² + σ²)
+        x_s / N_s = ρ x_t / N_t + (1 + η²) ∫ (cos θ / cos θ_s)^{η²} v̂ dθ + sqrt(1 - ρ²) z
+        N = sqrt(α² σ_data² + σ²),    ρ = (cos θ_t / cos θ_s)^{η²}
 
-    On data N(0, σ_data² I) v̂ is 0 at all times, and any solver in this frame is exact. Salimans & Ho 2022
-    (arXiv:2202.00512), section 4 and appendix D, for σ_data = 1 and α² + σ² = 1; the frame of EDM's network output,
-    Karras et al. 2022 (arXiv:2206.00364), table 1.
+    On data N(0, σ_data² I) v̂ is 0 at all times, and any solver in this frame is exact, at every η. Salimans & Ho 2022
+    (arXiv:2202.00512), section 4 and appendix D, for η = 0, σ_data = 1 and α² + σ² = 1; the frame of EDM's network
+    output, Karras et al. 2022 (arXiv:2206.00364), table 1. For η > 0 derived: with s = -(y + cot θ v̂)/N, y = x/N, the
+    process is dy = [η² tan θ y + (1 + η²) v̂] dθ + η sqrt(2 tan θ) dw.
     """
 
     sigma_data: float = 1.0
@@ -139,20 +141,29 @@ class VelocityFrame(Frame):
     def _norm(self, at: Levels) -> Tensor:
         return ((at.alpha * self.sigma_data) ** 2 + at.sigma**2).sqrt()
 
+    def _cosine(self, h: Tensor) -> Tensor:
+        return (1 + ((-h).exp() / self.sigma_data) ** 2).rsqrt()
+
     def read(self, at: Levels) -> tuple[Tensor, Tensor]:
         norm, scale = self._norm(at), self.sigma_data
         pull = -at.sigma / (norm * scale * at.alpha)
         return pull, pull * at.sigma**2 - at.sigma * at.alpha * scale / norm
 
     def keep(self, t: Levels, s: Levels) -> Tensor:
-        return self._norm(s) / self._norm(t)
+        shrunk = (self._cosine(t.h) / self._cosine(s.h)) ** (self.eta**2)
+        return self._norm(s) / self._norm(t) * shrunk
 
     def kernel(self, h: Tensor, s: Levels) -> Tensor:
         # θ = atan(e^{-h}/σ_data): dθ/dh = -1 / (e^{-h}/σ_data + σ_data e^{h})
-        return -self._norm(s)[:, None] / ((-h).exp() / self.sigma_data + self.sigma_data * h.exp())
+        along = -1 / ((-h).exp() / self.sigma_data + self.sigma_data * h.exp())
+        shrunk = (self._cosine(h) / self._cosine(s.h)[:, None]) ** (self.eta**2)
+        return self._norm(s)[:, None] * (1 + self.eta**2) * shrunk * along
 
     def noise(self, t: Levels, s: Levels) -> Tensor:
-        return torch.zeros_like(s.sigma)
+        # log of the cosines' ratio by log1p: no digits lost where both angles are small
+        tangent_t, tangent_s = ((-level.h).exp() / self.sigma_data for level in (t, s))
+        ratio = -0.5 * (torch.log1p(tangent_t**2) - torch.log1p(tangent_s**2))
+        return self._norm(s) * root(-torch.expm1(2 * self.eta**2 * ratio))
 
     def to_data(self, t: Levels, s: Levels) -> tuple[Tensor, Tensor]:
         square = self._norm(t) ** 2
@@ -164,16 +175,10 @@ Predicts = Literal["data", "noise", "velocity"]
 
 
 def frame_of(predicts: Predicts, eta: float | Tensor, sigma_data: float) -> Frame:
-    """The frame by the name of its F.
-
-    Raises:
-        ValueError: the velocity's frame for η > 0.
-    """
+    """The frame by the name of its F."""
     if predicts == "data":
         return DataFrame(eta)
     if predicts == "noise":
         return NoiseFrame(eta)
-    if eta != 0:
-        raise ValueError(f'predicts="velocity" integrates the ODE, eta = 0; got eta = {eta:g}. Take predicts="data".')
     checks.positive(sigma_data, name="sigma_data")
     return VelocityFrame(eta, sigma_data)

@@ -97,7 +97,7 @@ class ExponentialMultistep(Planned):
         """What the method is made of."""
 
     def check(self, process: Reverse) -> None:
-        """The velocity's frame wants η = 0."""
+        """The scale of the data must be positive where it is used."""
         form = self.form()
         frame_of(form.predicts, process.eta, form.sigma_data)
 

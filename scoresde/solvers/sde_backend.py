@@ -28,7 +28,8 @@ class TorchSDE(Solver):
     path of their noise (:meth:`~scoresde.Noise.path`): a :class:`~scoresde.noise.BrownianNoise` is shared with our own
     solvers, and on it or a PerSampleNoise the samples do not depend on the batch. The exceptions are "srk" and
     "log_ode", which need Lévy areas: any noise but a BrownianNoise seeds a ``torchsde.BrownianInterval`` for them,
-    whose path depends on the shape of the batch.
+    whose path depends on the shape of the batch. Gradients do not reach the grid, whose times torchsde takes as given,
+    nor through the noise, of which it uses a path of its own; our solvers carry both.
 
     Args:
         method: "euler", "milstein", "srk" (Itô), "euler_heun", "heun", "midpoint", "log_ode", "reversible_heun".
@@ -36,7 +37,8 @@ class TorchSDE(Solver):
             score (:func:`~scoresde.score.modules_of`), but not those that a plain function has closed over.
 
     Raises:
-        ValueError: unknown method, or a method that needs Lévy areas on a BrownianNoise, which has none.
+        ValueError: unknown method, a method that needs Lévy areas on a BrownianNoise, which has none, or a grid that
+            requires a gradient.
     """
 
     method: str = "euler"
@@ -61,6 +63,11 @@ class TorchSDE(Solver):
     ) -> Ending:
         import torchsde
 
+        if grid.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                "torchsde gives no gradients for the times of a grid: detach the grid, or take EulerMaruyama or another "
+                "solver of ours, which do."
+            )
         # torchsde runs forward, on (B, D): u = grid[0] - t rises from 0.
         elapsed = (grid[0] - grid).to(x.device)
         system = _Flattened(process, x.shape[1:], grid[0].item(), "ito" if self.method in _ITO else "stratonovich")

@@ -1,0 +1,247 @@
+"""The engine of single-step methods: Runge-Kutta in a frame, every stage a sum of x, scores and noises known before."""
+
+from __future__ import annotations
+
+import functools
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from scoresde.noise import Noise
+from scoresde.reverse import Reverse
+from scoresde.sde import SDE
+from scoresde.sde.base import root
+from scoresde.solvers.frames import Frame, Levels, levels, levels_at
+from scoresde.solvers.linear import Coefficient, combine, rows
+from scoresde.solvers.planned import Planned
+from scoresde.solvers.tableaus import Tableau
+
+# Exact to rounding for K times a polynomial of degree 3 in e^{h} or e^{-h} over steps of up to 8 in h.
+_POINTS = 32
+
+
+class Variable(NamedTuple):
+    """In which v = v(h), h = log(α/σ), a method takes F for a polynomial and places its stages; monotone."""
+
+    of_h: Callable[[Tensor], Tensor]
+    to_h: Callable[[Tensor], Tensor]
+
+
+def _same(h: Tensor) -> Tensor:
+    return h
+
+
+LOG_SNR = Variable(_same, _same)
+NOISE_LEVEL = Variable(lambda h: (-h).exp(), lambda v: -v.log())
+SIGNAL_LEVEL = Variable(torch.exp, torch.log)
+
+
+def angle(sigma_data: float) -> Variable:
+    """θ with tan θ = σ̃ / σ_data."""
+    return Variable(lambda h: torch.atan((-h).exp() / sigma_data), lambda v: -(sigma_data * v.tan()).log())
+
+
+class Scheme(NamedTuple):
+    """A single-step method: what is interpolated, in which variable, with which weights."""
+
+    frame: Frame
+    variable: Variable
+    tableau: Tableau
+
+
+class Stage(NamedTuple):
+    """Where a score is asked for: at ``time``, in the state ``mix`` · (x, noises, earlier scores)."""
+
+    time: Tensor
+    mix: tuple[Coefficient, ...]
+
+
+class Step(NamedTuple):
+    """One step: the intervals whose increments it draws (None: of no length), its stages, and its end."""
+
+    draws: tuple[tuple[Tensor, Tensor] | None, ...]
+    stages: tuple[Stage, ...]
+    end: tuple[Coefficient, ...]
+
+
+@dataclass(frozen=True)
+class Singlestep(Planned):
+    r"""Runge-Kutta for x_s = a x_t + ∫ K(h) F dh + c z, the form of a :class:`~scoresde.solvers.frames.Frame`.
+
+    At stage i, c_i of the way from t to s in a variable v(h)::
+
+        x_i = a_i x_t + Σ_{j<i} a_ij F_j + N_i        x_s = a x_t + Σ_j b_j F_j + N_s
+
+    with weights a_ij, b_j made of the kernel's own moments (see :mod:`~scoresde.solvers.tableaus`). N_i is the exact
+    noise at stage i, and the noises of a step are partial sums over the same increments. Since everything is linear in
+    x, the scores and the increments, all coefficients are numbers before the first step.
+
+    A step to an end with σ = 0 goes to α E[x_0 | x_t], with one evaluation: log(α/σ) has no end there.
+    """
+
+    @abstractmethod
+    def scheme(self, process: Reverse) -> Scheme:
+        """What the method is made of."""
+
+    def plan(self, process: Reverse, grid: Tensor) -> Sequence[Step]:
+        """Every stage of every step."""
+        at = starting(process.sde, grid)
+        clean = bool(at.sigma[-1] == 0)
+        inner = at.at(slice(0, -1)) if clean else at
+        scheme = self.scheme(process)
+        found = plan_stages(scheme, process.sde, inner.at(slice(0, -1)), inner.at(slice(1, None)), process.eta > 0)
+        if clean:
+            found.append(to_data(scheme.frame, at.at(slice(-2, -1)), at.at(slice(-1, None))))
+        return found
+
+    def advance(
+        self, process: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise, row: Any, memory: Any
+    ) -> tuple[Tensor, Any]:
+        """One evaluation for each stage."""
+        return run_stages(process, x, noise, row), None
+
+
+def starting(sde: SDE, grid: Tensor) -> Levels:
+    """The schedule on the grid.
+
+    Raises:
+        ValueError: α = 0 at its first time.
+    """
+    at = levels(sde, grid)
+    if not bool(at.alpha[0] > 0):
+        raise ValueError(f"α = 0 at the first time, t = {grid[0]:g}, where σ/α is infinite; start at T = {sde.T:g}.")
+    return at
+
+
+def run_stages(process: Reverse, x: Tensor, noise: Noise, step: Step) -> Tensor:
+    """One step from x."""
+    terms = [x, *(x if span is None else noise.between(x, *span) for span in step.draws)]
+    for i, (time, mix) in enumerate(step.stages):
+        there = combine(*zip(mix, terms, strict=True)) if i else x
+        terms.append(process.score(there, time))
+    return combine(*zip(step.end, terms, strict=True))
+
+
+def plan_stages(scheme: Scheme, sde: SDE, t: Levels, s: Levels, noisy: bool) -> list[Step]:
+    """The steps from t (n,) to s (n,), σ(s) > 0."""
+    if not len(t.h):
+        return []
+    frame, variable, (nodes, weights, signs) = scheme
+    places = [*_places(sde, t, s, variable, nodes), s]  # the stages, then the end
+    knots = sorted({c for c in (nodes[-1:] if signs else nodes) if 0 < c < 1})
+    grid = [t, *(places[nodes.index(c)] for c in knots), s]
+    count = len(grid) - 1 if noisy else 0
+    width = 1 + count + len(nodes)  # x, noises, scores
+    unit = torch.eye(width, dtype=torch.float64)
+    noises = [0.0 * unit[:1]] * len(places)
+    if noisy:
+        path = dict(zip([0.0, *knots, 1.0], _nested(frame, grid, unit[: 1 + count]), strict=True))
+        noises = _bridged(frame, t, places, signs, path[nodes[-1]], path[1.0]) if signs else [
+            path[c] for c in (*nodes, 1.0)
+        ]
+    table = weights(Moments(frame, variable, t, places))
+    points, slopes = [unit[:1].expand(len(t.h), width)], []
+    for i, place in enumerate(places):
+        if i:
+            drift = sum(w[:, None] * f for w, f in zip(table[i - 1], slopes, strict=True))
+            points.append(frame.keep(t, place)[:, None] * unit[0] + drift + noises[i])
+        if i < len(nodes):
+            p, q = frame.read(place)
+            slopes.append(p[:, None] * points[i] + q[:, None] * unit[1 + count + i])
+    mixes = [rows(*point[:, : 1 + count + i].unbind(1)) for i, point in enumerate(points)]
+    times = [place.t.unbind() for place in grid], [place.t.unbind() for place in places]
+    return [
+        Step(
+            tuple(_span(times[0][k][n], times[0][k + 1][n]) for k in range(count)),
+            tuple(Stage(times[1][i][n], mixes[i][n]) for i in range(len(nodes))),
+            mixes[-1][n],
+        )
+        for n in range(len(t.h))
+    ]
+
+
+def to_data(frame: Frame, t: Levels, s: Levels) -> Step:
+    """The one step from t (1,) to s (1,), where σ(s) = 0."""
+    keep, weight = frame.to_data(t, s)
+    p, q = frame.read(t)
+    (end,) = rows(keep + weight * p, weight * q)
+    return Step((), (Stage(t.t[0], ()),), end)
+
+
+def _span(t: Tensor, s: Tensor) -> tuple[Tensor, Tensor] | None:
+    return (t, s) if bool(t > s) else None
+
+
+def _places(sde: SDE, t: Levels, s: Levels, variable: Variable, nodes: Sequence[float]) -> list[Levels]:
+    """The schedule at each node; the interval's own ends where a node is one of them."""
+    inside = sorted({c for c in nodes if 0 < c < 1})
+    known = {0.0: t, 1.0: s}
+    if inside:
+        first, last = variable.of_h(t.h), variable.of_h(s.h)
+        part = torch.tensor(inside, dtype=torch.float64)[:, None]
+        found = levels_at(sde, variable.to_h(first + part * (last - first)).reshape(-1))
+        # rounding must not carry a stage out of its step
+        found = found._replace(t=torch.minimum(torch.maximum(found.t, s.t.repeat(len(inside))), t.t.repeat(len(inside))))
+        known |= {c: found.at(slice(i * len(t.h), (i + 1) * len(t.h))) for i, c in enumerate(inside)}
+    return [known[c] for c in nodes]
+
+
+def _nested(frame: Frame, grid: Sequence[Levels], unit: Tensor) -> list[Tensor]:
+    """The noise (n, width) at each place of ``grid``, as sums over the increments between them."""
+    found = [torch.zeros(len(grid[0].h), unit.shape[1], dtype=torch.float64)]
+    for k, (u, s) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
+        found.append(frame.keep(u, s)[:, None] * found[k] + frame.noise(u, s)[:, None] * unit[1 + k])
+    return found
+
+
+def _bridged(
+    frame: Frame, t: Levels, places: Sequence[Levels], signs: Sequence[float], knot: Tensor, end: Tensor
+) -> list[Tensor]:
+    """Noises (n, width) with the variance and the covariance with the end's of the path's, the rest ± one normal."""
+    total = frame.noise(t, places[-1]) ** 2
+    some = torch.where(total > 0, total, torch.ones_like(total))
+    shared, spread = [], []
+    for place in places[:-1]:
+        variance = frame.noise(t, place) ** 2
+        shared.append(frame.keep(place, places[-1]) * variance / some)
+        spread.append(root(variance - shared[-1] ** 2 * total))
+    rest = torch.where(spread[-1] > 0, spread[-1], torch.ones_like(total))
+    normal = (knot - shared[-1][:, None] * end) / rest[:, None]
+    return [p[:, None] * end + (sign * r)[:, None] * normal for p, r, sign in zip(shared, spread, signs, strict=True)] + [end]
+
+
+@functools.cache
+def _gauss_legendre() -> tuple[Tensor, Tensor]:
+    nodes, weights = np.polynomial.legendre.leggauss(_POINTS)
+    return torch.from_numpy((nodes + 1) / 2), torch.from_numpy(weights / 2)
+
+
+class Moments:
+    r"""Φ_k(i) = ∫_{h_t}^{h_i} K(h) τ^{k-1}/(k-1)! dh, with τ from 0 at t to 1 at stage i linear in v: (n,), float64.
+
+    The last "stage" is the step's end. In log-SNR these are c_i Δ φ_k(c_i z), the φ-functions of exponential
+    integrators, up to the frame's factor; a quadrature of positive terms, so that nothing cancels at small z.
+    """
+
+    def __init__(self, frame: Frame, variable: Variable, t: Levels, places: Sequence[Levels]) -> None:
+        self._frame, self._variable, self._t, self._places = frame, variable, t, places
+        self._known: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, k: int, i: int) -> Tensor:
+        i = i % len(self._places)
+        if i not in self._known:
+            end, (points, measure) = self._places[i], _gauss_legendre()
+            length = end.h - self._t.h
+            h = self._t.h[:, None] + length[:, None] * points
+            first, last = self._variable.of_h(self._t.h), self._variable.of_h(end.h)
+            gap = torch.where(first == last, torch.ones_like(first), last - first)
+            part = (self._variable.of_h(h) - first[:, None]) / gap[:, None]
+            self._known[i] = self._frame.kernel(h, end) * length[:, None] * measure, part
+        mass, part = self._known[i]
+        return (mass * part ** (k - 1)).sum(1) / math.factorial(k - 1)
