@@ -18,21 +18,13 @@ class DPMSolverPP(ExponentialMultistep):
     replace it by one that differs in the next order). Order 3 is order 3: the first step is corrected by the
     evaluation that ends it, at no cost.
 
-    Lu et al. 2022 (arXiv:2211.01095), Alg. 2 and eq. 18.
+    Lu et al. 2022 (arXiv:2211.01095), Alg. 2 (2M) and section 5 (stochastic).
 
     Args:
         order: how many values of x̂_0 the polynomial goes through.
     """
 
     order: Literal[1, 2, 3] = 2  # type: ignore[misc]
-
-    @property
-    def weak_order(self) -> float:  # type: ignore[override]
-        """1 for one value, 2 for more."""
-        return 1.0 if self.order == 1 else 2.0
-
-    strong_order: ClassVar[float | None] = 1.0
-    default_eta: ClassVar[float] = 0.0
 
     def form(self) -> Form:
         """Data prediction in log-SNR, no corrector."""
@@ -41,7 +33,7 @@ class DPMSolverPP(ExponentialMultistep):
 
 @dataclass(frozen=True)
 class DEIS(ExponentialMultistep):
-    r"""Exponential Adams-Bashforth on the noise prediction: DEIS (Zhang & Chen 2023, arXiv:2204.13902, eq. 14-17).
+    r"""Exponential Adams-Bashforth on the noise prediction: DEIS (Zhang & Chen 2023, arXiv:2204.13902, section 3).
 
     Args:
         order: how many values of ε̂ the polynomial goes through; 4 spends 3 evaluations more on the first step.
@@ -50,8 +42,6 @@ class DEIS(ExponentialMultistep):
 
     order: Literal[1, 2, 3, 4] = 3  # type: ignore[misc]
     interpolates: Literal["time", "noise_level"] = "time"
-
-    default_eta: ClassVar[float] = 0.0
 
     def form(self) -> Form:
         """Noise prediction, no corrector."""
@@ -74,8 +64,6 @@ class UniPC(ExponentialMultistep):
     predictor: Literal[1, 2, 3, 4] = 2
     predicts: Literal["data", "noise"] = "data"
     full_start: bool = True
-
-    default_eta: ClassVar[float] = 0.0
 
     @property
     def order(self) -> int:  # type: ignore[override]
@@ -128,8 +116,6 @@ class Multistep(ExponentialMultistep):
     interpolates: Interpolates = "log_snr"
     full_start: bool = False
     sigma_data: float = 1.0
-
-    default_eta: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -76,8 +76,8 @@ class DataFrame(Frame):
 
         x_s = (σ_s/σ_t) e^{-η² Δ} x_t + α_s ∫ k e^{-k (h_s - h)} x̂_0 dh + σ_s sqrt(1 - e^{-2 η² Δ}) z,   Δ = h_s - h_t
 
-    Lu et al. 2022 (arXiv:2211.01095), eq. 8 for η = 0 and eq. 18 for η = 1; any η: Xue et al. 2023 (arXiv:2309.05019),
-    proposition 4.2, with τ = η.
+    Lu et al. 2022 (arXiv:2211.01095), proposition 4.1 for η = 0, section 5 for η = 1; any η: Xue et al. 2023
+    (arXiv:2309.05019), proposition 4.2, with τ = η.
     """
 
     def read(self, at: Levels) -> tuple[Tensor, Tensor]:
@@ -103,7 +103,7 @@ class NoiseFrame(Frame):
 
         x_s = (α_s/α_t) x_t + (1 + η²) α_s ∫ ε̂ dσ̃ + η α_s sqrt(σ̃_t² - σ̃_s²) z
 
-    Zhang & Chen 2023 (arXiv:2204.13902), eq. 17 and proposition 3 for η = 0; any η from :class:`~scoresde.Reverse`, in
+    Zhang & Chen 2023 (arXiv:2204.13902), section 3 for η = 0; any η from :class:`~scoresde.Reverse`, in
     which dx̃ = (1 + η²) ε̂ dσ̃ + η sqrt(dσ̃²/dt) dw̄ for x̃ = x/α.
     """
 

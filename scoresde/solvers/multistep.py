@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -89,8 +89,17 @@ class ExponentialMultistep(Planned):
     η > 0, since the paths are too rough for it to help. At an end with σ = 0 the last step goes to α E[x_0 | x_t].
     """
 
+    strong_order: ClassVar[float | None] = 1.0
+    default_eta: ClassVar[float] = 0.0
+
     def __post_init__(self) -> None:
         checks.choices(self)
+
+    @property
+    def weak_order(self) -> float:  # type: ignore[override]
+        """2 with more than one value, for any number of them; 1 with one."""
+        form = self.form()
+        return 2.0 if form.history + form.correct > 1 else 1.0
 
     @abstractmethod
     def form(self) -> Form:
