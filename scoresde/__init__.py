@@ -1,6 +1,6 @@
 """Score-based diffusion in continuous time: any SDE, any solver, any guidance, checked against exact answers."""
 
-from scoresde import grids, losses, metrics, problems, times
+from scoresde import certify, grids, losses, metrics, problems, times
 from scoresde.guidance import NoisyClassifier, classifier, classifier_free
 from scoresde.likelihood import bits_per_dim, decode, encode, log_prob
 from scoresde.losses import dsm_loss
@@ -27,10 +27,15 @@ from scoresde.sde import (
 from scoresde.solvers import (
     DDIM,
     DEIS,
+    AdaptiveODE,
+    AdaptiveSDE,
+    AdjustedLangevin,
     Ancestral,
     AnnealedLangevin,
+    DPMSolver,
     DPMSolverPP,
     EulerMaruyama,
+    ExponentialRungeKutta,
     Heun,
     Langevin,
     Multistep,
@@ -38,12 +43,15 @@ from scoresde.solvers import (
     ProbabilityFlow,
     Progress,
     ReverseDiffusion,
+    RungeKutta,
     SASolver,
     Solution,
     Solver,
+    StochasticRungeKutta,
     TorchSDE,
     UniPC,
 )
+from scoresde.solvers.fitted import Fitted
 
 __version__ = "0.1.0"
 
@@ -54,15 +62,21 @@ __all__ = [
     "SDE",
     "VE",
     "VP",
+    "AdaptiveODE",
+    "AdaptiveSDE",
+    "AdjustedLangevin",
     "Ancestral",
     "AnnealedLangevin",
     "BrownianNoise",
     "Chain",
     "ChainSDE",
     "Cosine",
+    "DPMSolver",
     "DPMSolverPP",
     "Empirical",
     "EulerMaruyama",
+    "ExponentialRungeKutta",
+    "Fitted",
     "Gaussian",
     "GaussianMixture",
     "Heun",
@@ -79,16 +93,19 @@ __all__ = [
     "RectifiedFlow",
     "Reverse",
     "ReverseDiffusion",
+    "RungeKutta",
     "SASolver",
     "ScheduleSDE",
     "Score",
     "ScoreModel",
     "Solution",
     "Solver",
+    "StochasticRungeKutta",
     "SubVP",
     "TorchSDE",
     "UniPC",
     "bits_per_dim",
+    "certify",
     "classifier",
     "classifier_free",
     "decode",

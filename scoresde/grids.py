@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from scoresde import checks
 from scoresde.sde import SDE, Time
+
+if TYPE_CHECKING:  # fitting stands above the solvers, which stand above grids
+    from scoresde.fitting import Iteration
+    from scoresde.reverse import Reverse
+    from scoresde.solvers import Solver
+    from scoresde.solvers.fitted import Fitted
 
 
 def _ends(sde: SDE, steps: int, t_start: Time | None, t_end: Time | None) -> tuple[Tensor, Tensor]:
@@ -83,3 +92,73 @@ def _noise_left(log_snr: Tensor, t: Tensor) -> None:
             f"the log-SNR is infinite at t_end = {t:g}, so equal steps in it do not exist; end at t_min > 0, and ask "
             "solve(..., denoise=True) for the last step to the data."
         )
+
+
+def fit(
+    process: Reverse,
+    solver: Solver | Sequence[Solver] | None = None,
+    steps: int = 8,
+    *,
+    shape: tuple[int, ...] | None = None,
+    starts: Tensor | None = None,
+    batch: int = 250,
+    seed: int = 0,
+    iterations: int = 300,
+    budget: float = 60.0,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+    callback: Callable[[Iteration], None] | None = None,
+) -> Fitted:
+    r"""A sampler for one process: the times at which the score is asked and all coefficients, fitted to exact ends.
+
+    The end y_n of n evaluations D_j = E[x_0 | x_{τ_j} = y_j] of combinations of what is known so far::
+
+        y_0 = x_T        y_i = a_i x_T + Σ_{j<i} w_ij D_j        i = 1 … n
+
+    is brought close to the end of the probability-flow ODE by a damped Gauss-Newton method on a robust loss, starting
+    at the fixed method that does best on the trajectories: each of ``solver`` on each of the rules for a grid. The
+    end points come from a fifth-order method with up to 1024 steps, halved until they stand still. A part of the
+    trajectories is held out: where the fit is no better there than the best fixed method, that method is what is
+    returned, and ``.report`` says so.
+
+    The family of methods, and fitting it to trajectories (by Adam, for velocities): Shaul et al. 2024
+    (arXiv:2403.01329), eq. 10. The damping: Marquardt 1963 (doi:10.1137/0111030).
+
+    Args:
+        process: η = 0; its score may be a network, guided or bound to conditions. Its parameters are left alone.
+        solver: where to start: linear methods with fixed steps; default several of :class:`~scoresde.Multistep`.
+        steps: of the solver. The sampler's own number is that of the score evaluations they take.
+        shape: (N, *event), how many starts to draw from the prior: one to two thousand.
+        starts: (N, *event), or the states at T themselves.
+        batch: the score is always called with so many samples, the first ones first: the size that bound conditions
+            have. N is a multiple of it. 3/5 of the batches are fitted to, about 1/7 say when to stop, the rest judges.
+        seed: of the starts, and of the order in which batches are taken.
+        iterations: at most so many.
+        budget: at most so many seconds of them; end points and fixed methods come on top.
+        dtype: of the starts drawn.
+        device: of the starts drawn; default that of the score's parameters.
+        callback: called after each iteration that moved.
+
+    Returns:
+        A :class:`~scoresde.solvers.fitted.Fitted`: ``sample(..., solver=fitted)``, ``fitted.save(path)``.
+
+    Raises:
+        TypeError, ValueError: η > 0; a method that is not linear in the score; numbers that do not fit; a score that
+            answers differently when asked twice.
+    """
+    from scoresde.fitting import fit as fit_
+
+    return fit_(
+        process,
+        solver,
+        steps,
+        shape=shape,
+        starts=starts,
+        batch=batch,
+        seed=seed,
+        iterations=iterations,
+        budget=budget,
+        dtype=dtype,
+        device=device,
+        callback=callback,
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import torch
@@ -13,6 +14,7 @@ from scoresde.reverse import Reverse
 from scoresde.score import Score, parameters_of
 from scoresde.sde import SDE
 from scoresde.solvers import Heun, Progress, Solution, Solver
+from scoresde.solvers.fitted import Fitted
 
 
 def sample(
@@ -20,7 +22,7 @@ def sample(
     score: Score,
     shape: tuple[int, ...],
     *,
-    solver: Solver | None = None,
+    solver: Solver | os.PathLike[str] | None = None,
     steps: int = 25,
     grid: Tensor | Callable[[SDE, int], Tensor] | None = None,
     eta: float | None = None,
@@ -36,12 +38,15 @@ def sample(
 ) -> Solution:
     """Generate ``shape`` = (B, *event) samples: prior, grid, process, solver, in one call, without gradients.
 
+    For gradients through a run, or in constant memory, call ``solver.solve`` on a :class:`~scoresde.Reverse`.
+
     Args:
         sde: the SDE whose prior is drawn from and which is reversed.
         score: (x, t) -> score; a ScoreModel, ``model.bind(label=y)``, a guided or an exact score.
         shape: (B, *event).
-        solver: default :class:`~scoresde.solvers.Heun`, two evaluations a step.
-        steps: number of steps; ignored where ``grid`` is a tensor of times.
+        solver: default :class:`~scoresde.solvers.Heun`, two evaluations a step. A sampler made by
+            :func:`~scoresde.grids.fit`, or the path of its file, brings its own times.
+        steps: number of steps; ignored where ``grid`` is a tensor of times, and by a fitted sampler.
         grid: times, or one of :mod:`scoresde.grids`; default :func:`~scoresde.grids.karras`.
         eta: the dial of :class:`~scoresde.Reverse`; default the solver's own.
         seed: sample i depends on (seed, i) alone, whatever the batch size; default 0. Excludes ``noise``. Exceptions:
@@ -61,9 +66,13 @@ def sample(
     Raises:
         TypeError, ValueError: see :meth:`Solver.solve`.
     """
+    if isinstance(solver, os.PathLike):
+        solver = Fitted.load(solver)
     solver = Heun() if solver is None else solver
     if not isinstance(solver, Solver):
         raise TypeError(f"solver must be a Solver such as Heun(), got {solver!r}.")
+    if grid is None and isinstance(solver, Fitted):
+        grid = solver.grid
     if seed is not None and noise is not None:
         raise ValueError("give seed or noise, not both.")
     source = PerSampleNoise(0 if seed is None else seed) if noise is None else as_noise(noise)

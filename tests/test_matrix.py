@@ -120,10 +120,20 @@ def grid(sde: str) -> Tensor:
     return grids.log_snr(SDES[sde], 4, t_start=start, t_end=end)
 
 
-@pytest.mark.parametrize("event", EVENTS, ids=lambda e: f"rank{len(e)}")
-@pytest.mark.parametrize("guidance", GUIDANCE)
-@pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("sde", SDES)
+def combinations() -> list[Any]:
+    """Each class of solver in full; its further variants under every SDE too, with guidance and events in turn."""
+    others = list(itertools.product(GUIDANCE, EVENTS))
+    seen: set[type[Solver]] = set()
+    found = []
+    for i, (name, solver) in enumerate(SOLVERS.items()):
+        for j, sde in enumerate(SDES):
+            taken = others if type(solver) not in seen else [others[(i + j) % len(others)]]
+            found += [(sde, name, guidance, event) for guidance, event in taken]
+        seen.add(type(solver))
+    return [pytest.param(*one, id=f"{one[0]}-{one[1]}-{one[2]}-rank{len(one[3])}") for one in found]
+
+
+@pytest.mark.parametrize(("sde", "solver", "guidance", "event"), combinations())
 def test_every_combination_generates(sde: str, solver: str, guidance: str, event: tuple[int, ...]) -> None:
     score = guided(guidance, SDES[sde], event)
     solution = sample(SDES[sde], score, (2, *event), solver=SOLVERS[solver], grid=grid(sde), seed=1)

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import chi2, kstest
 from strategies import DTYPES, EVENTS, generator, normal, seeds
 from torch import Tensor
 
-import scoresde.noise as noise_module
 from scoresde.noise import BrownianNoise, IndependentNoise, Noise, PerSampleNoise, as_noise, counter_normal
+from scoresde.noise.counter import Counter, absorb, atoms, begin
 
 CPU = torch.device("cpu")
 # Statistical tests: a right sampler fails one seed in a thousand (p-values), or in a million (five deviations); every
@@ -137,11 +137,68 @@ def test_neighbouring_seeds_samples_and_draws_share_nothing() -> None:
 
 
 def test_precision_only_rounds() -> None:
-    """float32 and half draws are those of float64, rounded: a model in another dtype sees the same noise."""
-    exact = initial(PerSampleNoise(3), 4, 7)
+    """float32 and half draws are those of float64 but for rounding: a model in another dtype sees the same noise."""
+    exact = initial(PerSampleNoise(3), 400, 7)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        assert torch.equal(initial(PerSampleNoise(3), 4, 7, dtype=dtype), exact.to(dtype))
-    assert float(exact.abs().max()) < 8.7  # sqrt(2 log 2^54): the ends of the 53-bit uniforms stay finite
+        draws = initial(PerSampleNoise(3), 400, 7, dtype=dtype)
+        # three float32 sums of numbers below 8.9, then one rounding to dtype
+        torch.testing.assert_close(draws.double(), exact, rtol=torch.finfo(dtype).eps, atol=3 * 8 * 2.0**-24)
+
+
+def test_the_atoms_have_the_moments_of_a_normal() -> None:
+    for count in (16, 2**16):
+        values = atoms(count)
+        assert torch.equal(values, -values.flip(0)) and bool((values.diff() > 0).all())
+        moments = [values.pow(k).mean().item() for k in (2, 4)]
+        assert moments == pytest.approx([1, 3], rel=1e-11)  # sums of 65536 float64 terms
+    # normal quantiles but for the outermost two, which make up for the moments lost inside the cells
+    inner = torch.arange(1, 2**16 - 1) + 0.5
+    # a mean differs from a middle by about a third of the second outermost cell's width, 0.15
+    torch.testing.assert_close(values[1:-1], torch.special.ndtri(inner.double() / 2**16), rtol=0, atol=0.05)
+    # Cumulants of half the sum of four: those of an atom times 4 / 2^k. The sixth, E z^6 - 15 E z^4 + 30, is 2e-4.
+    assert abs(values.pow(6).mean().item() - 15) * 4 / 2**6 < 3e-4
+
+
+@pytest.mark.parametrize("event", [(1,), (64,)])
+def test_moments_and_tails_of_counter_normals(event: tuple[int, ...]) -> None:
+    z = counter_normal((2**20 // event[0], *event), (3, 1), first=5, dtype=torch.float64, device=CPU).flatten()
+    n = z.numel()
+    for k, (mean, variance) in {1: (0, 1), 2: (1, 2), 3: (0, 15), 4: (3, 96), 6: (15, 10170)}.items():
+        assert abs(z.pow(k).mean().item() - mean) < FIVE * math.sqrt(variance / n)
+    for bound in (2.0, 3.0, 4.0, 4.5):
+        expected = n * math.erfc(bound / math.sqrt(2))
+        assert abs(int((z.abs() > bound).sum()) - expected) < FIVE * math.sqrt(expected) + 1
+    assert kstest(z.numpy(), "norm").pvalue > LEAST_P
+    assert float(z.abs().max()) <= 2 * float(atoms(2**16)[-1])  # half a sum of four
+
+
+def test_bits_of_draws_elements_samples_and_seeds_are_independent() -> None:
+    """Pairs of bytes from two draws, lanes, words, samples or seeds fill 256 x 256 cells evenly: chi-square."""
+
+    def bits(seed: int, draw: int) -> Tensor:
+        counter = Counter(seed, 0, (2**14, 16), torch.float32, CPU)
+        return counter.lanes(absorb(begin(2), seed, draw))
+
+    a, b, c, d = bits(0, 0), bits(0, 1), bits(0, 2), bits(1, 0)
+    pairs = {
+        "draws": (a, b),
+        "draws apart": (a, c),
+        "sums of draws": ((a + b) & 0xFFFF, c),
+        "differences of draws": ((a ^ b) & 0xFFFF, c),
+        "seeds": (a, d),
+        "elements": (a[:, :-1], a[:, 1:]),
+        "words": (a[:, :-4], a[:, 4:]),
+        "samples": (a[:-1], a[1:]),
+        "samples, another draw": (a[:-1], b[1:]),
+    }
+    for name, (left, right) in pairs.items():
+        for low, high in ((0, 0), (8, 8), (0, 8), (8, 0)):
+            cells = ((left >> low) & 255) * 256 + ((right >> high) & 255)
+            counts = torch.bincount(cells.flatten(), minlength=2**16).double()
+            expected = counts.mean()
+            statistic = ((counts - expected).square() / expected).sum().item()
+            # 36 of them: LEAST_P for all together
+            assert LEAST_P / 72 < chi2.sf(statistic, 2**16 - 1) < 1 - LEAST_P / 72, (name, low, high)
 
 
 def test_the_counter_is_a_pure_function() -> None:
@@ -152,142 +209,6 @@ def test_the_counter_is_a_pure_function() -> None:
     keys = [(0,), (1,), (0, 0), (0, 1), (1, 0), (0, 0, 0), (-1, 0), (2**60, 1)]
     values = [draw(key)[0, 0].item() for key in keys]
     assert len(set(values)) == len(keys)
-
-
-# -- Brownian ------------------------------------------------------------------------------------------------------
-
-
-def at(noise: BrownianNoise, x: Tensor, *times: float) -> Tensor:
-    return torch.stack([noise.w(x, t) for t in times], -1)
-
-
-@settings(max_examples=12)
-@given(
-    seed=seeds(),
-    end=st.floats(0.1, 100),
-    parts=st.lists(st.floats(0, 1), min_size=1, max_size=12),
-    event=EVENTS,
-    dtype=DTYPES,
-)
-def test_one_path_whatever_is_asked_before(
-    seed: int, end: float, parts: list[float], event: tuple[int, ...], dtype: torch.dtype
-) -> None:
-    x = torch.zeros(3, *event, dtype=dtype)
-    times = [end * p for p in parts]
-    forward = [BrownianNoise(seed, end).w(x, t) for t in times]  # each from a fresh object
-    one = BrownianNoise(seed, end)
-    order = random.Random(seed).sample(range(len(times)), len(times))
-    for i in [*order, *order[::-1]]:
-        assert torch.equal(one.w(x, times[i]), forward[i])
-        one.normal(x)  # draws outside the path do not move it
-    tail = BrownianNoise(seed, end, first=1)
-    for t, whole in zip(times, forward, strict=True):  # nor does the batch
-        assert torch.equal(tail.w(x[:2], t), whole[1:])
-        assert torch.equal(one.w(x[:1], t), whole[:1])
-    assert bool((one.w(x, end) == 0).all())  # counted from the noise end
-
-
-def test_the_path_outlives_its_cache() -> None:
-    noise, x = BrownianNoise(1, 2.0, levels=6), torch.zeros(2, dtype=torch.float64)
-    times = torch.linspace(0, 2, 301).tolist()  # more nodes than are kept
-    first = at(noise, x, *times)
-    assert torch.equal(at(noise, x, *times[::-1]).flip(-1), first)
-    assert len(noise._nodes) <= 4 * 6 + 1
-
-
-@given(end=st.floats(0.5, 50), parts=st.tuples(*[st.floats(0, 1)] * 3).filter(lambda p: len(set(p)) == 3))
-def test_increments_nest(end: float, parts: tuple[float, float, float]) -> None:
-    """Normalised increments over [s, u] and [u, t] add up to that over [s, t]: coarse steps see the fine path."""
-    noise, x = BrownianNoise(3, end), torch.zeros(4, 2, dtype=torch.float64)
-    s, u, t = (torch.tensor(end * p, dtype=torch.float64) for p in sorted(parts))
-    if min(u - s, t - u) < 1e-6 * end:
-        return  # below the resolution of the tree
-    coarse = (t - s).sqrt() * noise.between(x, t, s)
-    fine = (t - u).sqrt() * noise.between(x, t, u) + (u - s).sqrt() * noise.between(x, u, s)
-    torch.testing.assert_close(fine, coarse, rtol=1e-12, atol=1e-14 * math.sqrt(end))  # roundings of w
-    torch.testing.assert_close(coarse, noise.w(x, float(s)) - noise.w(x, float(t)), rtol=1e-12, atol=1e-14)
-    assert torch.equal(noise.between(x, s, t), noise.between(x, t, s))  # |t - s| either way
-
-
-@pytest.mark.parametrize("levels", [1, 3, 40])
-def test_covariance_is_that_of_brownian_motion(levels: int) -> None:
-    """Cov(w(a), w(b)) = min(T - a, T - b) at the nodes, between which the path is linear."""
-    end, n = 2.5, 40_000
-    times = [0.0, 0.3, 0.625, 1.0, 1.25, 1.9, 2.4]
-    path = at(BrownianNoise(8, end, levels=levels), torch.zeros(n, dtype=torch.float64), *times)
-    # w(t) = (1 - p) w(a) + p w(b) with a, b the nodes around t, counted in cells from T
-    cell = end / 2**levels
-    where = (end - torch.tensor(times, dtype=torch.float64)) / cell
-    nodes = torch.stack([where.floor(), where.floor() + 1], 1)  # (n, 2)
-    weights = torch.stack([1 - where.frac(), where.frac()], 1)
-    covariance = cell * torch.minimum(nodes[:, :, None, None], nodes)  # of w at the nodes, (n, 2, n, 2)
-    expected = torch.einsum("ia,iajb,jb->ij", weights, covariance, weights)
-    if levels == 40:  # cells of 2e-12: Brownian motion itself
-        exact = torch.tensor([[end - max(a, b) for b in times] for a in times], dtype=torch.float64)
-        torch.testing.assert_close(expected, exact, rtol=0, atol=cell)
-    deviation = ((expected**2 + expected.diag()[:, None] * expected.diag()) / n).sqrt()  # of a sample covariance
-    assert bool(((path.T @ path / n - expected).abs() < FIVE * deviation).all())
-    assert bool((path.mean(0).abs() < FIVE * (expected.diag() / n).sqrt()).all())
-    for column, variance in zip(path.T, expected.diag().tolist(), strict=True):
-        assert kstest((column / math.sqrt(variance)).numpy(), "norm").pvalue > LEAST_P
-
-
-@pytest.mark.parametrize("steps", [64, 300])
-def test_quadratic_variation(steps: int) -> None:
-    """Σ (Δw)² = T with variance 2 T²/steps for each path."""
-    end, x = 3.0, torch.zeros(50, dtype=torch.float64)
-    path = at(BrownianNoise(2, end), x, *torch.linspace(end, 0, steps + 1, dtype=torch.float64).tolist())
-    variation = path.diff().square().sum(-1)
-    assert variation.mean().item() == pytest.approx(end, abs=FIVE * end * math.sqrt(2 / steps / 50))
-    # and the increments are independent normals
-    scaled = path.diff() / math.sqrt(end / steps)
-    assert kstest(scaled.flatten().numpy(), "norm").pvalue > LEAST_P
-    neighbours = (scaled[:, 1:] * scaled[:, :-1]).mean()
-    assert neighbours.abs() < FIVE / math.sqrt(50 * (steps - 1))
-
-
-def test_paths_differ_between_samples_seeds_and_from_the_prior() -> None:
-    x = torch.zeros(2, 3, dtype=torch.float64)
-    path = BrownianNoise(4, 1.0).w(x, 0.0)
-    assert path.unique().numel() == 6 and not torch.equal(path, BrownianNoise(5, 1.0).w(x, 0.0))
-    fresh = BrownianNoise(4, 1.0)
-    assert not any(torch.isin(draw, path).any() for draw in (initial(fresh, 2, 3), fresh.normal(x), fresh.normal(x)))
-    longer = BrownianNoise(4, 4.0).w(x, 0.0)
-    torch.testing.assert_close(longer, 2 * path, rtol=1e-14, atol=0.0)  # w(T) scales as sqrt(T)
-
-
-def test_half_precision_increments_are_not_differences_of_rounded_paths() -> None:
-    x, t, s = torch.zeros(4000), torch.tensor(0.5), torch.tensor(0.4995)
-    exact = BrownianNoise(0, 1.0).between(x.double(), t, s)
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        got = BrownianNoise(0, 1.0).between(x.to(dtype), t, s)
-        # float32 path: 6e-8 of values below 4, over sqrt(5e-4); then one rounding to dtype
-        torch.testing.assert_close(got.double(), exact, rtol=torch.finfo(dtype).eps, atol=1e-4)
-
-
-def test_the_path_is_continuous() -> None:
-    """Times a rounding apart: |Δw| <= |Δt| |slope|, and a slope is a normal over sqrt(cell)."""
-    noise, x = BrownianNoise(6, 80.0), torch.zeros(500, dtype=torch.float64)
-    for t in (79.9, 33.3, 1.0, 0.002):
-        near = math.nextafter(t, 80.0)
-        step = 2.0**-53 * 80 + (near - t)  # 1 - t/T rounds too
-        bound = 6 * step / math.sqrt(80 / 2**40) + 1e-14  # six deviations; roundings of w
-        assert float((noise.w(x, near) - noise.w(x, t)).abs().max()) < bound < 1e-7
-
-
-def test_steps_below_the_resolution_are_refused() -> None:
-    noise, x = BrownianNoise(1, 1.0, levels=10), torch.zeros(4000, dtype=torch.float64)
-    start, cell = 0.7003, 2.0**-10
-    at_limit = noise.between(x, torch.tensor(start).double(), torch.tensor(start - 16.01 * cell).double())
-    # variance between 1 - 1/32 and 1, five standard errors sqrt(2/n)
-    assert 1 - 1 / 32 - FIVE * math.sqrt(2 / 4000) < float(at_limit.var()) < 1 + FIVE * math.sqrt(2 / 4000)
-    with pytest.raises(ValueError, match="more levels"):
-        noise.between(x, torch.tensor(start).double(), torch.tensor(start - 15.9 * cell).double())
-    with pytest.raises(ValueError, match="more levels"):
-        noise.check(torch.tensor([1.0, 0.5, 0.5 - cell], dtype=torch.float64))
-    with pytest.raises(ValueError, match="a larger T"):
-        noise.check(torch.tensor([1.5, 0.5], dtype=torch.float64))
-    noise.check(torch.tensor([1.0, 0.5, 0.1], dtype=torch.float64))
 
 
 # -- one seed, many uses -------------------------------------------------------------------------------------------
@@ -342,15 +263,53 @@ def test_one_device_has_one_generator_whatever_it_is_called() -> None:
     assert len(noise._generators) == 1
 
 
-def test_uniforms_never_reach_one() -> None:
-    """The largest of 2^52 cells: its middle is below 1 in float64, as those of 2^53 cells are not."""
-    assert (2**52 - 1 + 0.5) * 2.0**-52 < 1 and (2**53 - 1 + 0.5) * 2.0**-53 == 1.0
-    bits, real = torch.tensor([[-1, 0]]), noise_module._mix
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(noise_module, "_mix", lambda z: bits if isinstance(z, Tensor) and z.numel() == 2 else real(z))
-        draws = counter_normal((1, 2), (1,), first=0, dtype=torch.float64, device=CPU)
-    # u_1 = 1 - 2^-53 gives a small radius, not 0; u_2 = 2^-53
-    assert bool((draws != 0).all()) and bool(draws.isfinite().all())
+# -- the same numbers again ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", SOURCES.values(), ids=SOURCES)
+def test_rewinding_repeats_what_followed(make: Any) -> None:
+    noise, x = make(), torch.zeros(4, 3)
+
+    def draws() -> list[Tensor]:
+        probe = noise.stream("probe")
+        found = [noise.normal(x), initial(noise, 4, 3), probe.normal(x), probe.normal(x)]
+        return [*found, noise.between(x, torch.tensor(0.7), torch.tensor(0.3))]
+
+    at_start = noise.position()
+    first = draws()
+    later = noise.position()
+    second = draws()
+    noise.rewind(later)
+    assert all(torch.equal(a, b) for a, b in zip(second, draws(), strict=True))
+    noise.rewind(at_start)  # the stream did not exist yet
+    assert all(torch.equal(a, b) for a, b in zip(first, draws(), strict=True))
+    assert not torch.equal(first[0], second[0]) and not torch.equal(first[2], second[2])
+
+
+def test_a_rewound_source_of_paths_gives_the_same_path() -> None:
+    x, t, s = torch.zeros(4, 3), torch.tensor(0.7), torch.tensor(0.3)
+    for noise in (PerSampleNoise(1), IndependentNoise(1)):
+        start = noise.position()
+        first, second = (noise.path(1.0).between(x, t, s) for _ in range(2))
+        noise.rewind(start)
+        assert torch.equal(noise.path(1.0).between(x, t, s), first) and not torch.equal(first, second)
+
+
+def test_a_position_is_for_its_kind_of_noise_and_a_users_noise_says_what_it_lacks() -> None:
+    class Own(Noise):
+        def initial(self, shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+            return torch.zeros(shape)
+
+        def normal(self, x: Tensor) -> Tensor:
+            return torch.zeros_like(x)
+
+    with pytest.raises(TypeError, match="Own cannot draw its numbers again"):
+        Own().position()
+    with pytest.raises(TypeError, match=r"Own has no rewind\(\)"):
+        Own().rewind(None)
+    for noise, other in ((PerSampleNoise(0), IndependentNoise(0)), (IndependentNoise(0), PerSampleNoise(0))):
+        with pytest.raises(TypeError, match="what its own position"):
+            noise.rewind(other.position())
 
 
 # -- bad input -----------------------------------------------------------------------------------------------------
@@ -387,9 +346,14 @@ def test_as_noise() -> None:
         (lambda: BrownianNoise(0, 1.0).w(normal(2), -0.1), ValueError, "the path lives on"),
         (lambda: BrownianNoise(0, 1.0).w(normal(2), math.nan), ValueError, "the path lives on"),
         (
-            lambda: BrownianNoise(0, 1.0).between(normal(2), torch.ones(2), torch.ones(2)),
+            lambda: BrownianNoise(0, 1.0).between(normal(2), torch.ones(3), torch.zeros(2)),
             ValueError,
-            "per-sample times",
+            "one for each sample",
+        ),
+        (
+            lambda: BrownianNoise(0, 1.0).between(normal(2), torch.ones(2), torch.tensor([0.5, -0.5])),
+            ValueError,
+            "the path lives on",
         ),
         (
             lambda: BrownianNoise(0, 1.0).between(normal(2), torch.tensor(0.5), torch.tensor(0.5)),

@@ -1,23 +1,34 @@
-"""What the library adds to the arithmetic: time per step as a ratio to hand-written loops and to torchsde, in one run.
+"""Bars 3 and 5: what the library adds to the arithmetic, per score evaluation and per draw of noise.
 
     python examples/benchmarks/overhead.py --batch 64 --event 3 32 32
 
-On a score that costs nothing, each solver's time per score evaluation over that of a bare loop with the same number of
-evaluations; and each noise's time per step over that of torch.randn. Minimum of several repeats, one thread.
+On a score that costs nothing: each fixed-step solver's time per evaluation over that of a hand-written loop, Euler's
+where nothing is drawn, Euler-Maruyama's with torch.randn where noise is; peers beside them. On a small U-Net: the whole
+time over that of as many bare forward passes. And each noise's time per step over that of torch.randn. One thread,
+the fastest of many turns that the contestants take in rotation.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+import dataclasses
+import inspect
+import json
+import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
+import timing
 import torch
 import tyro
+from contest import CACHE
+from overhead_peers import Free, contestants
+from timing import Work
 from torch import Tensor
 
 import scoresde as ss
 from scoresde import grids
+from scoresde.nn import presets
 
 
 @dataclass
@@ -28,80 +39,182 @@ class Config:
     """Samples."""
     event: tuple[int, ...] = (3, 32, 32)
     """Shape of one sample."""
-    steps: int = 50
+    steps: int = 20
     """Steps of each solver."""
-    repeats: int = 5
-    """Repeats, of which the fastest counts."""
+    repeats: int = 30
+    """Turns of each contestant, of which the fastest counts."""
+    peers: bool = True
+    """Run the peers beside."""
+    unet: bool = True
+    """Time whole runs with a small U-Net too, which takes a minute or two."""
+    out: Path = CACHE / "overhead.json"
+    """File for the ratios."""
 
 
-def fastest(work: Callable[[], object], repeats: int) -> float:
-    """Seconds of the fastest of ``repeats`` calls, after one that does not count."""
-    work()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return min(times)
+@dataclass(frozen=True)
+class Ratio:
+    """Time of ``name`` over that of the bare loop ``over``; ``bar`` is the most it should be, 0 where there is none."""
+
+    group: str
+    name: str
+    ratio: float
+    over: str
+    bar: float
 
 
-def main(config: Config) -> None:
-    """Print the ratios."""
-    torch.set_num_threads(1)
+def fixed_step() -> Iterator[ss.Solver]:
+    """Every public solver that runs the loop's steps one by one and has a default for each of its options."""
+    for name in sorted(ss.solvers.__all__):
+        kind = getattr(ss.solvers, name)
+        if not (isinstance(kind, type) and issubclass(kind, ss.Solver)) or inspect.isabstract(kind):
+            continue
+        if kind._run is not ss.Solver._run:  # adaptive methods and backends choose their own steps
+            continue
+        if all(
+            f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
+            for f in dataclasses.fields(kind)
+        ):
+            yield kind()
+
+
+def solver_ratios(config: Config) -> list[Ratio]:
+    """Per evaluation, over the bare loops."""
     sde, shape = ss.VP(), (config.batch, *config.event)
     grid, x = grids.uniform(sde, config.steps), torch.randn(shape)
+    free = Free()
 
-    def score(x: Tensor, t: Tensor) -> Tensor:
-        return -x
-
-    def bare() -> Tensor:
-        """A hand-written Euler loop on numbers worked out before: the least that a step can cost."""
+    def euler() -> Tensor:
+        """The least that a step of an ODE can cost."""
         y = x
         for _ in range(config.steps):
-            y = y + 0.001 * (-0.5 * y - 0.5 * score(y, grid[0]))
+            y = y + 0.001 * (-0.5 * y - 0.5 * free(y))
         return y
 
-    base = fastest(bare, config.repeats) / config.steps
-    print(f"bare Euler loop: {1e6 * base:.0f} us per step, batch {shape}")
-    ode: list[ss.Solver] = [ss.EulerMaruyama(), ss.DDIM(), ss.Heun(), ss.ProbabilityFlow("euler")]
-    sde_solvers: list[ss.Solver] = [
-        ss.EulerMaruyama(), ss.ReverseDiffusion(), ss.Ancestral(), ss.PredictorCorrector(), ss.TorchSDE(),
-    ]  # fmt: skip
-    for eta, solvers in ((0.0, ode), (1.0, sde_solvers)):
-        for solver in solvers:
-            process = ss.Reverse(sde, score, eta)
+    def euler_maruyama() -> Tensor:
+        """The same with a normal draw."""
+        y = x
+        for _ in range(config.steps):
+            y = y + 0.001 * (-0.5 * y - 0.5 * free(y)) + 0.01 * torch.randn(shape)
+        return y
+
+    work: dict[str, Work] = {"Euler": euler, "Euler-Maruyama": euler_maruyama}
+    noisy, evaluations = {"Euler": False, "Euler-Maruyama": True}, dict.fromkeys(work, config.steps)
+    for solver in fixed_step():
+        for eta in (0.0, 1.0):
+            process = ss.Reverse(sde, free, eta)
+            name = f"{type(solver).__name__} eta {eta:g}"
 
             def run(solver: ss.Solver = solver, process: ss.Reverse = process) -> ss.Solution:
                 return solver.solve(process, x, grid, ss.IndependentNoise(0))
 
-            nfe = run().nfe
-            seconds = fastest(run, config.repeats)
-            print(
-                f"{type(solver).__name__:20s} eta {eta:g}: {seconds / nfe / base:6.2f} x the bare loop per evaluation"
-            )
+            try:
+                evaluations[name] = run().nfe
+            except ValueError:
+                continue  # not a method for this eta
+            work[name], noisy[name] = run, solver.draws_noise(process)
+    ours = set(work)
+    if config.peers:
+        for name, run_peer in contestants(free, x, config.steps).items():
+            free.calls = 0
+            with torch.no_grad(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                run_peer()
+            work[name], evaluations[name] = run_peer, free.calls
+            noisy[name] = any(word in name for word in ("ancestral", "sde", "SDE", "SA-", "DDPM"))
+    with torch.no_grad():
+        seconds = timing.fastest(work, config.repeats)
+    each = {name: seconds[name] / evaluations[name] for name in work}
+    for name in ("Euler", "Euler-Maruyama"):
+        print(f"bare {name} loop: {1e6 * each[name]:.0f} us a step, batch {shape}")
+    return [
+        Ratio(
+            "per evaluation, ours" if name in ours else "per evaluation, peers",
+            name,
+            each[name] / each["Euler-Maruyama" if noisy[name] else "Euler"],
+            "Euler-Maruyama with randn" if noisy[name] else "Euler",
+            1.25 if name in ours else 0.0,
+        )
+        for name in work
+        if name not in ("Euler", "Euler-Maruyama")
+    ]
 
-    randn = fastest(lambda: [torch.randn(shape) for _ in range(config.steps)], config.repeats)
-    for name, make in {
-        "IndependentNoise": lambda: ss.IndependentNoise(0),
-        "PerSampleNoise": lambda: ss.PerSampleNoise(0),
-        "BrownianNoise": lambda: ss.BrownianNoise(0, sde.T),
-    }.items():
 
-        def draw(make: Callable[[], ss.Noise] = make) -> None:
-            noise = make()
-            for i in range(config.steps):
-                noise.between(x, grid[i], grid[i + 1])
+def network_ratios(config: Config) -> list[Ratio]:
+    """Whole runs of the small U-Net for 3x32x32 pictures on 16 of them, over bare forward passes."""
+    net = presets.cifar_small().eval()
+    sde = ss.VP()
+    model = ss.ScoreModel(net, sde, predicts="noise")
+    x, level = torch.randn(16, 3, 32, 32), torch.full((16,), 0.5)
+    steps = 4
+    grid = grids.uniform(sde, steps)
+    runs: dict[str, Work] = {"forward": lambda: [net(x, level) for _ in range(steps)]}
+    for solver, eta in ((ss.DDIM(), 0.0), (ss.EulerMaruyama(), 1.0)):
+        process = ss.Reverse(sde, model, eta)
 
-        print(f"{name:20s}: {fastest(draw, config.repeats) / randn:6.1f} x torch.randn per step")
+        def run(solver: ss.Solver = solver, process: ss.Reverse = process) -> ss.Solution:
+            return solver.solve(process, x, grid, ss.IndependentNoise(0))
 
+        runs[f"{type(solver).__name__} eta {eta:g}"] = run
+    with torch.no_grad():
+        seconds = timing.fastest(runs, max(3, config.repeats // 6), patience=60.0)
+    bare = seconds.pop("forward")
+    print(f"small U-Net: {1e3 * bare / steps:.0f} ms a forward pass")
+    return [Ratio("small U-Net, whole time", name, s / bare, "bare forward", 1.02) for name, s in seconds.items()]
+
+
+def noise_ratios(config: Config) -> list[Ratio]:
+    """Each noise's time per step over torch.randn's."""
     import torchsde
+
+    shape = (config.batch, *config.event)
+    x, grid = torch.empty(shape), grids.uniform(ss.VP(), config.steps)
+    times = grid.tolist()
+
+    def draws(noise: ss.Noise) -> None:
+        for i in range(config.steps):
+            noise.between(x, grid[i], grid[i + 1])
 
     def interval() -> None:
         path = torchsde.BrownianInterval(0.0, 1.0, size=(config.batch, x[0].numel()), entropy=0)
         for i in range(config.steps):
-            path(1 - float(grid[i]), 1 - float(grid[i + 1]))
+            path(1 - times[i], 1 - times[i + 1])
 
-    print(f"{'torchsde interval':20s}: {fastest(interval, config.repeats) / randn:6.1f} x torch.randn per step")
+    def tree() -> None:
+        path = torchsde.BrownianTree(0.0, torch.zeros_like(x), 1.0, entropy=0)
+        for i in range(config.steps):
+            path(1 - times[i], 1 - times[i + 1])
+
+    work: dict[str, Work] = {
+        "randn": lambda: [torch.randn(shape) for _ in range(config.steps)],
+        "IndependentNoise": lambda: draws(ss.IndependentNoise(0)),
+        "PerSampleNoise": lambda: draws(ss.PerSampleNoise(0)),
+        "BrownianNoise": lambda: draws(ss.BrownianNoise(0, 1.0)),
+        "torchsde.BrownianInterval": interval,
+        "torchsde.BrownianTree, as k-diffusion uses it": tree,
+    }
+    seconds = timing.fastest(work, max(5, config.repeats // 3))
+    randn = seconds.pop("randn")
+    bars = {"BrownianNoise": 2.0}
+    return [Ratio("noise", name, s / randn, "torch.randn", bars.get(name, 0.0)) for name, s in seconds.items()]
+
+
+def table(ratios: list[Ratio]) -> str:
+    """Markdown."""
+    lines = ["| What | Contestant | Time | over | Bar |", "| --- | --- | ---: | --- | --- |"]
+    for r in ratios:
+        verdict = "" if not r.bar else f"{r.bar:g}: {'met' if r.ratio <= r.bar else 'missed'}"
+        lines.append(f"| {r.group} | {r.name} | {r.ratio:.3f} x | {r.over} | {verdict} |")
+    return "\n".join(lines)
+
+
+def main(config: Config) -> None:
+    """Print and keep the ratios."""
+    if not timing.keep_memory_warm():
+        print("this C library hands freed memory back: the bare loops pay for page faults and the ratios flatter us")
+    ratios = solver_ratios(config) + noise_ratios(config) + (network_ratios(config) if config.unet else [])
+    config.out.parent.mkdir(parents=True, exist_ok=True)
+    config.out.write_text(json.dumps([dataclasses.asdict(r) for r in ratios], indent=1), "utf-8")
+    print(table(ratios))
 
 
 if __name__ == "__main__":

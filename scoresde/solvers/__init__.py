@@ -1,6 +1,7 @@
 """Solvers: one loop (base), one small file for each family of steps, torchdiffeq and torchsde as backends."""
 
 from scoresde.solvers.adaptive_ode import AdaptiveODE
+from scoresde.solvers.adaptive_sde import AdaptiveSDE
 from scoresde.solvers.base import Progress, Solution, Solver, only_ode, only_sde
 from scoresde.solvers.ddim import DDIM, Ancestral
 from scoresde.solvers.euler import EulerMaruyama, ReverseDiffusion
@@ -10,17 +11,22 @@ from scoresde.solvers.langevin import AnnealedLangevin, Corrector, Langevin, Pre
 from scoresde.solvers.metropolis import AdjustedLangevin, Move
 from scoresde.solvers.ode_backend import ProbabilityFlow
 from scoresde.solvers.sde_backend import TorchSDE
+from scoresde.solvers.singlestep import DPMSolver, ExponentialRungeKutta, RungeKutta
+from scoresde.solvers.stochastic_rk import StochasticRungeKutta
 
 __all__ = [
     "DDIM",
     "DEIS",
     "AdaptiveODE",
+    "AdaptiveSDE",
     "AdjustedLangevin",
     "Ancestral",
     "AnnealedLangevin",
     "Corrector",
+    "DPMSolver",
     "DPMSolverPP",
     "EulerMaruyama",
+    "ExponentialRungeKutta",
     "Heun",
     "Langevin",
     "Move",
@@ -29,9 +35,11 @@ __all__ = [
     "ProbabilityFlow",
     "Progress",
     "ReverseDiffusion",
+    "RungeKutta",
     "SASolver",
     "Solution",
     "Solver",
+    "StochasticRungeKutta",
     "TorchSDE",
     "UniPC",
     "only_ode",

@@ -8,33 +8,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoresde.solvers.adaptive_run import Method
 from scoresde.solvers.circle import Circle
 from scoresde.solvers.step_control import Tolerance, rms, scaled
 
 _FAR = -1e3  # where a node that does not exist yet is put: away from all others; its weights are not used
 
 
-class Adams:
-    r"""The Adams-Bashforth-Moulton pair of orders k and k + 1 for dy/dθ = v(y, θ), θ falling, in P(EC) form.
+class Adams(Method):
+    r"""The Adams-Bashforth-Moulton pair of orders k and k + 1 for dy/dp = v(y, p), in P(EC) form.
 
     With the last k values of v, at unequal steps, in Newton's form of their interpolant::
 
-        predict    y_p = y + ∫ (v through the k last)        evaluate   v_p = v(y_p, θ')
+        predict    y_p = y + ∫ (v through the k last)        evaluate   v_p = v(y_p, p')
         correct    y'  = y + ∫ (v through v_p and the k last)
 
     The corrector's last term is the error of order k, the terms before and after those of k - 1 and k + 1, so the
     order that allows the longest step is known without further evaluations (Shampine & Gordon 1975; Hairer, Nørsett &
-    Wanner 1993, sections III.5 and III.7). v_p, not v(y', θ'), enters the history: a step costs one evaluation.
+    Wanner 1993, sections III.5 and III.7). v_p, not v(y', p'), enters the history: a step costs one evaluation.
     """
 
-    def __init__(self, circle: Circle, y: Tensor, theta: Tensor, tolerance: Tolerance, max_order: int, safety: float):
+    evaluations = 1
+
+    def __init__(self, circle: Circle, y: Tensor, p: Tensor, tolerance: Tolerance, max_order: int, safety: float):
         self.circle, self.tolerance, self.max_order, self.safety = circle, tolerance, max_order, safety
         batch, slots = y.shape[0], max_order + 1
-        first = circle.slope(y, circle.at(theta))
+        first = circle.slope(y, circle.at(p))
         self.finite = first.detach().reshape(batch, -1).isfinite().all(1)
-        # a ring of values and their θ for each sample; `newest` is the slot written last, `known` how many there are
+        # a ring of values and their p for each sample; `newest` is the slot written last, `known` how many there are
         self.values = first.reshape(batch, 1, -1).repeat(1, slots, 1)
-        self.theta = theta[:, None].repeat(1, slots)
+        self.places = p[:, None].repeat(1, slots)
         self.newest = torch.zeros(batch, dtype=torch.long, device=y.device)
         self.known = torch.ones_like(self.newest)
         self.order = torch.ones_like(self.newest)
@@ -43,13 +46,13 @@ class Adams:
         """A step of order 1 makes an error like its square."""
         return self.tolerance.of(y).sqrt()
 
-    def attempt(self, y: Tensor, theta: Tensor, h: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """From θ (B,) by -h to ``end``, which is θ - h up to rounding: y', its error over the tolerance, the factor for h."""
-        slots = self.theta.shape[1]
+    def attempt(self, y: Tensor, p: Tensor, h: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Predict, evaluate, correct, judge."""
+        slots = self.places.shape[1]
         # which slot holds the r-th newest value; read the other way round, how new the value of a slot is
         ring = (self.newest[:, None] - torch.arange(slots, device=y.device)) % slots
         unit = torch.where(h > 0, h, torch.ones_like(h))  # finished samples take steps of length 0
-        past = ((theta[:, None] - self.theta) / unit[:, None]).gather(1, ring)  # 0, then negative
+        past = ((self.places - p[:, None]) / unit[:, None]).gather(1, ring)  # 0, then negative
         exists = torch.arange(slots, device=y.device) < self.known[:, None]
         fake = _FAR * torch.arange(1, slots + 1, dtype=past.dtype, device=y.device)
         past = torch.where(exists, past, fake)
@@ -57,13 +60,12 @@ class Adams:
         predict = _newton(past, torch.ones_like(h))
         used = torch.arange(slots, device=y.device) < k
         weights = (predict * used[:, :, None]).sum(1)
-        flat = -scaled(h, self._combined(weights.gather(1, ring)))
-        guess = y + flat.reshape(y.shape)
-        new = self.circle.slope(guess, self.circle.at(end))
-        self.trial = (new, torch.cat([torch.ones_like(past[:, :1]), past], 1), ring, h, end)
+        guess = y + scaled(h, self._combined(weights.gather(1, ring))).reshape(y.shape)
+        new = self.circle.slope(guess, self.circle.at(target))
+        self.trial = (new, torch.cat([torch.ones_like(past[:, :1]), past], 1), ring, h, target)
         terms = _newton(self.trial[1], torch.ones_like(h))  # (B, slots + 1, slots + 1): term j's weights
         used = torch.arange(slots + 1, device=y.device) <= k
-        after = y - scaled(h, self._sum((terms * used[:, :, None]).sum(1), new)).reshape(y.shape)
+        after = y + scaled(h, self._sum((terms * used[:, :, None]).sum(1), new)).reshape(y.shape)
         with torch.no_grad():
             scale = torch.maximum(self.tolerance.of(y), self.tolerance.of(after))
             error, self.factor, self.shift = self._choose(terms.detach(), new.detach(), h.detach() / scale)
@@ -90,13 +92,13 @@ class Adams:
         return errors[1], factor, up.long() - down.long()
 
     def commit(self, accepted: Tensor) -> None:
-        """Take over what :meth:`attempt` found, for the samples whose step is accepted (B,)."""
-        new, _, _, _, end = self.trial
-        slots = self.theta.shape[1]
+        """The value at the predicted state joins the history; the order changes."""
+        new, _, _, _, target = self.trial
+        slots = self.places.shape[1]
         slot = torch.where(accepted, (self.newest + 1) % slots, self.newest)
         at = torch.arange(slots, device=slot.device) == slot[:, None]
         write = at & accepted[:, None]
-        self.theta = torch.where(write, end[:, None], self.theta)
+        self.places = torch.where(write, target[:, None], self.places)
         flat = new.reshape(new.shape[0], 1, -1)
         if new.requires_grad or self.values.requires_grad:
             self.values = torch.where(write[:, :, None], flat, self.values)
@@ -110,15 +112,19 @@ class Adams:
         self.order = torch.minimum((self.order + shift).clamp(1, self.max_order), self.known)
 
     def between(self, y: Tensor, part: Tensor) -> Tensor:
-        """The corrector's interpolant at the fraction ``part`` (B,) of the step from y just tried and not yet committed."""
+        """From the corrector's interpolant."""
         new, nodes, _, h, _ = self.trial
         used = torch.arange(nodes.shape[1], device=y.device) <= self.order[:, None]
         weights = (_newton(nodes, part) * used[:, :, None]).sum(1)
-        return y - scaled(h, self._sum(weights, new)).reshape(y.shape)
+        return y + scaled(h, self._sum(weights, new)).reshape(y.shape)
+
+    def finish(self, y: Tensor) -> Tensor:
+        each = torch.arange(len(y), device=y.device)
+        return self.circle.straight(y, self.values[each, self.newest].reshape(y.shape))
 
     def keep(self, rows: Tensor) -> None:
         """Only these samples go on."""
-        for name in ("values", "theta", "newest", "known", "order"):
+        for name in ("values", "places", "newest", "known", "order"):
             setattr(self, name, getattr(self, name)[rows])
 
     def _combined(self, weights: Tensor) -> Tensor:

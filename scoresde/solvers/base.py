@@ -106,8 +106,8 @@ class Solver(ABC):
             t: (), float64, on the CPU.
             s: the same.
             noise: standard normals; ask ``noise.between(x, t, s)`` for the increment of this interval.
-            state: what the method remembers between steps, None at the start unless :meth:`start` says otherwise; tensors
-                and numbers in tuples, lists, dicts or dataclasses, returned anew and never changed in place.
+            state: what the method remembers between steps, None at the start unless :meth:`start` says otherwise;
+                tensors and numbers in tuples, lists, dicts or dataclasses, returned anew and never changed in place.
         """
 
     def start(self, process: Reverse, x: Tensor, grid: Tensor, noise: Noise) -> tuple[Tensor, Any]:
@@ -230,8 +230,8 @@ class Solver(ABC):
             )
         if checkpoint and type(self)._run is not Solver._run:
             raise ValueError(
-                f"{type(self).__name__} is not made of the grid's steps, so checkpoint cannot repeat them. For gradients "
-                "in constant memory take a solver with steps, or the adjoint: ProbabilityFlow(adjoint=True), "
+                f"{type(self).__name__} is not made of the grid's steps, so checkpoint cannot repeat them. For "
+                "gradients in constant memory take a solver with steps, or the adjoint: ProbabilityFlow(adjoint=True), "
                 "TorchSDE(adjoint=True)."
             )
 

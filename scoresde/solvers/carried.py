@@ -52,8 +52,8 @@ def mapped(node: Any, change: Callable[[Tensor], Tensor], fixed: Collection[int]
             object.__setattr__(whole, field.name, mapped(getattr(node, field.name), change, fixed))
         return whole
     raise TypeError(
-        f"the state that a step returned holds a {type(node).__name__}; with checkpoint, a state is tensors, numbers and "
-        "strings in tuples, lists, dicts or dataclasses, so that its gradients can be followed."
+        f"the state that a step returned holds a {type(node).__name__}; with checkpoint, a state is tensors, numbers "
+        "and strings in tuples, lists, dicts or dataclasses, so that its gradients can be followed."
     )
 
 

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from scoresde.noise import Noise
 from scoresde.solvers import carried
@@ -32,7 +31,7 @@ def left_part(length: int, states: int) -> int:
     ``states`` in all: the offset of the split that has the fewest steps repeated.
 
     With c states, C(c + r, c) steps can be reversed so that none is repeated more than r times (Griewank & Walther
-    2000, doi:10.1145/347837.347846, Proposition 1).
+    2000, doi:10.1145/347837.347846).
     """
     if states < 2:
         return length - 1
@@ -60,12 +59,7 @@ class Run:
         self._step, self._steps, self._noise, self._states = step, steps, noise, states
         self._device = x.device
         kind = x.device.type
-        self._cast = {
-            "device_type": kind,
-            "enabled": torch.is_autocast_enabled(kind),
-            "dtype": torch.get_autocast_dtype(kind),
-            "cache_enabled": False,  # a cast cached without gradients would be reused with them
-        }
+        self._autocast = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
         # What is there before the first step and stays as it is (a plan, for example) is no variable of the run: if it
         # requires a gradient, the listener finds it.
         self._initial = carried.nodes(state)
@@ -87,10 +81,11 @@ class Run:
             if every or i == self._steps - 1:
                 states.append(x)
             report(i + 1, x)
-        if carried.contents(self._initial) != self._contents:
+        first = self._first
+        if (carried.contents(self._initial), self._changes(first.x, first.state)) != (self._contents, first.contents):
             raise TypeError(
-                "a step changed its state in place; with checkpoint, a step leaves the state it was given as it was and "
-                "returns another."
+                "a step changed x or its state in place; with checkpoint, a step leaves what it was given as it was "
+                "and returns another."
             )
         self.closures = listener.outside()
         return states
@@ -105,7 +100,9 @@ class Run:
         return plain(x), carried.mapped(state, plain, self._fixed)
 
     def _casting(self) -> AbstractContextManager[Any]:
-        return torch.autocast(**self._cast)
+        enabled, dtype = self._autocast
+        # no cache: a cast that was made without gradients would be reused with them
+        return torch.autocast(self._device.type, enabled=enabled, dtype=dtype, cache_enabled=False)
 
     # -- backward ----------------------------------------------------------------------------------------------
 
@@ -122,10 +119,10 @@ class Run:
         cuda = [self._device] if self._device.type == "cuda" else []
         try:
             with torch.random.fork_rng(devices=cuda):
-                gradients = sweep.reverse(0, self._steps, self._first, None, self._states)
+                sweep.reverse(0, self._steps, self._first, self._states)
         finally:
             self._noise.rewind(position)
-        return gradients[0], sweep.closures
+        return sweep.entering[0], sweep.closures
 
     def _keep(self, x: Tensor, state: Any) -> Kept:
         cuda = (torch.cuda.get_rng_state(self._device),) if self._device.type == "cuda" else ()
@@ -177,26 +174,30 @@ class _Sweep:
     def __init__(self, run: Run, ends: Gradients, closures: list[tuple[Tensor, int, int] | None]) -> None:
         self._run, self._ends, self._asked = run, ends, closures
         self.closures: Gradients = [None] * len(closures)
+        self.entering: Gradients = []  # of the tensors of (x, state) before the step done last, x first
         values = [(k, entry[0]) for k, entry in enumerate(closures) if entry is not None]
         self._derived = {values[i][0] for i in derived(value for _, value in values)}
 
-    def reverse(self, i: int, j: int, kept: Kept, gradients: Gradients | None, states: int) -> Gradients:
-        """The gradients before step i from those before step j, with room for ``states`` kept ones."""
+    def reverse(self, i: int, j: int, kept: Kept, states: int) -> None:
+        """Back from step j to before step i, with room for ``states`` kept ones."""
         while j - i > 1:
             middle = i + left_part(j - i, states)
-            gradients = self.reverse(middle, j, self._run.advance(i, middle, kept), gradients, states - 1)
+            self.reverse(middle, j, self._run.advance(i, middle, kept), states - 1)
             j = middle
-        return self._one(i, kept, gradients)
+        self._one(i, kept)
 
-    def _one(self, i: int, kept: Kept, gradients: Gradients | None) -> Gradients:
+    def _one(self, i: int, kept: Kept) -> None:
         entering, leaving = self._run.again(i, kept)
-        known = list(gradients) if gradients is not None else [None] * len(leaving)
+        known = self.entering or [None] * len(leaving)
         known[0] = _sum(known[0], self._ends[i])
         flowing = [(t, g) for t, g in zip(leaving, known, strict=True) if g is not None and t.requires_grad]
-        asked = [(k, entry[0]) for k, entry in enumerate(self._asked) if entry is not None and entry[1] <= i <= entry[2]]
+        asked = [
+            (k, entry[0]) for k, entry in enumerate(self._asked) if entry is not None and entry[1] <= i <= entry[2]
+        ]
         wanted = [t for t in entering if t.requires_grad] + [value for _, value in asked]
+        self.entering = [None] * len(entering)
         if not flowing or not wanted:
-            return [None] * len(entering)
+            return
         with stopped(value for k, value in asked if k in self._derived) as caught:
             found = iter(
                 torch.autograd.grad(
@@ -207,10 +208,10 @@ class _Sweep:
                     retain_graph=any(k in self._derived for k, _ in asked),  # the caller's graph is run through
                 )
             )
-        answer = [next(found) if t.requires_grad else None for t in entering]
+        self.entering = [next(found) if t.requires_grad else None for t in entering]
         for (k, value), gradient in zip(asked, found, strict=True):
+            # what came to a hook: whether ``grad`` answers that or what the hook returned differs between versions
             self.closures[k] = _sum(self.closures[k], caught.get(id(value), gradient))
-        return answer
 
 
 def _sum(a: Tensor | None, b: Tensor | None) -> Tensor | None:
@@ -230,9 +231,14 @@ class _Joined(torch.autograd.Function):
         return tuple(end.detach() for end in ends)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
-        assert len(ctx.saved_tensors)  # refuses tensors that were changed in place, and a second pass over a freed graph
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "checkpoint gives first derivatives only: call backward without create_graph, or take checkpoint=False."
+            )
+        assert len(
+            ctx.saved_tensors
+        )  # refuses tensors that were changed in place, and a second pass over a freed graph
         first, closures = ctx.run.backward(list(gradients), list(ctx.needs_input_grad[3:]))
         return None, None, first, *closures
 

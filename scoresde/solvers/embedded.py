@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scoresde.solvers.adaptive_run import Method
 from scoresde.solvers.circle import Circle
 from scoresde.solvers.step_control import Tolerance, rms, scaled
 
@@ -21,7 +22,7 @@ class Pair:
         nodes: c, 0 first and 1 last.
         matrix: the rows of a; the last is b, the weights of the solution.
         error: b - b̂.
-        inside: θ -> the weights of the state at the fraction θ (B,) of the step, (B, stages).
+        inside: the weights of the state at a fraction (B,) of the step, (B, stages).
     """
 
     order: int
@@ -70,26 +71,27 @@ DORMAND_PRINCE = Pair(
 """Dormand & Prince 1980 (doi:10.1016/0771-050X(80)90013-3), table 2: 5(4), six evaluations a step."""
 
 
-class RungeKutta:
-    """A pair for dy/dθ = v(y, θ), θ falling, with the PI controller of Gustafsson 1991 (doi:10.1145/210232.210242)."""
+class EmbeddedPair(Method):
+    """A pair for dy/dp = v(y, p), with the PI controller of Gustafsson 1991 (doi:10.1145/210232.210242)."""
 
-    def __init__(self, circle: Circle, y: Tensor, theta: Tensor, tolerance: Tolerance, pair: Pair, safety: float):
+    def __init__(self, circle: Circle, y: Tensor, p: Tensor, tolerance: Tolerance, pair: Pair, safety: float):
         self.circle, self.tolerance, self.pair, self.safety = circle, tolerance, pair, safety
-        self.slope = circle.slope(y, circle.at(theta))
+        self.slope = circle.slope(y, circle.at(p))
+        self.evaluations = len(pair.nodes) - 1
         self.finite = self.slope.detach().reshape(y.shape[0], -1).isfinite().all(1)
-        self.last_error = torch.ones_like(theta)
+        self.last_error = torch.ones_like(p)
 
     def first_step(self, y: Tensor) -> Tensor:
         """A tenth of the way at most, and less for a small tolerance; rejections do the rest."""
         return 0.1 * self.tolerance.of(y) ** (1 / self.pair.order)
 
-    def attempt(self, y: Tensor, theta: Tensor, h: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """As :meth:`~scoresde.solvers.adams.Adams.attempt`."""
+    def attempt(self, y: Tensor, p: Tensor, h: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """All stages."""
         slopes = [self.slope]
-        stages = [end if node == 1 else theta - node * h for node in self.pair.nodes[1:]]
+        stages = [target if node == 1 else p + node * h for node in self.pair.nodes[1:]]
         places = self.circle.at(torch.stack(stages, dim=1))  # the schedule is asked once for all stages
         for i, row in enumerate(self.pair.matrix[1:]):
-            after = y - scaled(h, _sum(row, slopes))
+            after = y + scaled(h, _sum(row, slopes))
             slopes.append(self.circle.slope(after, places.column(i)))
         self.slopes, self.h = slopes, h
         with torch.no_grad():
@@ -108,10 +110,13 @@ class RungeKutta:
         self.last_error = torch.where(accepted, self.error.clamp_min(1e-4), self.last_error)
 
     def between(self, y: Tensor, part: Tensor) -> Tensor:
-        """The state at the fraction ``part`` (B,) of the step from y just tried and not yet committed."""
+        """By the pair's own weights."""
         weights = self.pair.inside(part)
         total = sum((scaled(w, k) for w, k in zip(weights.unbind(1), self.slopes, strict=True)), torch.zeros_like(y))
-        return y - scaled(self.h, total)
+        return y + scaled(self.h, total)
+
+    def finish(self, y: Tensor) -> Tensor:
+        return self.circle.straight(y, self.slope)
 
     def keep(self, rows: Tensor) -> None:
         """Only these samples go on."""

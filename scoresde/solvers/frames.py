@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -30,7 +31,10 @@ class Levels(NamedTuple):
 def levels(sde: SDE, times: Tensor) -> Levels:
     """The schedule at ``times`` (n,)."""
     alpha, sigma = sde.alpha(times), sde.sigma(times)
-    return Levels(times, alpha, sigma, alpha.log() - sigma.log())
+    noisy = sigma > 0
+    # log 0 is put in afterwards: its gradient would be infinite, and 0 times that NaN
+    half = alpha.log() - torch.where(noisy, sigma, torch.ones_like(sigma)).log()
+    return Levels(times, alpha, sigma, torch.where(noisy, half, torch.full_like(half, math.inf)))
 
 
 def levels_at(sde: SDE, h: Tensor) -> Levels:

@@ -22,7 +22,7 @@ class Move(NamedTuple):
     Attributes:
         x: (B, *event) where the samples are now.
         accepted: (B,) bool, whether each went to its proposal.
-        log_ratio: (B,) log of the acceptance ratio, float32 or wider; the step is accepted with probability min(1, e^it).
+        log_ratio: (B,) log of the acceptance ratio, float32 or wider; accepted with probability min(1, e^it).
         score: (B, *event) s(x, t), for the next step.
         log_prob: (B,) log p(x, t) up to a constant, where the method asks for it.
     """
@@ -41,13 +41,13 @@ class AdjustedLangevin:
         y = x + τ s(x, t) + sqrt(2τ) z        τ = 2 (r σ(t))²
         log ratio = log p(y) - log p(x) - ½ (y - x)·(s_x + s_y) + ¼ τ (|s_x|² - |s_y|²)
 
-    MALA (Roberts & Tweedie 1996, doi:10.2307/3318418, section 1.4.2). With ``log_prob`` the chain satisfies detailed
+    MALA (Roberts & Tweedie 1996, doi:10.2307/3318418). With ``log_prob`` the chain satisfies detailed
     balance with respect to p_t at every step size. From the score alone, log p(y) - log p(x) = ∫_0^1 s(x + u d)·d du,
     d = y - x, by Gauss-Lobatto quadrature with ``nodes`` inner points: exact where s is a polynomial of degree up to
     2 nodes + 1 along the line, so on every Gaussian even without inner points, which cost nothing; elsewhere the
     stationary law is off by O(τ^{nodes + 1}), and without inner points by O(τ), as the unadjusted chain's, only less.
 
-    On a Gaussian N(0, c I) in d dimensions that σ² ≈ c dominates, the mean acceptance tends to
+    On a Gaussian N(0, c I) in d dimensions the mean acceptance tends to
     2 Φ(-½ sqrt(d τ³ / (2 c³))) for large d (Roberts & Rosenthal 1998, doi:10.1111/1467-9868.00123); 0.57 is the most
     efficient. A step of ``steps`` costs 1 + nodes evaluations (1 with ``log_prob``), and one more before the first.
 
@@ -75,7 +75,9 @@ class AdjustedLangevin:
         if self.nodes is not None:
             checks.count(self.nodes, name="nodes", least=0)
             if self.log_prob is not None:
-                raise ValueError("nodes belong to the line integral of the score; with log_prob there is none: drop one.")
+                raise ValueError(
+                    "nodes belong to the line integral of the score; with log_prob there is none: drop one."
+                )
             if self.nodes > 8:
                 raise ValueError(f"nodes must be at most 8, whose error is below rounding; got {self.nodes}.")
 
@@ -137,9 +139,7 @@ class AdjustedLangevin:
             raise ValueError(f"log_prob must return one value for each sample, ({len(x)},); it returned {got}.")
         return _wide(value)
 
-    def _line_integral(
-        self, process: Reverse, x: Tensor, y: Tensor, t: Tensor, score: Tensor, ahead: Tensor
-    ) -> Tensor:
+    def _line_integral(self, process: Reverse, x: Tensor, y: Tensor, t: Tensor, score: Tensor, ahead: Tensor) -> Tensor:
         """∫_0^1 s(x + u (y - x))·(y - x) du, (B,)."""
         places, weights, end = _lobatto(1 if self.nodes is None else self.nodes)
         mean = end * (_wide(score) + _wide(ahead))

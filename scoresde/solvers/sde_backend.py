@@ -65,8 +65,8 @@ class TorchSDE(Solver):
 
         if grid.requires_grad and torch.is_grad_enabled():
             raise ValueError(
-                "torchsde gives no gradients for the times of a grid: detach the grid, or take EulerMaruyama or another "
-                "solver of ours, which do."
+                "torchsde gives no gradients for the times of a grid: detach the grid, or take EulerMaruyama or "
+                "another solver of ours, which do."
             )
         # torchsde runs forward, on (B, D): u = grid[0] - t rises from 0.
         elapsed = (grid[0] - grid).to(x.device)

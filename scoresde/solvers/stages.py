@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoresde import checks
 from scoresde.noise import Noise
 from scoresde.reverse import Reverse
 from scoresde.sde import SDE
@@ -78,12 +80,15 @@ class Singlestep(Planned):
 
         x_i = a_i x_t + Σ_{j<i} a_ij F_j + N_i        x_s = a x_t + Σ_j b_j F_j + N_s
 
-    with weights a_ij, b_j made of the kernel's own moments (see :mod:`~scoresde.solvers.tableaus`). N_i is the exact
-    noise at stage i, and the noises of a step are partial sums over the same increments. Since everything is linear in
-    x, the scores and the increments, all coefficients are numbers before the first step.
+    with weights a_ij, b_j made of the kernel's own moments (see :mod:`~scoresde.solvers.tableaus`). N_s is exact in
+    law, and the noises of the stages are partial sums over its increments. Everything is linear in x, the scores and
+    the increments, so all coefficients are numbers before the first step.
 
     A step to an end with σ = 0 goes to α E[x_0 | x_t], with one evaluation: log(α/σ) has no end there.
     """
+
+    def __post_init__(self) -> None:
+        checks.choices(self)
 
     @abstractmethod
     def scheme(self, process: Reverse) -> Scheme:
@@ -91,14 +96,9 @@ class Singlestep(Planned):
 
     def plan(self, process: Reverse, grid: Tensor) -> Sequence[Step]:
         """Every stage of every step."""
-        at = starting(process.sde, grid)
-        clean = bool(at.sigma[-1] == 0)
-        inner = at.at(slice(0, -1)) if clean else at
-        scheme = self.scheme(process)
-        found = plan_stages(scheme, process.sde, inner.at(slice(0, -1)), inner.at(slice(1, None)), process.eta > 0)
-        if clean:
-            found.append(to_data(scheme.frame, at.at(slice(-2, -1)), at.at(slice(-1, None))))
-        return found
+        scheme, (at, data) = self.scheme(process), noisy_part(process.sde, grid)
+        found = plan_stages(scheme, process.sde, at.at(slice(0, -1)), at.at(slice(1, None)), process.eta > 0)
+        return found if data is None else [*found, to_data(scheme.frame, at.at(slice(-1, None)), data)]
 
     def advance(
         self, process: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise, row: Any, memory: Any
@@ -107,16 +107,19 @@ class Singlestep(Planned):
         return run_stages(process, x, noise, row), None
 
 
-def starting(sde: SDE, grid: Tensor) -> Levels:
-    """The schedule on the grid.
+def noisy_part(sde: SDE, grid: Tensor) -> tuple[Levels, Levels | None]:
+    """The schedule at the times of ``grid`` with σ > 0; and at the last one (1,) if σ = 0 there.
 
     Raises:
-        ValueError: α = 0 at its first time.
+        ValueError: α = 0 at the first time.
     """
-    at = levels(sde, grid)
-    if not bool(at.alpha[0] > 0):
+    if not bool(sde.alpha(grid[0]) > 0):
         raise ValueError(f"α = 0 at the first time, t = {grid[0]:g}, where σ/α is infinite; start at T = {sde.T:g}.")
-    return at
+    last = grid[-1:]
+    if bool(sde.sigma(last) > 0):
+        return levels(sde, grid), None
+    # taken apart, since the gradient of log σ is infinite at σ = 0
+    return levels(sde, grid[:-1]), Levels(last, sde.alpha(last), sde.sigma(last), torch.full_like(last, math.inf))
 
 
 def run_stages(process: Reverse, x: Tensor, noise: Noise, step: Step) -> Tensor:
@@ -135,31 +138,33 @@ def plan_stages(scheme: Scheme, sde: SDE, t: Levels, s: Levels, noisy: bool) -> 
     frame, variable, (nodes, weights, signs) = scheme
     places = [*_places(sde, t, s, variable, nodes), s]  # the stages, then the end
     knots = sorted({c for c in (nodes[-1:] if signs else nodes) if 0 < c < 1})
-    grid = [t, *(places[nodes.index(c)] for c in knots), s]
-    count = len(grid) - 1 if noisy else 0
-    width = 1 + count + len(nodes)  # x, noises, scores
-    unit = torch.eye(width, dtype=torch.float64)
-    noises = [0.0 * unit[:1]] * len(places)
+    path = [t, *(places[nodes.index(c)] for c in knots), s]
+    count = len(path) - 1 if noisy else 0
+    # rows (n, width): each state as a sum of x, the increments, and the scores of the stages
+    unit = torch.eye(1 + count + len(nodes), dtype=torch.float64)
+    noises = [torch.zeros_like(unit[:1])] * len(places)
     if noisy:
-        path = dict(zip([0.0, *knots, 1.0], _nested(frame, grid, unit[: 1 + count]), strict=True))
-        noises = _bridged(frame, t, places, signs, path[nodes[-1]], path[1.0]) if signs else [
-            path[c] for c in (*nodes, 1.0)
-        ]
+        on_path = dict(zip([0.0, *knots, 1.0], _nested(frame, path, unit[: 1 + count]), strict=True))
+        if signs:
+            noises = _bridged(frame, t, places, signs, on_path[nodes[-1]], on_path[1.0])
+        else:
+            noises = [on_path[c] for c in (*nodes, 1.0)]
     table = weights(Moments(frame, variable, t, places))
-    points, slopes = [unit[:1].expand(len(t.h), width)], []
+    states = [unit[:1].expand(len(t.h), -1)]
+    slopes: list[Tensor] = []
     for i, place in enumerate(places):
         if i:
-            drift = sum(w[:, None] * f for w, f in zip(table[i - 1], slopes, strict=True))
-            points.append(frame.keep(t, place)[:, None] * unit[0] + drift + noises[i])
+            drift = sum(w[:, None] * slope for w, slope in zip(table[i - 1], slopes, strict=True))
+            states.append(frame.keep(t, place)[:, None] * unit[0] + drift + noises[i])
         if i < len(nodes):
             p, q = frame.read(place)
-            slopes.append(p[:, None] * points[i] + q[:, None] * unit[1 + count + i])
-    mixes = [rows(*point[:, : 1 + count + i].unbind(1)) for i, point in enumerate(points)]
-    times = [place.t.unbind() for place in grid], [place.t.unbind() for place in places]
+            slopes.append(p[:, None] * states[i] + q[:, None] * unit[1 + count + i])
+    mixes = [rows(*state[:, : 1 + count + i].unbind(1)) for i, state in enumerate(states)]
+    ends, times = [place.t.unbind() for place in path], [place.t.unbind() for place in places]
     return [
         Step(
-            tuple(_span(times[0][k][n], times[0][k + 1][n]) for k in range(count)),
-            tuple(Stage(times[1][i][n], mixes[i][n]) for i in range(len(nodes))),
+            tuple(_span(ends[k][n], ends[k + 1][n]) for k in range(count)),
+            tuple(Stage(times[i][n], mixes[i][n]) for i in range(len(nodes))),
             mixes[-1][n],
         )
         for n in range(len(t.h))
@@ -187,23 +192,25 @@ def _places(sde: SDE, t: Levels, s: Levels, variable: Variable, nodes: Sequence[
         part = torch.tensor(inside, dtype=torch.float64)[:, None]
         found = levels_at(sde, variable.to_h(first + part * (last - first)).reshape(-1))
         # rounding must not carry a stage out of its step
-        found = found._replace(t=torch.minimum(torch.maximum(found.t, s.t.repeat(len(inside))), t.t.repeat(len(inside))))
+        found = found._replace(
+            t=torch.minimum(torch.maximum(found.t, s.t.repeat(len(inside))), t.t.repeat(len(inside)))
+        )
         known |= {c: found.at(slice(i * len(t.h), (i + 1) * len(t.h))) for i, c in enumerate(inside)}
     return [known[c] for c in nodes]
 
 
-def _nested(frame: Frame, grid: Sequence[Levels], unit: Tensor) -> list[Tensor]:
-    """The noise (n, width) at each place of ``grid``, as sums over the increments between them."""
-    found = [torch.zeros(len(grid[0].h), unit.shape[1], dtype=torch.float64)]
-    for k, (u, s) in enumerate(zip(grid[:-1], grid[1:], strict=True)):
+def _nested(frame: Frame, path: Sequence[Levels], unit: Tensor) -> list[Tensor]:
+    """The noise (n, width) at each place of ``path``, as sums over the increments between them."""
+    found = [torch.zeros(len(path[0].h), unit.shape[1], dtype=torch.float64)]
+    for k, (u, s) in enumerate(itertools.pairwise(path)):
         found.append(frame.keep(u, s)[:, None] * found[k] + frame.noise(u, s)[:, None] * unit[1 + k])
     return found
 
 
 def _bridged(
-    frame: Frame, t: Levels, places: Sequence[Levels], signs: Sequence[float], knot: Tensor, end: Tensor
+    frame: Frame, t: Levels, places: Sequence[Levels], signs: Sequence[float], last: Tensor, end: Tensor
 ) -> list[Tensor]:
-    """Noises (n, width) with the variance and the covariance with the end's of the path's, the rest ± one normal."""
+    """The noises (n, width) of a tableau with signs; ``last`` and ``end`` are the path's, at the last stage and end."""
     total = frame.noise(t, places[-1]) ** 2
     some = torch.where(total > 0, total, torch.ones_like(total))
     shared, spread = [], []
@@ -212,8 +219,9 @@ def _bridged(
         shared.append(frame.keep(place, places[-1]) * variance / some)
         spread.append(root(variance - shared[-1] ** 2 * total))
     rest = torch.where(spread[-1] > 0, spread[-1], torch.ones_like(total))
-    normal = (knot - shared[-1][:, None] * end) / rest[:, None]
-    return [p[:, None] * end + (sign * r)[:, None] * normal for p, r, sign in zip(shared, spread, signs, strict=True)] + [end]
+    normal = (last - shared[-1][:, None] * end) / rest[:, None]
+    beside = [(sign * part)[:, None] * normal for part, sign in zip(spread, signs, strict=True)]
+    return [*(part[:, None] * end + more for part, more in zip(shared, beside, strict=True)), end]
 
 
 @functools.cache
@@ -239,9 +247,13 @@ class Moments:
             end, (points, measure) = self._places[i], _gauss_legendre()
             length = end.h - self._t.h
             h = self._t.h[:, None] + length[:, None] * points
-            first, last = self._variable.of_h(self._t.h), self._variable.of_h(end.h)
-            gap = torch.where(first == last, torch.ones_like(first), last - first)
-            part = (self._variable.of_h(h) - first[:, None]) / gap[:, None]
+            part = points if self._variable is LOG_SNR else self._part(h, end.h)
             self._known[i] = self._frame.kernel(h, end) * length[:, None] * measure, part
         mass, part = self._known[i]
         return (mass * part ** (k - 1)).sum(1) / math.factorial(k - 1)
+
+    def _part(self, h: Tensor, end: Tensor) -> Tensor:
+        """τ at ``h`` (n, Q). A step of length Δ loses eps/Δ of it by cancellation: of the weights, Δ times it, eps."""
+        first, last = self._variable.of_h(self._t.h), self._variable.of_h(end)
+        gap = torch.where(first == last, torch.ones_like(first), last - first)
+        return (self._variable.of_h(h) - first[:, None]) / gap[:, None]

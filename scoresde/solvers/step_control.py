@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoresde import checks
 from scoresde.sde import SDE, spread
 from scoresde.solvers.frames import Levels, levels_at
 
@@ -68,30 +67,33 @@ class Limits:
         return h * factor
 
 
-def noisy_end(sde: SDE, grid: Tensor, name: str) -> None:
-    """Adaptive methods compare the score along the way, so noise and signal must be left at both ends."""
-    if not bool(sde.sigma(grid[-1]).detach() > 0):
-        raise ValueError(
-            f"{name} ends where noise is left, but σ = 0 at the grid's last time {grid[-1].item():g}: end at "
-            "t_min > 0, and ask solve(..., denoise=True) for the last step to the data."
-        )
+def signal_left(sde: SDE, grid: Tensor) -> None:
+    """Raises ValueError where a run would start without signal."""
     if not bool(sde.alpha(grid[0]).detach() > 0):
         raise ValueError(f"α = 0 at the grid's first time {grid[0].item():g}; start at T = {sde.T:g} at the latest.")
 
 
-def options(rtol: float, atol: float, max_steps: int, first_step: float | None) -> None:
-    """Raises TypeError, ValueError where these are not what adaptive methods take."""
-    checks.positive(rtol, name="rtol")
-    checks.positive(atol, name="atol")
-    checks.count(max_steps, name="max_steps")
-    if first_step is not None:
-        checks.positive(first_step, name="first_step")
+def ratios(sde: SDE, grid: Tensor, least: float) -> tuple[Tensor, bool]:
+    """σ/α (n + 1,) at the times of a grid, and whether it ends at σ = 0.
+
+    There the score is not defined: the run then ends at σ/α = ``least``, or half the first value if that is less, and
+    inner times of less noise are taken for that one.
+    """
+    ratio = sde.sigma(grid) / sde.alpha(grid)
+    if bool(ratio[-1].detach() > 0):
+        return ratio, False
+    return torch.maximum(ratio, (0.5 * ratio[0]).clamp_max(least)), True
 
 
 def schedule(sde: SDE, h: Tensor, ends: tuple[Tensor, Tensor]) -> Levels:
     """The schedule where log(α/σ) = ``h`` (any shape), with h held between its values at the ends of the grid."""
     inside = torch.minimum(torch.maximum(h, ends[0]), ends[1])
     return Levels(*(part.reshape(h.shape) for part in levels_at(sde, inside.flatten())))
+
+
+def held(t: Tensor, grid: Tensor) -> Tensor:
+    """Times inside the grid: one computed back from log(α/σ) may pass an end by a rounding."""
+    return torch.minimum(torch.maximum(t, grid[-1]), grid[0])
 
 
 def mixed(chosen: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -113,17 +115,18 @@ def lost(name: str, rows: Tensor, t: Tensor, evaluations: str) -> FloatingPointE
     )
 
 
-def gave_up(name: str, left: int, batch: int, worst: float, max_steps: int, stuck: int) -> None:
-    """The one warning of a run that did not reach the end."""
+def gave_up(solver: object, left: Tensor, t: Tensor, stuck: Tensor, max_steps: int) -> None:
+    """The one warning of a run in which the samples ``left`` (B,) did not reach the end."""
     why = f"max_steps = {max_steps} was reached"
-    if stuck:
+    if bool(stuck.any()):
         why = (
-            f"the step size of {stuck} of them shrank to nothing, as where the score jumps or its rounding exceeds the "
-            "tolerance"
+            f"the step size of {int(stuck.sum())} of them shrank to nothing, as where the score jumps or its rounding "
+            "exceeds the tolerance"
         )
     warnings.warn(
-        f"{name}: {left} of {batch} samples did not reach the last time (the furthest behind is at t = {worst:.6g}): "
-        f"{why}. The solution is partial: see its `complete` and `reached`. Loosen rtol and atol, or raise max_steps.",
+        f"{type(solver).__name__}: {int(left.sum())} of {len(left)} samples did not reach the last time (the furthest "
+        f"behind is at t = {t[left].max().item():.6g}): {why}. The solution is partial: see its `complete` and "
+        "`reached`. Loosen rtol and atol, or raise max_steps.",
         RuntimeWarning,
-        stacklevel=6,
+        stacklevel=5,
     )

@@ -1,0 +1,118 @@
+"""What orders are measured on: SDEs, grids, and problems with known answers on which nothing cancels."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from scoresde import grids
+from scoresde.problems import Gaussian, GaussianMixture
+from scoresde.reverse import Reverse
+from scoresde.score import Score
+from scoresde.sde import EDM, SDE, VE, VP, Cosine, RectifiedFlow, SubVP
+from scoresde.solvers import ProbabilityFlow
+
+Grid = Callable[[SDE, int], Tensor]
+
+# Ranges without the last decades of log-SNR: there the constants, not the orders, of low-order methods are extreme.
+
+FLOW: dict[str, SDE] = {
+    "VP": VP(beta_max=10.0, T=0.5, t_min=0.15),
+    "VE": VE(0.3, 1.5),
+    "Cosine": Cosine(T=0.6, t_min=0.2),
+}
+"""For the ODE: from σ/α = 1.5, where E[x_0 | x_t] already varies, so that the start-up of a multistep method counts."""
+
+LAW: dict[str, SDE] = {
+    "SubVP": SubVP(beta_max=8.0, T=0.6, t_min=0.4),
+    "EDM": EDM(T=1.5, t_min=0.7),
+    "RectifiedFlow": RectifiedFlow(T=0.6, t_min=0.4),
+}
+"""For errors in law: shorter, since an error of the ODE's order hides the noise's until steps are short."""
+
+PATH: dict[str, SDE] = {
+    "VE": VE(0.05, 0.3),
+    "VP": VP(beta_max=10.0, T=0.2, t_min=0.03),
+    "Cosine": Cosine(T=0.2, t_min=0.04),
+}
+"""For errors on a path: at noise levels below the data's spread, where they reach their order at the fewest steps."""
+
+WIDE: dict[str, SDE] = {"VP": VP(t_min=0.01), "VE": VE(0.05, 20.0), "Cosine": Cosine(T=0.98, t_min=0.02)}
+"""For adaptive methods: ranges on which they take steps of many sizes."""
+
+GRIDS: dict[str, Grid] = {"uniform": grids.uniform, "log_snr": grids.log_snr}
+
+
+def _double(*rows: tuple[float, ...]) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+_MEAN, _VARIANCE = (0.7, -0.4, 1.5), (0.5, 2.0, 0.1)
+
+GAUSSIAN = Gaussian(_double(_MEAN)[0], _double(_VARIANCE)[0])
+"""Three axes of unlike mean and variance: no symmetry hides an error, and no leading error cancels on all of them."""
+
+MIXED = GaussianMixture(
+    _double((0.3, 0.4, 0.3))[0],
+    _double((*_MEAN, -0.8, 0.5), (*_MEAN, 0.9, 0.2), (*_MEAN, 0.1, -1.0)),
+    _double((*_VARIANCE, 0.3, 0.6), (*_VARIANCE, 0.5, 0.3), (*_VARIANCE, 0.4, 0.4)),
+)
+"""The axes of GAUSSIAN and, independent of them, a mixture in the plane.
+
+On Gaussian data the probability-flow ODE is linear, and conditions of order that only nonlinear equations test go
+unseen; on the two axes of the mixture it is nonlinear. The components overlap, so that the order shows at few steps.
+"""
+
+SMOOTH = GaussianMixture(
+    _double((0.5, 0.5))[0],
+    _double((0.7, -0.4, -0.8, 0.5), (0.7, -0.4, 0.9, -0.2)),
+    _double((0.7, 2.0, 0.6, 0.9), (0.7, 2.0, 0.8, 0.7)),
+)
+"""The same without an axis as tight as the third, on which paths reach the regime of an order only at many steps."""
+
+
+def affine_score(data: Gaussian, sde: SDE) -> Score:
+    """``data.score(sde)`` for one time and a diagonal covariance, with as little around it as can be."""
+    mean, covariance = data.moments(sde, 0.0)
+    scale = sde.alpha(0.0)
+    mu, spectrum = mean / scale, (covariance.diagonal() - sde.sigma(0.0) ** 2) / scale**2
+
+    def score(x: Tensor, t: Tensor) -> Tensor:
+        alpha = sde.alpha(t)
+        return (alpha * mu - x) / (alpha**2 * spectrum + sde.sigma(t) ** 2)
+
+    return score
+
+
+_STARTS = _double((1.3, -0.8, 0.3, 0.4, -0.9), (-0.5, 1.9, -1.1, -1.2, 0.7), (0.2, 0.5, 0.9, 0.1, 0.2))
+
+
+def starts(sde: SDE) -> Tensor:
+    """Three states (3, 5) at T."""
+    return _STARTS * sde.prior_std
+
+
+@functools.lru_cache(maxsize=64)
+def exact_ends(sde: SDE) -> tuple[Tensor, Tensor]:
+    """Where the probability-flow ODE carries :func:`starts`: the axes of GAUSSIAN (3, 3), those of the mixture (3, 2).
+
+    The first in closed form. The second by torchdiffeq's dopri8 at a tolerance of 1e-13; on the Gaussian axes of the
+    same run its error is known.
+
+    Raises:
+        ArithmeticError: that error is above a tenth of the least that slopes are read from.
+    """
+    x = starts(sde)
+    reference = ProbabilityFlow("dopri8", rtol=1e-13, atol=1e-13)
+    end = reference.solve(Reverse(sde, MIXED.score(sde), eta=0.0), x, grids.uniform(sde, 1)).x
+    gaussian = GAUSSIAN.flow(sde, x[:, :3], sde.T, sde.t_min)
+    wrong = float((end[:, :3] - gaussian).norm())
+    if not wrong < 1e-13 * max(1.0, float(gaussian.norm())):
+        raise ArithmeticError(
+            f"the reference solution under {sde} is off by {wrong:.1e} where the answer is known, too much to measure "
+            "orders with. End at a larger t_min, or start at a smaller T."
+        )
+    return gaussian, end[:, 3:]

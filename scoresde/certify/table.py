@@ -1,0 +1,127 @@
+"""The table of the package's solvers: what each claims, what was measured, what a step costs, where it comes from."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import itertools
+import re
+import typing
+from collections.abc import Iterable
+
+import scoresde.solvers as package
+from scoresde.certify.certificate import Certificate, Row
+from scoresde.solvers import Solver
+
+HEADER = (
+    "Solver",
+    "ODE order",
+    "Weak order",
+    "Strong order",
+    "Error per tolerance",
+    "Evaluations a step",
+    "States kept",
+    "Noise a step",
+    "Source",
+)
+
+_INTRODUCTION = """\
+# Solvers: what they claim, and what was measured
+
+This page is written by `python -m scoresde.certify > docs/solvers.md`; `tests/test_orders.py` measures everything
+again and fails where the package no longer does what is printed here.
+
+The columns:
+
+- **ODE order**: of the error at the end for η = 0, claimed and (in brackets) measured, as the slope of the error over
+  halved steps, extrapolated, with the solver's own start-up. Under three SDEs and on two grids; on Gaussian data, whose
+  flow is known in closed form, and on a mixture, for which the ODE is not linear.
+- **Weak order**: the same in law, for η = 1 and ½: mean and variance of the end given the start,
+  propagated exactly through the steps.
+- **Strong order**: the same on one Brownian path, exactly: the distance between the ends of runs with n and 2n steps,
+  whose limit must be that of Euler–Maruyama.
+- **Error per tolerance**: for methods that choose their steps, the slope of log error against log tolerance. 1 is
+  proportion.
+- **Evaluations a step**: counted. "+ n once" are those of a start-up.
+- **States kept**: tensors of the size of x that a step hands to the next, x included; counted. "own loop" for methods
+  that step on their own.
+- **Noise a step**: draws, at η = 1 where that is taken: "path" are increments of the noise's path, "normal" others.
+
+Of all the cases the one farthest from the claim is printed, for weak and strong orders the lowest; a claim holds within
+0.1, a tolerance within 0.25. A dash means that nothing is claimed. Each row is one class with one choice of its
+options; the other options keep their defaults.
+
+A solver of your own is certified by one call: `print(scoresde.certify.certify(MySolver()))` shows claims and
+measurements, `scoresde.certify.certify(MySolver()).require()` is a test that fails where a claim does not hold.
+
+"""
+
+
+def solvers() -> list[Solver]:
+    """Every solver of the package that starts without arguments, in each of its Literal variants."""
+    found: list[Solver] = []
+    for name in package.__all__:
+        kind = getattr(package, name)
+        if not (isinstance(kind, type) and issubclass(kind, Solver) and not inspect.isabstract(kind)):
+            continue
+        hints = typing.get_type_hints(kind)
+        choices = {
+            field.name: typing.get_args(hints[field.name])
+            for field in dataclasses.fields(kind)
+            if typing.get_origin(hints[field.name]) is typing.Literal
+        }
+        for choice in itertools.product(*choices.values()):
+            found.append(kind(**dict(zip(choices, choice, strict=True))))
+    return found
+
+
+def label(solver: Solver) -> str:
+    """The class, and the options that are a choice among a few."""
+    hints = typing.get_type_hints(type(solver))
+    options = [
+        f"{field.name}={getattr(solver, field.name)!r}"
+        for field in dataclasses.fields(solver)
+        if typing.get_origin(hints[field.name]) is typing.Literal
+    ]
+    return f"{type(solver).__name__}({', '.join(options)})"
+
+
+def source(kind: type[Solver]) -> str:
+    """The first paper that the docstring of a class cites, one on arXiv if there is one."""
+    text = " ".join((inspect.getdoc(kind) or "").split())
+    author = r"([A-Z][\w'’-]+(?: et al\.| & [A-Z][\w'’-]+|, [A-Z][\w'’-]+ & [A-Z][\w'’-]+)? \d{4})"
+    if found := re.search(author + r"[ ,(]+arXiv:(\d{4}\.\d{4,5})", text):
+        return f"[{found[1]}](https://arxiv.org/abs/{found[2]})"
+    found = re.search(author, text)
+    return found[1] if found else "—"
+
+
+def cells(certificate: Certificate) -> tuple[str, ...]:
+    """The row of one solver."""
+    rows = {row.name: row for row in certificate.rows}
+    names = ("ODE order", "weak order", "strong order", "error per tolerance")
+    orders = [_claim(rows.get(name)) for name in names]
+    solver, counted = certificate.solver, certificate.costs
+    adaptive = "error per tolerance" in rows
+    if counted is None:
+        costs = ["—", "—", "—"]
+    else:
+        once = f" + {counted.once:g} once" if counted.once else ""
+        evaluations = "its own choice" if adaptive else f"{counted.evaluations:g}{once}"
+        kept = "own loop" if counted.states is None else str(counted.states)
+        draws = [(counted.increments, "path"), (counted.normals, "normal")]
+        costs = [evaluations, kept, " + ".join(f"{n:g} {kind}" for n, kind in draws if n) or "—"]
+    return (f"`{label(solver)}`", *orders, *costs, source(type(solver)))
+
+
+def _claim(row: Row | None) -> str:
+    if row is None or row.claimed is None:
+        return "—"
+    measured = "not measured" if row.measured is None else f"{row.measured:.2f}"
+    return f"{row.claimed:g} ({measured})" + ("" if row.passed else " **fails**")
+
+
+def page(certificates: Iterable[Certificate]) -> str:
+    """The whole page, Markdown."""
+    lines = [HEADER, tuple("---" for _ in HEADER), *map(cells, certificates)]
+    return _INTRODUCTION + "".join(f"| {' | '.join(line)} |\n" for line in lines)

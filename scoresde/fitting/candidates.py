@@ -1,0 +1,70 @@
+"""The fixed methods that a fit starts from and must beat."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from scoresde import grids
+from scoresde.fitting.recorded import record
+from scoresde.sde import SDE
+from scoresde.solvers import Multistep, Solver
+from scoresde.solvers.fitted import Method
+
+
+class Candidate(NamedTuple):
+    """A solver on a grid, by name and as its coefficients."""
+
+    name: str
+    method: Method
+
+
+def default_solvers() -> list[Solver]:
+    """Those of one evaluation a step that do best in few steps."""
+    return [
+        Multistep(2, True, "data"),
+        Multistep(3, True, "data"),
+        Multistep(2, True, "velocity"),
+        Multistep(3, True, "velocity"),
+        Multistep(3, True, "velocity", "angle"),
+        Multistep(3, False, "noise", "noise_level"),
+    ]
+
+
+def candidates(sde: SDE, solvers: Sequence[Solver], steps: int) -> list[Candidate]:
+    """Every solver on every grid that it takes.
+
+    Raises:
+        ValueError: a solver that is not linear in the score; none takes any grid.
+    """
+    found = []
+    for solver in solvers:
+        for name, grid in fixed_grids(sde, steps).items():
+            found.append(Candidate(f"{solver!r} on {name}", record(solver, sde, grid)))
+    return found
+
+
+def fixed_grids(sde: SDE, steps: int) -> dict[str, Tensor]:
+    """Times by rules, those that exist for this SDE."""
+    found: dict[str, Tensor] = {"uniform": grids.uniform(sde, steps)}
+    for rho in (3.0, 5.0, 7.0, 10.0):
+        found[f"karras(rho={rho:g})"] = grids.karras(sde, steps, rho=rho)
+    for scale in (0.3, 1.0):
+        found[f"equal steps in σ/({scale:g}α + σ)"] = _share(sde, steps, scale)
+    with contextlib.suppress(ValueError):  # σ = 0 at t_min
+        found["log_snr"] = grids.log_snr(sde, steps)
+    return found
+
+
+def _share(sde: SDE, steps: int, scale: float) -> Tensor:
+    """Equal steps in σ/(c α + σ)."""
+    ends = torch.tensor([sde.T, sde.t_min], dtype=torch.float64)
+    alpha, sigma = sde.alpha(ends), sde.sigma(ends)
+    first, last = (sigma / (scale * alpha + sigma)).unbind()
+    share = first + (last - first) * torch.linspace(0, 1, steps + 1, dtype=torch.float64)[1:-1]
+    inside = sde.t_of_log_snr(2 * ((1 - share) / (scale * share)).log())
+    return torch.cat([ends[:1], inside, ends[1:]])

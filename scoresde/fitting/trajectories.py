@@ -1,0 +1,90 @@
+"""What a sampler is fitted to: starts, and where the probability-flow ODE carries them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scoresde import grids
+from scoresde.reverse import Reverse
+from scoresde.solvers import Multistep
+
+# Steps of the reference: doubled from the first until its error is small enough, at most to the last.
+_FEWEST, _MOST = 64, 1024
+TRIM = 0.05
+
+
+@dataclass(frozen=True)
+class Trajectories:
+    """Starts and ends in blocks of the one batch size with which the score is called: lists of (B, *event)."""
+
+    starts: Sequence[Tensor]
+    ends: Sequence[Tensor]
+
+    def part(self, first: int, last: int) -> Trajectories:
+        """Some of the blocks."""
+        return Trajectories(self.starts[first:last], self.ends[first:last])
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @property
+    def count(self) -> int:
+        """How many trajectories."""
+        return sum(len(x) for x in self.starts)
+
+    def squared(self, sampler: Callable[[Tensor], Tensor]) -> Tensor:
+        """(count,) float64, each trajectory's squared error at the end, averaged over coordinates."""
+        with torch.no_grad():
+            found = [square(sampler(x) - end) for x, end in zip(self.starts, self.ends, strict=True)]
+        return torch.cat(found)
+
+
+def square(difference: Tensor) -> Tensor:
+    """(B,) float64 on the CPU: the mean square over coordinates."""
+    return difference.double().flatten(1).square().mean(1).cpu()
+
+
+def rms(squared: Tensor) -> float:
+    """Root of the mean; infinite where anything is not finite."""
+    return float(squared.nan_to_num(torch.inf).mean().sqrt())
+
+
+def trimmed(squared: Tensor) -> float:
+    """The same without the worst 5 %."""
+    ordered = squared.nan_to_num(torch.inf).sort().values
+    return float(ordered[: len(ordered) - int(TRIM * len(ordered))].mean().sqrt())
+
+
+def reference(process: Reverse, starts: Sequence[Tensor], error: float) -> tuple[Sequence[Tensor], float]:
+    """The ends of the probability-flow ODE, and an estimate of their error.
+
+    A fifth-order multistep method at equal steps in log-SNR. The steps are halved until the difference to twice as
+    few is below ``error``; that difference is the error of the coarser run, of which the finer has about 1/32.
+    """
+    solver = Multistep(4, True, full_start=True)
+
+    def ends(steps: int) -> list[Tensor]:
+        times = _fine(process, steps)
+        with torch.no_grad():
+            return [solver.solve(process, x, times).x for x in starts]
+
+    steps = _FEWEST
+    coarse = ends(steps)
+    while True:
+        steps *= 2
+        fine = ends(steps)
+        found = rms(torch.cat([square(a - b) for a, b in zip(coarse, fine, strict=True)]))
+        if found <= error or 2 * steps > _MOST:
+            return fine, found
+        coarse = fine
+
+
+def _fine(process: Reverse, steps: int) -> Tensor:
+    try:
+        return grids.log_snr(process.sde, steps)
+    except ValueError:  # σ = 0 at the end: no equal steps in log-SNR
+        return grids.karras(process.sde, steps)

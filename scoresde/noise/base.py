@@ -1,0 +1,86 @@
+"""What a source of randomness is."""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from scoresde.noise.path import BrownianNoise
+
+Shape = tuple[int, ...]
+PATH_LEVELS = 20
+
+
+class Noise(ABC):
+    """A source of standard normals. Holds the position of its streams, so use a new one for each run to repeat it."""
+
+    @abstractmethod
+    def initial(self, shape: Shape, *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """N(0, I) of ``shape`` (B, *event), for x_T."""
+
+    @abstractmethod
+    def normal(self, x: Tensor) -> Tensor:
+        """Fresh N(0, I) with the shape, dtype and device of ``x``."""
+
+    def between(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        """(w_t - w_s) / sqrt(|t - s|) ~ N(0, I) of a reverse-time Wiener process stepping from t down to s < t.
+
+        With the reverse Wiener process w̄ run from T to 0, ``x + g sqrt(t - s) between(x, t, s)`` is an
+        Euler-Maruyama step. Independent of every other interval unless a subclass keeps a path.
+        """
+        return self.normal(x)
+
+    def stream(self, purpose: str) -> Noise:
+        """The source of normals for another use than a solver's, such as "probe" or "data".
+
+        A noise keyed by a seed answers one that shares no draw with itself, the same object for the same purpose, so
+        its draws move on. By default the noise itself, which is right where every draw is new anyway.
+        """
+        return self
+
+    def path(self, T: float) -> BrownianNoise:
+        """A Brownian path on [0, T] driven by this noise, a new one at each call; a path answers itself.
+
+        It resolves steps of T / 2**20, for methods that choose their own.
+        """
+        from scoresde.noise.path import BrownianNoise  # a path is a Noise: known only once this class is
+
+        return BrownianNoise(drawn_seed(self), T, levels=PATH_LEVELS)
+
+    def check(self, grid: Tensor) -> None:  # noqa: B027 (most noises serve every grid)
+        """Raises ValueError where this noise cannot serve the steps of ``grid`` (n + 1,); called before any work."""
+
+    def position(self) -> object:
+        """Where the streams stand, to be handed to :meth:`rewind`: the same numbers can then be drawn again."""
+        raise TypeError(
+            f"{type(self).__name__} cannot draw its numbers again: it has no position() and rewind(). Write the "
+            "two, or use a noise of scoresde.noise."
+        )
+
+    def rewind(self, position: object) -> None:
+        """Back to where :meth:`position` was asked: what follows repeats what followed there, its streams included."""
+        raise TypeError(f"{type(self).__name__} has no rewind(); see position().")
+
+
+def drawn_seed(noise: Noise) -> int:
+    """An integer from the noise's own stream, to seed a generator that is not ours."""
+    draws = noise.normal(torch.zeros(2, 2, dtype=torch.float64))
+    return int(draws.abs().sum().item() * 2.0**40)
+
+
+def as_seed(seed: int) -> int:
+    """A seed's 64 bits; TypeError for what is no integer."""
+    if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool):  # numpy's integers too
+        raise TypeError(f"a seed must be an integer, got {type(seed).__name__}.")
+    return int(seed) & 0xFFFF_FFFF_FFFF_FFFF
+
+
+def digest(seed: int, purpose: str) -> int:
+    """A seed of 64 bits for one purpose."""
+    return int.from_bytes(hashlib.blake2b(f"{seed} {purpose}".encode(), digest_size=8).digest(), "little")

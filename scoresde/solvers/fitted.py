@@ -1,0 +1,288 @@
+"""A sampler with coefficients of its own, fitted to one process: see :func:`scoresde.grids.fit`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from scoresde import checks
+from scoresde.noise import Noise
+from scoresde.reverse import Reverse
+from scoresde.sde import SDE
+from scoresde.solvers.base import only_ode
+from scoresde.solvers.linear import Coefficient, combine, rows
+from scoresde.solvers.planned import Planned
+
+FORMAT, VERSION = "scoresde fitted sampler", 1
+# α and σ of the schedule that a sampler is run on, against those it was fitted for: room for another build's libm only.
+_SAME = 1e-9
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a fit came to. Errors are root-mean-square distances to the accurate end points, per coordinate.
+
+    Attributes:
+        kept: "fitted", or "fixed" where the fit was no better on held-out trajectories than the best fixed method.
+        train, validation, held_out: error of the sampler returned, on each part of the trajectories.
+        held_out_trimmed: the last without the worst 5 % of the trajectories.
+        fixed, fixed_trimmed: the same of the best fixed method on the same held-out trajectories.
+        fixed_method: which that is.
+        rejected: held-out error of the fit that was not kept, None where it was kept.
+        started_from: the fixed method from which the fit started.
+        reference_error: estimated error of the end points themselves.
+        trajectories: how many were trained on, validated on, held out.
+        event: shape of a sample.
+        iterations, seconds, seed: of the optimisation.
+    """
+
+    kept: Literal["fitted", "fixed"]
+    train: float
+    validation: float
+    held_out: float
+    held_out_trimmed: float
+    fixed: float
+    fixed_trimmed: float
+    fixed_method: str
+    rejected: float | None
+    started_from: str
+    reference_error: float
+    trajectories: tuple[int, int, int]
+    event: tuple[int, ...]
+    iterations: int
+    seconds: float
+    seed: int
+
+    def __str__(self) -> str:
+        ratio, trimmed = self.held_out / self.fixed, self.held_out_trimmed / self.fixed_trimmed
+        ours = f"{self.held_out:.3g} on {self.trajectories[2]} held-out trajectories"
+        fixed = f"{self.fixed_method}: {self.fixed:.3g}"
+        if self.kept == "fixed":
+            return f"kept the best fixed method, {fixed}; the fit came to {self.rejected:.3g}, no better."
+        return f"fitted: RMS {ours}, {ratio:.2f} times the best fixed method's ({fixed}); trimmed {trimmed:.2f} times."
+
+
+class Schedule(NamedTuple):
+    """What a sampler remembers of its SDE: its name for people, and α and σ at the grid's times and those asked."""
+
+    name: str
+    alpha: tuple[float, ...]
+    sigma: tuple[float, ...]
+
+    @staticmethod
+    def of(sde: SDE, times: Sequence[float]) -> Schedule:
+        """That of ``sde``."""
+        at = torch.tensor(times, dtype=torch.float64)
+        return Schedule(named(sde), tuple(sde.alpha(at).tolist()), tuple(sde.sigma(at).tolist()))
+
+
+def named(sde: SDE) -> str:
+    """Class and numeric fields."""
+    fields = {f.name: getattr(sde, f.name) for f in dataclasses.fields(sde)}
+    told = {k: v.item() if isinstance(v, Tensor) and not v.ndim else v for k, v in fields.items()}
+    return f"{type(sde).__name__}({', '.join(f'{k}={v}' for k, v in told.items() if isinstance(v, int | float))})"
+
+
+class Method(NamedTuple):
+    r"""Any explicit linear method with n evaluations: x̂_0 is asked at n times, of combinations of the start and x̂_0's.
+
+    With y_0 = x_T, D_j = E[x_0 | x_{τ_j} = y_j] and y_n the end::
+
+        y_i = a_i x_T + Σ_{j<i} w_ij D_j        i = 1 … n
+
+    Attributes:
+        asks: τ_0 … τ_{n-1}; numbers, or tensors () or (B,).
+        keep: a_1 … a_n, numbers or tensors that broadcast against x.
+        weights: n rows, of 1 … n weights.
+    """
+
+    asks: Sequence[Any]
+    keep: Sequence[Any]
+    weights: Sequence[Sequence[Any]]
+
+
+class Stage(NamedTuple):
+    """One evaluation: D = read · (y, s), then the next state from the start and all D's."""
+
+    ask: Tensor
+    read: tuple[Coefficient, ...]
+    keep: float
+    weights: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Fitted(Planned):
+    r"""The probability-flow ODE in n evaluations, with the times asked and all coefficients fitted to one process.
+
+    y_0 = x_T, D_j = E[x_0 | x_{τ_j} = y_j], and y_n is the end::
+
+        y_i = a_i x_T + Σ_{j<i} w_ij D_j        i = 1 … n
+
+    the most general explicit linear method with one evaluation a step: every multistep and singlestep method is one
+    of its special cases. Made by :func:`scoresde.grids.fit`. The end is fitted; states on the way are what helps the
+    end most, and follow the marginals p_t only roughly. n + 1 states are held in memory.
+
+    Args:
+        times: (n + 1,) decreasing: T, the times asked put in order, t_min. It runs on these alone.
+        asks: (n,) τ, the times that the score is told, in the order of the steps.
+        keep: (n,) a.
+        weights: n rows of w, the i-th of i values.
+        schedule: of the SDE that it was fitted for.
+        report: how it was fitted and what it came to.
+
+    Raises:
+        ValueError: lengths that do not fit, numbers that are not finite, times that do not decrease.
+    """
+
+    times: tuple[float, ...]
+    asks: tuple[float, ...]
+    keep: tuple[float, ...]
+    weights: tuple[tuple[float, ...], ...]
+    schedule: Schedule
+    report: Report
+
+    def __post_init__(self) -> None:
+        n = len(self.asks)
+        lengths = [len(row) for row in self.weights]
+        if n < 1 or len(self.times) != n + 1 or len(self.keep) != n or lengths != list(range(1, n + 1)):
+            raise ValueError(
+                f"a sampler of n steps has n + 1 times, n asks, n of keep and rows of 1 to n weights; got "
+                f"{len(self.times)}, {n}, {len(self.keep)} and rows of {lengths}."
+            )
+        levels = [*self.schedule.alpha, *self.schedule.sigma]
+        if len(levels) != 2 * (2 * n + 1):
+            raise ValueError(f"the schedule must have α and σ at {2 * n + 1} times; got {len(levels)} values in all.")
+        numbers = [*self.times, *self.asks, *self.keep, *(w for row in self.weights for w in row), *levels]
+        if not all(math.isfinite(v) for v in numbers):
+            raise ValueError("a fitted sampler holds NaN or infinite numbers; fit it again.")
+        checks.grid(torch.tensor(self.times, dtype=torch.float64), math.inf)
+
+    @property
+    def steps(self) -> int:
+        """n, which is also the number of score evaluations."""
+        return len(self.asks)
+
+    @property
+    def grid(self) -> Tensor:
+        """(n + 1,) float64, what ``solve`` wants; ``sample`` takes it by itself."""
+        return torch.tensor(self.times, dtype=torch.float64)
+
+    @property
+    def method(self) -> Method:
+        """The coefficients."""
+        return Method(self.asks, self.keep, self.weights)
+
+    def check(self, process: Reverse) -> None:
+        """η = 0, and the schedule that it was fitted for."""
+        only_ode(self, process)
+        now = Schedule.of(process.sde, [t for t in (*self.times, *self.asks) if t <= process.sde.t_max])
+        if len(now.alpha) != len(self.schedule.alpha) or not all(
+            math.isclose(a, b, rel_tol=_SAME, abs_tol=1e-300)
+            for a, b in zip((*now.alpha, *now.sigma), (*self.schedule.alpha, *self.schedule.sigma), strict=True)
+        ):
+            raise ValueError(
+                f"this sampler was fitted for {self.schedule.name}; the process has {now.name}, another schedule. Fit "
+                "one for it with grids.fit, or take a solver with a rule for every schedule."
+            )
+
+    def plan(self, process: Reverse, grid: Tensor) -> Sequence[Stage]:
+        """Everything but the coefficient of the score is stored."""
+        if len(grid) != len(self.times) or not torch.allclose(grid.detach(), self.grid, rtol=_SAME, atol=0.0):
+            raise ValueError(
+                f"a fitted sampler runs on its own {self.steps} steps, from {self.times[0]:g} to {self.times[-1]:g}; "
+                f"got a grid of {len(grid) - 1} from {float(grid[0]):g} to {float(grid[-1]):g}. Pass its .grid, or "
+                "leave the grid out of sample(...)."
+            )
+        asks = torch.tensor(self.asks, dtype=torch.float64)
+        alpha, sigma = process.sde.alpha(asks), process.sde.sigma(asks)
+        read = rows(1 / alpha, sigma**2 / alpha)
+        return [Stage(*row) for row in zip(asks.unbind(), read, self.keep, self.weights, strict=True)]
+
+    def advance(
+        self, process: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise, row: Any, memory: Any
+    ) -> tuple[Tensor, Any]:
+        """One evaluation."""
+        start, past = (x, ()) if memory is None else memory
+        keep, pull = row.read
+        past = (*past, combine((keep, x), (pull, process.score(x, row.ask))))
+        return combine((row.keep, start), *zip(row.weights, past, strict=True)), (start, past)
+
+    # -- files ---------------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write it as JSON, whole or not at all; numbers come back bit for bit."""
+        path = Path(path)
+        content = {"format": FORMAT, "version": VERSION, "eta": 0, "steps": self.steps, **dataclasses.asdict(self)}
+        content["schedule"] = self.schedule._asdict()
+        text = json.dumps(content, indent=1, allow_nan=False)
+        draft = path.with_name(f".{path.name}.partial-{os.getpid()}")
+        try:
+            with draft.open("w", encoding="utf-8") as file:
+                file.write(text + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(draft, path)
+        finally:
+            draft.unlink(missing_ok=True)
+        return path
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Fitted:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: the file is not one of these, or is damaged.
+        """
+        path = Path(path)
+        text = path.read_text(encoding="utf-8")
+        try:
+            content = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"{path} is not JSON ({error}); a fitted sampler is saved with fitted.save(path)."
+            ) from error
+        if not isinstance(content, Mapping) or content.get("format") != FORMAT:
+            raise ValueError(f'{path} holds no fitted sampler: its "format" should be {FORMAT!r}.')
+        if content.get("version") != VERSION:
+            raise ValueError(
+                f"{path} has version {content.get('version')!r} of the format, this library reads {VERSION}; fit again."
+            )
+        try:
+            return cls(
+                _numbers(content["times"]),
+                _numbers(content["asks"]),
+                _numbers(content["keep"]),
+                tuple(_numbers(row) for row in content["weights"]),
+                _schedule(content["schedule"]),
+                _report(content["report"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+
+
+def _numbers(values: Any) -> tuple[float, ...]:
+    if not isinstance(values, list) or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+        raise TypeError(f"expected a list of numbers, got {values!r:.80}")
+    return tuple(float(v) for v in values)
+
+
+def _schedule(content: Any) -> Schedule:
+    return Schedule(str(content["name"]), _numbers(content["alpha"]), _numbers(content["sigma"]))
+
+
+def _report(content: Any) -> Report:
+    expected = {field.name for field in dataclasses.fields(Report)}
+    if not isinstance(content, Mapping) or set(content) != expected:
+        raise ValueError(f"the report should have the entries {', '.join(sorted(expected))}")
+    lists = {key: tuple(int(v) for v in content[key]) for key in ("trajectories", "event")}
+    return Report(**{**content, **lists})
