@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,10 @@ if TYPE_CHECKING:  # fitting stands above the solvers, which stand above grids
     from scoresde.reverse import Reverse
     from scoresde.solvers import Solver
     from scoresde.solvers.fitted import Fitted
+
+
+FEW = 25
+"""Steps up to which :func:`balanced` and the solver made for it follow their rule for few, n = steps - 1 evaluations."""
 
 
 def _ends(sde: SDE, steps: int, t_start: Time | None, t_end: Time | None) -> tuple[Tensor, Tensor]:
@@ -81,6 +86,64 @@ def karras(sde: SDE, steps: int, *, rho: float = 7.0, t_start: Time | None = Non
     return torch.cat([start.reshape(1), inside, end.reshape(1)])
 
 
+_FLOOR = 0.002  # σ/α, in units of the data's scale, below which no steps are spent
+
+
+def _density(steps: int) -> tuple[float, float, float]:
+    """a, log c and ε of balanced steps, fitted to a family of mixtures: see docs/default.md."""
+    if steps <= FEW:
+        n = max(4, steps - 1)
+        return 1.021 * math.exp(-2.25 / n), math.log(0.756) + 2.26 / n, 0.130 * math.exp(-1.59 / n)
+    return 0.968 * math.exp(-0.33 / steps), math.log(0.711) + 1.10 / steps, 0.0699 * math.exp(2.29 / steps)
+
+
+def balanced(
+    sde: SDE, steps: int, *, sigma_data: float = 1.0, t_start: Time | None = None, t_end: Time | None = None
+) -> Tensor:
+    r"""Steps where the denoiser varies, long ones at both ends; made for :class:`~scoresde.VelocityMultistep`.
+
+    With σ̃ = σ/α, equal steps in::
+
+        ψ(σ̃) = (2/a) atan((σ̃/c)^a) + ε log σ̃
+
+    the integral of the density sech(a log(σ̃/c)) + ε of steps in log σ̃. a, c and ε depend on the number of steps alone::
+
+        steps <= 25, n = steps - 1:   a = 1.021 e^{-2.25/n}   c = 0.756 e^{2.26/n}   ε = 0.130 e^{-1.59/n}
+        more,        n = steps:       a = 0.968 e^{-0.33/n}   c = 0.711 e^{1.10/n}   ε = 0.0699 e^{2.29/n}
+
+    so that the grid depends on the SDE through its range of σ̃ only. a = 1, ε = 0 would be the angle of the cosine
+    schedule. Steps end at σ̃ = 0.002 sigma_data, from where one step leads to any lower t_end, also to σ = 0.
+    Arguments as in :func:`uniform`, and
+
+    Args:
+        sigma_data: scale of the data, per coordinate; 0.5 to 2 times the truth makes little difference.
+    """
+    checks.positive(sigma_data, name="sigma_data")
+    start, end = _ends(sde, steps, t_start, t_end)
+    _signal_left(sde, start)
+    scale = math.log(checks.number(sigma_data))
+    first, last = (-0.5 * sde.log_snr(t) - scale for t in (start, end))  # log of σ̃ over the scale
+    floor = torch.minimum(torch.tensor(math.log(_FLOOR), dtype=torch.float64), first - 1)
+    last = torch.maximum(last, floor)
+    a, c, rest = _density(steps)
+
+    def place(u: Tensor) -> Tensor:
+        return 2 / a * torch.atan((a * (u - c)).exp()) + rest * u
+
+    low, high = place(last), place(first)
+    target = (high + (low - high) * torch.linspace(0, 1, steps + 1, dtype=torch.float64))[1:-1]
+    with torch.no_grad():
+        below, above = last.expand_as(target), first.expand_as(target)
+        for _ in range(60):  # halves a range of any size below the spacing of float64
+            middle = (below + above) / 2
+            short = place(middle) < target
+            below, above = torch.where(short, middle, below), torch.where(short, above, middle)
+        u = (below + above) / 2
+        slope = 1 / torch.cosh(a * (u - c)) + rest
+    u = u + (target - place(u)) / slope  # no move, but carries gradients
+    return torch.cat([start.reshape(1), sde.t_of_log_snr(-2 * (u + scale)), end.reshape(1)])
+
+
 def _signal_left(sde: SDE, t: Tensor) -> None:
     if not bool(sde.alpha(t) > 0):
         raise ValueError(f"α = 0 at t_start = {t:g}, where σ/α is infinite; start at T = {sde.T:g} at the latest.")
@@ -113,7 +176,7 @@ def fit(
 
     The end y_n of n evaluations D_j = E[x_0 | x_{τ_j} = y_j] of combinations of what is known so far::
 
-        y_0 = x_T        y_i = a_i x_T + Σ_{j<i} w_ij D_j        i = 1 … n
+        y_i = a_i x_T + Σ_{j<i} w_ij D_j        i = 0 … n
 
     is brought close to the end of the probability-flow ODE by a damped Gauss-Newton method on a robust loss, starting
     at the fixed method that does best on the trajectories: each of ``solver`` on each of the rules for a grid. The
@@ -127,7 +190,7 @@ def fit(
     Args:
         process: η = 0; its score may be a network, guided or bound to conditions. Its parameters are left alone.
         solver: where to start: linear methods with fixed steps; default several of :class:`~scoresde.Multistep`.
-        steps: of the solver. The sampler's own number is that of the score evaluations they take.
+        steps: n, the score evaluations of the sampler. Solvers start it with the steps of their own that take so many.
         shape: (N, *event), how many starts to draw from the prior: one to two thousand.
         starts: (N, *event), or the states at T themselves.
         batch: the score is always called with so many samples, the first ones first: the size that bound conditions

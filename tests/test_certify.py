@@ -548,6 +548,18 @@ def test_a_tolerance_that_sets_no_steps_is_no_claim() -> None:
         certify.tolerance_slope(Heun(), FLOW["VE"])
 
 
+def test_an_adaptive_method_of_the_sde_alone_is_listed_without_a_claim() -> None:
+    @dataclass(frozen=True)
+    class Wild(ProbabilityFlow):
+        def check(self, process: Reverse) -> None:
+            if process.eta == 0:
+                raise ValueError("not the ODE")
+
+    row = certify.certify(Wild())["error per tolerance"]
+    assert row.claimed is None and row.passed is None and "takes no η = 0" in row.note
+    assert cells(certify.certify(Wild()))[4:6] == ("—", "its own choice")
+
+
 # ---- costs ----
 
 

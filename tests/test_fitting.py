@@ -45,6 +45,7 @@ from scoresde.fitting.trajectories import Trajectories, reference, rms, square, 
 from scoresde.fitting.unknowns import Unknowns
 from scoresde.nn import MLP
 from scoresde.solvers.fitted import Method, Report, Schedule
+from scoresde.solvers.velocity import VelocityMultistep
 
 F64 = torch.float64
 SDES = {"VP": VP(), "EDM": EDM(), "VE": VE(), "RectifiedFlow": RectifiedFlow()}
@@ -87,6 +88,7 @@ LINEAR: list[Solver] = [
     DPMSolverPP(3),
     DEIS(4),
     UniPC(3),
+    VelocityMultistep(),
     Multistep(3, True, "velocity", "angle"),
     Multistep(2, False, "noise", "noise_level"),
 ]
@@ -144,20 +146,20 @@ def test_rows_are_the_derivatives_of_each_sample(sde: str) -> None:
     # times inside the range, so that both sides of a difference are
     method = record(START, schedule, grids.karras(schedule, 3, t_start=0.9 * schedule.T, t_end=0.1))
     unknowns, theta = Unknowns.of(schedule, method)
-    assert len(theta) == 3 + 6 + 3
+    assert len(theta) == 4 + 6 + 3
     slope = jacobian(unknowns, theta, process, x)
     end = torch.ones_like(x)
     rows = unknowns.rows(process, theta, x, end, None)
     error = run(unknowns.method(theta), process, x) - end
     torch.testing.assert_close(rows.error, error)
-    close = {"rtol": 1e-6, "atol": 1e-6 * float(slope.abs().max())}
-    torch.testing.assert_close(rows.sketch, slope.movedim(1, 0), **close)
-    torch.testing.assert_close(rows.gradient, torch.einsum("bdp,bd->bp", slope, error), **close)
+    close = functools.partial(torch.testing.assert_close, rtol=1e-6, atol=1e-6 * float(slope.abs().max()))
+    close(rows.sketch, slope.movedim(1, 0))
+    close(rows.gradient, torch.einsum("bdp,bd->bp", slope, error))
     signs = torch.tensor([[1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]], dtype=F64)[:, None].repeat(1, 6, 1)
     rows = unknowns.rows(process, theta, x, end, signs)
     expected = torch.einsum("kbd,bdp->kbp", signs, slope) / math.sqrt(3)
-    torch.testing.assert_close(rows.sketch, expected, **close)
-    torch.testing.assert_close(rows.gradient, torch.einsum("bdp,bd->bp", slope, error), **close)
+    close(rows.sketch, expected)
+    close(rows.gradient, torch.einsum("bdp,bd->bp", slope, error))
 
 
 def test_random_signs_give_the_matrix_on_average() -> None:
@@ -174,7 +176,7 @@ def test_random_signs_give_the_matrix_on_average() -> None:
 def test_the_gradient_is_that_of_the_robust_loss() -> None:
     process, x = ode(), starts(40)
     unknowns, theta = Unknowns.of(process.sde, record(START, process.sde, grids.karras(process.sde, 3, t_start=0.9)))
-    blocks = Trajectories(x.split(20), (0.5 * x).split(20))
+    blocks = Trajectories([x[:20], x[20:]], [0.5 * x[:20], 0.5 * x[20:]])
     system = gauss_newton._assemble(process, unknowns, theta, blocks, 0.0, torch.Generator())
 
     def mean_loss(theta: Tensor) -> float:
@@ -314,7 +316,8 @@ def test_solvers_are_where_it_starts() -> None:
     assert quick(solver=DDIM()).report.started_from.startswith("DDIM")
     for both in ([EulerMaruyama(), START], [START, EulerMaruyama()]):  # the worse by orders of magnitude
         assert quick(solver=both, steps=4).report.started_from.startswith("Multistep")
-    assert quick(solver=Heun(), steps=2).steps == 4
+    made = quick(solver=Heun(), steps=4)  # two steps of Heun's
+    assert made.steps == 4 and made.report.started_from.startswith("Heun")
     assert quick(solver=None).report.started_from.startswith("Multistep")
 
 
@@ -497,8 +500,8 @@ def _changed(key: str, value: Any) -> Any:
     [
         (_changed("format", "x"), "no fitted sampler"),
         (_changed("version", 2), "version 2"),
-        (_changed("keep", [1.0, math.nan, 1.0, 1.0]), "NaN"),
-        (_changed("keep", [1.0]), "n of keep"),
+        (_changed("keep", [1.0, 1.0, math.nan, 1.0, 1.0]), "NaN"),
+        (_changed("keep", [1.0]), r"n \\+ 1 of keep"),
         (_changed("times", [1.0, 0.5, 0.6, 0.1, 0.001]), "strictly decreasing"),
         (_changed("asks", "1.0"), "list of numbers"),
         (_changed("asks", [1.0, 0.5, 0.2, True]), "list of numbers"),
@@ -546,6 +549,7 @@ def test_a_file_that_is_not_json_is_refused(tmp_path: Path) -> None:
         ({"solver": "ddim"}, TypeError, "Solver"),
         ({"solver": []}, TypeError, "Solver"),
         ({"solver": Clipping()}, ValueError, "linear"),
+        ({"solver": Heun(), "steps": 3}, ValueError, "no number of steps"),
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else getattr(v, "__name__", ""),
 )
@@ -572,7 +576,7 @@ def test_bad_processes_are_refused() -> None:
 
 
 def test_methods_that_all_diverge_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = Candidate("diverging", Method([1.0], [math.inf], [[1.0]]))
+    made = Candidate("diverging", Method([1.0], [1.0, math.inf], [[1.0]]))
     monkeypatch.setattr("scoresde.fitting.procedure.candidates", lambda *args: [made])
     with pytest.raises(FloatingPointError, match="every fixed method of 2 steps"):
         quick()

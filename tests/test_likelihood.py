@@ -150,7 +150,7 @@ def test_hutchinson_after_sampling_with_the_same_seed_is_unbiased() -> None:
 
 def test_noise_is_a_seed_and_does_not_touch_global_randomness() -> None:
     problem, state = mixture((3,)), torch.get_rng_state()
-    x, process = points(problem, VP(), 3), Reverse(VP(), problem.score(VP()))
+    x, process = points(problem, VP(), 12), Reverse(VP(), problem.score(VP()))  # 2^24 choices of signs
     a, b, c = (log_prob(process, x, noise=n) for n in (1, PerSampleNoise(1), 2))
     assert torch.equal(a, b) and not torch.allclose(a, c)
     assert torch.equal(log_prob(process, x), log_prob(process, x, noise=0))

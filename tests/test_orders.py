@@ -5,7 +5,6 @@ The measuring is public, :mod:`scoresde.certify`; that it refuses what is wrong 
 
 from __future__ import annotations
 
-import functools
 import itertools
 import re
 from dataclasses import dataclass
@@ -63,11 +62,6 @@ def printed() -> dict[str, list[str]]:
     return {row[0]: row for row in rows[2:]}
 
 
-@functools.cache
-def certificate(solver: Solver) -> certify.Certificate:
-    return certify.certify(solver)
-
-
 # ---- every solver of the package, in every variant ----
 
 
@@ -79,7 +73,7 @@ def test_solvers_are_found_in_all_their_variants() -> None:
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=label)
 def test_what_a_solver_claims_is_so_and_what_the_page_says_of_it(solver: Solver) -> None:
-    found = certificate(solver)
+    found = certify.certify(solver)
     if found.claims:
         found.require()
     row = printed().get(f"`{label(solver)}`")

@@ -45,13 +45,13 @@ class Config:
     """Score evaluations allowed."""
     samples: int = 20_000
     """Samples in each set."""
-    repeats: int = 3
+    repeats: int = 4
     """Sets of samples whose distances are averaged."""
     slices: int = 128
     """Directions of the sliced distance."""
-    screen: int = 1000
+    screen: int = 2000
     """Samples on which every peer runs on every grid before the best of them run on all."""
-    keep: int = 3
+    keep: int = 4
     """How many of them."""
     peers: Path = contest.CACHE / "peers_sde.jsonl"
     """File of the peers' results: read where it has them, else written."""
@@ -157,7 +157,7 @@ def our_sampler(problem: Mixture, solver: ss.Solver | None, grid: GridRule | Non
 
 def evaluate(
     solver: ss.Solver | None, grid: GridRule | None, problem: Mixture, nfe: int, *, samples: int = 20_000,
-    repeats: int = 3, slices: int = 128,
+    repeats: int = 4, slices: int = 128,
 ) -> LawResult:  # fmt: skip
     """Distance to the exact law of a solver of ours with at most ``nfe`` evaluations; None is ``sample``'s default."""
     each, used = judged(problem, our_sampler(problem, solver, grid, nfe), samples, repeats, slices)

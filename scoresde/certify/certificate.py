@@ -166,7 +166,7 @@ def certify(
     taken = [value for value in etas if cases.takes(value)]
     missing = "" if taken else f"takes none of η = {', '.join(f'{value:g}' for value in etas)}"
     rows = [_row("ODE order", solver.order, within, cases.ode)]
-    adaptive = _tolerance_row(cases) if has_tolerance(solver) and cases.takes(0.0) else None
+    adaptive = _tolerance_row(cases) if has_tolerance(solver) else None
     rows += [] if adaptive is None else [adaptive]
     rows.append(_row("weak order", solver.weak_order, within, lambda: cases.weak(taken), "" if taken else missing))
     rows.append(
@@ -211,6 +211,8 @@ def _shown(slope: Slope) -> float:
 def _tolerance_row(cases: _Cases) -> Row | None:
     """None where the tolerance does not set the steps."""
     title, wide = "error per tolerance", cases.among(WIDE)
+    if not cases.takes(0.0):
+        return Row(title, None, None, None, "takes no η = 0, and on a path no proportion is claimed")
     try:
         found = [(name, tolerance_slope(cases.solver, sde)) for name, sde in wide.items()]
     except Exception as error:  # whatever a half-written solver raises

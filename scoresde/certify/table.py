@@ -8,6 +8,7 @@ import itertools
 import re
 import typing
 from collections.abc import Iterable
+from typing import Any
 
 import scoresde.solvers as package
 from scoresde.certify.certificate import Certificate, Row
@@ -70,9 +71,16 @@ def solvers() -> list[Solver]:
             for field in dataclasses.fields(kind)
             if typing.get_origin(hints[field.name]) is typing.Literal
         }
+        if any(_required(field) and field.name not in choices for field in dataclasses.fields(kind)):
+            continue
         for choice in itertools.product(*choices.values()):
             found.append(kind(**dict(zip(choices, choice, strict=True))))
     return found
+
+
+def _required(field: dataclasses.Field[Any]) -> bool:
+    missing = dataclasses.MISSING
+    return field.init and field.default is missing and field.default_factory is missing
 
 
 def label(solver: Solver) -> str:

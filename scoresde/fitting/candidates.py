@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from scoresde import grids
-from scoresde.fitting.recorded import record
+from scoresde.fitting.recorded import evaluations, record
 from scoresde.sde import SDE
 from scoresde.solvers import Multistep, Solver
 from scoresde.solvers.fitted import Method
+from scoresde.solvers.velocity import VelocityMultistep
 
 
 class Candidate(NamedTuple):
@@ -26,6 +27,7 @@ class Candidate(NamedTuple):
 def default_solvers() -> list[Solver]:
     """Those of one evaluation a step that do best in few steps."""
     return [
+        VelocityMultistep(),
         Multistep(2, True, "data"),
         Multistep(3, True, "data"),
         Multistep(2, True, "velocity"),
@@ -35,22 +37,37 @@ def default_solvers() -> list[Solver]:
     ]
 
 
-def candidates(sde: SDE, solvers: Sequence[Solver], steps: int) -> list[Candidate]:
-    """Every solver on every grid that it takes.
+def candidates(sde: SDE, solvers: Sequence[Solver], count: int) -> list[Candidate]:
+    """Every solver on every grid, each with the steps of its own that take ``count`` evaluations.
 
     Raises:
-        ValueError: a solver that is not linear in the score; none takes any grid.
+        ValueError: a solver that is not linear in the score; none takes so many evaluations.
     """
     found = []
     for solver in solvers:
-        for name, grid in fixed_grids(sde, steps).items():
-            found.append(Candidate(f"{solver!r} on {name}", record(solver, sde, grid)))
+        steps = _steps(solver, sde, count)
+        for name, grid in fixed_grids(sde, steps).items() if steps else ():
+            if evaluations(solver, sde, grid) == count:
+                found.append(Candidate(f"{solver!r} on {name}", record(solver, sde, grid)))
+    if not found:
+        raise ValueError(
+            f"no number of steps of {', '.join(map(repr, solvers))} takes {count} score evaluations, the steps of the "
+            "sampler asked for; ask for another number."
+        )
     return found
+
+
+def _steps(solver: Solver, sde: SDE, count: int) -> int:
+    """The most steps of ``solver`` that take exactly ``count`` evaluations, 0 if there are none; one step may be free."""
+    for steps in range(count + 1, 0, -1):
+        if evaluations(solver, sde, grids.karras(sde, steps)) == count:
+            return steps
+    return 0
 
 
 def fixed_grids(sde: SDE, steps: int) -> dict[str, Tensor]:
     """Times by rules, those that exist for this SDE."""
-    found: dict[str, Tensor] = {"uniform": grids.uniform(sde, steps)}
+    found: dict[str, Tensor] = {"uniform": grids.uniform(sde, steps), "balanced": grids.balanced(sde, steps)}
     for rho in (3.0, 5.0, 7.0, 10.0):
         found[f"karras(rho={rho:g})"] = grids.karras(sde, steps, rho=rho)
     for scale in (0.3, 1.0):

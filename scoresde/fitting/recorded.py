@@ -20,8 +20,8 @@ def run(method: Method, process: Reverse, x: Tensor) -> Tensor:
     Coefficients may be numbers, tensors () or (B, 1, ...); the times numbers, tensors () or (B,).
     """
     past: list[Tensor] = []
-    y = x
-    for ask, keep, weights in zip(method.asks, method.keep, method.weights, strict=True):
+    y = combine((method.keep[0], x))
+    for ask, keep, weights in zip(method.asks, method.keep[1:], method.weights, strict=True):
         past.append(process.denoise(y, torch.as_tensor(ask, dtype=torch.float64)))
         y = combine((keep, x), *zip(weights, past, strict=True))
     return y
@@ -43,30 +43,35 @@ class _Symbols:
         return (self.sde.alpha(t) * data - x) / self.sde.sigma(t) ** 2
 
 
+def evaluations(solver: Solver, sde: SDE, grid: Tensor) -> int:
+    """How many ``solver`` takes on this grid."""
+    return len(_traced(solver, sde, grid, 2)[0])
+
+
 def record(solver: Solver, sde: SDE, grid: Tensor) -> Method:
     """The method that ``solver`` is on this grid.
 
     Raises:
-        ValueError: the solver is not linear in the start and the score's values, or its first evaluation is not at
-            the start.
+        ValueError: the solver is not linear in the start and the score's values.
     """
-    count = _traced(solver, sde, grid, 2)[0]
-    _, states, times, end = _traced(solver, sde, grid, count + 1)
-    table = [*states[1:], end]
-    if len(states) != count or not torch.equal(states[0], torch.eye(count + 1, dtype=torch.float64)[0]):
+    count = evaluations(solver, sde, grid)
+    states, times, end = _traced(solver, sde, grid, count + 1)
+    if len(states) != count:
         raise _nonlinear(solver)
-    method = Method(times, [float(row[0]) for row in table], [row[1 : i + 2].tolist() for i, row in enumerate(table)])
+    table = [*states, end]
+    weights = [row[1 : i + 1].tolist() for i, row in enumerate(table)]
+    method = Method(times, [float(row[0]) for row in table], weights[1:])
     _check_linear(solver, sde, grid, method)
     return method
 
 
-def _traced(solver: Solver, sde: SDE, grid: Tensor, size: int) -> tuple[int, list[Tensor], list[float], Tensor]:
+def _traced(solver: Solver, sde: SDE, grid: Tensor, size: int) -> tuple[list[Tensor], list[float], Tensor]:
     symbols = _Symbols(sde, size)
     start = torch.zeros(1, size, dtype=torch.float64)
     start[0, 0] = 1.0
     with torch.no_grad():
         end = solver.solve(Reverse(sde, symbols, 0.0), start, grid).x[0]
-    return len(symbols.states), symbols.states, symbols.times, end
+    return symbols.states, symbols.times, end
 
 
 def _check_linear(solver: Solver, sde: SDE, grid: Tensor, method: Method) -> None:

@@ -18,7 +18,7 @@ from scoresde.solvers.fitted import Method
 
 @dataclass(frozen=True)
 class Unknowns:
-    """θ = (a, w row by row, h), float64: n + n(n+1)/2 + n numbers.
+    """θ = (a, w row by row, h), float64: n + 1 + n(n+1)/2 + n numbers.
 
     Attributes:
         sde: gives t of h = log(α/σ).
@@ -45,7 +45,7 @@ class Unknowns:
     @property
     def linear(self) -> int:
         """How many of θ are coefficients."""
-        return self.steps + self.steps * (self.steps + 1) // 2
+        return self.steps + 1 + self.steps * (self.steps + 1) // 2
 
     def inside(self, theta: Tensor) -> Tensor:
         """θ with its h moved into their range."""
@@ -112,8 +112,8 @@ class Rows:
 
 def _shaped(asks: list[Any], coefficients: list[Any]) -> Method:
     n = len(asks)
-    rows, first = [], n
+    rows, first = [], n + 1
     for i in range(1, n + 1):
         rows.append(coefficients[first : first + i])
         first += i
-    return Method(asks, coefficients[:n], rows)
+    return Method(asks, coefficients[: n + 1], rows)

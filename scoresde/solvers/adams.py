@@ -118,10 +118,6 @@ class Adams(Method):
         weights = (_newton(nodes, part) * used[:, :, None]).sum(1)
         return y + scaled(h, self._sum(weights, new)).reshape(y.shape)
 
-    def finish(self, y: Tensor) -> Tensor:
-        each = torch.arange(len(y), device=y.device)
-        return self.circle.straight(y, self.values[each, self.newest].reshape(y.shape))
-
     def keep(self, rows: Tensor) -> None:
         """Only these samples go on."""
         for name in ("values", "places", "newest", "known", "order"):

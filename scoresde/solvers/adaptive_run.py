@@ -24,7 +24,7 @@ class Line(ABC):
     grid: Tensor
     """(n + 1,) those times, on the same device."""
     to_zero: bool
-    """Whether the grid ends at σ = 0, to which :meth:`Method.finish` takes the last step."""
+    """Whether the grid ends at σ = 0, to which :meth:`finish` takes the last step."""
 
     @abstractmethod
     def time(self, p: Tensor) -> Tensor:
@@ -37,6 +37,10 @@ class Line(ABC):
     @abstractmethod
     def leave(self, y: Tensor, p: Tensor) -> Tensor:
         """x of y at places (B,), in the dtype of the state that came in."""
+
+    @abstractmethod
+    def finish(self, y: Tensor) -> Tensor:
+        """x at the grid's last time, where σ = 0, from y at the last place, in one evaluation."""
 
 
 class Method(ABC):
@@ -73,13 +77,6 @@ class Method(ABC):
     @abstractmethod
     def keep(self, rows: Tensor) -> None:
         """Only these samples (B,) go on."""
-
-    @abstractmethod
-    def finish(self, y: Tensor) -> Tensor:
-        """From y at the last place to x at the grid's last time, where σ = 0, without another evaluation.
-
-        Given as the y that :meth:`Line.leave` makes into this x at the last place.
-        """
 
     def reach(self, p: Tensor, h: Tensor) -> Tensor:
         """How far a step of length h from p may go, (B,)."""
@@ -177,6 +174,9 @@ class Run:
         if bool(left.any()):
             gave_up(self.solver, left, t, self.stuck, self.solver.max_steps)
         x = self.line.leave(self.result, self.reached)
+        if self.line.to_zero and not bool(left.all()):
+            self.nfe = self.nfe + (~left).long()
+            x = mixed(left, x, self.line.finish(self.result))
         self._tell(x)
         return Ending(x, not bool(left.any()), self.nfe, torch.where(left, t, self.line.grid[-1].detach()))
 
@@ -194,8 +194,6 @@ class Run:
             self._interpolate(accepted, h, target)
         self.method.commit(accepted)
         self.y = mixed(accepted, after, self.y)
-        if self.line.to_zero and bool((accepted & last).any()):
-            self.y = mixed(accepted & last, self.method.finish(self.y), self.y)
         before, self.p = self.p, torch.where(accepted, target, self.p)
         self.h = torch.where(running, self.solver.limits.next(h.detach(), factor, accepted), self.h)
         shrunk = running & ~accepted & (before + self.h <= before)

@@ -51,6 +51,11 @@ class HalfLogSNR(Line):
     def leave(self, y: Tensor, p: Tensor) -> Tensor:
         return scaled(self.size(self.at(p)), y).to(self.dtype)
 
+    def finish(self, y: Tensor) -> Tensor:
+        """All of the noise that is left is taken off, x = α E[x_0 | x]."""
+        at = self.at(self.ends[-1:].expand(len(y)))
+        return (self.process.sde.alpha(self.grid[-1]) * self.denoised(scaled(self.size(at), y), at)).to(self.dtype)
+
 
 class StochasticHeun(Method):
     """The pair of :class:`AdaptiveSDE`."""
@@ -110,10 +115,6 @@ class StochasticHeun(Method):
         x = x + scaled(inside.sigma, self.driver.between(inside.h, (self.here.t, inside.t)))
         return scaled(1 / self.line.size(inside), x)
 
-    def finish(self, y: Tensor) -> Tensor:
-        line = self.line
-        return scaled(line.process.sde.alpha(line.grid[-1]) / line.size(self.here), self.data)
-
     def keep(self, rows: Tensor) -> None:
         self.driver.keep(rows)
         self.data = self.data[rows]
@@ -141,9 +142,9 @@ class AdaptiveSDE(Adaptive):
     (:class:`~scoresde.solvers.remembered.Followed`).
 
     Only the ends of the grid set the run. States at its inner times are drawn given the steps around them. A grid that
-    ends at σ = 0, where there is no score, is run to a noise level of about the tolerance and ends with D_s. The score
-    is asked at per-sample times t (B,), for the whole batch as long as one sample runs. No order is claimed: a grid
-    does not set the steps.
+    ends at σ = 0, where there is no score, is run to a noise level of about the tolerance and ends with E[x_0 | x]. The
+    score is asked at per-sample times t (B,), for the whole batch as long as one sample runs. No order is claimed: a
+    grid does not set the steps.
 
     Args:
         rtol: relative tolerance; taken no finer than 4 roundings of x's dtype.

@@ -60,11 +60,6 @@ class Circle(Line):
         score = self.process.score(x.to(self.dtype), at.t).to(self.wide)
         return spread(at.b, x) * x + spread(at.c, x) * score
 
-    def straight(self, y: Tensor, slope: Tensor) -> Tensor:
-        """Along the tangent from the last place to θ = 0, as :meth:`~scoresde.solvers.adaptive_run.Method.finish`."""
-        p = self.ends[-1:].expand(len(y))
-        return scaled(self.process.sde.alpha(self.grid[-1]) / self.at(p).size, y - scaled(p, slope))
-
     def time(self, p: Tensor) -> Tensor:
         return self.at(p).t
 
@@ -74,3 +69,9 @@ class Circle(Line):
 
     def leave(self, y: Tensor, p: Tensor) -> Tensor:
         return scaled(self.at(p).size, y).to(self.dtype)
+
+    def finish(self, y: Tensor) -> Tensor:
+        """Along the tangent to θ = 0, where x = α y."""
+        p = self.ends[-1:].expand(len(y))
+        straight = y - scaled(p, self.slope(y, self.at(p)))
+        return (self.process.sde.alpha(self.grid[-1]) * straight).to(self.dtype)

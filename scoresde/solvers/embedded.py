@@ -115,9 +115,6 @@ class EmbeddedPair(Method):
         total = sum((scaled(w, k) for w, k in zip(weights.unbind(1), self.slopes, strict=True)), torch.zeros_like(y))
         return y + scaled(self.h, total)
 
-    def finish(self, y: Tensor) -> Tensor:
-        return self.circle.straight(y, self.slope)
-
     def keep(self, rows: Tensor) -> None:
         """Only these samples go on."""
         self.slope, self.last_error = self.slope[rows], self.last_error[rows]

@@ -68,7 +68,8 @@ class Report:
         fixed = f"{self.fixed_method}: {self.fixed:.3g}"
         if self.kept == "fixed":
             return f"kept the best fixed method, {fixed}; the fit came to {self.rejected:.3g}, no better."
-        return f"fitted: RMS {ours}, {ratio:.2f} times the best fixed method's ({fixed}); trimmed {trimmed:.2f} times."
+        told = f"{ratio:.2f} times the best fixed method's ({fixed}); trimmed {trimmed:.2f} times"
+        return f"fitted: RMS {ours}, {told}. End points known to {self.reference_error:.1g}."
 
 
 class Schedule(NamedTuple):
@@ -95,13 +96,13 @@ def named(sde: SDE) -> str:
 class Method(NamedTuple):
     r"""Any explicit linear method with n evaluations: x̂_0 is asked at n times, of combinations of the start and x̂_0's.
 
-    With y_0 = x_T, D_j = E[x_0 | x_{τ_j} = y_j] and y_n the end::
+    With D_j = E[x_0 | x_{τ_j} = y_j] and y_n the end::
 
-        y_i = a_i x_T + Σ_{j<i} w_ij D_j        i = 1 … n
+        y_i = a_i x_T + Σ_{j<i} w_ij D_j        i = 0 … n
 
     Attributes:
         asks: τ_0 … τ_{n-1}; numbers, or tensors () or (B,).
-        keep: a_1 … a_n, numbers or tensors that broadcast against x.
+        keep: a_0 … a_n, numbers or tensors that broadcast against x.
         weights: n rows, of 1 … n weights.
     """
 
@@ -111,8 +112,9 @@ class Method(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """One evaluation: D = read · (y, s), then the next state from the start and all D's."""
+    """One evaluation: D = read · (y, s), then the next state from the start and all D's; at first y = enter x_T."""
 
+    enter: float
     ask: Tensor
     read: tuple[Coefficient, ...]
     keep: float
@@ -123,9 +125,9 @@ class Stage(NamedTuple):
 class Fitted(Planned):
     r"""The probability-flow ODE in n evaluations, with the times asked and all coefficients fitted to one process.
 
-    y_0 = x_T, D_j = E[x_0 | x_{τ_j} = y_j], and y_n is the end::
+    With D_j = E[x_0 | x_{τ_j} = y_j], y_n is the end::
 
-        y_i = a_i x_T + Σ_{j<i} w_ij D_j        i = 1 … n
+        y_i = a_i x_T + Σ_{j<i} w_ij D_j        i = 0 … n
 
     the most general explicit linear method with one evaluation a step: every multistep and singlestep method is one
     of its special cases. Made by :func:`scoresde.grids.fit`. The end is fitted; states on the way are what helps the
@@ -134,7 +136,7 @@ class Fitted(Planned):
     Args:
         times: (n + 1,) decreasing: T, the times asked put in order, t_min. It runs on these alone.
         asks: (n,) τ, the times that the score is told, in the order of the steps.
-        keep: (n,) a.
+        keep: (n + 1,) a.
         weights: n rows of w, the i-th of i values.
         schedule: of the SDE that it was fitted for.
         report: how it was fitted and what it came to.
@@ -153,9 +155,9 @@ class Fitted(Planned):
     def __post_init__(self) -> None:
         n = len(self.asks)
         lengths = [len(row) for row in self.weights]
-        if n < 1 or len(self.times) != n + 1 or len(self.keep) != n or lengths != list(range(1, n + 1)):
+        if n < 1 or len(self.times) != n + 1 or len(self.keep) != n + 1 or lengths != list(range(1, n + 1)):
             raise ValueError(
-                f"a sampler of n steps has n + 1 times, n asks, n of keep and rows of 1 to n weights; got "
+                f"a sampler of n steps has n + 1 times, n asks, n + 1 of keep and rows of 1 to n weights; got "
                 f"{len(self.times)}, {n}, {len(self.keep)} and rows of {lengths}."
             )
         levels = [*self.schedule.alpha, *self.schedule.sigma]
@@ -205,13 +207,16 @@ class Fitted(Planned):
         asks = torch.tensor(self.asks, dtype=torch.float64)
         alpha, sigma = process.sde.alpha(asks), process.sde.sigma(asks)
         read = rows(1 / alpha, sigma**2 / alpha)
-        return [Stage(*row) for row in zip(asks.unbind(), read, self.keep, self.weights, strict=True)]
+        enter = [self.keep[0]] * self.steps
+        return [Stage(*row) for row in zip(enter, asks.unbind(), read, self.keep[1:], self.weights, strict=True)]
 
     def advance(
         self, process: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise, row: Any, memory: Any
     ) -> tuple[Tensor, Any]:
         """One evaluation."""
         start, past = (x, ()) if memory is None else memory
+        if memory is None:
+            x = combine((row.enter, x))
         keep, pull = row.read
         past = (*past, combine((keep, x), (pull, process.score(x, row.ask))))
         return combine((row.keep, start), *zip(row.weights, past, strict=True)), (start, past)
