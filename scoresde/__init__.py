@@ -50,6 +50,7 @@ from scoresde.solvers import (
     StochasticRungeKutta,
     TorchSDE,
     UniPC,
+    VelocityMultistep,
 )
 from scoresde.solvers.fitted import Fitted
 
@@ -104,6 +105,7 @@ __all__ = [
     "SubVP",
     "TorchSDE",
     "UniPC",
+    "VelocityMultistep",
     "bits_per_dim",
     "certify",
     "classifier",

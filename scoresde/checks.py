@@ -133,7 +133,7 @@ def same_shape(a: Tensor, b: Tensor, *, names: str) -> None:
         raise ValueError(f"{names} must have the same shape, got {tuple(a.shape)} and {tuple(b.shape)}.")
 
 
-def number(value: float | Tensor) -> float:
+def number(value: float | Tensor, *, name: str = "a parameter") -> float:
     """A parameter's value, whether it is a number or a tensor () that may require a gradient.
 
     Raises:
@@ -143,14 +143,15 @@ def number(value: float | Tensor) -> float:
         return float(value.detach())
     if isinstance(value, Tensor) or not isinstance(value, SupportsFloat) or isinstance(value, bool):
         got = f"a tensor {tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else repr(value)
-        raise TypeError(f"a parameter must be a real number or a tensor of shape (), got {got}.")
+        raise TypeError(f"{name} must be a real number or a tensor of shape (), got {got}.")
     return float(value)
 
 
 def positive(value: float | Tensor, *, name: str) -> None:
     """A parameter that must be a finite number above zero."""
-    if not (math.isfinite(number(value)) and number(value) > 0):
-        raise ValueError(f"{name} must be positive and finite, got {number(value):g}.")
+    given = number(value, name=name)
+    if not (math.isfinite(given) and given > 0):
+        raise ValueError(f"{name} must be positive and finite, got {given:g}.")
 
 
 def count(value: int, *, name: str, least: int = 1) -> None:
@@ -185,16 +186,22 @@ def grid(times: Tensor, upper: float) -> Tensor:
 def _literals(kind: type[Any]) -> dict[str, tuple[object, ...]]:
     hints = typing.get_type_hints(kind)
     chosen = {field.name: hints[field.name] for field in dataclasses.fields(kind)}
-    return {name: typing.get_args(hint) for name, hint in chosen.items() if typing.get_origin(hint) is typing.Literal}
+    literals = {name: typing.get_args(hint) for name, hint in chosen.items()}
+    return {
+        name: (True, False) if hint is bool else literals[name]
+        for name, hint in chosen.items()
+        if hint is bool or typing.get_origin(hint) is typing.Literal
+    }
 
 
 def choices(options: Any) -> None:
-    """Each field of a dataclass that is annotated as a Literal has one of its values.
+    """Each field of a dataclass that is annotated as a Literal, or as bool, has one of its values.
 
     Raises:
         ValueError: it has not.
     """
-    for name, allowed in _literals(type(options)).items():
+    kind: Any = type(options)
+    for name, allowed in _literals(kind).items():
         if getattr(options, name) not in allowed:
             listed = ", ".join(map(repr, allowed))
             raise ValueError(f"{name} must be one of {listed}; got {getattr(options, name)!r}.")

@@ -19,8 +19,8 @@ if TYPE_CHECKING:  # fitting stands above the solvers, which stand above grids
     from scoresde.solvers.fitted import Fitted
 
 
-FEW = 25
-"""Steps up to which :func:`balanced` and the solver made for it follow their rule for few, n = steps - 1 evaluations."""
+FEW = 21
+"""Steps up to which :func:`balanced` and the solver made for it follow their rule for few evaluations."""
 
 
 def _ends(sde: SDE, steps: int, t_start: Time | None, t_end: Time | None) -> tuple[Tensor, Tensor]:
@@ -90,7 +90,7 @@ _FLOOR = 0.002  # σ/α, in units of the data's scale, below which no steps are 
 
 
 def _density(steps: int) -> tuple[float, float, float]:
-    """a, log c and ε of balanced steps, fitted to a family of mixtures: see docs/default.md."""
+    """a, log c and ε of balanced steps, fitted to a family of mixtures: see docs/benchmarks.md."""
     if steps <= FEW:
         n = max(4, steps - 1)
         return 1.021 * math.exp(-2.25 / n), math.log(0.756) + 2.26 / n, 0.130 * math.exp(-1.59 / n)
@@ -108,8 +108,8 @@ def balanced(
 
     the integral of the density sech(a log(σ̃/c)) + ε of steps in log σ̃. a, c and ε depend on the number of steps alone::
 
-        steps <= 25, n = steps - 1:   a = 1.021 e^{-2.25/n}   c = 0.756 e^{2.26/n}   ε = 0.130 e^{-1.59/n}
-        more,        n = steps:       a = 0.968 e^{-0.33/n}   c = 0.711 e^{1.10/n}   ε = 0.0699 e^{2.29/n}
+        steps <= 21, n = max(4, steps - 1):   a = 1.021 e^{-2.25/n}   c = 0.756 e^{2.26/n}   ε = 0.130 e^{-1.59/n}
+        more,        n = steps:               a = 0.968 e^{-0.33/n}   c = 0.711 e^{1.10/n}   ε = 0.0699 e^{2.29/n}
 
     so that the grid depends on the SDE through its range of σ̃ only. a = 1, ε = 0 would be the angle of the cosine
     schedule. Steps end at σ̃ = 0.002 sigma_data, from where one step leads to any lower t_end, also to σ = 0.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from scoresde.noise import Noise, PerSampleNoise, as_noise
 from scoresde.reverse import Reverse
 from scoresde.score import Score, parameters_of
 from scoresde.sde import SDE
-from scoresde.solvers import Heun, Progress, Solution, Solver
+from scoresde.solvers import Progress, Solution, Solver, VelocityMultistep
 from scoresde.solvers.fitted import Fitted
 
 
@@ -44,10 +45,12 @@ def sample(
         sde: the SDE whose prior is drawn from and which is reversed.
         score: (x, t) -> score; a ScoreModel, ``model.bind(label=y)``, a guided or an exact score.
         shape: (B, *event).
-        solver: default :class:`~scoresde.solvers.Heun`, two evaluations a step. A sampler made by
-            :func:`~scoresde.grids.fit`, or the path of its file, brings its own times.
+        solver: default :class:`~scoresde.VelocityMultistep` for data of unit scale, one evaluation a step; for others
+            ``VelocityMultistep(sigma_data=0.5)``. A sampler made by :func:`~scoresde.grids.fit`, or the path of its
+            file, brings its own times.
         steps: number of steps; ignored where ``grid`` is a tensor of times, and by a fitted sampler.
-        grid: times, or one of :mod:`scoresde.grids`; default :func:`~scoresde.grids.karras`.
+        grid: times, or one of :mod:`scoresde.grids`; default :func:`~scoresde.grids.balanced` for the default solver
+            and :func:`~scoresde.grids.karras` for others.
         eta: the dial of :class:`~scoresde.Reverse`; default the solver's own.
         seed: sample i depends on (seed, i) alone, whatever the batch size; default 0. Excludes ``noise``. Exceptions:
             an adaptive ODE solver, within its tolerance, and torchsde's methods with Lévy areas ("srk", "log_ode").
@@ -68,7 +71,7 @@ def sample(
     """
     if isinstance(solver, os.PathLike):
         solver = Fitted.load(solver)
-    solver = Heun() if solver is None else solver
+    solver = VelocityMultistep() if solver is None else solver
     if not isinstance(solver, Solver):
         raise TypeError(f"solver must be a Solver such as Heun(), got {solver!r}.")
     if grid is None and isinstance(solver, Fitted):
@@ -79,7 +82,9 @@ def sample(
     if isinstance(grid, str):
         raise TypeError(f"grid must be times or a function of scoresde.grids such as grids.karras, got {grid!r}.")
     process = Reverse(sde, score, solver.default_eta if eta is None else eta)
-    times = (grids.karras if grid is None else grid)(sde, steps) if grid is None or callable(grid) else grid
+    if grid is None:
+        grid = _rule(solver)
+    times = grid(sde, steps) if callable(grid) else grid
     shape = _shape(shape)
     if x is None:
         start = checks.grid(times, sde.t_max)[0]
@@ -102,6 +107,13 @@ def sample(
                     callback(state)
 
             return solver.solve(process, x, times, source, denoise=denoise, trajectory=trajectory, callback=tick)
+
+
+def _rule(solver: Solver) -> Callable[[SDE, int], Tensor]:
+    """The grid that goes with a solver."""
+    if isinstance(solver, VelocityMultistep):
+        return partial(grids.balanced, sigma_data=solver.sigma_data)
+    return grids.karras
 
 
 def _shape(shape: tuple[int, ...]) -> tuple[int, ...]:

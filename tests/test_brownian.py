@@ -125,7 +125,7 @@ def test_one_path_whatever_is_asked_before(
     for i in [*order, *order[::-1]]:
         assert torch.equal(one.w(x, times[i]), forward[i])
         one.normal(x)  # draws outside the path do not move it
-        one.increment(x, torch.full((3,), times[i]), times[0])  # nor do questions of another kind
+        one.increment(x, torch.full((3,), times[i], dtype=torch.float64), times[0])  # nor do questions of another kind
     tail = BrownianNoise(seed, end, first=1, levels=levels)
     for t, whole in zip(times, forward, strict=True):  # nor does the batch
         assert torch.equal(tail.w(x[:2], t), whole[1:])

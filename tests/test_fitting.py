@@ -501,7 +501,7 @@ def _changed(key: str, value: Any) -> Any:
         (_changed("format", "x"), "no fitted sampler"),
         (_changed("version", 2), "version 2"),
         (_changed("keep", [1.0, 1.0, math.nan, 1.0, 1.0]), "NaN"),
-        (_changed("keep", [1.0]), r"n \\+ 1 of keep"),
+        (_changed("keep", [1.0]), r"n \+ 1 of keep"),
         (_changed("times", [1.0, 0.5, 0.6, 0.1, 0.001]), "strictly decreasing"),
         (_changed("asks", "1.0"), "list of numbers"),
         (_changed("asks", [1.0, 0.5, 0.2, True]), "list of numbers"),

@@ -18,7 +18,12 @@ from scoresde import checks, grids
 from scoresde.sde import EDM, SDE, VE, VP, Cosine, RectifiedFlow
 
 Grid = Callable[..., Tensor]
-GRIDS: dict[str, Grid] = {"uniform": grids.uniform, "log_snr": grids.log_snr, "karras": grids.karras}
+GRIDS: dict[str, Grid] = {
+    "uniform": grids.uniform,
+    "log_snr": grids.log_snr,
+    "karras": grids.karras,
+    "balanced": grids.balanced,
+}
 EPS = torch.finfo(torch.float64).eps
 
 
@@ -28,7 +33,19 @@ def position(key: str, sde: SDE, t: Tensor, rho: float = 7.0) -> Tensor:
         return t
     if key == "log_snr":
         return 2 * (sde.alpha(t) / sde.sigma(t)).log()
+    if key == "balanced":
+        return balance(sde.sigma(t) / sde.alpha(t), len(t) - 1)
     return (sde.sigma(t) / sde.alpha(t)) ** (1 / rho)
+
+
+def balance(ratio: Tensor, steps: int) -> Tensor:
+    """ψ of grids.balanced, as its docstring has it."""
+    n = max(4, steps - 1) if steps <= 21 else steps
+    few = ((1.021, -2.25), (0.756, 2.26), (0.130, -1.59))
+    many = ((0.968, -0.33), (0.711, 1.10), (0.0699, 2.29))
+    a, c, floor = (k * math.exp(q / n) for k, q in (few if steps <= 21 else many))
+    ratio = ratio.clamp_min(0.002)
+    return 2 / a * torch.atan((ratio / c) ** a) + floor * ratio.log()
 
 
 @given(sde=sdes(), key=st.sampled_from(sorted(GRIDS)), steps=st.integers(1, 60))
@@ -95,6 +112,29 @@ def test_grids_to_the_very_data() -> None:
         with pytest.raises(ValueError, match="log-SNR is infinite at t_end = 0"):
             grids.log_snr(sde, 5, t_end=0.0)
     assert grids.log_snr(VE(), 5, t_end=0.0)[-1] == 0  # VE keeps σ_min there
+
+
+def test_balanced_steps_depend_on_the_range_and_the_scale_alone() -> None:
+    vp = VP()
+    ratio = {n: vp.sigma(grid) / vp.alpha(grid) for n in (5, 21, 22, 60) for grid in (grids.balanced(vp, n),)}
+    same = EDM(T=float(ratio[5][0]), t_min=float(ratio[5][-1]))
+    for n, levels in ratio.items():
+        torch.testing.assert_close(grids.balanced(same, n), levels, rtol=1e-9, atol=0)  # two inversions' roundings
+        scaled = EDM(T=3 * same.T, t_min=3 * same.t_min)
+        torch.testing.assert_close(grids.balanced(scaled, n, sigma_data=3.0), 3 * levels, rtol=1e-9, atol=0)
+        assert not torch.allclose(grids.balanced(scaled, n), 3 * levels)
+
+
+def test_balanced_steps_spend_nothing_below_their_floor() -> None:
+    """All but the last time are the same whether the end is at σ/α = 0.002, lower, or at the very data."""
+    for n in (2, 8, 40):
+        expected = grids.balanced(EDM(t_min=0.002), n)
+        for end in (1e-4, 0.0):
+            grid = grids.balanced(EDM(t_min=end), n)
+            assert grid[-1] == end
+            torch.testing.assert_close(grid[:-1], expected[:-1], rtol=1e-9, atol=0)  # roundings
+    below = grids.balanced(EDM(T=0.001, t_min=1e-6), 5)  # a run that lies there whole still has its steps
+    assert bool((below.diff() < 0).all())
 
 
 # -- bad input -----------------------------------------------------------------------------------------------------

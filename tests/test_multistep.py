@@ -408,9 +408,8 @@ def test_bad_options_are_refused() -> None:
         Multistep(0)
     with pytest.raises(ValueError, match="at most 8"):
         Multistep(9)
-    sde = VP()
     with pytest.raises(ValueError, match="sigma_data"):
-        run(Multistep(2, predicts="velocity", sigma_data=0.0), sde)
+        Multistep(2, predicts="velocity", sigma_data=0.0)
     for wrong in (
         lambda: Multistep(predicts="score"),  # type: ignore[arg-type]
         lambda: Multistep(interpolates="h"),  # type: ignore[arg-type]
@@ -423,3 +422,73 @@ def test_bad_options_are_refused() -> None:
     ):
         with pytest.raises(ValueError, match="must be one of"):
             wrong()
+
+
+@pytest.mark.parametrize("solver", [DDIM(), DPMSolverPP(), DEIS(), UniPC(), SASolver(), Multistep()], ids=repr)
+def test_a_start_without_signal_is_refused_with_its_reason(solver: Solver) -> None:
+    sde = RectifiedFlow()
+    with pytest.raises(ValueError, match="α = 0 at t = 1"):
+        run(solver, sde, solver.default_eta, grid=torch.tensor([1.0, 0.5, 0.1], dtype=torch.float64))
+
+
+def test_switches_must_be_switches() -> None:
+    for wrong in (lambda: Multistep(3, 2, full_start=True), lambda: UniPC(full_start="no")):  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="must be one of True, False"):
+            wrong()
+    with pytest.raises(ValueError, match="sigma_data must be positive"):
+        Multistep(interpolates="angle", sigma_data=-1.0)
+
+
+@pytest.mark.parametrize("predicts", FRAMES)
+def test_the_evaluation_before_a_clean_end_corrects_the_step_that_led_to_it(predicts: Any) -> None:
+    """The last step, to σ = 0, starts from the corrected state: as if that state had been computed first."""
+    sde = EDM(t_min=0.0, T=2.0)
+    grid = torch.tensor([2.0, 1.0, 0.4, 0.0], dtype=torch.float64)
+    process = Reverse(sde, MIXTURE.score(sde), 0.0)
+    solver = Multistep(2, True, predicts)
+    x = points(EDM(T=2.0))
+    end = solver.solve(process, x, grid).x
+    # the state at 0.4 corrected by hand: keep, and the weights through F at 0.4, 1.0 and 2.0
+    predicted = [x, *solver.solve(process, x, grid[:-1], trajectory=True).trajectory[1:]]  # type: ignore[index]
+    frame, at = frame_of(predicts, 0.0, 1.0), levels(sde, grid[:-1])
+
+    def value(i: int) -> Tensor:
+        p, q = frame.read(at.at(slice(i, i + 1)))
+        return p * predicted[i] + q * process.score(predicted[i], grid[i])
+
+    def step(i: int, state: Tensor, nodes: list[int]) -> Tensor:
+        t, s = at.at(slice(i, i + 1)), at.at(slice(i + 1, i + 2))
+        w = weights(frame, t.h, s, at.h[nodes][None], torch.tensor([len(nodes)]), lambda h: h)[0]
+        return frame.keep(t, s) * state + sum(a * value(n) for a, n in zip(w, nodes, strict=True))
+
+    first = step(0, x, [1, 0])
+    corrected = step(1, first, [2, 1, 0])
+    (keep,), (weight,) = (c for c in frame.to_data(at.at(slice(2, 3)), levels(sde, grid[-1:])))
+    # the same sums in another order
+    torch.testing.assert_close(end, keep * corrected + weight * value(2), rtol=1e-10, atol=1e-11)
+
+
+@pytest.mark.parametrize("sde", [VP(), EDM(), RectifiedFlow()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize(("predicts", "eta"), [("data", 0.0), ("data", 1.0), ("data", 3.0), ("noise", 1.0)])
+def test_one_step_over_everything_has_the_exact_integral(predicts: Any, eta: float, sde: SDE) -> None:
+    """∫ K dh in closed form: α_s (1 - e^{-kΔ}) for the data's kernel, k α_s (σ̃_s - σ̃_t) for the noise's."""
+    at = levels(sde, torch.tensor([sde.T, sde.t_min], dtype=torch.float64))
+    t, s = at.at(slice(0, 1)), at.at(slice(1, 2))
+    got = weights(frame_of(predicts, eta, 1.0), t.h, s, t.h[:, None], torch.tensor([1]), lambda h: h)[0, 0]
+    k = 1 + eta**2
+    data = s.alpha * -torch.expm1(-k * (s.h - t.h))
+    noise = k * s.alpha * (s.sigma / s.alpha - t.sigma / t.alpha)
+    # 64 nodes reach rounding up to kΔ = 60; Δ = 13.8 and k = 10 give 138, where about 1e-9 is left
+    torch.testing.assert_close(got, (data if predicts == "data" else noise)[0], rtol=1e-8 if eta > 1 else 1e-11, atol=0)
+
+
+def test_velocity_weights_of_one_step_are_exact() -> None:
+    """At η = 0 ∫ K dh is N_s times the angle between the ends, however long the step."""
+    sde = RectifiedFlow()
+    at = levels(sde, torch.tensor([sde.T, sde.t_min], dtype=torch.float64))
+    t, s = at.at(slice(0, 1)), at.at(slice(1, 2))
+    got = weights(frame_of("velocity", 0.0, 1.0), t.h, s, t.h[:, None], torch.tensor([1]), lambda h: h)[0, 0]
+    angle = torch.atan(s.sigma / s.alpha) - torch.atan(t.sigma / t.alpha)
+    norm = (s.alpha**2 + s.sigma**2).sqrt()
+    # 64 nodes: ρ^{-128} = 4e-13 over 13.8 in h
+    torch.testing.assert_close(got, (norm * angle)[0], rtol=1e-11, atol=0)

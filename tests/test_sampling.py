@@ -35,6 +35,7 @@ from scoresde import (
     Solver,
     SubVP,
     TorchSDE,
+    VelocityMultistep,
     grids,
     metrics,
     sample,
@@ -150,7 +151,10 @@ def test_a_given_start_is_used_and_its_dtype_kept() -> None:
 def test_grids_as_functions_tensors_and_the_default() -> None:
     score, sde = mixture().score(VP()), VP()
     default = sample(sde, score, (2, 2), steps=7)
-    torch.testing.assert_close(default.grid, grids.karras(sde, 7), rtol=0, atol=0)
+    assert torch.equal(default.grid, grids.balanced(sde, 7)) and default.nfe == 7  # six, and one to denoise
+    wide = sample(sde, score, (2, 2), steps=7, solver=VelocityMultistep(sigma_data=2.0))
+    assert torch.equal(wide.grid, grids.balanced(sde, 7, sigma_data=2.0))
+    assert torch.equal(sample(sde, score, (2, 2), steps=7, solver=Heun()).grid, grids.karras(sde, 7))
     assert len(sample(sde, score, (2, 2)).grid) == 26
     own = sample(sde, score, (2, 2), steps=7, grid=grids.uniform)
     assert torch.equal(own.grid, grids.uniform(sde, 7))
@@ -170,9 +174,10 @@ def test_eta_is_the_solvers_own_unless_given() -> None:
     assert torch.equal(run(solver=DDIM()), run(solver=DDIM(), eta=0.0))
     assert torch.equal(run(solver=DDIM(eta=0.5)), run(solver=DDIM(), eta=0.5))
     assert not torch.allclose(run(solver=EulerMaruyama()), run(solver=EulerMaruyama(), eta=0.5))
-    assert torch.equal(run(), run(solver=Heun()))
+    assert torch.equal(run(), run(solver=VelocityMultistep()))
+    assert torch.equal(run(), run(eta=0.0)) and not torch.allclose(run(), run(eta=1.0))
     with pytest.raises(ValueError, match="probability-flow ODE"):
-        run(eta=1.0)
+        run(solver=Heun(), eta=1.0)
 
 
 @pytest.mark.parametrize("solver", all_solvers(), ids=named)
@@ -236,7 +241,7 @@ def test_progress_bar_and_callback_together() -> None:
     score = mixture().score(VP())
     with redirect_stderr(err):
         a = sample(VP(), score, (2, 2), steps=5, progress=True, callback=lambda p: seen.append(p.step), trajectory=True)
-    assert seen == [1, 2, 3, 4, 5] and "Heun" in err.getvalue() and "5/5" in err.getvalue()
+    assert seen == [1, 2, 3, 4, 5] and "VelocityMultistep" in err.getvalue() and "5/5" in err.getvalue()
     quiet = io.StringIO()
     with redirect_stderr(quiet):
         b = sample(VP(), score, (2, 2), steps=5, trajectory=True)

@@ -423,7 +423,9 @@ def test_grids_may_end_where_no_noise_is_left(solver: Solver) -> None:
     sde = RectifiedFlow()
 
     def score(x: Tensor, t: Tensor) -> Tensor:
-        if bool((t == 0).any()) and not isinstance(solver, (ProbabilityFlow, TorchSDE)):  # these look at the end themselves
+        if bool((t == 0).any()) and not isinstance(
+            solver, (ProbabilityFlow, TorchSDE)
+        ):  # these look at the end themselves
             raise AssertionError("asked at σ = 0")
         return -x / (1 - 2 * t + 2 * t**2).reshape(-1, 1)  # of N(0, 1): variance (1 - t)² + t²
 

@@ -180,7 +180,7 @@ def certify(
 
 
 def _row(name: str, claimed: float | None, within: float, measure: Measurement, missing: str = "") -> Row:
-    """The case farthest from the claim, for the ODE; in law and on a path that of lowest order."""
+    """The case farthest from the claim, for the ODE, which must have settled; in law and on a path the lowest order."""
     if claimed is None:
         return Row(name, None, None, None)
     if missing:
@@ -196,7 +196,8 @@ def _row(name: str, claimed: float | None, within: float, measure: Measurement, 
         orders = [_shown(slope) for _, slope in found]
         worst = min(range(len(found)), key=lambda i: -math.inf if math.isnan(orders[i]) else orders[i])
     case, slope = found[worst]
-    return Row(name, float(claimed), orders[worst], _distance(orders[worst], claimed) <= within, f"{case}, {slope}")
+    held = _distance(orders[worst], claimed) <= within and (slope.settled or name != "ODE order")
+    return Row(name, float(claimed), orders[worst], held, f"{case}, {slope}")
 
 
 def _distance(order: float, claimed: float) -> float:

@@ -58,7 +58,7 @@ def candidates(sde: SDE, solvers: Sequence[Solver], count: int) -> list[Candidat
 
 
 def _steps(solver: Solver, sde: SDE, count: int) -> int:
-    """The most steps of ``solver`` that take exactly ``count`` evaluations, 0 if there are none; one step may be free."""
+    """The most steps of ``solver`` that take ``count`` evaluations, 0 if there are none; one step may be free."""
     for steps in range(count + 1, 0, -1):
         if evaluations(solver, sde, grids.karras(sde, steps)) == count:
             return steps

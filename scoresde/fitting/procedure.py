@@ -182,7 +182,7 @@ def _starts(
         return checks.state(starts, name="starts", values=True).detach()
     parameters = parameters_of(process.score)
     where = torch.device(device) if device is not None else parameters[0].device if parameters else torch.device("cpu")
-    return process.sde.prior_sample(tuple(shape or ()), PerSampleNoise(seed), dtype=dtype, device=where)
+    return process.sde.prior_sample(tuple(shape or ()), PerSampleNoise(seed).stream("fit"), dtype=dtype, device=where)
 
 
 def _blocks(process: Reverse, x: Tensor, batch: int) -> list[Tensor]:

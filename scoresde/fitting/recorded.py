@@ -22,7 +22,9 @@ def run(method: Method, process: Reverse, x: Tensor) -> Tensor:
     past: list[Tensor] = []
     y = combine((method.keep[0], x))
     for ask, keep, weights in zip(method.asks, method.keep[1:], method.weights, strict=True):
-        past.append(process.denoise(y, torch.as_tensor(ask, dtype=torch.float64)))
+        time = torch.as_tensor(ask, dtype=torch.float64)
+        # one time stays in main memory, as in every solver; one for each sample lies beside x
+        past.append(process.denoise(y, time.to(y.device) if time.ndim else time))
         y = combine((keep, x), *zip(weights, past, strict=True))
     return y
 

@@ -32,7 +32,8 @@ class Noise(ABC):
         """(w_t - w_s) / sqrt(|t - s|) ~ N(0, I) of a reverse-time Wiener process stepping from t down to s < t.
 
         With the reverse Wiener process w̄ run from T to 0, ``x + g sqrt(t - s) between(x, t, s)`` is an
-        Euler-Maruyama step. Independent of every other interval unless a subclass keeps a path.
+        Euler-Maruyama step. Independent of every other interval unless a subclass keeps a path. The times may be (B,),
+        one for each sample; a path gives 0 to a sample with t = s.
         """
         return self.normal(x)
 

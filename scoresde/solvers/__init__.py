@@ -13,6 +13,7 @@ from scoresde.solvers.ode_backend import ProbabilityFlow
 from scoresde.solvers.sde_backend import TorchSDE
 from scoresde.solvers.singlestep import DPMSolver, ExponentialRungeKutta, RungeKutta
 from scoresde.solvers.stochastic_rk import StochasticRungeKutta
+from scoresde.solvers.velocity import VelocityMultistep
 
 __all__ = [
     "DDIM",
@@ -42,6 +43,7 @@ __all__ = [
     "StochasticRungeKutta",
     "TorchSDE",
     "UniPC",
+    "VelocityMultistep",
     "only_ode",
     "only_sde",
 ]

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-
-import numpy as np
 import torch
 from torch import Tensor
 
 from scoresde.solvers.adaptive_run import Method
 from scoresde.solvers.circle import Circle
+from scoresde.solvers.quadrature import gauss_legendre
 from scoresde.solvers.step_control import Tolerance, rms, scaled
 
 _FAR = -1e3  # where a node that does not exist yet is put: away from all others; its weights are not used
@@ -133,12 +131,6 @@ class Adams(Method):
         return old + scaled(weights[:, 0], new.reshape(new.shape[0], -1))
 
 
-@functools.cache
-def _gauss() -> tuple[Tensor, Tensor]:
-    nodes, weights = np.polynomial.legendre.leggauss(7)  # exact up to degree 13
-    return torch.from_numpy((nodes + 1) / 2), torch.from_numpy(weights / 2)
-
-
 def _newton(nodes: Tensor, part: Tensor) -> Tensor:
     """Term j of Newton's interpolant, integrated from 0 to ``part`` (B,), as weights of the values: (B, j, i).
 
@@ -146,7 +138,7 @@ def _newton(nodes: Tensor, part: Tensor) -> Tensor:
     ∫ Π_{l < j} (u - u_l) du.
     """
     m = nodes.shape[1]
-    points, measure = (v.to(nodes.device) for v in _gauss())
+    points, measure = (v.to(nodes.device) for v in gauss_legendre(7))  # exact up to degree 13
     u = part[:, None] * points
     before = torch.cat([torch.ones_like(u)[..., None], u[..., None] - nodes[:, None, :-1]], 2).cumprod(2)  # (B, Q, j)
     integral = part[:, None] * torch.einsum("q,bqj->bj", measure, before)

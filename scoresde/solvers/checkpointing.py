@@ -236,9 +236,7 @@ class _Joined(torch.autograd.Function):
             raise RuntimeError(
                 "checkpoint gives first derivatives only: call backward without create_graph, or take checkpoint=False."
             )
-        assert len(
-            ctx.saved_tensors
-        )  # refuses tensors that were changed in place, and a second pass over a freed graph
+        _ = ctx.saved_tensors  # refuses tensors that were changed in place, and a second pass over a freed graph
         first, closures = ctx.run.backward(list(gradients), list(ctx.needs_input_grad[3:]))
         return None, None, first, *closures
 

@@ -12,6 +12,7 @@ from scoresde import checks
 from scoresde.reverse import Reverse
 from scoresde.sde.base import root
 from scoresde.solvers.base import only_sde
+from scoresde.solvers.frames import levels
 from scoresde.solvers.planned import OneStep
 
 
@@ -73,7 +74,7 @@ class DDIM(OneStep):
     default_eta: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
-        if self.eta is not None and not (math.isfinite(self.eta) and self.eta >= 0):
+        if self.eta is not None and not (math.isfinite(checks.number(self.eta, name="eta")) and self.eta >= 0):
             raise ValueError(f"eta must be at least 0, got {self.eta}.")
 
     def _eta(self, process: Reverse) -> float:
@@ -86,7 +87,8 @@ class DDIM(OneStep):
     def coefficients(self, process: Reverse, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One evaluation a step."""
         sde, eta = process.sde, self._eta(process)
-        sigma_t, sigma_s, signal = sde.sigma(t), sde.sigma(s), sde.alpha(s) / sde.alpha(t)
+        before, after = levels(sde, t), levels(sde, s)
+        sigma_t, sigma_s, signal = before.sigma, after.sigma, after.alpha / before.alpha
         ratio, variance = sde.transition_coefficients(s, t)
         drawn = (eta * sigma_s / sigma_t) ** 2 * variance
         # σ_s² - d² with v = σ_t² - r² σ_s² put in: at η = 1 nothing cancels, however small s is

@@ -102,7 +102,7 @@ class Multistep(ExponentialMultistep):
     Args:
         history: p, how many evaluations the predictor's polynomial goes through.
         correct: whether each evaluation corrects the step that it ends.
-        predicts: the F that is interpolated; "velocity" only for η = 0.
+        predicts: the F that is interpolated.
         interpolates: the variable in which F is a polynomial: h = ½ log-SNR, σ̃ = σ/α, t, σ̃^(1/7), or
             atan(σ̃/σ_data).
         full_start: spend (P - 2)² - 1 evaluations more on the first step, P = p + correct, where P > 3, without which
@@ -120,6 +120,7 @@ class Multistep(ExponentialMultistep):
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.count(self.history, name="history, the number of evaluations that the polynomial goes through,")
+        checks.positive(self.sigma_data, name="sigma_data")
         if self.history > 8:
             raise ValueError(f"history must be at most 8, where polynomials still serve; got {self.history}.")
 

@@ -29,8 +29,15 @@ class Levels(NamedTuple):
 
 
 def levels(sde: SDE, times: Tensor) -> Levels:
-    """The schedule at ``times`` (n,)."""
+    """The schedule at ``times`` (n,).
+
+    Raises:
+        ValueError: α = 0 at one of them.
+    """
     alpha, sigma = sde.alpha(times), sde.sigma(times)
+    if bool((empty := ~(alpha.detach() > 0)).any()):
+        where = times.detach()[empty][0].item()
+        raise ValueError(f"α = 0 at t = {where:g}, where σ/α is infinite; start at T = {sde.T:g} at the latest.")
     noisy = sigma > 0
     # log 0 is put in afterwards: its gradient would be infinite, and 0 times that NaN
     half = alpha.log() - torch.where(noisy, sigma, torch.ones_like(sigma)).log()

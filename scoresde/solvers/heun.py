@@ -10,6 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from scoresde import checks
 from scoresde.noise import Noise
 from scoresde.reverse import Reverse
 from scoresde.sde import SDE
@@ -53,6 +54,8 @@ class Heun(Planned):
     default_eta: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
+        for name in ("churn", "churn_min", "churn_max", "churn_noise"):
+            checks.number(getattr(self, name), name=name)
         if not (self.churn >= 0 and self.churn_noise >= 0 and self.churn_min <= self.churn_max):
             raise ValueError(
                 "Heun needs churn >= 0, churn_noise >= 0 and churn_min <= churn_max; got "

@@ -105,11 +105,6 @@ class ExponentialMultistep(Planned):
     def form(self) -> Form:
         """What the method is made of."""
 
-    def check(self, process: Reverse) -> None:
-        """The scale of the data must be positive where it is used."""
-        form = self.form()
-        frame_of(form.predicts, process.eta, form.sigma_data)
-
     def plan(self, process: Reverse, grid: Tensor) -> Sequence[Any]:
         """Rows; the first of them a :class:`Start` where one is asked for."""
         form, sde = self.form(), process.sde

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from scoresde.noise import BrownianNoise, Noise
+from scoresde.sde.base import root
 from scoresde.solvers.step_control import mixed, scaled
 
 
@@ -62,7 +63,7 @@ class Followed(Driver):
         _, variance = self._decay(target - p)
         # a path knows its samples by their place in the batch: those that are gone stand still
         t, s = (self._everyone(time) for time in times)
-        return scaled(variance.sqrt(), self.noise.between(self.template, t, s)[self.rows])
+        return scaled(root(variance), self.noise.between(self.template, t, s)[self.rows])
 
     def between(self, p: Tensor, times: tuple[Tensor, Tensor]) -> Tensor:
         kept = self.start
@@ -115,7 +116,7 @@ class Remembered(Driver):
         self.known = target >= place - 1e-9 * (place - p).clamp_max(1.0)
         z = self._normal(self.noise)
         keep, variance = self._decay(target - p)
-        free = scaled(keep, self.value) + scaled(variance.sqrt(), z)
+        free = scaled(keep, self.value) + scaled(root(variance), z)
         tied = self._bridge(p, self.value, target, torch.where(place.isinf(), target + 1, place), value, z)
         self.trial = mixed(self.known, value, mixed(place.isinf(), free, tied))
         self.start, self.target, self.left = p, target, (p, self.value)
@@ -128,7 +129,7 @@ class Remembered(Driver):
         whole = self._decay(end - p)[1]
         whole = torch.where(whole > 0, whole, 1.0)
         mean = scaled(first * second_variance / whole, before) + scaled(second * first_variance / whole, after)
-        return mean + scaled((first_variance * second_variance / whole).sqrt(), z)
+        return mean + scaled(root(first_variance * second_variance / whole), z)
 
     def between(self, p: Tensor, times: tuple[Tensor, Tensor]) -> Tensor:
         start, value = self.left

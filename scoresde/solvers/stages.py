@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from abc import abstractmethod
@@ -10,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,10 +20,8 @@ from scoresde.sde.base import root
 from scoresde.solvers.frames import Frame, Levels, levels, levels_at
 from scoresde.solvers.linear import Coefficient, combine, rows
 from scoresde.solvers.planned import Planned
+from scoresde.solvers.quadrature import for_steps
 from scoresde.solvers.tableaus import Tableau
-
-# Exact to rounding for K times a polynomial of degree 3 in e^{h} or e^{-h} over steps of up to 8 in h.
-_POINTS = 32
 
 
 class Variable(NamedTuple):
@@ -41,7 +37,6 @@ def _same(h: Tensor) -> Tensor:
 
 LOG_SNR = Variable(_same, _same)
 NOISE_LEVEL = Variable(lambda h: (-h).exp(), lambda v: -v.log())
-SIGNAL_LEVEL = Variable(torch.exp, torch.log)
 
 
 def angle(sigma_data: float) -> Variable:
@@ -108,23 +103,16 @@ class Singlestep(Planned):
 
 
 def noisy_part(sde: SDE, grid: Tensor) -> tuple[Levels, Levels | None]:
-    """The schedule at the times of ``grid`` with σ > 0; and at the last one (1,) if σ = 0 there.
-
-    Raises:
-        ValueError: α = 0 at the first time.
-    """
-    if not bool(sde.alpha(grid[0]) > 0):
-        raise ValueError(f"α = 0 at the first time, t = {grid[0]:g}, where σ/α is infinite; start at T = {sde.T:g}.")
-    last = grid[-1:]
-    if bool(sde.sigma(last) > 0):
-        return levels(sde, grid), None
-    # taken apart, since the gradient of log σ is infinite at σ = 0
-    return levels(sde, grid[:-1]), Levels(last, sde.alpha(last), sde.sigma(last), torch.full_like(last, math.inf))
+    """The schedule at the times of ``grid`` with σ > 0; and at the last one (1,) if σ = 0 there."""
+    at = levels(sde, grid)
+    if bool(at.sigma[-1] > 0):
+        return at, None
+    return at.at(slice(0, -1)), at.at(slice(-1, None))
 
 
 def run_stages(process: Reverse, x: Tensor, noise: Noise, step: Step) -> Tensor:
     """One step from x."""
-    terms = [x, *(x if span is None else noise.between(x, *span) for span in step.draws)]
+    terms = [x, *(torch.zeros_like(x) if span is None else noise.between(x, *span) for span in step.draws)]
     for i, (time, mix) in enumerate(step.stages):
         there = combine(*zip(mix, terms, strict=True)) if i else x
         terms.append(process.score(there, time))
@@ -224,12 +212,6 @@ def _bridged(
     return [*(part[:, None] * end + more for part, more in zip(shared, beside, strict=True)), end]
 
 
-@functools.cache
-def _gauss_legendre() -> tuple[Tensor, Tensor]:
-    nodes, weights = np.polynomial.legendre.leggauss(_POINTS)
-    return torch.from_numpy((nodes + 1) / 2), torch.from_numpy(weights / 2)
-
-
 class Moments:
     r"""Φ_k(i) = ∫_{h_t}^{h_i} K(h) τ^{k-1}/(k-1)! dh, with τ from 0 at t to 1 at stage i linear in v: (n,), float64.
 
@@ -244,8 +226,9 @@ class Moments:
     def __call__(self, k: int, i: int) -> Tensor:
         i = i % len(self._places)
         if i not in self._known:
-            end, (points, measure) = self._places[i], _gauss_legendre()
+            end = self._places[i]
             length = end.h - self._t.h
+            points, measure = for_steps(length, self._frame.eta)
             h = self._t.h[:, None] + length[:, None] * points
             part = points if self._variable is LOG_SNR else self._part(h, end.h)
             self._known[i] = self._frame.kernel(h, end) * length[:, None] * measure, part

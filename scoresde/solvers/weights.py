@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from scoresde.solvers.frames import Frame, Levels
+from scoresde.solvers.quadrature import for_steps
 
 Variable = Callable[[Tensor], Tensor]
 """h = log(α/σ) -> φ, increasing or decreasing: in which variable F is taken for a polynomial."""
-
-# For K = e^{kh} the error is about (kΔ/4)^2Q / (2Q)!: below rounding on steps of up to kΔ = 30.
-_POINTS = 20
-
-
-@functools.cache
-def _gauss_legendre() -> tuple[Tensor, Tensor]:
-    nodes, weights = np.polynomial.legendre.leggauss(_POINTS)
-    return torch.from_numpy((nodes + 1) / 2), torch.from_numpy(weights / 2)
 
 
 def weights(frame: Frame, start: Tensor, end: Levels, nodes: Tensor, count: Tensor, variable: Variable) -> Tensor:
@@ -35,8 +25,8 @@ def weights(frame: Frame, start: Tensor, end: Levels, nodes: Tensor, count: Tens
         count: (n,) how many of the nodes, from the first, are used; the others get weight 0.
         variable: φ.
     """
-    points, measure = _gauss_legendre()
     length = end.h - start
+    points, measure = for_steps(length, frame.eta)
     h = start[:, None] + length[:, None] * points  # (n, Q)
     mass = frame.kernel(h, end) * length[:, None] * measure
     at, known = variable(h), variable(nodes)
