@@ -529,6 +529,34 @@ def test_gradients_of_the_sde_reach_the_score() -> None:
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)  # the differences' own error, 1e-10 / 1e-5
 
 
+@pytest.mark.parametrize("compact", [False, True])
+def test_gradients_of_the_sde_by_eta_and_the_ends_are_finite(compact: bool) -> None:
+    """Samples wait, and steps land on what a rejected one has left: variances of 0, whose root has no slope."""
+    eta = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    sde, x = VP(), start(VP(), 3)
+    grid = ends(sde).clone().requires_grad_()
+    solution = AdaptiveSDE(compact=compact).solve(Reverse(sde, DATA.score(sde), eta), x, grid, 0)
+    by_eta, by_grid = torch.autograd.grad(solution.x.sum(), (eta, grid))
+    assert bool(by_eta.isfinite()) and bool(by_grid.isfinite().all()) and float(by_eta.abs()) > 0
+
+
+def test_states_in_between_change_nothing_at_the_end_of_a_generators_run() -> None:
+    sde, x = VP(), start(VP(), 3)
+    runs = [
+        AdaptiveSDE()
+        .solve(
+            Reverse(sde, DATA.score(sde), 1.0),
+            x,
+            grids.log_snr(sde, 5),
+            torch.Generator().manual_seed(1),
+            trajectory=trajectory,
+        )
+        .x
+        for trajectory in (False, True)
+    ]
+    assert torch.equal(*runs)
+
+
 # ---- the SDE: law and path ----
 
 

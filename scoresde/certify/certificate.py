@@ -138,7 +138,9 @@ def certify(
     """Measure what a solver claims: ``certify(MySolver()).require()`` is a test of it.
 
     ``order`` is measured at η = 0 (:func:`~scoresde.certify.ode_order`) under three SDEs and on two grids, on Gaussian
-    and nonlinear data; ``weak_order`` (:func:`~scoresde.certify.weak_order`) under three others, on the two grids;
+    and nonlinear data; ``weak_order`` (:func:`~scoresde.certify.weak_order`) under three others, on the two grids, on
+    Gaussian data, which does not see conditions that only a curved score brings in (measure those with
+    :func:`~scoresde.certify.weak_order_sampled`);
     ``strong_order`` (:func:`~scoresde.certify.strong_order`) under three. An order of the ODE holds where no case is
     farther from it than ``within``, above or below; those in law and on a path where the lowest of all cases is that
     close to the claim, since an error of the ODE's higher order may hide the noise's at all steps that can be

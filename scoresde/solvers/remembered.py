@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-from scoresde.noise import BrownianNoise, Noise
+from scoresde.noise import BrownianNoise, Noise, PerSampleNoise, drawn_seed
 from scoresde.sde.base import root
 from scoresde.solvers.step_control import mixed, scaled
 
@@ -96,7 +96,9 @@ class Remembered(Driver):
         self.places = torch.zeros(len(x), 0, dtype=torch.float64, device=x.device)
         self.values = x.new_zeros(len(x), 0, *x.shape[1:])
         self.depth = torch.zeros(len(x), dtype=torch.long, device=x.device)
-        self.apart = noise.stream("trajectory")
+        # a generator has no streams: its next draw seeds one, so that states in between change nothing at the end
+        seed = drawn_seed(noise)
+        self.apart = PerSampleNoise(seed) if noise.stream("trajectory") is noise else noise.stream("trajectory")
 
     def _nearest(self) -> tuple[Tensor, Tensor]:
         """Place and value of the next fact; infinitely far where there is none."""
