@@ -154,7 +154,7 @@ def test_evaluate_spends_what_it_may_and_converges(small: Setting) -> None:
 def test_most_steps() -> None:
     for used in (lambda n: n, lambda n: 2 * n, lambda n: 2 * n - 1, lambda n: 3 * n - n // 2, lambda n: n // 3 + 1):
         steps = contest.most(used, 11, "x")
-        assert used(steps) <= 11 and (steps == 11 or used(steps + 1) > 11)
+        assert used(steps) <= 11 and (steps == 12 or used(steps + 1) > 11)  # 12: one step may be free
 
 
 def test_the_default_is_sample_s(small: Setting) -> None:

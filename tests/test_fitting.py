@@ -229,7 +229,7 @@ def test_the_report_tells_the_truth() -> None:
     made, process = fitted(), ode()
     from scoresde.noise import PerSampleNoise
 
-    x = process.sde.prior_sample((640, 2), PerSampleNoise(3), dtype=F64)[-128:]
+    x = process.sde.prior_sample((640, 2), PerSampleNoise(3).stream("fit"), dtype=F64)[-128:]
     (ends,), error = reference(process, [x], 1e-9)
     squared = square(made.solve(process, x, made.grid).x - ends)
     # the ends differ by the errors of both references
@@ -308,8 +308,11 @@ def test_given_starts_are_used() -> None:
     """Those of the seed give the same sampler as the seed; others another."""
     from scoresde.noise import PerSampleNoise
 
-    x = VP().prior_sample((24, 2), PerSampleNoise(0), dtype=F64)
+    x = VP().prior_sample((24, 2), PerSampleNoise(0).stream("fit"), dtype=F64)
     assert quick(shape=None, starts=x).weights == quick().weights != quick(shape=None, starts=x.flip(0)).weights
+    # and not those from which sample(seed=0) starts: a fit must not be judged on what it was fitted to
+    others = VP().prior_sample((24, 2), PerSampleNoise(0), dtype=F64)
+    assert float(torch.cdist(x, others).min()) > 0
 
 
 def test_solvers_are_where_it_starts() -> None:

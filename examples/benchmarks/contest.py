@@ -142,7 +142,7 @@ def most(used: Callable[[int], int], nfe: int, name: str) -> int:
         steps = min(steps - 1, steps * nfe // taken)
     if not steps:
         raise ValueError(f"{name} takes more than {nfe} evaluations for one step.")
-    while steps < nfe and used(steps + 1) <= nfe:
+    while steps <= nfe and used(steps + 1) <= nfe:  # a method may have a step that is free
         steps += 1
     return steps
 

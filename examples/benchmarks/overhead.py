@@ -39,7 +39,7 @@ class Config:
     """Samples."""
     event: tuple[int, ...] = (3, 32, 32)
     """Shape of one sample."""
-    steps: int = 20
+    steps: int = 50
     """Steps of each solver."""
     repeats: int = 30
     """Turns of each contestant, of which the fastest counts."""
