@@ -61,8 +61,9 @@ class VelocityMultistep(ExponentialMultistep):
         otherwise, n = steps:
         d = 1.027 e^{2.40/n} sigma_data    c = 0.636 e^{1.78/n} sigma_data        n = max(4, n)
 
-    For η > 0 two values are used, with the corrector from 15 η² steps on. The numbers were fitted once to random mixtures in 2, 8 and 64 dimensions. The
-    velocity: Salimans & Ho 2022 (arXiv:2202.00512), appendix D; the corrector: Zhao et al. 2023 (arXiv:2302.04867).
+    For η > 0 two values are used, with the corrector from 15 η² steps on. The numbers were fitted once to random
+    mixtures in 2, 8 and 64 dimensions. The velocity: Salimans & Ho 2022 (arXiv:2202.00512), appendix D; the corrector:
+    Zhao et al. 2023 (arXiv:2302.04867).
 
     Args:
         sigma_data: scale of the data, standard deviation per coordinate; 0.5 to 2 times the truth does little harm.
