@@ -250,8 +250,8 @@ def test_toy2d_writes_everything_and_its_figures_hold(tmp_path: Path) -> None:
         "sde_learned_score", "ode_learned_score", "sde_exact_score", "ode_exact_score",
     }  # fmt: skip
     # The ODE with the exact score and 60 evaluations draws from the data's law: as far as real points, give or take.
-    # The distance of two samples of one law is a sum of squares; where one direction carries it (here how many points fall
-    # on each side), it exceeds 10.8 times its mean once in a thousand seeds, the quantile of chi square of one degree.
+    # The distance of two samples of one law is a sum of squares; where one direction carries it (here how many points
+    # fall on each side), it exceeds 10.8 times its mean once in a thousand seeds: chi square of one degree.
     distance = report["energy_distance"]
     assert distance["ode_exact_score"] < 10.8 * distance["real_vs_real"]
 
