@@ -17,11 +17,12 @@ from scoresde.solvers.linear import Coefficient, combine, rows
 
 
 class Place(NamedTuple):
-    """The state of a planned solver: what each step needs, the number of steps done, what the method remembers."""
+    """The state of a planned solver: what each step needs, the steps done, what the method remembers, and its times."""
 
     plan: Sequence[Any]
     done: int
     memory: Any
+    times: Sequence[float]
 
 
 @dataclass(frozen=True)
@@ -43,13 +44,24 @@ class Planned(Solver):
 
     def start(self, process: Reverse, x: Tensor, grid: Tensor, noise: Noise) -> tuple[Tensor, Any]:
         """The plan."""
-        return x, Place(self.plan(process, grid), 0, None)
+        return x, Place(self.plan(process, grid), 0, None, grid.tolist())
 
     def step(self, process: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise, state: Any) -> tuple[Tensor, Any]:
-        """The next step of the plan that :meth:`start` made; without a state, one step on its own."""
-        place = Place(self.plan(process, torch.stack([t, s])), 0, None) if state is None else state
+        """The next step of the plan that :meth:`start` made; without a state, or at other times, one on its own.
+
+        Raises:
+            ValueError: other times than the plan's, from a method that remembers past steps.
+        """
+        place: Place | None = state
+        if place is None or place.times[place.done : place.done + 2] != [t.item(), s.item()]:
+            if place is not None and place.memory is not None:
+                raise ValueError(
+                    f"{type(self).__name__} remembers the steps of its grid, in which none goes from t = {t:g} to {s:g} "
+                    "now. Call start with the times that you will take, or state None for a new beginning."
+                )
+            place = Place(self.plan(process, torch.stack([t, s])), 0, None, [t.item(), s.item()])
         x, memory = self.advance(process, x, t, s, noise, place.plan[place.done], place.memory)
-        return x, Place(place.plan, place.done + 1, memory)
+        return x, place._replace(done=place.done + 1, memory=memory)
 
 
 @dataclass(frozen=True)
