@@ -154,7 +154,7 @@ def test_what_the_library_has_is_found_by_name() -> None:
     assert concrete == set(choices.SOLVERS.values())
     assert choices.SOLVERS["euler-maruyama"] is ss.EulerMaruyama
     assert set(choices.SDES.values()) == {ss.VP, ss.SubVP, ss.VE, ss.Cosine, ss.EDM, ss.RectifiedFlow}
-    assert set(choices.GRIDS.values()) == {ss.grids.uniform, ss.grids.log_snr, ss.grids.karras}
+    assert set(choices.GRIDS.values()) == {ss.grids.balanced, ss.grids.uniform, ss.grids.log_snr, ss.grids.karras}
     assert ss.times.LogNormalSigma in choices.TIMES.values()
     assert ss.times.Stratified not in choices.TIMES.values()
     assert "digits" in choices.PRESETS

@@ -500,3 +500,17 @@ def test_the_order_in_law_holds_on_curved_scores_too() -> None:
     found = laboratory.weak_order_sampled(DPMSolverPP(2), laboratory.LAW["SubVP"], 1.0, steps=8)
     # eight steps are 0.2 from the limit; 1.5 is nearer to order 1 than to 2
     assert found.low > 1.5
+
+
+def test_steps_at_other_times_than_planned_are_planned_anew_or_refused() -> None:
+    sde = VP()
+    process, noise, grid = Reverse(sde, MIXTURE.score(sde), 0.0), IndependentNoise(0), grids.log_snr(sde, 4)
+    x, state = DDIM().start(process, points(sde), grid, noise)
+    halfway = 0.5 * (grid[0] + grid[1])
+    moved, _ = DDIM().step(process, x, grid[0], halfway, noise, state)
+    expected = DDIM().solve(process, x, torch.stack([grid[0], halfway])).x
+    torch.testing.assert_close(moved, expected, rtol=0, atol=0)
+    x, state = UniPC().start(process, points(sde), grid, noise)
+    x, state = UniPC().step(process, x, grid[0], grid[1], noise, state)
+    with pytest.raises(ValueError, match="remembers the steps of its grid"):
+        UniPC().step(process, x, grid[1], grid[1] - 0.01, noise, state)

@@ -110,7 +110,7 @@ class Multistep(ExponentialMultistep):
         sigma_data: scale of the data, for "velocity" and "angle".
     """
 
-    history: int = 3
+    history: int = 2
     correct: bool = True
     predicts: Predicts = "data"
     interpolates: Interpolates = "log_snr"

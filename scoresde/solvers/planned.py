@@ -17,7 +17,7 @@ from scoresde.solvers.linear import Coefficient, combine, rows
 
 
 class Place(NamedTuple):
-    """The state of a planned solver: what each step needs, the steps done, what the method remembers, and its times."""
+    """The state of a planned solver: what each step needs, the steps done, what the method remembers, its times."""
 
     plan: Sequence[Any]
     done: int
@@ -56,8 +56,8 @@ class Planned(Solver):
         if place is None or place.times[place.done : place.done + 2] != [t.item(), s.item()]:
             if place is not None and place.memory is not None:
                 raise ValueError(
-                    f"{type(self).__name__} remembers the steps of its grid, in which none goes from t = {t:g} to {s:g} "
-                    "now. Call start with the times that you will take, or state None for a new beginning."
+                    f"{type(self).__name__} remembers the steps of its grid, of which none goes from t = {t:g} to "
+                    f"{s:g} now. Call start with the times that you will take, or state None for a new beginning."
                 )
             place = Place(self.plan(process, torch.stack([t, s])), 0, None, [t.item(), s.item()])
         x, memory = self.advance(process, x, t, s, noise, place.plan[place.done], place.memory)
