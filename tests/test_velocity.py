@@ -204,3 +204,16 @@ def test_bad_scales() -> None:
             VelocityMultistep(bad)
         with pytest.raises(ValueError, match="sigma_data must be positive"):
             grids.balanced(VP(), 5, sigma_data=bad)
+
+
+@pytest.mark.parametrize(("eta", "steps"), [(1.0, 15), (0.5, 4), (2.0, 60)])
+def test_noise_is_corrected_from_fifteen_eta_squared_steps_on(eta: float, steps: int) -> None:
+    """A corrected step of two values has weights for three, one without the corrector for two."""
+    sde = VP()
+
+    def values(steps: int) -> int:
+        plan = VelocityMultistep().plan(Reverse(sde, lambda x, t: -x, eta), grids.balanced(sde, steps))
+        return max(len(row.weights) for row in plan)
+
+    assert values(steps) == 3
+    assert values(steps - 1) == 2
