@@ -1,7 +1,7 @@
 """Score-based diffusion in continuous time: any SDE, any solver, any guidance, checked against exact answers."""
 
 from scoresde import certify, grids, losses, metrics, problems, times
-from scoresde.guidance import NoisyClassifier, classifier, classifier_free
+from scoresde.guidance import ClassifierModel, classifier, classifier_free
 from scoresde.likelihood import bits_per_dim, decode, encode, log_prob
 from scoresde.losses import dsm_loss
 from scoresde.noise import BrownianNoise, IndependentNoise, Noise, PerSampleNoise
@@ -71,6 +71,7 @@ __all__ = [
     "BrownianNoise",
     "Chain",
     "ChainSDE",
+    "ClassifierModel",
     "Cosine",
     "DPMSolver",
     "DPMSolverPP",
@@ -86,7 +87,6 @@ __all__ = [
     "LinearSDE",
     "Multistep",
     "Noise",
-    "NoisyClassifier",
     "PerSampleNoise",
     "PredictorCorrector",
     "ProbabilityFlow",

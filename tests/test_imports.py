@@ -31,7 +31,9 @@ ALLOWED: dict[str, set[str]] = {
     "problems": CORE | {"score"},
     "losses": {"checks", "sde", "score"},
     "guidance": {"checks", "sde", "score"},
-    "inverse": {"checks", "sde", "score"},
+    "particles": PROCESS | {"solvers"},
+    "inverse": PROCESS | {"solvers"},
+    "editing": PROCESS | {"solvers"},
     "reverse": {"checks", "sde", "score"},
     "metrics": {"checks", "noise"},
     "solvers": PROCESS,
@@ -40,7 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "sampling": PROCESS | {"solvers"},
     "likelihood": PROCESS | {"solvers"},
     "data": {"checks", "extras", "noise"},
-    "train": CORE | {"extras", "nn", "score", "losses", "times", "data"},
+    "train": CORE | {"guidance", "extras", "nn", "score", "losses", "times", "data"},
 }
 # What a function asks for when it is called, against the order; never when its module is loaded.
 LATE: dict[str, set[str]] = {"grids": {"fitting", "reverse", "solvers"}}

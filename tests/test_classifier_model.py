@@ -13,10 +13,10 @@ from scoresde import (
     SDE,
     VE,
     VP,
+    ClassifierModel,
     Cosine,
     Gaussian,
     GaussianMixture,
-    NoisyClassifier,
     RectifiedFlow,
     SubVP,
     classifier,
@@ -51,20 +51,20 @@ def exact(sigma_data: float | None):
 def test_one_network_of_scaled_x_and_c_is_the_exact_classifier_under_every_sde(sde: SDE, per_sample: bool) -> None:
     x = normals(5, 2)
     t = torch.linspace(0.2, 0.8, 5, dtype=torch.float64) * sde.T if per_sample else torch.tensor(0.4 * sde.T)
-    got = NoisyClassifier(exact(1.3), sde, sigma_data=1.3)(x, t)
+    got = ClassifierModel(exact(1.3), sde, sigma_data=1.3)(x, t)
     # the same numbers along two routes in float64
     torch.testing.assert_close(got, DATA.label_log_prob(sde)(x, t), rtol=1e-9, atol=1e-9)
 
 
 def test_without_sigma_data_the_network_sees_x_itself() -> None:
     x, t = normals(5, 2), torch.tensor(3.0)
-    got = NoisyClassifier(exact(None), EDM())(x, t)  # α = 1, so x is x/α
+    got = ClassifierModel(exact(None), EDM())(x, t)  # α = 1, so x is x/α
     torch.testing.assert_close(got, DATA.label_log_prob(EDM())(x, t), rtol=1e-9, atol=1e-9)
 
 
 def test_it_guides_to_the_exact_conditional_score() -> None:
     sde, x, t = VP(), normals(5, 2), torch.tensor(0.3)
-    score = classifier(DATA.score(sde), NoisyClassifier(exact(1.0), sde, sigma_data=1.0), label=2)
+    score = classifier(DATA.score(sde), ClassifierModel(exact(1.0), sde, sigma_data=1.0), label=2)
     torch.testing.assert_close(score(x, t), Gaussian(MEANS[2], VARIANCE).score(sde)(x, t), rtol=1e-8, atol=1e-8)
 
 
@@ -77,7 +77,7 @@ def test_the_networks_of_the_library_guide(image: bool) -> None:
             torch.nn.init.normal_(parameter, std=0.2)
     event = (1, 4, 4) if image else (16,)
     data, sde = Gaussian(torch.zeros(event), 1.0), VP()
-    log_prob = NoisyClassifier(net, sde, sigma_data=1.0)
+    log_prob = ClassifierModel(net, sde, sigma_data=1.0)
     label = torch.tensor([0, 2])
     plain = sample(sde, data.score(sde), (2, *event), steps=4).x
     guided = sample(sde, classifier(data.score(sde), log_prob, 5.0, label=label), (2, *event), steps=4).x
@@ -87,7 +87,7 @@ def test_the_networks_of_the_library_guide(image: bool) -> None:
 
 
 def test_bad_input_is_refused() -> None:
-    log_prob = NoisyClassifier(exact(None), VP())
+    log_prob = ClassifierModel(exact(None), VP())
     with pytest.raises(ValueError, match="t must lie in"):
         log_prob(normals(2, 2), torch.tensor(2.0))
     with pytest.raises(ValueError, match="t has 3 entries"):

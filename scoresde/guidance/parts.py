@@ -1,0 +1,79 @@
+"""Guidance that is a weighted sum of scores, and what can be said of the density that it points to."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Part(NamedTuple):
+    """One term of a sum of scores: its weight, and the score (B, *event)."""
+
+    weight: float
+    score: Tensor
+
+
+class LinearGuidance(ABC):
+    r"""A Score Σ_i a_i s_i(x, t) with Σ_i a_i = 1, each s_i the score of a law p_i that the forward process carries.
+
+    It is the score of π_t ∝ Π_i p_i(x, t)^{a_i}, which no forward process carries from t to t, so that sampling with
+    it does not end in π_0. What is missing are the weights (Skreta et al. 2025, arXiv:2503.02819)::
+
+        d log w / dτ = ½ g² (|Σ_i a_i s_i|² - Σ_i a_i |s_i|²),        τ = T - t,
+
+    for every η; :func:`scoresde.particles.tilted` carries them along.
+    """
+
+    @abstractmethod
+    def parts(self, x: Tensor, t: Tensor) -> Sequence[Part]:
+        """The terms at (x, t). Their weights are the same at every time, and sum to 1."""
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        return weighted_sum(self.parts(x, t))
+
+
+class Twist(NamedTuple):
+    """A score and what bends it: the score of p_t (B, *event), log ψ_t(x) (B,) and ∇_x log ψ_t(x) (B, *event)."""
+
+    score: Tensor
+    log_psi: Tensor
+    gradient: Tensor
+
+
+class TwistedGuidance(ABC):
+    r"""A Score s(x, t) + ∇ log ψ_t(x) whose ψ_t is known, up to a constant, and positive.
+
+    What is wanted is p_0(x_0) ψ_0(x_0). The score leads there only where ψ_t(x_t) = E[ψ_0(x_0) | x_t];
+    :func:`scoresde.particles.twisted` corrects any other ψ_t.
+    """
+
+    @abstractmethod
+    def twist(self, x: Tensor, t: Tensor) -> Twist:
+        """All three at (x, t), from one evaluation of the score."""
+
+    @abstractmethod
+    def log_potential(self, x0: Tensor) -> Tensor:
+        """log ψ_0(x_0), (B,): what a sample is weighted with in the end."""
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        score, _, gradient = self.twist(x, t)
+        return score + gradient
+
+
+def weighted_sum(parts: Sequence[Part]) -> Tensor:
+    """Σ_i a_i s_i."""
+    first, *others = parts
+    total = first.weight * first.score
+    for part in others:
+        total = total.add(part.score, alpha=part.weight)
+    return total
+
+
+def finite_scale(scale: float) -> None:
+    """Raises ValueError unless a guidance scale is a finite number."""
+    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
+        raise ValueError(f"scale must be a finite number, got {scale!r}.")
