@@ -135,6 +135,110 @@ class GaussianMixture:
         """The exact classifier (x, t) -> log p(k | x_t = x), (B, K)."""
         return lambda x, t: self._parts(x, sde, t)[0].log_softmax(1)
 
+    def posterior(self, operator: Tensor | Callable[[Tensor], Tensor], y: Tensor, noise_std: float) -> GaussianMixture:
+        r"""The law of x_0 given y = A x_0 + N(0, noise_std² I): again a mixture (Bishop 2006, eq. 2.116)::
+
+            S_k = A C_k Aᵀ + σ_y² I,  G_k = C_k Aᵀ S_k⁻¹,  μ_k' = μ_k + G_k (y - A μ_k),
+            C_k' = (I - G_k A) C_k (I - G_k A)ᵀ + σ_y² G_k G_kᵀ,  w_k' ∝ w_k N(y; A μ_k, S_k)
+
+        Components whose weight underflows are left out.
+
+        Args:
+            operator: A, a matrix (m, D) or a linear function of (B, *event).
+            y: the measurement, of the shape of one answer of A, or (m,).
+            noise_std: σ_y; 0 where no S_k is singular.
+
+        Raises:
+            ValueError: A is not linear, y does not fit, noise_std is negative, or an S_k is singular.
+        """
+        mu, matrix = self._mu, self._matrix(operator)
+        measured, m = torch.as_tensor(y, dtype=torch.float64).flatten(), matrix.shape[0]
+        if measured.shape != (m,):
+            raise ValueError(f"y must hold the {m} numbers that A answers for one sample, got {tuple(y.shape)}.")
+        checks.finite(measured, name="y")
+        if not (math.isfinite(checks.number(noise_std, name="noise_std")) and noise_std >= 0):
+            raise ValueError(f"noise_std must be at least 0, got {noise_std!r}.")
+        cov = self._covariances()
+        total = matrix @ cov @ matrix.mT + noise_std**2 * torch.eye(m, dtype=torch.float64)
+        factor, failed = torch.linalg.cholesky_ex(total)
+        if bool(failed.any()):
+            raise ValueError("A C Aᵀ + noise_std² I is singular: measure with noise, or drop repeated measurements.")
+        gain = torch.cholesky_solve(matrix @ cov, factor).mT  # (K, D, m)
+        residual = measured - mu @ matrix.mT  # (K, m)
+        keep = torch.eye(mu.shape[1], dtype=torch.float64) - gain @ matrix
+        white = torch.linalg.solve_triangular(factor, residual[..., None], upper=False)[..., 0]
+        log_weights = self.weights.log() - 0.5 * white.square().sum(1) - factor.diagonal(dim1=1, dim2=2).log().sum(1)
+        weights = (log_weights - log_weights.max()).exp()
+        means = mu + torch.einsum("kdm,km->kd", gain, residual)
+        covariances = keep @ cov @ keep.mT + noise_std**2 * gain @ gain.mT
+        some = weights > 1e-300
+        means = means[some].reshape(-1, *self.event).to(self.dtype)
+        return GaussianMixture(weights[some], means, 0.5 * (covariances + covariances.mT)[some])
+
+    def _matrix(self, operator: Tensor | Callable[[Tensor], Tensor]) -> Tensor:
+        """A as a matrix (m, D), float64."""
+        d = self._mu.shape[1]
+        if isinstance(operator, Tensor):
+            if operator.ndim != 2 or operator.shape[1] != d:
+                raise ValueError(f"A must be (m, {d}), got {tuple(operator.shape)}.")
+            return operator.double().cpu()
+        probe = torch.linspace(1, 2, d, dtype=torch.float64)[None]
+        basis = torch.cat([torch.eye(d, dtype=torch.float64), probe, 0 * probe]).reshape(d + 2, *self.event)
+        columns = operator(basis).detach().reshape(d + 2, -1).double()
+        matrix = columns[:d].mT
+        # a few roundings of a sum of D terms
+        room = 1e-12 * float(columns.abs().max()) * d
+        if not torch.allclose(matrix @ probe[0], columns[d], rtol=0, atol=room) or bool((columns[d + 1] != 0).any()):
+            raise ValueError("the exact posterior is known for linear A only, and this A is not: A(Σ c_i e_i) differs "
+                             "from Σ c_i A(e_i), or A(0) from 0.")  # fmt: skip
+        return matrix
+
+    def _covariances(self) -> Tensor:
+        """(K, D, D)."""
+        if self._basis is None:
+            return torch.diag_embed(self._spectrum)
+        return (self._basis * self._spectrum[:, None]) @ self._basis.mT
+
+    def tilted_log_prob(
+        self, x: Tensor, label: int | Tensor, scale: float, sde: SDE | None = None, t: Time | None = None
+    ) -> Tensor:
+        """log p_t(x) + scale · log p(label | x_t = x), (B,): not normalised; of the data without t."""
+        joint = self._parts(x, sde, t)[0]
+        chosen = joint.log_softmax(1).gather(1, self._label(label, x)[:, None])[:, 0]
+        return joint.logsumexp(1) + scale * chosen
+
+    def tilted_sample(self, label: int, scale: float, n: int, noise: Noise | torch.Generator | int) -> Tensor:
+        """n exact samples (n, *event) of the density ∝ p(x_0) p(label | x_0)^scale, scale >= 0, by rejection.
+
+        At scale >= 1 the component proposes and p(label | x)^(scale - 1) accepts; below, p and p(label | x)^scale.
+
+        Raises:
+            ValueError: scale negative, where the density need not exist; or so few accepted that it would not end.
+        """
+        checks.count(n, name="n", least=0)
+        if not (math.isfinite(scale) and scale >= 0):
+            raise ValueError(f"scale must be a finite number of at least 0, got {scale!r}.")
+        self._label(label, self.means[:1])
+        source = as_noise(noise, "data")
+        chosen = slice(label, label + 1)
+        basis = self._covariances() if self._basis is not None else self._spectrum
+        alone = GaussianMixture(torch.ones(1), self.means[chosen], basis[chosen])
+        proposal, power = (alone, scale - 1) if scale >= 1 else (self, scale)
+        kept: list[Tensor] = []
+        found, asked = 0, 0
+        while found < n:
+            x = proposal.sample(max(256, 2 * (n - found)), source)
+            uniform = torch.special.ndtr(source.initial((len(x),), dtype=torch.float64, device=torch.device("cpu")))
+            log_accept = power * self._parts(x.double(), None, None)[0].log_softmax(1)[:, label]
+            kept.append(x[uniform.log() < log_accept])
+            found, asked = found + len(kept[-1]), asked + len(x)
+            if asked > 10**7 and found < 1e-5 * asked:
+                raise ValueError(
+                    f"of {asked} proposals only {found} were accepted: class {label} hardly ever explains its own at "
+                    f"scale {scale:g}. Take a smaller scale, or components that lie further apart."
+                )
+        return torch.cat([self.means.new_zeros(0, *self.event), *kept])[:n]
+
     def _label(self, label: int | Tensor, x: Tensor) -> Tensor:
         chosen = torch.as_tensor(label, device=x.device)
         k = len(self.weights)
