@@ -23,19 +23,17 @@ from choices import SDES, SDEName
 from command_line import command, use_threads
 from outputs import make_folder, save_json
 from pictures import by_class, save_curve, save_gif, save_grid, tile
+from readers import QUANTILE as QUANTILE
+from readers import Judge as Judge
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from sklearn.svm import SVC
-from torch import Tensor
 
 import scoresde as ss
-from scoresde import grids, losses, metrics
+from scoresde import grids, losses
 from scoresde.data import Dataset, from_tensors
 from scoresde.nn import UNet, presets
 from scoresde.times import LogNormalSigma, Stratified
 from scoresde.train import train
-
-QUANTILE = 0.05  # a generated digit is called memorised if it is closer to a training digit than 95 % of real ones are
 
 
 @dataclass
@@ -90,46 +88,6 @@ def load(seed: int) -> tuple[Dataset, Dataset]:
         np.arange(len(images)), test_size=0.2, stratify=digits.target, random_state=seed
     )
     return everything.subset(torch.tensor(train_rows)), everything.subset(torch.tensor(held_rows))
-
-
-class Judge:
-    """Measures generated digits against held-out ones, with a classifier that guidance never sees."""
-
-    def __init__(self, training: Dataset, held: Dataset, seed: int) -> None:
-        self.scaling, self.labels = held.scaling, held[:]["label"]
-        self.train, self.held = training[:]["x"], held[:]["x"]
-        # A support vector machine on pixels: the standard strong classifier for these digits.
-        self.svm = SVC(C=10, gamma=0.05).fit(self.train.flatten(1).numpy(), training[:]["label"].numpy())
-        self.accuracy_real = self.accuracy(self.held)
-        # What two sets of real digits score against each other: as many training digits with the held-out labels.
-        generator = np.random.default_rng(seed)
-        groups = [torch.where(training[:]["label"] == k)[0].numpy() for k in range(10)]
-        counts = torch.bincount(self.labels, minlength=10).tolist()
-        draws = [
-            np.concatenate([generator.choice(g, n, replace=False) for g, n in zip(groups, counts, strict=True)])
-            for _ in range(20)
-        ]
-        floors = [metrics.energy_distance(self.train[torch.tensor(rows)], self.held) for rows in draws]
-        self.floor, self.floor_std = float(np.mean(floors)), float(np.std(floors))
-
-    def levels(self, x: Tensor) -> Tensor:
-        """x rounded to the grey levels that digits have, in model units."""
-        top = (self.scaling.levels or 2) - 1
-        return self.scaling.to_model(self.scaling.to_data(x).round().clamp(0, top))
-
-    def accuracy(self, x: Tensor) -> float:
-        """Share of pictures that the classifier reads as their label."""
-        return float((self.svm.predict(x.flatten(1).numpy()) == self.labels.numpy()).mean())
-
-    def __call__(self, x: Tensor) -> dict[str, float]:
-        """The figures of one set of pictures with the held-out labels."""
-        distance = metrics.energy_distance(x, self.held)
-        return {
-            "accuracy": self.accuracy(x),
-            "energy_distance": distance,
-            "energy_distance_over_real": distance / self.floor,
-            "memorised_share": metrics.memorised_share(x, self.train, self.held, quantile=QUANTILE),
-        }
 
 
 def solvers(config: Config) -> dict[str, tuple[ss.Solver, Any, int]]:

@@ -191,7 +191,7 @@ def density_of_times(config: Config, sigma_data: float) -> TimeDensity:
     return Stratified(density) if config.stratified else density
 
 
-def prepare(config: Config, out: Path) -> Run:
+def prepare(config: Config, out: Path) -> Run[ss.ScoreModel]:
     """Everything up to the first step; all that can be wrong with the flags or the data is found here.
 
     Raises:

@@ -71,7 +71,8 @@ def open_checkpoint(folder: Path, *, ema: bool, cpu: bool) -> Trained:
 
     Raises:
         CheckpointError: no checkpoint, or a damaged one, or one that does not tell the shape and units of its data.
-        ValueError: it was trained with parts of the user's own, which a file does not rebuild.
+        ValueError: it was trained with parts of the user's own, which a file does not rebuild; or it takes other
+            conditions than a class, which no flag can give.
     """
     description = describe(folder.expanduser())
     event, scaling = description.event_shape, description.scaling
@@ -82,6 +83,14 @@ def open_checkpoint(folder: Path, *, ema: bool, cpu: bool) -> Trained:
         )
     model = load_model(description.path, ema=ema)
     device = torch.device("cuda" if torch.cuda.is_available() and not cpu else "cpu")
-    conditional = bool(getattr(model.net, "null_conditions", None))
-    classes = description.class_names if conditional else None
+    conditions = dict(getattr(model.net, "null_conditions", None) or {})
+    others = [name for name in conditions if name != "label"]
+    if others:
+        keywords = ", ".join(f"{name}=..." for name in conditions)
+        raise ValueError(
+            f"the model in {description.path} takes the conditions {', '.join(conditions)}, and the command line can "
+            f"give no {' or '.join(others)}. Sample in Python: model = scoresde.train.load_model(folder), then "
+            f"scoresde.sample(model.sde, scoresde.classifier_free(model, scale=2.0, {keywords}), shape)."
+        )
+    classes = description.class_names if conditions else None
     return Trained(model.to(device), device, description, event, scaling, classes)

@@ -186,6 +186,67 @@ def test_bad_tensors_are_refused(error: type[Exception], message: str, build: Ca
         build()
 
 
+# -- conditions --------------------------------------------------------------------------------------------------------
+
+
+def told() -> dict[str, Tensor]:
+    return {
+        "caption": torch.arange(12, dtype=torch.int32).reshape(6, 2),
+        "low": torch.rand(6, 1, 2, 2, dtype=torch.float64),
+        "size": torch.arange(6).bfloat16(),
+    }
+
+
+def test_conditions_are_handed_out_with_their_samples() -> None:
+    given = told()
+    dataset = from_tensors(images(), torch.arange(6), conditions=given)
+    batch = dataset.batch([4, 1])
+    assert list(batch) == ["x", "label", "caption", "low", "size"]
+    kinds = {"caption": torch.int64, "low": torch.float32, "size": torch.float32}
+    for name, dtype in kinds.items():
+        assert batch[name].dtype == dtype
+        assert torch.equal(batch[name], given[name].to(dtype)[[4, 1]])
+        assert torch.equal(dataset[1][name], batch[name][1])
+        assert torch.equal(torch.cat([b[name] for b in DataLoader(dataset, batch_size=4)])[[4, 1]], batch[name])
+        assert torch.equal(dataset.subset([0, 4, 1])[1:][name], batch[name])
+        assert torch.equal(dataset.subset(slice(1, 5)).conditions[name], dataset.conditions[name][1:5])
+    assert "caption (2,), low (1, 2, 2), size ()" in repr(dataset)
+    assert from_tensors(images()).conditions == {} and list(from_tensors(images())[:]) == ["x"]
+
+
+def test_conditions_are_kept_apart_from_what_is_changed_outside() -> None:
+    given = told()
+    dataset = from_tensors(images(), conditions=given)
+    del given["low"]
+    assert set(dataset.conditions) == set(told())
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "conditions"),
+    [
+        (TypeError, "tensors by name", [torch.zeros(6)]),
+        (TypeError, "torch.Tensor", {"a": [0.0] * 6}),
+        (TypeError, r"a mask converts by \.float\(\)", {"mask": torch.ones(6, dtype=torch.bool)}),
+        (TypeError, "complex64", {"a": torch.zeros(6, dtype=torch.complex64)}),
+        (TypeError, r"'low' is uint8.*to_unit_range\(256\)", {"low": images()}),
+        (ValueError, r"\(6, ...\), got shape \(5, 2\)", {"a": torch.zeros(5, 2)}),
+        (ValueError, r"\(6, ...\), got shape \(\)", {"a": torch.tensor(1.0)}),
+        (
+            ValueError,
+            r"'a' holds 1 values that are NaN or infinite, first in samples \[2\]",
+            {"a": 1e300 * torch.eye(6).double()[2]},
+        ),
+        (ValueError, "cannot be called 'x'", {"x": torch.zeros(6)}),
+        (ValueError, "class numbers go into label=", {"label": torch.zeros(6).long()}),
+        (ValueError, "cannot be called 't'", {"t": torch.zeros(6)}),
+        (ValueError, "identifier; got 'low res'", {"low res": torch.zeros(6)}),
+    ],
+)
+def test_bad_conditions_are_refused(error: type[Exception], message: str, conditions: Any) -> None:
+    with pytest.raises(error, match=message):
+        from_tensors(images(), conditions=conditions)
+
+
 def _with_nan() -> Tensor:
     data = torch.zeros(4, 2)
     data[1, 0], data[2, 1] = float("nan"), float("inf")

@@ -24,6 +24,7 @@ from scoresde import (
     classifier_free,
     sample,
 )
+from scoresde.guidance import ClassifierModel, LinearGuidance, TwistedGuidance
 
 SDES: list[SDE] = [VP(), SubVP(), VE(), EDM(), Cosine(), RectifiedFlow()]
 # Sums of a few terms, in two orders.
@@ -214,6 +215,118 @@ def test_inference_mode_is_named_where_it_is_the_cause() -> None:
     data = mixture()
     with torch.inference_mode(), pytest.raises(ValueError, match="no_grad"):
         classifier(data.score(VP()), data.label_log_prob(VP()), label=1)(X.clone(), T)
+
+
+# ---- temperature, and the tilt as such ----
+
+
+@pytest.mark.parametrize("sde", SDES, ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("t", [T, torch.tensor([0.1, 0.4, 0.7, 1.0], dtype=torch.float64)], ids=["one t", "each t"])
+def test_temperature_divides_before_the_softmax(sde: SDE, t: Tensor) -> None:
+    """∇ log softmax(log p / τ)_y = (1/τ) Σ_k (1[k = y] - q_k) ∇ log p(k | x), with q the tempered probabilities."""
+    data, t = mixture(), t * sde.T
+    every = data.label_log_prob(sde)
+    base = data.score(sde)(X, t)
+    slopes = torch.stack([data.score(sde, k)(X, t) - base for k in range(3)], 1)  # ∇ log p(k | x), by Bayes
+
+    def schedule(t: Tensor) -> Tensor:
+        return 0.5 + t / sde.T
+
+    for temperature in (0.4, 3.0, schedule, lambda t: 1.7):
+        given = temperature(t) if callable(temperature) else temperature
+        tau = torch.as_tensor(given, dtype=torch.float64).reshape(-1, 1)
+        log_share = (every(X, t) / tau).log_softmax(1)
+        pull = torch.nn.functional.one_hot(Y, 3) - log_share.exp()
+        expected = base + 2 * torch.einsum("bk,bkd->bd", pull, slopes) / tau
+        got = classifier(data.score(sde), every, 2.0, label=Y, temperature=temperature)
+        # a softmax differentiated by hand and by autograd, relative to scores of size 1/σ
+        torch.testing.assert_close(got(X, t), expected, rtol=1e-9, atol=1e-9)
+        assert isinstance(got, TwistedGuidance)
+        torch.testing.assert_close(got.twist(X, t).log_psi, 2 * log_share[torch.arange(4), Y], **ROUNDING)
+
+
+def test_a_temperature_that_is_a_tensor_gets_its_gradient_even_at_one() -> None:
+    data, sde = mixture(), VP()
+
+    def value(tau: Tensor) -> Tensor:
+        return classifier(data.score(sde), data.label_log_prob(sde), 2.0, label=Y, temperature=tau)(X, T)
+
+    for tau in (1.0, 0.7):
+        assert torch.autograd.gradcheck(value, torch.tensor(tau, dtype=torch.float64, requires_grad=True))
+
+
+def test_a_classifier_is_a_known_twist() -> None:
+    data, sde = mixture(), VP()
+    every = data.label_log_prob(sde)
+    guided = classifier(data.score(sde), every, 2.5, label=Y, t_end=0.0)
+    assert isinstance(guided, TwistedGuidance) and isinstance(guided, LinearGuidance)
+    score, log_psi, gradient = guided.twist(X, T)
+    with torch.no_grad():
+        assert not guided.twist(X, T).log_psi.requires_grad
+    assert torch.equal(score, data.score(sde)(X, T))
+    x = X.clone().requires_grad_(True)
+    value = 2.5 * every(x, T)[torch.arange(4), Y]
+    torch.testing.assert_close(log_psi, value, **ROUNDING)
+    torch.testing.assert_close(gradient, torch.autograd.grad(value.sum(), x)[0], **ROUNDING)
+    torch.testing.assert_close(score + gradient, guided(X, T), **ROUNDING)
+    # at t_end = 0 the exact classifier is that of the data
+    tilt = data.tilted_log_prob(X, Y, 2.5) - data.log_prob(X)
+    torch.testing.assert_close(guided.log_potential(X), tilt, **ROUNDING)
+    later = classifier(data.score(sde), every, 2.5, label=Y, t_end=0.2)
+    assert isinstance(later, TwistedGuidance)
+    torch.testing.assert_close(later.log_potential(X), 2.5 * every(X, 0.2)[torch.arange(4), Y], **ROUNDING)
+
+
+def test_a_classifier_model_knows_its_last_time() -> None:
+    learned = ClassifierModel(lambda x, c: x * c[:, None], VP(t_min=0.02))
+    guided, unknown = (classifier(lambda x, t: x, by, 2.0, label=1) for by in (learned, lambda x, t: x))
+    assert isinstance(guided, TwistedGuidance) and isinstance(unknown, TwistedGuidance)
+    torch.testing.assert_close(guided.log_potential(X), 2 * learned(X, 0.02)[:, 1], **ROUNDING)
+    with pytest.raises(ValueError, match="t_end="):
+        unknown.log_potential(X)
+
+
+def test_classifier_guidance_keeps_its_tilt_over_other_guidance() -> None:
+    """Over classifier_free: the twist's score is the guided one, and the classifier bends what is left."""
+    data, sde, net = mixture(), VP(), model()
+    free = classifier_free(net, 2.0, label=Y)
+    outer, alone = (classifier(s, data.label_log_prob(sde), 1.5, label=1) for s in (free, data.score(sde)))
+    assert isinstance(outer, TwistedGuidance) and isinstance(alone, TwistedGuidance)
+    twist = outer.twist(X, T)
+    assert torch.equal(twist.score, free(X, T)) and torch.equal(twist.gradient, alone.twist(X, T).gradient)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "match"),
+    [
+        ({"temperature": 0.0}, ValueError, "temperature must be positive"),
+        ({"temperature": math.nan}, ValueError, "temperature must be positive"),
+        ({"temperature": True}, ValueError, "bool"),
+        ({"temperature": "2"}, TypeError, "temperature must be a real number"),
+        ({"temperature": 2.0, "label": None}, ValueError, r"\(B, K\) and say which class with label="),
+        ({"temperature": lambda t: t, "label": None}, ValueError, r"\(B, K\) and say which class with label="),
+        ({"t_end": -1.0}, ValueError, "t_end must be a time"),
+        ({"t_end": math.inf}, ValueError, "t_end must be a time"),
+        ({"log_prob": 3}, TypeError, "log_prob must be a function"),
+    ],
+)
+def test_refusals_of_temperature_and_end(options: dict[str, Any], error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        classifier(**{"score": lambda x, t: x, "log_prob": lambda x, t: x, "label": 1, **options})
+
+
+@pytest.mark.parametrize(
+    ("temperature", "match"),
+    [
+        (lambda t: -1.0, "positive and finite"),
+        (lambda t: math.nan, "positive and finite"),
+        (lambda t: torch.ones(3), r"one number \(\) or \(4,\)"),
+        (lambda t: torch.ones(4, 1), r"one number \(\) or \(4,\)"),
+    ],
+)
+def test_bad_temperatures_of_t(temperature: Any, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        classifier(lambda x, t: x, lambda x, t: x, 1.0, label=1, temperature=temperature)(X, T)
 
 
 # ---- both, and gradients ----

@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "times": {"checks", "sde"},
     "problems": CORE | {"score"},
     "losses": {"checks", "sde", "score"},
-    "guidance": {"checks", "sde", "score"},
+    "guidance": CORE | {"score"},
     "particles": PROCESS | {"solvers"},
     "inverse": PROCESS | {"solvers"},
     "editing": PROCESS | {"solvers"},

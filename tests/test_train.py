@@ -18,13 +18,24 @@ import torch
 from torch import Tensor, nn
 
 import scoresde.train.batches as batches_module
-from scoresde import VP, ScoreModel, dsm_loss, losses, times
+from scoresde import VP, ClassifierModel, ScoreModel, dsm_loss, losses, times
 from scoresde.data import Dataset, Scaling, from_tensors
 from scoresde.nn import MLP, UNet
-from scoresde.train import EMA, CheckpointError, Run, average_decay, ema_model, learning_rate, load_model, train
+from scoresde.train import (
+    EMA,
+    CheckpointError,
+    Run,
+    average_decay,
+    ema_model,
+    learning_rate,
+    load_classifier,
+    load_model,
+    train,
+    train_classifier,
+)
 from scoresde.train.batches import batches
+from scoresde.train.conditions import drop_conditions
 from scoresde.train.draws import DataOrder, Uniforms, seeded, step_noise
-from scoresde.train.objective import drop_conditions
 from scoresde.train.optimizer import Optimizer
 
 CLASSES = 3
@@ -55,6 +66,13 @@ def mlp(
         for parameter in net.parameters():  # networks start with outputs of zero, which hides what they see
             nn.init.normal_(parameter, std=0.2)
     return ScoreModel(net, VP(), predicts=predicts)
+
+
+def classifier() -> ClassifierModel:
+    with seeded(torch.device("cpu"), 0):
+        net = MLP(2, width=8, depth=1, out_dim=CLASSES)
+        nn.init.normal_(net.head.weight)
+    return ClassifierModel(net, VP())
 
 
 def weights(model: nn.Module) -> Tensor:
@@ -683,9 +701,9 @@ import os, re, sys, torch
 sys.path.insert(0, {tests!r})
 from pathlib import Path
 from accelerate.utils import gather_object
-from test_train import levels, mlp
+from test_train import classifier, levels, mlp
 from scoresde import times
-from scoresde.train import CheckpointError, train
+from scoresde.train import CheckpointError, train, train_classifier
 torch.set_num_threads(1)
 rank, folder = int(os.environ["RANK"]), Path(sys.argv[1])
 options = dict(
@@ -706,6 +724,14 @@ for step in (run := train(model, levels(), folder=folder, resume=True, **options
     assert step.step == 3
 assert run.save() == folder / "step-00000003"
 assert len(set(gather_object(seeds[:1]))) == 2  # that of dropout inside the network
+
+# Conditions dropped by name, and a classifier.
+by_name = {{**options, "label_dropout": {{"label": 0.5}}}}
+for _ in train(mlp(), levels(), folder=folder.with_name("named"), **by_name):
+    pass
+without = {{name: value for name, value in options.items() if name != "label_dropout"}}
+for _ in train_classifier(classifier(), levels(), folder=folder.with_name("classified"), **without):
+    pass
 
 for path, message in (
     (folder if rank == 0 else folder / "elsewhere", "see different checkpoints in .*: step-00000003, none"),
@@ -740,6 +766,14 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
     # gradients summed in another order; Adam's first steps magnify small components to the size of lr = 1e-3
     assert torch.allclose(weights(alone.model), weights(together), rtol=0, atol=1e-5)
     assert not torch.allclose(weights(mlp()), weights(together), rtol=0, atol=1e-4)
+    named = trained(dataset=levels(), steps=3, dequantize=True, **{**options, "label_dropout": {"label": 0.5}})
+    same = load_model(tmp_path / "named", ema=False)
+    assert torch.allclose(weights(named.model), weights(same), rtol=0, atol=1e-5)
+    assert not torch.allclose(weights(together), weights(same), rtol=0, atol=1e-4)
+    del options["label_dropout"]
+    list(classified := train_classifier(classifier(), levels(), steps=3, batch_size=8, dequantize=True, **options))
+    same_classifier = load_classifier(tmp_path / "classified", ema=False)
+    assert torch.allclose(weights(classified.model), weights(same_classifier), rtol=0, atol=1e-5)
     one, two = (
         [json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()]
         for name in ("one", "two")

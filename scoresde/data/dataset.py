@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,22 +17,30 @@ class Dataset(TorchDataset[dict[str, Tensor]]):
     Build one with ``from_tensors`` or ``load``. ``dataset[i]`` is one sample, ``dataset[2:5]``,
     ``dataset[:]`` and ``dataset[[7, 1]]`` are batches; a torch DataLoader works as well::
 
-        {"x": float32 (B, *event), in model units, "label": int64 (B,), where there are labels}
+        {"x": float32 (B, *event), in model units, "label": int64 (B,), where there are labels,
+         and each further condition by its name, (B, ...)}
 
     Attributes:
         data: (N, *event) as stored.
         label: (N,) int64 in [0, num_classes), or None.
         scaling: the map from ``data`` to x.
         class_names: a name for each class, or None without labels.
+        conditions: what else belongs to each sample, by name: (N, ...) float32 or int64, in the units of the network.
     """
 
     def __init__(
-        self, data: Tensor, label: Tensor | None, scaling: Scaling, class_names: tuple[str, ...] | None
+        self,
+        data: Tensor,
+        label: Tensor | None,
+        scaling: Scaling,
+        class_names: tuple[str, ...] | None,
+        conditions: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.data = data
         self.label = label
         self.scaling = scaling
         self.class_names = class_names
+        self.conditions: dict[str, Tensor] = dict(conditions or {})
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -53,6 +61,7 @@ class Dataset(TorchDataset[dict[str, Tensor]]):
         batch = {"x": self.scaling.to_model(self.data[where])}
         if self.label is not None:
             batch["label"] = self.label[where]
+        batch.update({name: value[where] for name, value in self.conditions.items()})
         return batch
 
     def __getitem__(self, index: int | slice | Tensor | Sequence[int]) -> dict[str, Tensor]:
@@ -68,17 +77,21 @@ class Dataset(TorchDataset[dict[str, Tensor]]):
         return [{name: value[i] for name, value in batch.items()} for i in range(len(indices))]
 
     def subset(self, indices: Tensor | Sequence[int] | slice) -> Dataset:
-        """A data set of some of the samples, with the same scaling and classes: for held-out data."""
+        """A data set of some of the samples, with the same scaling, classes and conditions: for held-out data."""
         where = indices if isinstance(indices, slice) else torch.as_tensor(indices, dtype=torch.int64)
         data = self.data[where]
         if not len(data):
             raise ValueError("the subset would be empty.")
         label = None if self.label is None else self.label[where]
-        return Dataset(data, label, self.scaling, self.class_names)
+        conditions = {name: value[where] for name, value in self.conditions.items()}
+        return Dataset(data, label, self.scaling, self.class_names, conditions)
 
     def __repr__(self) -> str:
         classes = "" if self.num_classes is None else f", {self.num_classes} classes"
-        return f"Dataset({len(self)} samples {self.event_shape}, {self.data.dtype}{classes}, {self.scaling})"
+        conditions = "".join(f", {name} {tuple(value.shape[1:])}" for name, value in self.conditions.items())
+        return (
+            f"Dataset({len(self)} samples {self.event_shape}, {self.data.dtype}{classes}{conditions}, {self.scaling})"
+        )
 
 
 def from_tensors(
@@ -89,6 +102,7 @@ def from_tensors(
     scaling: Scaling | None = None,
     num_classes: int | None = None,
     class_names: Sequence[str] | None = None,
+    conditions: Mapping[str, Tensor] | None = None,
 ) -> Dataset:
     """A data set from tensors.
 
@@ -102,11 +116,16 @@ def from_tensors(
         scaling: the map to model units, instead of the rules above.
         num_classes: by default the number of class names, else the largest label plus 1.
         class_names: by default "0", "1", ....
+        conditions: what else the network is told of each sample, by the name of its keyword: vectors (N, d), tokens
+            (N, L), images (N, C, H, W). Floating ones are stored in float32 and integers in int64, both as they are:
+            bring them to the network's units yourself, images by ``Scaling.to_unit_range(256).to_model(image)``.
+            uint8 is refused, since it does not say whether it holds levels to be scaled or numbers of tokens.
 
     Raises:
-        TypeError: not tensors, complex or boolean data, labels that are not integers.
+        TypeError: not tensors, complex or boolean data or conditions, labels that are not integers, uint8 conditions.
         ValueError: no samples, non-finite numbers, values that are not the stated levels, integers whose
-            levels are not stated, labels out of range or of another length, names of another number.
+            levels are not stated, labels out of range or of another length, names of another number; conditions of
+            another length, or by a name that is taken.
     """
     if not isinstance(data, Tensor):
         raise TypeError(
@@ -129,7 +148,7 @@ def from_tensors(
     elif data.is_floating_point():
         data = data.float()
     label, names = _classes(data.shape[0], label, num_classes, class_names)
-    return Dataset(data.detach().cpu().contiguous(), label, scaling, names)
+    return Dataset(data.detach().cpu().contiguous(), label, scaling, names, _conditions(data.shape[0], conditions))
 
 
 def random_flip(x: Tensor, u: Tensor) -> Tensor:
@@ -175,12 +194,47 @@ def _quantised(data: Tensor, levels: int) -> Tensor:
     return data.to(torch.uint8 if levels <= 256 else torch.int32)
 
 
-def _check_finite(data: Tensor) -> None:
+def _check_finite(data: Tensor, what: str = "data hold") -> None:
     bad = ~torch.isfinite(data)
     count = int(bad.sum())
     if count:
-        rows = bad.flatten(1).any(1).nonzero().flatten()[:5].tolist()
-        raise ValueError(f"data hold {count} values that are NaN or infinite, first in samples {rows}. Drop them.")
+        rows = bad.reshape(len(bad), -1).any(1).nonzero().flatten()[:5].tolist()
+        raise ValueError(f"{what} {count} values that are NaN or infinite, first in samples {rows}. Drop them.")
+
+
+def _conditions(count: int, conditions: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    if conditions is not None and not isinstance(conditions, Mapping):
+        raise TypeError(f"conditions must be tensors by name, {{'caption': ...}}, got {type(conditions).__name__}.")
+    return {name: _condition(name, value, count) for name, value in (conditions or {}).items()}
+
+
+def _condition(name: str, value: Tensor, count: int) -> Tensor:
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ValueError(f"a condition is a keyword of the network, so its name must be an identifier; got {name!r}.")
+    if name in ("self", "x", "c", "t", "label"):
+        hint = "class numbers go into label=" if name == "label" else "that is the network's own argument"
+        raise ValueError(f"a condition cannot be called {name!r}: {hint}. Choose another name.")
+    if not isinstance(value, Tensor):
+        raise TypeError(f"condition {name!r} must be a torch.Tensor (N, ...), got {type(value).__name__}.")
+    if value.is_complex() or value.dtype == torch.bool:
+        raise TypeError(
+            f"condition {name!r} must be real floating or integer, got {value.dtype}; a mask converts by .float()."
+        )
+    if value.dtype == torch.uint8:
+        raise TypeError(
+            f"condition {name!r} is uint8, which says nothing of its units. Scale an image, "
+            "Scaling.to_unit_range(256).to_model(image), and pass token or class numbers as .long()."
+        )
+    if value.ndim == 0 or value.shape[0] != count:
+        raise ValueError(
+            f"condition {name!r} must have one row for each of the {count} samples, ({count}, ...), got shape "
+            f"{tuple(value.shape)}."
+        )
+    value = value.detach().cpu()
+    value = value.float() if value.is_floating_point() else value.long()
+    if value.is_floating_point():
+        _check_finite(value, f"condition {name!r} holds")
+    return value.contiguous()
 
 
 def _classes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -9,8 +10,12 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
-from scoresde.guidance.parts import LinearGuidance, Part, finite_scale
+from scoresde.guidance.nonlinear import parts_of
+from scoresde.guidance.parts import LinearGuidance, Part, Twist, TwistedGuidance, finite_scale
 from scoresde.score import Score
+from scoresde.sde import SDE
+
+Temperature = float | Callable[[Tensor], Tensor | float]
 
 
 def classifier(
@@ -19,50 +24,110 @@ def classifier(
     scale: float = 1.0,
     *,
     label: int | Tensor | None = None,
+    temperature: Temperature = 1.0,
+    t_end: float | None = None,
 ) -> Score:
     r"""Classifier guidance: s(x, t) + scale · ∇_x log p(y | x_t = x).
 
     Dhariwal & Nichol 2021 (arXiv:2105.05233, eq. 14); Song et al. 2021 (arXiv:2011.13456, eq. 14). With the exact
     classifier, scale 1 is the exact conditional score.
 
+    A temperature τ makes the classifier softmax_k(log p(k | x_t) / τ) (Guo et al. 2017, arXiv:1706.04599, eq. 9): below
+    1 surer, above 1 less sure. With a τ(t) that calibrates it at every t, the classifier is nearer to p(y | x_t), which
+    is what the weights of :func:`scoresde.particles.tilted` take it for; with a τ that only sharpens,
+    :func:`scoresde.particles.twisted` knows better.
+
     Args:
         score: the score to be guided.
         log_prob: (x, t) -> log p(y | x_t = x), (B,), differentiable in x; or (B, K) for all classes, with ``label``.
         scale: 0 leaves the score as it is (and never calls the classifier).
         label: the wanted class, an index or (B,), where log_prob answers (B, K).
+        temperature: τ > 0, a number or a function of t, () or (B,), to () or (B,); needs ``label``.
+        t_end: where the tilt of clean samples is read off, see :meth:`ClassifierGuided.log_potential`. Default: the
+            ``sde.t_min`` of a ``ClassifierModel``.
 
     Raises:
-        ValueError: the classifier's answer has the wrong shape, or does not depend on x.
+        TypeError: log_prob is no function.
+        ValueError: the classifier's answer has the wrong shape, or does not depend on x; a temperature that is not
+            positive or comes without label.
     """
     finite_scale(scale)
-    return ClassifierGuided(score, log_prob, scale, label)
+    if not callable(log_prob):
+        raise TypeError(f"log_prob must be a function (x, t) -> log p(y | x), got {type(log_prob).__name__}.")
+    if not callable(temperature):
+        if isinstance(temperature, bool):
+            raise ValueError("temperature must be a positive number or a function of t, got a bool.")
+        checks.positive(temperature, name="temperature")
+    if label is None and _tempers(temperature):
+        raise ValueError(
+            "temperature divides the log-probabilities of all classes before they are normalised again: let log_prob "
+            "answer (B, K) and say which class with label=."
+        )
+    if t_end is None:
+        sde = getattr(log_prob, "sde", None)
+        t_end = sde.t_min if isinstance(sde, SDE) else None
+    elif not (math.isfinite(checks.number(t_end, name="t_end")) and t_end >= 0):
+        raise ValueError(f"t_end must be a time, at least 0; got {t_end!r}.")
+    return ClassifierGuided(score, log_prob, scale, label, temperature, t_end)
 
 
 @dataclass(frozen=True, eq=False)
-class ClassifierGuided(LinearGuidance):
-    """A Score made by :func:`classifier`; its fields are that function's arguments."""
+class ClassifierGuided(LinearGuidance, TwistedGuidance):
+    """A Score made by :func:`classifier`; its fields are that function's arguments.
+
+    It is a weighted sum of scores, and a score bent by the known log ψ_t(x) = scale · log p(y | x_t = x).
+    """
 
     score: Score
     log_prob: Callable[[Tensor, Tensor], Tensor]
     scale: float
-    label: int | Tensor | None
+    label: int | Tensor | None = None
+    temperature: Temperature = 1.0
+    t_end: float | None = None
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         base = self.score(x, t)
         return base if self.scale == 0 else base + self.scale * self.gradient(x, t)[1]
 
     def parts(self, x: Tensor, t: Tensor) -> list[Part]:
-        """The score with weight 1 - scale, and the conditional score s + ∇ log p(y | x_t) with weight scale."""
+        """The score s with weight 1 - scale, and the conditional score s + ∇ log p(y | x_t) with weight scale.
+
+        Where s is itself a weighted sum, its first part stands for s: the law of which p(y | x_t) is the classifier.
+        """
+        first, *others = parts_of(self.score, x, t)
+        conditional = first.score + self.gradient(x, t)[1]
+        return [Part(first.weight - self.scale, first.score), *others, Part(self.scale, conditional)]
+
+    def twist(self, x: Tensor, t: Tensor) -> Twist:
+        """The score, scale · log p(y | x_t = x) and its gradient."""
         base = self.score(x, t)
-        return [Part(1 - self.scale, base), Part(self.scale, base + self.gradient(x, t)[1])]
+        value, gradient = self.gradient(x, t)
+        return Twist(base, self.scale * value, self.scale * gradient)
+
+    def log_potential(self, x0: Tensor) -> Tensor:
+        """scale · log p(y | x_{t_end} = x0), (B,).
+
+        A noise-conditional classifier knows clean samples only as states at a small time, so that is how they are
+        read; they differ by noise of σ(t_end). A run that ends at the last time of its grid, without denoising, is
+        weighted with log ψ there and has no use for this.
+
+        Raises:
+            ValueError: no t_end.
+        """
+        if self.t_end is None:
+            raise ValueError(
+                "the tilt of clean samples needs a time at which this log_prob takes them: pass classifier(..., "
+                "t_end=...), the last time of the grid, or 0.0 for an exact classifier."
+            )
+        return self.scale * self._log_prob(x0, torch.tensor(self.t_end, dtype=torch.float64))
 
     def gradient(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """log p(y | x_t = x), (B,), and its gradient ∇_x, shaped like x."""
+        """log p(y | x_t = x), (B,), and its gradient ∇_x, shaped like x; not multiplied by scale."""
         # The gradient is part of the score's value; it is differentiable itself only if the caller differentiates.
         create_graph = torch.is_grad_enabled()
         with torch.enable_grad():
             leaf = x if create_graph and x.requires_grad else x.detach().requires_grad_(True)
-            value = _pick(self.log_prob(leaf, t), self.label, x)
+            value = self._log_prob(leaf, t)
             if not value.requires_grad:
                 raise ValueError(_CONSTANT)
             (gradient,) = torch.autograd.grad(value.sum(), leaf, create_graph=create_graph, allow_unused=True)
@@ -70,11 +135,42 @@ class ClassifierGuided(LinearGuidance):
             raise ValueError(_CONSTANT)
         return (value if create_graph else value.detach()), gradient
 
+    def _log_prob(self, x: Tensor, t: Tensor) -> Tensor:
+        """log p(y | x_t = x), (B,), of the wanted class at the temperature."""
+        value = self.log_prob(x, t)
+        if _tempers(self.temperature):
+            _all_classes(value, x)
+            value = (value / self._divisor(t, value)).log_softmax(1)
+        return _pick(value, self.label, x)
+
+    def _divisor(self, t: Tensor, value: Tensor) -> Tensor | float:
+        """The temperature, a number or (B or 1, 1)."""
+        if not callable(self.temperature):
+            return self.temperature
+        found = checks.real(self.temperature(torch.as_tensor(t)), name="temperature(t)").to(value)
+        if found.ndim > 1 or (found.ndim == 1 and found.shape != value.shape[:1]):
+            raise ValueError(
+                f"temperature(t) must be one number () or ({value.shape[0]},), one for each sample; got "
+                f"{tuple(found.shape)}."
+            )
+        if checks.readable(found) and not bool(((found > 0) & found.isfinite()).all()):
+            raise ValueError(f"temperature(t) must be positive and finite; got {found.tolist()} at t = {t}.")
+        return found.reshape(-1, 1)
+
+
+def _tempers(temperature: Temperature) -> bool:
+    return not isinstance(temperature, (int, float)) or temperature != 1
+
 
 _CONSTANT = (
     "log_prob must be differentiable in x, but its answer does not depend on x: it is detached inside, or runs under "
     "torch.inference_mode (use torch.no_grad)."
 )
+
+
+def _all_classes(value: Tensor, x: Tensor) -> None:
+    if value.ndim != 2 or value.shape[0] != x.shape[0]:
+        raise ValueError(f"with label=, log_prob must answer ({x.shape[0]}, K); got {tuple(value.shape)}.")
 
 
 def _pick(value: Tensor, label: int | Tensor | None, x: Tensor) -> Tensor:
@@ -86,8 +182,7 @@ def _pick(value: Tensor, label: int | Tensor | None, x: Tensor) -> Tensor:
                 "all classes, (B, K), say which with label=."
             )
         return value
-    if value.ndim != 2 or value.shape[0] != batch:
-        raise ValueError(f"with label=, log_prob must answer ({batch}, K); got {tuple(value.shape)}.")
+    _all_classes(value, x)
     wanted = torch.as_tensor(label, device=value.device)
     if wanted.is_floating_point() or (wanted.ndim and wanted.shape != (batch,)):
         raise ValueError(f"label must be a whole number or ({batch},); got {wanted.dtype} {tuple(wanted.shape)}.")

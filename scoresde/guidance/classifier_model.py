@@ -38,10 +38,17 @@ class ClassifierModel(nn.Module):
         self.net, self.sde, self.sigma_data = net, sde, sigma_data
 
     def logits(self, x: Tensor, t: Time) -> Tensor:
-        """The network's answer (B, K); x (B, *event), t () or (B,)."""
+        """The network's answer (B, K); x (B, *event), t () or (B,), where α(t) > 0 and σ(t) > 0."""
         time = checks.time(t, self.sde.t_max, what=type(self.sde).__name__)
         checks.same_batch(time, checks.state(x))
+        if time.ndim and time.device != x.device:
+            time = time.to(x.device)
         alpha, sigma = self.sde.alpha(time), self.sde.sigma(time)
+        if checks.readable(alpha) and not bool(((alpha > 0) & (sigma > 0)).all()):
+            raise ValueError(
+                f"the network is told log(σ/α), which is infinite where α(t) or σ(t) is 0; got t = {t} under "
+                f"{type(self.sde).__name__}. Stay within t_min = {self.sde.t_min:g} and T = {self.sde.T:g}."
+            )
         if self.sigma_data is not None:
             x = x * spread((alpha**2 * self.sigma_data**2 + sigma**2).rsqrt(), x)
         c = (sigma / alpha).log().to(device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))

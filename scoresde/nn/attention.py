@@ -1,6 +1,9 @@
-"""Self-attention over the positions of an event of any number of axes, and attention pooling."""
+"""Attention of the positions of an event of any number of axes: to each other, to tokens, and pooling."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -50,6 +53,57 @@ class SelfAttention(nn.Module):
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # (B, N, C)
         q, k, v = self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
         mixed = F.scaled_dot_product_attention(q, k, v)  # (B, heads, N, C / heads)
+        out = self.proj(mixed.transpose(1, 2).flatten(2))
+        return x + out.transpose(1, 2).reshape(x.shape)
+
+
+class Context(NamedTuple):
+    """What positions attend to: tokens (B, N, width), and which of them count, present (B, N) bool."""
+
+    tokens: Tensor
+    present: Tensor
+
+
+class CrossAttention(nn.Module):
+    """x + proj(attention(norm(x) -> tokens)), every position looking at every token; keeps (B, C, *spatial).
+
+        Q = W_Q norm(x),   K = W_K tokens,   V = W_V tokens,   M = softmax(Q Kᵀ / sqrt(d)),   out = x + proj(M V)
+
+    with d channels per head, and M zero on tokens that are not present: Rombach et al. 2022 (arXiv:2112.10752,
+    section 3.3). At least one token of each sample must be present. The last linear map starts at zero. M is the
+    map (B, heads, positions, tokens) that `AttentionMaps` records and replaces; otherwise the fused kernel never
+    forms it, see `SelfAttention` for its derivatives.
+
+    Args:
+        channels: number of channels C.
+        context: width of the tokens.
+        head_width: least number of channels per head; a single head where C is smaller.
+    """
+
+    def __init__(self, channels: int, context: int, head_width: int = 64) -> None:
+        super().__init__()
+        self.heads = number_of_heads(channels, head_width)
+        self.norm = group_norm(channels)
+        self.query = nn.Linear(channels, channels, bias=False)
+        self.kv = nn.Linear(context, 2 * channels, bias=False)
+        self.proj = nn.Linear(channels, channels)
+        nn.init.zeros_(self.proj.weight)
+        nn.init.zeros_(self.proj.bias)
+        # Set and removed by AttentionMaps: takes the map, returns the one to use.
+        self.edit: Callable[[Tensor], Tensor] | None = None
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """Map x (B, C, *spatial) to the same shape."""
+        positions = self.norm(x).flatten(2).transpose(1, 2)  # (B, P, C)
+        q = self.query(positions).unflatten(2, (self.heads, -1)).transpose(1, 2)
+        k, v = self.kv(context.tokens).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+        present = context.present[:, None, None, :]
+        if self.edit is None:
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=present)  # (B, heads, P, C / heads)
+        else:
+            logits = (q @ k.transpose(2, 3)).to(torch.promote_types(q.dtype, torch.float32)) * q.shape[3] ** -0.5
+            attention = self.edit(logits.masked_fill(~present, -torch.inf).softmax(3))
+            mixed = attention.to(v.dtype) @ v
         out = self.proj(mixed.transpose(1, 2).flatten(2))
         return x + out.transpose(1, 2).reshape(x.shape)
 

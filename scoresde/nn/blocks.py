@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoresde.nn.attention import SelfAttention
+from scoresde.nn.attention import Context, CrossAttention, SelfAttention
 from scoresde.nn.inputs import check_positive, check_probability
 from scoresde.nn.normalization import group_norm
 
@@ -27,6 +27,7 @@ class Style:
         conditioning: how that vector enters a block, "add" or "adaptive".
         head_width: least number of channels per attention head.
         dropout: probability of dropping an activation inside a block.
+        context: width of the tokens to attend to; 0 where there are none.
     """
 
     event_dims: int
@@ -34,6 +35,7 @@ class Style:
     conditioning: Conditioning
     head_width: int
     dropout: float
+    context: int = 0
 
     def __post_init__(self) -> None:
         if self.event_dims not in (1, 2, 3):
@@ -94,16 +96,18 @@ class ResidualBlock(nn.Module):
 
 
 class Stage(nn.Module):
-    """A residual block and, where asked for, self-attention after it."""
+    """A residual block and, where asked for, self-attention and then cross-attention to tokens after it."""
 
-    def __init__(self, inputs: int, outputs: int, style: Style, attention: bool) -> None:
+    def __init__(self, inputs: int, outputs: int, style: Style, attention: bool, cross: bool = False) -> None:
         super().__init__()
         self.block = ResidualBlock(inputs, outputs, style)
         self.attention = SelfAttention(outputs, style.head_width) if attention else nn.Identity()
+        self.cross = CrossAttention(outputs, style.context, style.head_width) if cross else None
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """Map x (B, inputs, *spatial) and embedding (B, E) to (B, outputs, *spatial)."""
-        return self.attention(self.block(x, embedding))
+    def forward(self, x: Tensor, embedding: Tensor, context: Context | None = None) -> Tensor:
+        """Map x (B, inputs, *spatial), embedding (B, E) and, where there is one, context to (B, outputs, *spatial)."""
+        h = self.attention(self.block(x, embedding))
+        return h if self.cross is None else self.cross(h, context)
 
 
 class Upsample(nn.Module):

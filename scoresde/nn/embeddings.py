@@ -1,4 +1,4 @@
-"""From a time, given as c = log(sigma/alpha), and a class label to one conditioning vector.
+"""From a time, given as c = log(sigma/alpha), a class label and vectors to one conditioning vector.
 
 c is the natural clock of a Gaussian process: x_t/alpha carries noise of standard deviation exp(c), whatever
 the schedule. Useful noise levels span about exp(-7) (invisible in 8-bit data) to exp(7) (no data left), so
@@ -8,7 +8,7 @@ both kinds of features below are laid out for c in [-7, 7], and both are smooth 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -113,8 +113,32 @@ def time_features(kind: TimeFeatures, dim: int) -> nn.Module:
     raise ValueError(f"time_features={kind!r}: expected 'sinusoidal' or 'fourier'.")
 
 
+class VectorEmbedding(nn.Module):
+    """A condition (B, size) to (B, width) by linear, silu, linear; a learned vector for rows of NaN, "not given".
+
+    Numbers of order one train best: standardise sizes, angles or counts first.
+
+    Args:
+        size: size d of the condition.
+        width: size of the vector.
+    """
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(size, width)
+        self.linear2 = nn.Linear(width, width)
+        self.absent = nn.Parameter(torch.randn(width))
+
+    def forward(self, value: Tensor) -> Tensor:
+        """Map value (B, size) to (B, width)."""
+        absent = value.isnan().all(1, keepdim=True)
+        known = value.masked_fill(absent, 0).to(self.linear1.weight.dtype)
+        h = self.linear2(F.silu(self.linear1(known)))
+        return torch.where(absent, self.absent.to(h.dtype), h)
+
+
 class ConditionEmbedding(nn.Module):
-    """One vector per sample from its time and its class: silu(MLP(features(c)) + class_vector[label]).
+    """One vector per sample: silu(MLP(features(c)) + class_vector[label] + the sum of its embedded vectors).
 
     Args:
         features: number of time features.
@@ -122,9 +146,17 @@ class ConditionEmbedding(nn.Module):
         kind: "sinusoidal" or "fourier".
         num_classes: number of classes; one more vector, at index num_classes, stands for "no class". None for
             no classes at all.
+        vectors: size of each vector condition, see `VectorEmbedding`.
     """
 
-    def __init__(self, features: int, width: int, kind: TimeFeatures, num_classes: int | None = None) -> None:
+    def __init__(
+        self,
+        features: int,
+        width: int,
+        kind: TimeFeatures,
+        num_classes: int | None = None,
+        vectors: Sequence[int] = (),
+    ) -> None:
         super().__init__()
         if num_classes is not None:
             check_positive(num_classes=num_classes)
@@ -132,12 +164,15 @@ class ConditionEmbedding(nn.Module):
         self.linear1 = nn.Linear(features, width)
         self.linear2 = nn.Linear(width, width)
         self.classes = None if num_classes is None else nn.Embedding(num_classes + 1, width)
+        self.vectors = nn.ModuleList(VectorEmbedding(size, width) for size in vectors)
 
-    def forward(self, c: Tensor, label: Tensor | None = None) -> Tensor:
-        """Map c (B,) and label (B,) to (B, width)."""
+    def forward(self, c: Tensor, label: Tensor | None = None, vectors: Sequence[Tensor | None] = ()) -> Tensor:
+        """Map c (B,), label (B,) and vectors, each (B, size) or None for "not given", to (B, width)."""
         # Waves are computed in at least float32 and only then rounded to the weights' dtype.
         waves = self.features(c).to(self.linear1.weight.dtype)
         h = self.linear2(F.silu(self.linear1(waves)))
         if self.classes is not None:
             h = h + self.classes(label)
+        for embed, value in zip(self.vectors, vectors, strict=True):
+            h = h + (embed.absent if value is None else embed(value))
         return F.silu(h)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from scoresde.nn.attention import Context
 from scoresde.nn.blocks import Stage, Style
 from scoresde.nn.inputs import check_event, check_positive
 
@@ -26,7 +27,8 @@ class Encoder(nn.Module):
 
     Level i has `blocks` residual blocks of width * multipliers[i] channels at sizes ceil(n / 2^i), each with
     attention if i is in attention_levels. Two more blocks follow at the coarsest level, the first of them with
-    attention if that level has it.
+    attention if that level has it. Where the style has a context, cross-attention to it follows each of these
+    attentions, and in any case the first of those two blocks.
 
     Args:
         channels: channels of the event.
@@ -35,6 +37,7 @@ class Encoder(nn.Module):
         multipliers: channels of each level, finest first, in units of width.
         blocks: residual blocks per level.
         attention_levels: levels with attention; negative ones count from the coarsest.
+        condition_channels: channels that x brings to the stem beyond its own.
 
     Raises:
         ValueError: a number that should be positive is not, or attention_levels names a level that is not
@@ -49,6 +52,7 @@ class Encoder(nn.Module):
         multipliers: Sequence[int],
         blocks: int,
         attention_levels: Sequence[int],
+        condition_channels: int = 0,
     ) -> None:
         super().__init__()
         check_positive(channels=channels, width=width, blocks=blocks)
@@ -61,9 +65,10 @@ class Encoder(nn.Module):
         self.event_dims = style.event_dims
         self.widths = [width * multiplier for multiplier in multipliers]
         self.attention = resolve_levels(attention_levels, len(multipliers))
-        self.stem = style.conv(channels, self.widths[0])
+        self.stem = style.conv(channels + condition_channels, self.widths[0])
+        cross = bool(style.context)
         self.levels = nn.ModuleList(
-            nn.ModuleList(Stage(n, n, style, i in self.attention) for _ in range(blocks))
+            nn.ModuleList(Stage(n, n, style, i in self.attention, cross and i in self.attention) for _ in range(blocks))
             for i, n in enumerate(self.widths)
         )
         self.downs = nn.ModuleList(
@@ -72,7 +77,7 @@ class Encoder(nn.Module):
         last = self.widths[-1]
         self.middle = nn.ModuleList(
             [
-                Stage(last, last, style, attention=len(self.widths) - 1 in self.attention),
+                Stage(last, last, style, attention=len(self.widths) - 1 in self.attention, cross=cross),
                 Stage(last, last, style, attention=False),
             ]
         )
@@ -88,7 +93,7 @@ class Encoder(nn.Module):
                 "pad x."
             )
 
-    def forward(self, x: Tensor, embedding: Tensor) -> tuple[Tensor, list[Tensor]]:
+    def forward(self, x: Tensor, embedding: Tensor, context: Context | None = None) -> tuple[Tensor, list[Tensor]]:
         """Return the coarsest features and the output of every block of every level, finest first."""
         h = self.stem(x)
         skips = []
@@ -96,8 +101,8 @@ class Encoder(nn.Module):
             if i > 0:
                 h = self.downs[i - 1](h)
             for stage in level:  # type: ignore[attr-defined]
-                h = stage(h, embedding)
+                h = stage(h, embedding, context)
                 skips.append(h)
         for stage in self.middle:
-            h = stage(h, embedding)
+            h = stage(h, embedding, context)
         return h, skips

@@ -31,10 +31,55 @@ def check_vector(x: Tensor, dim: int) -> None:
     check_floating(x)
 
 
-def check_floating(x: Tensor) -> None:
+def check_floating(x: Tensor, name: str = "x") -> None:
     """Raise unless x holds real floating-point numbers."""
     if not x.is_floating_point():
-        raise TypeError(f"x has dtype {x.dtype}; expected a floating-point tensor, e.g. x.float().")
+        raise TypeError(f"{name} has dtype {x.dtype}; expected a floating-point tensor, e.g. {name}.float().")
+
+
+def readable(x: Tensor) -> bool:
+    """Whether the values of x can be looked at without stalling a device or breaking a transform."""
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    functorch = torch._C._functorch
+    while functorch.is_functorch_wrapped_tensor(x):  # vmap may sit below a derivative
+        if functorch.is_batchedtensor(x):
+            return False
+        x = functorch.get_unwrapped(x)
+    return True
+
+
+def check_rows(values: Tensor, name: str, row: str) -> None:
+    """Raise unless each row of a condition is finite, or all NaN for "not given"; in main memory only.
+
+    values is (B, ...), one row per sample, or with row="token" (B, L, E), one row per token.
+    """
+    if not values.numel() or not readable(values):
+        return
+    rows = values.detach().flatten(0, 1) if row == "token" else values.detach().flatten(1)
+    finite = rows.isfinite()
+    bad = ~(finite.all(1) | rows.isnan().all(1))
+    if bad.any():
+        kinds = "infinite values" if rows.isinf().any() else f"NaN in part of a {row}"
+        length = values.shape[1] if row == "token" else 1
+        samples = sorted({int(i) // length for i in bad.nonzero()[:, 0]})[:5]
+        absent = "padding" if row == "token" else "not given"
+        raise ValueError(
+            f"{name} holds {kinds}, first in samples {samples}; expected finite numbers, or NaN in the whole {row} "
+            f'for "{absent}". Repair the data, or fill such a {row} with float("nan").'
+        )
+
+
+def check_tokens(tokens: Tensor, name: str, vocabulary: int) -> None:
+    """Raise unless all tokens are 0 ... vocabulary; in main memory only."""
+    if not tokens.numel() or not readable(tokens):
+        return
+    low, high = (int(end) for end in tokens.aminmax())
+    if low < 0 or high > vocabulary:
+        raise ValueError(
+            f"tokens of {name} run from {low} to {high}; expected 1 to {vocabulary} for words and 0 for padding. "
+            "Encode with the Vocabulary that the network was built for."
+        )
 
 
 def check_time(c: Tensor, batch: int) -> None:
@@ -66,7 +111,7 @@ def check_label(label: Tensor | None, batch: int, num_classes: int | None, devic
         raise TypeError(f"label has dtype {label.dtype}; expected torch.int64. Convert it with label.long().")
     if label.shape != (batch,):
         raise ValueError(f"label has shape {tuple(label.shape)}; expected ({batch},), one class per sample.")
-    if label.device.type == "cpu" and batch > 0 and not torch.compiler.is_compiling():
+    if batch > 0 and readable(label):
         low, high = (int(end) for end in label.aminmax())
         if low < 0 or high > num_classes:
             raise ValueError(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scoresde.nn.conditions import Conditions
 from scoresde.nn.embeddings import ConditionEmbedding, TimeFeatures
 from scoresde.nn.inputs import check_label, check_positive, check_probability, check_time, check_vector
 
@@ -57,6 +59,8 @@ class MLP(nn.Module):
         time_features: "sinusoidal" or "fourier", see `SinusoidalFeatures` and `FourierFeatures`.
         dropout: probability of dropping an activation inside a block, while training.
         out_dim: size of the output; dim unless given.
+        vectors: size d of each condition (B, d), by name; (B,) will do where d = 1. A row of NaN means "not given",
+            see `VectorEmbedding`.
 
     Raises:
         TypeError, ValueError: an argument is not a whole number where it should be, or out of its range.
@@ -72,11 +76,13 @@ class MLP(nn.Module):
         time_features: TimeFeatures = "sinusoidal",
         dropout: float = 0.0,
         out_dim: int | None = None,
+        vectors: Mapping[str, int] | None = None,
     ) -> None:
         super().__init__()
         outputs = dim if out_dim is None else out_dim
         check_positive(dim=dim, width=width, depth=depth, out_dim=outputs)
         check_probability(dropout=dropout)
+        self.conditions = Conditions.of(num_classes, vectors)
         self._config: dict[str, Any] = {
             "dim": dim,
             "width": width,
@@ -85,10 +91,12 @@ class MLP(nn.Module):
             "time_features": time_features,
             "dropout": dropout,
             "out_dim": out_dim,
+            **self.conditions.config,
         }
         self.dim = dim
         self.num_classes = num_classes
-        self.embedding = ConditionEmbedding(64, width, time_features, num_classes)
+        sizes = list(self.conditions.vectors.values())
+        self.embedding = ConditionEmbedding(64, width, time_features, num_classes, sizes)
         self.stem = nn.Linear(dim, width)
         self.blocks = nn.ModuleList(MLPBlock(width, width, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
@@ -102,11 +110,11 @@ class MLP(nn.Module):
         return copy.deepcopy(self._config)
 
     @property
-    def null_conditions(self) -> dict[str, int]:
-        """The conditions that mean "unconditional": {"label": num_classes}, or none without classes."""
-        return {} if self.num_classes is None else {"label": self.num_classes}
+    def null_conditions(self) -> dict[str, float]:
+        """What means "not given": num_classes for the label, NaN for vectors."""
+        return self.conditions.nulls
 
-    def forward(self, x: Tensor, c: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, c: Tensor, label: Tensor | None = None, **conditions: Tensor | None) -> Tensor:
         """Evaluate the network.
 
         Args:
@@ -114,16 +122,18 @@ class MLP(nn.Module):
             c: log(sigma/alpha) of each sample's noise level, (B,).
             label: int64 class of each sample, (B,), from 0 to num_classes; num_classes is the null label,
                 which everybody gets if label is None.
+            conditions: the vector conditions by name, each (B, d); left out or None, not given for anybody.
 
         Returns:
             (B, out_dim), of x's dtype.
 
         Raises:
-            ValueError, TypeError: a shape, dtype or label does not fit, see the messages.
+            ValueError, TypeError: a shape, dtype or value does not fit, or a condition is unknown, see the messages.
         """
         check_vector(x, self.dim)
         check_time(c, len(x))
-        embedding = self.embedding(c, check_label(label, len(x), self.num_classes, x.device))
+        label = check_label(label, len(x), self.num_classes, x.device)
+        embedding = self.embedding(c, label, self.conditions.read(conditions, x).vectors)
         h = self.stem(x.to(self.head.weight.dtype))
         for block in self.blocks:
             h = block(h, embedding)

@@ -16,22 +16,33 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import scoresde
 from scoresde.data import Scaling
 from scoresde.extras import needs
+from scoresde.guidance import ClassifierModel
 from scoresde.score import Prediction, ScoreModel
 from scoresde.sde import SDE
 from scoresde.train import folder as folders
-from scoresde.train.describe import Unbuildable, check_described, describe_model, rebuild_model
+from scoresde.train.describe import (
+    CLASSIFIER,
+    SCORE,
+    Unbuildable,
+    check_described,
+    describe_model,
+    normalised,
+    rebuild_classifier,
+    rebuild_model,
+)
 from scoresde.train.ema import EMA
 from scoresde.train.folder import CheckpointError
 from scoresde.train.owner import refuse_if_owned
 
+Loaded = TypeVar("Loaded", ScoreModel, ClassifierModel)
 PathName = str | PathLike[str]
 
 FORMAT = 1
@@ -47,10 +58,11 @@ class Description:
         path: the checkpoint's own folder, step-....
         step: optimizer steps done.
         version: the library that wrote it.
-        model: SDE, network, prediction and sigma_data, as JSON.
+        model: kind ("score" or "classifier"), SDE, network, prediction and sigma_data, as JSON.
         event_shape: shape of one sample, where the data set told.
         class_names: names of the classes, where there are any.
         scaling: the map between data and model units, where the data set told.
+        conditions: shape and dtype of each condition of the data set besides the label, where it told.
         files: size in bytes and SHA-256 of each file.
     """
 
@@ -61,12 +73,13 @@ class Description:
     event_shape: tuple[int, ...] | None
     class_names: tuple[str, ...] | None
     scaling: Scaling | None
+    conditions: Mapping[str, Mapping[str, Any]]
     files: Mapping[str, Mapping[str, Any]]
 
 
 def save(
     folder: PathName,
-    model: ScoreModel,
+    model: ScoreModel | ClassifierModel,
     *,
     step: int,
     ema: EMA | None = None,
@@ -81,8 +94,8 @@ def save(
         folder: made where it is missing.
         model: the model; of its own code only names are written.
         step: optimizer steps done.
-        ema: averaged weights, which ``load_model`` then prefers.
-        dataset: its event_shape, class_names and scaling are noted, where it has them.
+        ema: averaged weights, which ``load_model`` and ``load_classifier`` then prefer.
+        dataset: its event_shape, class_names, scaling and the shapes of its conditions are noted, where it has them.
         optimizer: tensors, and
         training: JSON for resuming, both written by ``train``.
         keep: how many checkpoints to leave, at least 1.
@@ -130,13 +143,21 @@ def save(
 
 
 def describe_data(dataset: object) -> dict[str, Any]:
-    """What a data set tells of itself, as JSON: event_shape, class_names and scaling; None for what it does not."""
+    """What a data set tells of itself, as JSON: event_shape, class_names, scaling, and shapes and dtypes of its
+    conditions; None, or no conditions, for what it does not.
+    """
     names, shape = getattr(dataset, "class_names", None), getattr(dataset, "event_shape", None)
-    scaling = getattr(dataset, "scaling", None)
+    scaling, conditions = getattr(dataset, "scaling", None), getattr(dataset, "conditions", None)
+    told = conditions.items() if isinstance(conditions, Mapping) else ()
     return {
         "event_shape": None if shape is None else list(shape),
         "class_names": None if names is None else list(names),
         "scaling": scaling.to_json() if isinstance(scaling, Scaling) else None,
+        "conditions": {
+            str(name): {"shape": list(value.shape[1:]), "dtype": str(value.dtype).removeprefix("torch.")}
+            for name, value in told
+            if isinstance(value, Tensor)
+        },
     }
 
 
@@ -157,17 +178,48 @@ def load_model(
 
     Raises:
         CheckpointError: no checkpoint, a file is missing, cut short or damaged, the weights do not fit.
-        ValueError: a part of your own is not given, or contradicts the checkpoint.
+        ValueError: a part of your own is not given, or contradicts the checkpoint; it holds a classifier.
     """
+    return _load(folder, ema, net is None, SCORE, lambda d: rebuild_model(d, net, sde, predicts))
+
+
+def load_classifier(
+    folder: PathName,
+    *,
+    ema: bool = True,
+    net: Callable[..., Tensor] | None = None,
+    sde: SDE | None = None,
+) -> ClassifierModel:
+    """The classifier of a checkpoint that ``train_classifier`` wrote, on the CPU, in evaluation mode.
+
+    Args:
+        folder, ema, net, sde: as for ``load_model``.
+
+    Raises:
+        CheckpointError: no checkpoint, a file is missing, cut short or damaged, the weights do not fit.
+        ValueError: a part of your own is not given, or contradicts the checkpoint; it holds a score model.
+    """
+    return _load(folder, ema, net is None, CLASSIFIER, lambda d: rebuild_classifier(d, net, sde))
+
+
+_LOADERS = {SCORE: "a score model; load it with load_model", CLASSIFIER: "a classifier; load it with load_classifier"}
+
+
+def _load(
+    folder: PathName, ema: bool, own_net: bool, kind: str, rebuild: Callable[[Mapping[str, Any]], Loaded]
+) -> Loaded:
     description = describe(folder)
+    found = description.model["kind"]
+    if found != kind:
+        raise ValueError(f"{description.path} holds {_LOADERS[found]}.")
     if ema and AVERAGE not in description.files:
         raise CheckpointError(f"{description.path} holds no averaged weights; pass ema=False for those it has.")
     state = read_tensors(description, MODEL)
     try:
-        if net is None:
+        if own_net:
             with torch.device("meta"):  # shapes alone: a changed config must not fill the memory
-                check_fit(rebuild_model(description.model, None, sde, predicts), state, description)
-        model = rebuild_model(description.model, net, sde, predicts)
+                check_fit(rebuild(description.model), state, description)
+        model = rebuild(description.model)
     except Unbuildable as error:
         raise CheckpointError(f"{description.path / folders.CONFIG}: {error}") from error
     load_weights(model, state, description)
@@ -201,17 +253,21 @@ def describe(folder: PathName) -> Description:
             path=path,
             step=int(config["step"]),
             version=config["version"],
-            model={key: model[key] for key in ("sde", "net", "predicts", "sigma_data")},
+            model=normalised(model),
             event_shape=None if shape is None else tuple(shape),
             class_names=None if names is None else tuple(names),
             scaling=None if scaling is None else Scaling.from_json(scaling),
+            conditions={
+                name: {"shape": list(value["shape"]), "dtype": str(value["dtype"])}
+                for name, value in data.get("conditions", {}).items()
+            },
             files={k: {"bytes": v["bytes"], "sha256": v["sha256"]} for k, v in config["files"].items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(f"{path / folders.CONFIG} is damaged ({error!r}). {folders.instead(path)}") from error
 
 
-def load_weights(model: ScoreModel, state: Mapping[str, Tensor], description: Description) -> None:
+def load_weights(model: nn.Module, state: Mapping[str, Tensor], description: Description) -> None:
     """Overwrite the parameters and buffers of ``model``; each takes the dtype it was saved in.
 
     Raises:
@@ -228,7 +284,7 @@ def load_weights(model: ScoreModel, state: Mapping[str, Tensor], description: De
 
 
 @torch.no_grad()
-def load_parameters(model: ScoreModel, state: Mapping[str, Tensor], description: Description) -> None:
+def load_parameters(model: nn.Module, state: Mapping[str, Tensor], description: Description) -> None:
     """Overwrite the parameters of ``model``, tied ones once.
 
     Raises:
@@ -240,7 +296,7 @@ def load_parameters(model: ScoreModel, state: Mapping[str, Tensor], description:
         parameter.copy_(state[name])
 
 
-def check_fit(model: ScoreModel, state: Mapping[str, Tensor], description: Description) -> None:
+def check_fit(model: nn.Module, state: Mapping[str, Tensor], description: Description) -> None:
     """Raise unless ``state`` holds the parameters and buffers of ``model``.
 
     Raises:

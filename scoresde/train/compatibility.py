@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from scoresde.data import Dataset
 from scoresde.extras import needs
-from scoresde.score import ScoreModel
 from scoresde.times import TimeDensity
 from scoresde.train.batches import MapDataset
+from scoresde.train.conditions import drop_conditions
 from scoresde.train.describe import describe_model
 from scoresde.train.draws import seeded
 from scoresde.train.objective import Objective
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-def check_model(model: ScoreModel) -> None:
+def check_model(model: nn.Module) -> None:
     """Raise unless ``model`` can be trained and saved.
 
     Raises:
-        TypeError, ValueError: not a ScoreModel, no parameters, parameters in half precision, a compiled wrapper.
+        TypeError, ValueError: not a model of ours, no parameters, parameters in half precision, a compiled wrapper.
     """
     describe_model(model)
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not trained:
-        raise ValueError("the model has no parameters to train: ScoreModel.net must be an nn.Module with some.")
+        raise ValueError("the model has no parameters to train: its net must be an nn.Module with some.")
     for name, parameter in trained:
         if parameter.dtype not in (torch.float32, torch.float64):
             raise TypeError(
@@ -67,35 +67,8 @@ def check_dataset(dataset: MapDataset) -> None:
         raise TypeError(f"dataset[0]['x'] must be floating, in the model's units, got {sample['x'].dtype}.")
 
 
-def check_conditions(
-    dataset: MapDataset, conditions: Sequence[str], nulls: Mapping[str, Any], label_dropout: float | None
-) -> None:
-    """Raise unless the samples hold the network's conditions, within its range of classes.
-
-    Raises:
-        ValueError: a condition is missing, there are too many classes, or nothing that label_dropout could drop.
-    """
-    sample = dataset[0]
-    missing = [name for name in conditions if name not in sample]
-    if missing:
-        raise ValueError(
-            f"the network takes the conditions {list(conditions)}, but samples hold only {sorted(sample)}. "
-            "Give the data set labels, or build the network without them (num_classes=None)."
-        )
-    if label_dropout and not any(name in nulls for name in conditions):
-        raise ValueError(
-            f"label_dropout={label_dropout} needs a null value for a condition: give the network an attribute "
-            "null_conditions such as {'label': num_classes}, or leave label_dropout out."
-        )
-    classes, null = getattr(dataset, "num_classes", None), nulls.get("label")
-    if "label" in conditions and isinstance(classes, int) and isinstance(null, int) and classes > null:
-        raise ValueError(
-            f"the data have {classes} classes but the network was built for {null}; give it num_classes={classes}."
-        )
-
-
 @torch.no_grad()
-def check_step(objective: Objective, dataset: MapDataset, conditions: Sequence[str], times: TimeDensity) -> None:
+def check_step(objective: Objective[Any], dataset: MapDataset, times: TimeDensity) -> None:
     """Raise unless the loss of the data set's first sample can be computed: before a folder is made, or a step done.
 
     The sample is taken twice, for a batch of one hides axes that do not line up. Nothing is learnt, and nothing of the
@@ -106,14 +79,16 @@ def check_step(objective: Objective, dataset: MapDataset, conditions: Sequence[s
     """
     model, sample = objective.model, dataset[0]
     parameter = next(p for p in model.parameters() if p.requires_grad)
-    batch = default_collate([{name: sample[name] for name in ("x", *conditions)}] * 2)
+    batch = default_collate([{name: sample[name] for name in ("x", *objective.names)}] * 2)
     drawn = times.sample(model.sde, torch.tensor([0.25, 0.75], dtype=torch.float64))
     for name, value in zip(("t", "weight"), drawn, strict=True):
         if not isinstance(value, Tensor) or value.shape != (2,):
             raise ValueError(f"times.sample must return t and weight shaped like u, (2,); {name} is {value!r}.")
     x0 = batch["x"].to(parameter.device, parameter.dtype)
     t, weight = (value.to(parameter.device) for value in drawn)
-    given = {name: batch[name].to(parameter.device) for name in conditions}
+    given = entries(batch, objective.names, parameter)
+    second = torch.tensor([False, True], device=parameter.device)
+    given = drop_conditions(given, objective.nulls, dict.fromkeys(objective.droppable, second))
     modes = [(module, module.training, module._compiled_call_impl) for module in objective.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in objective.buffers()]
     objective.eval()
@@ -124,7 +99,7 @@ def check_step(objective: Objective, dataset: MapDataset, conditions: Sequence[s
             objective(x0, t, torch.zeros_like(x0), weight, given)
     except RuntimeError as error:
         raise ValueError(
-            f"no loss for dataset[0], x {tuple(x0.shape[1:])} with conditions {list(given)}: {error}. Does the network "
+            f"no loss for dataset[0], x {tuple(x0.shape[1:])} with {_shapes(given)}: {error}. Does the network "
             "take such a sample?"
         ) from error
     finally:
@@ -138,20 +113,34 @@ def check_step(objective: Objective, dataset: MapDataset, conditions: Sequence[s
             buffer.copy_(value)
 
 
-def check_labels(labels: Tensor, null: object, step: int) -> None:
-    """Raise unless labels on the CPU lie in the range of the network: on a GPU they would stop it without a word.
+def check_mirrored(objective: Objective[Any], dataset: MapDataset) -> None:
+    """Raise where x is to be mirrored and nobody has said whether a condition of its shape's rank goes with it.
 
     Raises:
-        ValueError: some do not.
+        ValueError: such a condition, and a network without ``image_conditions``.
     """
-    if not isinstance(null, int) or labels.device.type != "cpu" or labels.is_floating_point() or not labels.numel():
+    if hasattr(objective.model.net, "image_conditions"):
         return
-    low, high = (int(end) for end in labels.aminmax())
-    if low < 0 or high > null:
+    sample = dataset[0]
+    axes = sample["x"].ndim
+    unsaid = [name for name in objective.names if axes > 1 and getattr(sample[name], "ndim", 0) == axes]
+    if unsaid:
         raise ValueError(
-            f"the labels of step {step} run from {low} to {high}, but the network was built for {null} classes, 0 to "
-            f"{null - 1}. Correct the data set, or build the network with num_classes={max(high, 0) + 1}."
+            f"flip=True mirrors x, and the network does not say whether {', '.join(unsaid)} would have to be mirrored "
+            f"with it: give it an attribute image_conditions = {tuple(unsaid)!r}, or () to leave them as they are."
         )
+
+
+def entries(batch: Mapping[str, Tensor], names: Sequence[str], like: Tensor) -> dict[str, Tensor]:
+    """These entries of a batch, on the device of ``like``; floating ones in its dtype, which is that of x, too."""
+    return {
+        name: batch[name].to(like.device, like.dtype if batch[name].is_floating_point() else None, non_blocking=True)
+        for name in names
+    }
+
+
+def _shapes(given: Mapping[str, Tensor]) -> str:
+    return ", ".join(f"{name} {tuple(value.shape[1:])}" for name, value in given.items()) or "no conditions"
 
 
 def bin_width(dataset: MapDataset) -> float:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import scoresde
 import scoresde.nn
 import scoresde.sde
+from scoresde.guidance import ClassifierModel
 from scoresde.score import PREDICTIONS, Prediction, ScoreModel, Transported
 from scoresde.sde import SDE
 from scoresde.train.draws import seeded
@@ -32,8 +33,9 @@ SDES: Mapping[str, type[SDE]] = {
     )
 }
 NETS: Mapping[str, Callable[..., nn.Module]] = {
-    f"scoresde.nn.{cls.__name__}": cls for cls in (scoresde.nn.UNet, scoresde.nn.MLP)
+    f"scoresde.nn.{cls.__name__}": cls for cls in (scoresde.nn.UNet, scoresde.nn.MLP, scoresde.nn.NoiseClassifier)
 }
+SCORE, CLASSIFIER = "score", "classifier"
 
 
 class Unbuildable(CheckpointError):
@@ -46,34 +48,50 @@ def check_described(model: Any) -> None:
     Raises:
         KeyError, TypeError, ValueError: it is not.
     """
+    kind = model.get("kind", SCORE)  # files of before there were classifiers do not say
+    if kind not in (SCORE, CLASSIFIER):
+        raise ValueError(f"kind: expected {SCORE} or {CLASSIFIER}, got {kind!r}")
     for part, arguments in (("sde", "fields"), ("net", "config")):
         name, given = model[part]["class"], model[part][arguments]
         if not isinstance(name, str) or not isinstance(given, dict | None):
             raise TypeError(f"{part}: expected a class name and {arguments}, got {name!r} and {given!r}")
-    predicts, sigma_data = model["predicts"], model["sigma_data"]
+    predicts, sigma_data = model["predicts"] if kind == SCORE else None, model["sigma_data"]
     if predicts is not None and predicts not in PREDICTIONS:
         raise ValueError(f"predicts: expected one of {', '.join(PREDICTIONS)}, got {predicts!r}")
     if sigma_data is not None and not (isinstance(sigma_data, float | int) and 0 < sigma_data < float("inf")):
         raise ValueError(f"sigma_data: expected a positive number or null, got {sigma_data!r}")
 
 
-def describe_model(model: ScoreModel) -> dict[str, Any]:
-    """``model`` as JSON: its SDE and network by class name and arguments, what it predicts, sigma_data.
+def normalised(model: Mapping[str, Any]) -> dict[str, Any]:
+    """A description that ``check_described`` accepted, with its kind, and nothing that this version does not know."""
+    kind = model.get("kind", SCORE)
+    known = {key: model[key] for key in ("sde", "net", "sigma_data")}
+    return {"kind": kind, **known, "predicts": model["predicts"] if kind == SCORE else None}
+
+
+def describe_model(model: nn.Module) -> dict[str, Any]:
+    """``model`` as JSON: its kind, SDE and network by class name and arguments, what it predicts, sigma_data.
 
     Raises:
-        TypeError: not a ScoreModel, or one seen under another schedule than it was trained under.
+        TypeError: neither a ScoreModel nor a ClassifierModel, or one seen under another schedule than it was trained
+            under.
         ValueError: a compiled wrapper around a network.
     """
-    if not isinstance(model, ScoreModel):
-        raise TypeError(f"expected a ScoreModel, got {type(model).__name__}; wrap the network: ScoreModel(net, sde).")
+    if not isinstance(model, ScoreModel | ClassifierModel):
+        raise TypeError(
+            f"expected a ScoreModel or a ClassifierModel, got {type(model).__name__}; wrap the network: "
+            "ScoreModel(net, sde)."
+        )
     if isinstance(model, Transported):
         raise TypeError("this model is a view under another schedule: use the trained one, apply .under() later.")
     if any("_orig_mod" in name for name, _ in model.named_modules()):
         raise ValueError("torch.compile(net) renames the weights; compile in place, net.compile(), before or after.")
+    predicts = model.predicts if isinstance(model, ScoreModel) else None
     return {
+        "kind": SCORE if isinstance(model, ScoreModel) else CLASSIFIER,
         "sde": _describe_sde(model.sde),
         "net": _describe_net(model.net),
-        "predicts": model.predicts if isinstance(model.predicts, str) else None,
+        "predicts": predicts if isinstance(predicts, str) else None,
         "sigma_data": None if model.sigma_data is None else float(model.sigma_data),
     }
 
@@ -94,6 +112,27 @@ def rebuild_model(
         ValueError: a user's own part is not given, or a part that is given contradicts the description.
         Unbuildable: this version of the library cannot build what is described.
     """
+    net, sde = _parts(description, net, sde)
+    if predicts is None:
+        predicts = description["predicts"]
+        if predicts is None:
+            raise ValueError("the model was trained with a prediction function of its own; pass it as predicts=....")
+    elif description["predicts"] not in (None, predicts):
+        raise ValueError(f"the model was trained to predict {description['predicts']!r}, got predicts={predicts!r}.")
+    return ScoreModel(net, sde, predicts=predicts, sigma_data=description["sigma_data"])
+
+
+def rebuild_classifier(
+    description: Mapping[str, Any], net: Callable[..., Tensor] | None = None, sde: SDE | None = None
+) -> ClassifierModel:
+    """The ClassifierModel that ``describe_model`` described, with fresh weights; arguments and errors as above."""
+    return ClassifierModel(*_parts(description, net, sde), sigma_data=description["sigma_data"])
+
+
+def _parts(
+    description: Mapping[str, Any], net: Callable[..., Tensor] | None, sde: SDE | None
+) -> tuple[Callable[..., Tensor], SDE]:
+    """The network and the SDE: a user's own, or those described."""
     if net is None:
         net = _rebuild_net(description["net"])
     known = description["sde"]
@@ -104,13 +143,7 @@ def rebuild_model(
             f"the model was trained under {_words(known)}, got sde={_words(_describe_sde(sde))}. Load it as it was "
             "trained; model.under(sde) then gives its score under another schedule."
         )
-    if predicts is None:
-        predicts = description["predicts"]
-        if predicts is None:
-            raise ValueError("the model was trained with a prediction function of its own; pass it as predicts=....")
-    elif description["predicts"] not in (None, predicts):
-        raise ValueError(f"the model was trained to predict {description['predicts']!r}, got predicts={predicts!r}.")
-    return ScoreModel(net, sde, predicts=predicts, sigma_data=description["sigma_data"])
+    return net, sde
 
 
 def _describe_sde(sde: SDE) -> dict[str, Any]:

@@ -64,6 +64,12 @@ class Uniforms:
         return cls(*torch.rand(3, batch_size, dtype=torch.float64, generator=generator))
 
 
+def named_uniforms(seed: int, step: int, batch_size: int, name: str) -> Tensor:
+    """Uniforms in [0, 1) of one step for one more use, (batch_size,) float64 on the CPU, for the whole global batch."""
+    generator = torch.Generator().manual_seed(derive(seed, name, step))
+    return torch.rand(batch_size, dtype=torch.float64, generator=generator)
+
+
 def step_noise(seed: int, step: int, first: int, like: Tensor, *, name: str = "noise") -> Tensor:
     """N(0, I) of the rows first ... first + B - 1 of the global batch, shaped like ``like`` (B, *event).
 

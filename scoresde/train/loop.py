@@ -11,30 +11,30 @@ import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import torch
 from torch import Tensor
 
 from scoresde.data import random_flip
 from scoresde.extras import needs
-from scoresde.score import ScoreModel
 from scoresde.train import checkpoint, folder
 from scoresde.train.batches import Batch, MapDataset, batches, seeded_everywhere
 from scoresde.train.checkpoint import Description
 from scoresde.train.compatibility import (
     accelerator,
     bin_width,
-    check_conditions,
     check_dataset,
-    check_labels,
+    check_mirrored,
     check_model,
     check_step,
+    entries,
 )
+from scoresde.train.conditions import drop_conditions
 from scoresde.train.draws import DataOrder, Uniforms, derive, seeded, step_noise
 from scoresde.train.ema import EMA, ema_model
 from scoresde.train.folder import CheckpointError
-from scoresde.train.objective import Objective, drop_conditions
+from scoresde.train.objective import Model, Objective
 from scoresde.train.optimizer import Optimizer
 from scoresde.train.options import Options
 from scoresde.train.owner import Owner
@@ -54,8 +54,8 @@ class _Session:
     deadline: float
 
 
-class Run(Iterator[StepRecord]):
-    """A training run: iterating does the steps. Made by ``train``.
+class Run(Iterator[StepRecord], Generic[Model]):
+    """A training run: iterating does the steps. Made by ``train`` and ``train_classifier``.
 
     Attributes:
         model: in training.
@@ -63,20 +63,21 @@ class Run(Iterator[StepRecord]):
         step: optimizer steps done.
     """
 
-    def __init__(self, model: ScoreModel, dataset: MapDataset, options: Options) -> None:
+    def __init__(self, objective: Objective[Model], dataset: MapDataset, options: Options) -> None:
+        model = objective.model
         check_model(model)
         with seeded_everywhere(derive(options.seed, "checks")):  # a data set may draw from generators that are not ours
             check_dataset(dataset)
         if options.dequantize:
             bin_width(dataset)
-        self.model, self.step = model, 0
+        self.model: Model = model
+        self.step = 0
         self._options, self._dataset = options, dataset
-        self._nulls: dict[str, Any] = dict(getattr(model.net, "null_conditions", None) or {})
-        self._conditions = list(self._nulls if options.conditions is None else options.conditions)
+        self._task: Objective[Model] = objective
         with seeded_everywhere(derive(options.seed, "checks")):
-            check_conditions(dataset, self._conditions, self._nulls, options.label_dropout)
-        can_drop = any(name in self._nulls for name in self._conditions)
-        self._drop = (0.1 if can_drop else 0.0) if options.label_dropout is None else options.label_dropout
+            objective.check_data(dataset)
+            if options.flip:
+                check_mirrored(objective, dataset)
 
         self._accelerator = accelerator(options.cpu)
         self._device, self._processes = self._accelerator.device, self._accelerator.num_processes
@@ -93,9 +94,10 @@ class Run(Iterator[StepRecord]):
         if precision not in ("no", "bf16"):
             raise ValueError(f"mixed precision must be 'no' or 'bf16', but Accelerate is set to {precision!r}.")
 
-        objective = Objective(model.to(self._device), options.weighting, precision == "bf16")
+        objective.autocast = precision == "bf16"
+        model.to(self._device)
         with seeded_everywhere(derive(options.seed, "checks")):
-            check_step(objective, dataset, self._conditions, options.times)  # before the folder is touched
+            check_step(objective, dataset, options.times)  # before the folder is touched
         self._owner: Owner | None = None
         self._claimed = False
         resumed = self._open_folder()
@@ -117,7 +119,7 @@ class Run(Iterator[StepRecord]):
         if options.folder is not None and self._main:
             self._log = Log(options.folder / "log.jsonl", self.step)
 
-    def __iter__(self) -> Run:
+    def __iter__(self) -> Run[Model]:
         return self
 
     def __next__(self) -> StepRecord:
@@ -144,8 +146,8 @@ class Run(Iterator[StepRecord]):
         if self._over:  # the data-parallel wrapper holds on to the other processes
             self._objective = None
 
-    def ema_model(self) -> ScoreModel:
-        """A copy of the model with the averaged weights, for generating."""
+    def ema_model(self) -> Model:
+        """A copy of the model with the averaged weights, for use."""
         return ema_model(self.model, self.ema)
 
     def save(self) -> Path:
@@ -244,13 +246,13 @@ class Run(Iterator[StepRecord]):
         if not all(module.training for module in self.model.modules()):  # some were looked at in evaluation mode
             self._objective.train()
         with seeded(self._device, derive(self._options.seed, "network", self.step, self._rank)):
-            x0, t, weight, conditions = self._prepare(fetch())
+            x0, t, weight, given = self._prepare(fetch())
             eps = step_noise(self._options.seed, self.step, self._rows.start, x0)
             loss = torch.zeros((), device=self._device)
             size = len(x0) // pieces
             for i in range(pieces):
                 piece = slice(i * size, (i + 1) * size)
-                some = {name: value[piece] for name, value in conditions.items()}
+                some = {name: value[piece] for name, value in given.items()}
                 # Processes exchange gradients once, after the last piece.
                 with contextlib.nullcontext() if i == pieces - 1 else self._accelerator.no_sync(self._objective):
                     value = self._objective(x0[piece], t[piece], eps[piece], weight[piece], some) / pieces
@@ -261,24 +263,24 @@ class Run(Iterator[StepRecord]):
         return loss, self._optimizer.gradient_norm()
 
     def _prepare(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """x_0, times, their weights and the conditions of this process's rows, on the device."""
+        """x_0, times, their weights and the other entries of this process's rows, on the device."""
         options, rows, device = self._options, self._rows, self._device
+        task: Objective[Any] = self._task
+        task.check_batch(batch, self.step + 1)
         uniforms = Uniforms.draw(options.seed, self.step, options.batch_size)
         # Of the whole batch: a density may place its samples in relation to each other.
         t, weight = options.times.sample(self.model.sde, uniforms.time)
-        x0 = batch["x"].to(device, self._optimizer.parameters[0].dtype, non_blocking=True)
+        both = entries(batch, ("x", *task.names), self._optimizer.parameters[0])
         if options.flip:
-            x0 = random_flip(x0, uniforms.flip[rows].to(device))
+            coins = uniforms.flip[rows].to(device)
+            both.update({name: random_flip(both[name], coins) for name in ("x", *task.mirrored)})
+        x0 = both.pop("x")
         if options.dequantize:
             normal = step_noise(options.seed, self.step, rows.start, x0, name="dequantize")
             x0 = x0 + bin_width(self._dataset) * (torch.special.ndtr(normal) - 0.5)
-        if "label" in self._conditions:
-            check_labels(batch["label"], self._nulls.get("label"), self.step + 1)
-        conditions = {name: batch[name].to(device, non_blocking=True) for name in self._conditions}
-        if self._drop > 0:
-            dropped = uniforms.label_dropout[rows] < self._drop
-            conditions = drop_conditions(conditions, self._nulls, dropped.to(device))
-        return x0, t[rows].to(device), weight[rows].to(device), conditions
+        dropped = task.dropped(uniforms.label_dropout, seed=options.seed, step=self.step)
+        lost = {name: where[rows].to(device) for name, where in dropped.items()}
+        return x0, t[rows].to(device), weight[rows].to(device), drop_conditions(both, task.nulls, lost)
 
     def _stop_if_bad(self, lr: float) -> None:
         step = int(self._bad)

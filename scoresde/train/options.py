@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -11,6 +11,7 @@ from typing import Any, Literal, cast, get_args
 from scoresde import losses
 from scoresde.losses import WEIGHTINGS, Weighting
 from scoresde.times import TimeDensity
+from scoresde.train.conditions import Dropout
 from scoresde.train.schedule import Decay
 
 Precision = Literal["no", "bf16"]
@@ -18,7 +19,7 @@ Precision = Literal["no", "bf16"]
 
 @dataclass(frozen=True)
 class Options:
-    """See ``train``, whose keyword arguments these are.
+    """What every run has, see ``train`` and ``train_classifier``, whose keyword arguments these are.
 
     Raises:
         TypeError, ValueError: a value of the wrong kind or out of its range, or two that do not go together.
@@ -34,10 +35,7 @@ class Options:
     clip: float | None
     ema: float
     ema_warmup: bool
-    weighting: Weighting | str
     times: TimeDensity
-    label_dropout: float | None
-    conditions: Sequence[str] | None
     flip: bool
     dequantize: bool
     seed: int
@@ -70,8 +68,6 @@ class Options:
             raise ValueError(f"betas must be two numbers in [0, 1), got {self.betas}.")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema, the decay of the average, must lie in [0, 1), got {self.ema}.")
-        if self.label_dropout is not None and not 0 <= self.label_dropout < 1:
-            raise ValueError(f"label_dropout must be a probability in [0, 1), got {self.label_dropout}.")
         _one_of("decay", self.decay, get_args(Decay))
         if self.mixed_precision is not None:
             hint = (
@@ -80,13 +76,6 @@ class Options:
                 else ""
             )
             _one_of("mixed_precision", self.mixed_precision, get_args(Precision), hint)
-        if isinstance(self.weighting, str):
-            _one_of("weighting", self.weighting, tuple(WEIGHTINGS), " A function (sde, t) -> (B,) will do as well.")
-        elif cast(object, self.weighting) in (losses.edm, losses.min_snr):
-            name = _words(self.weighting)
-            raise TypeError(f"losses.{name} makes a weighting: call it, weighting=losses.{name}(...).")
-        elif not callable(self.weighting):
-            raise TypeError(f"weighting must be a name or a function (sde, t) -> (B,), got {self.weighting!r}.")
         if isinstance(self.times, type):
             raise TypeError(f"times must be a density, got the class {self.times.__name__}; add its parentheses.")
         if not callable(getattr(self.times, "sample", None)):
@@ -110,9 +99,52 @@ class Options:
             leave_out.add("steps")
         values = {name: value for name, value in vars(self).items() if name not in leave_out}
         values["betas"] = list(self.betas)
+        values["times"] = _words(self.times)
+        return values
+
+
+@dataclass(frozen=True)
+class ScoreOptions(Options):
+    """What ``train`` has besides.
+
+    Raises:
+        TypeError, ValueError: a value of the wrong kind or out of its range.
+    """
+
+    weighting: Weighting | str
+    label_dropout: Dropout | None
+    conditions: Sequence[str] | None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        dropout = self.label_dropout
+        for name, value in (dropout if isinstance(dropout, Mapping) else {None: dropout}).items():
+            called = "label_dropout" if name is None else f"label_dropout[{name!r}]"
+            if value is None and name is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise TypeError(f"{called} must be a number, or numbers by the names of conditions, got {value!r}.")
+            if not 0 <= value < 1:
+                raise ValueError(f"{called} must be a probability in [0, 1), got {value}.")
+        if isinstance(self.conditions, str):
+            raise TypeError(
+                f"conditions must be a list of names, got {self.conditions!r}; write [{self.conditions!r}]."
+            )
+        if isinstance(self.weighting, str):
+            _one_of("weighting", self.weighting, tuple(WEIGHTINGS), " A function (sde, t) -> (B,) will do as well.")
+        elif cast(object, self.weighting) in (losses.edm, losses.min_snr):
+            name = _words(self.weighting)
+            raise TypeError(f"losses.{name} makes a weighting: call it, weighting=losses.{name}(...).")
+        elif not callable(self.weighting):
+            raise TypeError(f"weighting must be a name or a function (sde, t) -> (B,), got {self.weighting!r}.")
+
+    def numbers(self) -> dict[str, Any]:
+        """With the weighting in words, and lists and dicts for sequences and mappings."""
+        values = super().numbers()
         values["conditions"] = None if self.conditions is None else list(self.conditions)
         values["weighting"] = _words(self.weighting)
-        values["times"] = _words(self.times)
+        if isinstance(self.label_dropout, Mapping):
+            values["label_dropout"] = dict(self.label_dropout)
         return values
 
 

@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from scoresde.score import ScoreModel
+from torch import nn
+
 from scoresde.train import checkpoint
 from scoresde.train.checkpoint import Description
 from scoresde.train.describe import describe_model
 from scoresde.train.folder import CheckpointError
 
 
-def continued(path: Path, model: ScoreModel, dataset: object, steps: int) -> Description:
+def continued(path: Path, model: nn.Module, dataset: object, steps: int) -> Description:
     """The description of the checkpoint at ``path``, from which this run goes on.
 
     Raises:
@@ -26,6 +27,7 @@ def continued(path: Path, model: ScoreModel, dataset: object, steps: int) -> Des
         "event_shape": None if description.event_shape is None else list(description.event_shape),
         "class_names": None if description.class_names is None else list(description.class_names),
         "scaling": None if description.scaling is None else description.scaling.to_json(),
+        "conditions": {name: dict(value) for name, value in description.conditions.items()},
     }
     _compare(path, "data set", saved, checkpoint.describe_data(dataset))
     if description.step > steps:

@@ -1,0 +1,155 @@
+"""DiffEdit: where two conditions disagree is where the edit happens."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoresde import checks
+from scoresde.editing.held import Held
+from scoresde.editing.inputs import as_mask, check_process, edit_time, source_of
+from scoresde.editing.inversion import Inversion, invert
+from scoresde.noise import Noise
+from scoresde.reverse import Reverse
+from scoresde.score import Score
+from scoresde.sde import SDE, Time
+from scoresde.sde.base import spread
+from scoresde.solvers import Heun, ProbabilityFlow, Solver
+
+_DRAWS = 10  # of the noise, for a mask; the paper's number
+
+
+def diffedit_mask(
+    sde: SDE,
+    source_score: Score,
+    target_score: Score,
+    x0: Tensor,
+    *,
+    t: Time,
+    samples: int = _DRAWS,
+    threshold: float | None = 0.5,
+    clip: float = 3.0,
+    seed: int | None = None,
+    noise: Noise | torch.Generator | None = None,
+) -> Tensor:
+    r"""Where an edit from the source to the target would happen (Couairon et al. 2022, arXiv:2210.11427, section 3.2)::
+
+        d = mean over samples z and channels of |ε̂_target(x_t, t) - ε̂_source(x_t, t)|,    x_t = α x_0 + σ z
+
+    d is clipped at ``clip`` times its mean over the sample, so that a few extreme entries do not rule the scale,
+    divided by its largest value, and compared with the threshold.
+
+    Args:
+        sde: the SDE of both scores.
+        source_score: what x0 is, or unconditional.
+        target_score: what it should be.
+        x0: (B, *event); the first axis of an event of two or more axes is that of channels.
+        t: the time at which the two are compared; the paper takes half the way.
+        samples: draws of z; two evaluations each.
+        threshold: in (0, 1), of the largest value; None answers the map itself, in [0, 1].
+        clip: in units of the sample's mean, above 1; infinity does not clip.
+        seed: default 0. noise: in its place.
+
+    Returns:
+        (B, 1, ...) with one channel, or (B, D) for vectors: boolean, or floating for threshold None. Where the two
+        scores agree everywhere it is empty.
+
+    Raises:
+        TypeError, ValueError: bad input.
+    """
+    check_process(sde, source_score=source_score, target_score=target_score)
+    checks.state(x0, name="x0", values=True)
+    time = edit_time(sde, t)
+    checks.count(samples, name="samples")
+    if threshold is not None and not 0 < checks.number(threshold, name="threshold") < 1:
+        raise ValueError(f"threshold must lie inside (0, 1), or be None for the map itself; got {threshold:g}.")
+    if not checks.number(clip, name="clip") > 1:
+        raise ValueError(f"clip must be above 1, in units of the mean; got {clip:g}.")
+    draws = source_of(seed, noise).stream("diffedit")
+    alpha, sigma = sde.alpha(time), sde.sigma(time)
+    total = torch.zeros_like(x0)
+    for _ in range(samples):
+        x = spread(alpha, x0) * x0 + spread(sigma, x0) * draws.normal(x0)
+        total = total + (target_score(x, time) - source_score(x, time)).abs()
+    # all in units of its largest value: neither σ nor the number of samples is left
+    far = total.mean(1, keepdim=True) if x0.ndim > 2 else total
+    flat = far.reshape(len(far), math.prod(far.shape[1:]))
+    if math.isfinite(clip):
+        flat = torch.minimum(flat, clip * flat.mean(1, keepdim=True))
+    if flat.shape[1]:
+        top = flat.amax(1, keepdim=True)
+        flat = flat / torch.where(top > 0, top, torch.ones_like(top))
+    scaled = flat.reshape(far.shape)
+    return scaled if threshold is None else scaled > threshold
+
+
+@dataclass(frozen=True)
+class DiffEdit:
+    """The edited picture.
+
+    Attributes:
+        x: (B, *event); outside the mask x_0 itself.
+        mask: 1 where the edit happened, broadcasting to x.
+        inversion: the way up, whose states were put back outside the mask.
+        nfe: all score evaluations, those of the mask included.
+    """
+
+    x: Tensor
+    mask: Tensor
+    inversion: Inversion
+    nfe: int
+
+
+def diffedit(
+    sde: SDE,
+    source_score: Score,
+    target_score: Score,
+    x0: Tensor,
+    *,
+    t: Time,
+    mask: Tensor | None = None,
+    seed: int | None = None,
+    noise: Noise | torch.Generator | None = None,
+    **inversion: Any,
+) -> DiffEdit:
+    r"""DiffEdit (Couairon et al. 2022, arXiv:2210.11427, sections 3.2 and 3.3): mask, inversion, masked decoding.
+
+    x_0 is carried up to t under the source. On the way down under the target, what lies outside the mask is put back
+    at each time to the state of the way up, so that there the result is x_0 to the last bit.
+
+    Args:
+        sde: the SDE of both scores.
+        source_score: what x0 is, or unconditional.
+        target_score: what it should be.
+        x0: (B, *event).
+        t: the time of the latent, and of the mask: the paper's encoding ratio.
+        mask: boolean or floating in [0, 1], broadcasting to x0, 1 where the edit happens. Default
+            :func:`diffedit_mask` at t with its own defaults; call it for others.
+        seed: of the default mask. noise: in its place.
+        inversion: those of :func:`~scoresde.editing.invert`: steps, iterations, ... With method="ode" the way down is
+            Heun's on the grid.
+
+    Raises:
+        TypeError, ValueError: bad input; a mask that does not fit, or a seed beside one.
+    """
+    check_process(sde, source_score=source_score, target_score=target_score)
+    checks.state(x0, name="x0", values=True)
+    time = edit_time(sde, t)
+    if isinstance(inversion.get("grid"), Tensor):
+        raise ValueError("diffedit starts its grid at t: give grid a function of scoresde.grids, not times.")
+    nfe = 0
+    if mask is None:
+        mask = diffedit_mask(sde, source_score, target_score, x0, t=time, samples=_DRAWS, seed=seed, noise=noise)
+        nfe = 2 * _DRAWS
+    elif seed is not None or noise is not None:
+        raise ValueError("a given mask draws nothing: leave seed and noise out, or the mask.")
+    inside = as_mask(mask, x0)
+    way_up = invert(sde, source_score, x0, t=time, **inversion)
+    inner: Solver = Heun() if isinstance(way_up.decoder, ProbabilityFlow) else way_up.decoder
+    held = Held(inner, inside, lambda done, s, noise: way_up.trajectory[done])
+    down = held.solve(Reverse(sde, target_score, eta=0.0), way_up.x, way_up.grid)
+    return DiffEdit(down.x, mask, way_up, nfe + way_up.nfe + down.nfe)

@@ -1,0 +1,166 @@
+"""Prompt-to-prompt: another caption, looked at in the places where the first one was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from scoresde import checks
+from scoresde.editing.held import steps_on_the_grid
+from scoresde.editing.inputs import GridRule, rule_of, source_of, times
+from scoresde.editing.paired import PairedNoise
+from scoresde.guidance import classifier_free
+from scoresde.noise import Noise
+from scoresde.reverse import Reverse
+from scoresde.score import Score, ScoreModel
+from scoresde.solvers import Solver, VelocityMultistep
+
+MapEdit = Callable[[Tensor, Tensor], Tensor]
+"""(map of the source, own map of the target), each (B, heads, positions, tokens), -> the map to use."""
+
+
+class Maps(Protocol):
+    """What is asked of the class that records attention: see ``scoresde.nn.AttentionMaps``."""
+
+    @property
+    def layers(self) -> Sequence[Sequence[Tensor]]:
+        """The maps held, for each layer and each call."""
+
+    def recording(self, net: nn.Module) -> AbstractContextManager[Any]: ...
+
+    def injecting(
+        self, net: nn.Module, edit: Callable[[int, int, Tensor], Tensor] | None = None
+    ) -> AbstractContextManager[Any]: ...
+
+
+@dataclass(frozen=True)
+class PromptToPrompt:
+    """The two pictures.
+
+    Attributes:
+        x: (B, *event) that of the target.
+        source: (B, *event) that of the source, from the same latent and noise.
+        nfe: score evaluations, of B pictures each.
+        grid: (n + 1,) the times.
+    """
+
+    x: Tensor
+    source: Tensor
+    nfe: int
+    grid: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Lockstep:
+    """A Score of (2B, *event): the source's of the first half; of the second the target's, with the maps of the first.
+
+    Maps are held for one evaluation, whatever the number of steps. They are used at times above ``stop``.
+    """
+
+    source: Score
+    target: Score
+    net: nn.Module
+    maps: Callable[[], Maps]
+    edit: MapEdit | None
+    stop: float
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        first, second = x.chunk(2)
+        if not float(t) > self.stop:
+            return torch.cat([self.source(first, t), self.target(second, t)])
+        maps = self.maps()
+        with maps.recording(self.net):
+            one = self.source(first, t)
+
+        def chosen(layer: int, call: int, own: Tensor) -> Tensor:
+            held = maps.layers[layer][call]
+            return held if self.edit is None else self.edit(held, own)
+
+        with maps.injecting(self.net, chosen):
+            return torch.cat([one, self.target(second, t)])
+
+
+def prompt_to_prompt(
+    model: ScoreModel,
+    x: Tensor,
+    source: Mapping[str, Any],
+    target: Mapping[str, Any],
+    *,
+    maps: Callable[[], Maps],
+    edit: MapEdit | None = None,
+    until: float = 0.8,
+    scale: float = 1.0,
+    solver: Solver | None = None,
+    steps: int = 25,
+    grid: Tensor | GridRule | None = None,
+    eta: float | None = None,
+    seed: int | None = None,
+    noise: Noise | torch.Generator | None = None,
+    denoise: bool = True,
+) -> PromptToPrompt:
+    r"""Two captions from one latent, the second with the cross-attention maps of the first (Hertz et al. 2022,
+    arXiv:2208.01626, algorithm 1).
+
+    Where each word is looked at decides the layout of the picture. Both captions are followed together, step by step;
+    in the first ``until`` of the steps the network's maps M of the source stand in for those of the target (section
+    3.2: τ counts them). Without an ``edit`` all of each map does, which is a word swap for captions of the same length.
+    Others are made of ``scoresde.nn``'s parts::
+
+        pairs = shared_tokens(a, b)                                  # refinement: only the words in common
+        edit = lambda source, own: map_tokens(source, own, pairs)
+        edit = lambda source, own: reweight_tokens(source, {3: 2.0})   # the third word counts twice
+
+    A real picture is edited from its latent: ``found = invert(sde, model.bind(**source), x0, iterations=20)``, then
+    x=found.x, grid=found.grid, solver=DDIM(), denoise=False; the ``source`` answered is its reconstruction.
+
+    Args:
+        model: with cross-attention inside, in evaluation mode.
+        x: (B, *event), the latent at the grid's first time, for both.
+        source: conditions of the first, by name, e.g. {"caption": tokens}: (B, ...).
+        target: conditions of the second, with the same names.
+        maps: ``scoresde.nn.AttentionMaps``, the class.
+        edit: which map to use, from both.
+        until: 0 leaves the target alone; 1 uses the maps to the very end.
+        scale: of classifier-free guidance, for both.
+        solver, steps, grid, eta, seed, noise, denoise: as in ``sample``; both share their noise.
+
+    Raises:
+        TypeError, ValueError: bad input; no cross-attention in the model; maps of different shapes; a solver that
+            chooses its own steps.
+    """
+    if not isinstance(model, ScoreModel):
+        raise TypeError(f"prompt_to_prompt needs a ScoreModel, not bound, for both captions; got {type(model)}.")
+    checks.state(x, values=True)
+    if not callable(maps):
+        raise TypeError(f"maps must be the class that records attention, scoresde.nn.AttentionMaps; got {maps!r}.")
+    if edit is not None and not callable(edit):
+        raise TypeError(f"edit must be a function of two maps, (source, own) -> map; got {edit!r}.")
+    share = checks.number(until, name="until")
+    if not 0 <= share <= 1:
+        raise ValueError(f"until must lie in [0, 1], the share of the steps that use the source's maps; got {share:g}.")
+    if not (isinstance(source, Mapping) and isinstance(target, Mapping)):
+        raise TypeError('source and target are conditions by name, e.g. {"caption": tokens}.')
+    if set(source) != set(target):
+        raise ValueError(
+            f"source and target must have the same conditions, got {', '.join(source) or 'none'} and "
+            f"{', '.join(target) or 'none'}; repeat those that stay the same."
+        )
+    solver = VelocityMultistep() if solver is None else solver
+    ladder = times(model.sde, grid, steps, None, default=rule_of(solver))
+    steps_on_the_grid(solver, "which two captions would not share", "leave the default")
+    done = round(share * (len(ladder) - 1))
+    stop = -1.0 if done == len(ladder) - 1 else float(ladder[done].detach())
+    one, other = (classifier_free(model, scale, **conditions) for conditions in (source, target))
+    both = Lockstep(one, other, model, maps, edit, stop)
+    if done:
+        with maps().recording(model):  # raises before any work where there is no cross-attention
+            pass
+    process = Reverse(model.sde, both, solver.default_eta if eta is None else eta)
+    run = solver.solve(process, torch.cat([x, x]), ladder, PairedNoise(source_of(seed, noise)), denoise=denoise)
+    first, second = run.x.chunk(2)
+    return PromptToPrompt(second, first, 2 * run.nfe, run.grid)

@@ -1,0 +1,72 @@
+"""DiffPIR: the predicted x_0 is moved towards the measurement in closed form, then noised again."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from scoresde import checks
+from scoresde.inverse.ending import MeasuredSolver
+from scoresde.noise import Noise
+from scoresde.reverse import Reverse
+from scoresde.sde import spread
+
+
+@dataclass(frozen=True)
+class DiffPIR(MeasuredSolver):
+    r"""Plug-and-play restoration by DDIM-like steps (Zhu et al. 2023, arXiv:2305.08995, Alg. 1), one evaluation each::
+
+        x̂_0  = (x_t + σ_t² s)/α_t
+        x̂_0' = argmin_x |y - A x|²/(2 σ_y²) + λ α_t²/(2 σ_t²) |x - x̂_0|²
+             = x̂_0 + Aᵀ (A Aᵀ + λ σ_y² α_t²/σ_t² I)⁻¹ (y - A x̂_0)
+        x_s  = α_s x̂_0' + σ_s (sqrt(1 - ζ) ε̂' + sqrt(ζ) z),        ε̂' = (x_t - α_t x̂_0')/σ_t
+
+    With ``denoise`` the end is x̂_0' at the last time. η of the process plays no part; ζ does.
+
+    **Known bias.** It is an optimiser with noise: x_0 given x_t is taken to have the covariance σ_t²/(λ α_t²) I, wider
+    than the prior itself while there is much noise, and the noise ζ puts back is not that of the reverse SDE. The
+    spread of its samples is therefore not the posterior's.
+
+    Args:
+        measurement: y, a linear A and σ_y; at σ_y = 0 the measured part of x̂_0' is y.
+        regularisation: λ > 0, weight of the prior; the paper tunes it between 1 and 25.
+        zeta: ζ in [0, 1], the share of new noise; 0 draws none.
+
+    Raises:
+        TypeError: no measurement, an A without adjoint.
+        ValueError: λ not positive, ζ outside [0, 1].
+    """
+
+    regularisation: float = 2.0
+    zeta: float = 1.0
+    default_eta: ClassVar[float] = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.positive(self.regularisation, name="regularisation")
+        if not 0 <= checks.number(self.zeta, name="zeta") <= 1:
+            raise ValueError(f"zeta, the share of new noise, must lie in [0, 1]; got {self.zeta}.")
+
+    def draws_noise(self, process: Reverse) -> bool:
+        """Whether ζ > 0."""
+        return checks.number(self.zeta) > 0
+
+    def step(self, process: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise, state: Any) -> tuple[Tensor, Any]:
+        """One evaluation."""
+        sde = process.sde
+        x0 = self.clean(process, x, t)
+        predicted = (x - spread(sde.alpha(t), x) * x0) / spread(sde.sigma(t), x)
+        mixed = math.sqrt(1 - self.zeta) * predicted
+        if self.draws_noise(process):
+            mixed = mixed + math.sqrt(self.zeta) * noise.between(x, t, s)
+        return spread(sde.alpha(s), x) * x0 + spread(sde.sigma(s), x) * mixed, state
+
+    def clean(self, process: Reverse, x: Tensor, t: Tensor) -> Tensor:
+        """x̂_0', from one evaluation."""
+        x0 = process.denoise(x, t)
+        ratio = process.sde.sigma(t) / process.sde.alpha(t)
+        weight = self.regularisation * self.measurement.noise_std**2 / ratio**2
+        return x0 + self.operator.adjoint(self.operator.solve(self.measurement_of(x) - self.operator(x0), 1.0, weight))

@@ -1,0 +1,209 @@
+"""What a linear measurement is: A, its adjoint, and systems with A Aᵀ."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scoresde import checks
+from scoresde.inverse.conjugate_gradients import conjugate_gradients
+from scoresde.noise import PerSampleNoise
+from scoresde.sde import spread
+
+Shape = tuple[int, ...]
+
+
+class LinearOperator(ABC):
+    r"""A linear A from events (B, \*event) to measurements (B, \*measured), with its adjoint; both follow x's dtype.
+
+    A subclass says its two shapes, :meth:`apply` and :meth:`transpose`, and overrides :attr:`gram` or :meth:`_solve`
+    where A Aᵀ has a closed form. A measurement that is only a function: :class:`FunctionOperator`.
+    """
+
+    @property
+    @abstractmethod
+    def measured(self) -> Shape:
+        """The shape of one answer, without the batch."""
+
+    @abstractmethod
+    def apply(self, x: Tensor) -> Tensor:
+        r"""A x, of x (B, \*event) that has been checked."""
+
+    @abstractmethod
+    def transpose(self, y: Tensor) -> Tensor:
+        r"""Aᵀ y, of y (B, \*measured) that has been checked."""
+
+    @property
+    def gram(self) -> float | None:
+        """c where A Aᵀ = c I; else None."""
+        return None
+
+    event: Shape
+    """The shape of one x, without the batch."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        r"""A x, (B, \*measured)."""
+        return self.apply(fits(x, self.event, name="x", what=f"the event of {type(self).__name__}"))
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        r"""Aᵀ y, (B, \*event)."""
+        return self.transpose(fits(y, self.measured, name="y", what=f"what {type(self).__name__} measures"))
+
+    def solve(self, v: Tensor, a: float | Tensor, b: float | Tensor) -> Tensor:
+        r"""(a A Aᵀ + b I)⁻¹ v; where that is singular (b = 0), its pseudo-inverse applied to v.
+
+        In closed form where A Aᵀ has one, else by conjugate gradients on each sample.
+
+        Args:
+            v: (B, \*measured).
+            a: at least 0; a number, () or (B,).
+            b: at least 0; the same. a + b must be positive.
+
+        Raises:
+            ValueError: v, a or b of a wrong shape or range.
+
+        Warns:
+            RuntimeWarning: conjugate gradients did not converge.
+        """
+        fits(v, self.measured, name="v", what=f"what {type(self).__name__} measures")
+        factors = checks.real(a, name="a"), checks.real(b, name="b")
+        for name, factor in zip("ab", factors, strict=True):
+            if factor.ndim > 1 or (factor.ndim and len(factor) != len(v)):
+                raise ValueError(f"{name} must be a number, () or ({len(v)},); got shape {tuple(factor.shape)}.")
+            if checks.readable(factor) and not bool((factor >= 0).all()):
+                raise ValueError(f"{name} must be at least 0, got {factor.detach().min():g}.")
+        if all(map(checks.readable, factors)) and not bool((factors[0] + factors[1] > 0).all()):
+            raise ValueError("a + b must be positive: with both 0 there is nothing to solve.")
+        return self._solve(v, spread(factors[0], v), spread(factors[1], v))
+
+    def _solve(self, v: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        """The same for factors that broadcast against v."""
+        if self.gram is not None:
+            return v / (a * self.gram + b)
+        return conjugate_gradients(
+            lambda u: a * self.apply(self.transpose(u)) + b * u,
+            v,
+            remedy="A Aᵀ is ill-conditioned: solve in float64, or give A as a Matrix, which solves in closed form.",
+        )
+
+    def pseudo_inverse(self, y: Tensor) -> Tensor:
+        r"""A⁺ y = Aᵀ (A Aᵀ)⁺ y, (B, \*event): of the x whose A x is nearest to y, the one of least norm."""
+        return self.adjoint(self.solve(y, 1.0, 0.0))
+
+    def matrix(self) -> Tensor:
+        """A as a dense (m, D), from D applications: for small events."""
+        size = math.prod(self.event)
+        return self.apply(self._zeros(size).flatten(1).fill_diagonal_(1).reshape(size, *self.event)).flatten(1).mT
+
+    def _zeros(self, n: int) -> Tensor:
+        """n events of zeros, of the dtype and on the device where A is looked at on its own."""
+        return torch.zeros(n, *self.event, dtype=torch.float64)
+
+    def __matmul__(self, inner: LinearOperator) -> LinearOperator:
+        """The composition x -> A(B x)."""
+        return Composition(self, inner) if isinstance(inner, LinearOperator) else NotImplemented
+
+    def check(self) -> None:
+        """Compares A(2x - 3z) with 2 A x - 3 A z, and <A x, y> with <x, Aᵀ y>, on random vectors.
+
+        Raises:
+            ValueError: A is not linear, mixes the samples of a batch, or the adjoint is not its own.
+        """
+        noise, name = PerSampleNoise(0), type(self).__name__
+        x, z = (noise.normal(self._zeros(2)) for _ in range(2))
+        with torch.no_grad():
+            ax, az, both, zero = (self(v) for v in (x, z, 2 * x - 3 * z, 0 * x))
+            # sums of as many terms as an event has numbers, rounded each
+            room = 100 * torch.finfo(x.dtype).eps * (x.numel() + ax.numel()) ** 0.5
+            if float(zero.abs().max()) > 0:
+                raise ValueError(
+                    f"{name} is not linear: A(0) is not 0 (largest {zero.abs().max():.3g}). Subtract A(0) from A and y."
+                )
+            off = (both - (2 * ax - 3 * az)).abs().max() / (2 * ax.abs() + 3 * az.abs()).max().clamp_min(1e-30)
+            if not float(off) <= room:
+                raise ValueError(
+                    f"{name} is not linear: A(2x - 3z) differs from 2 A x - 3 A z by {off:.1g} (relative). A nonlinear "
+                    "function goes into Measurement as it is, and dps() takes it."
+                )
+            if not float((self(x[:1]) - ax[:1]).abs().max()) <= room * float(ax.abs().max()):
+                raise ValueError(f"{name} mixes samples: A of a batch differs from A of its first sample alone.")
+            y = noise.normal(ax)
+            aty = self.adjoint(y)
+            left, right = (ax * y).flatten(1).sum(1), (x * aty).flatten(1).sum(1)
+            scale = ax.norm() * y.norm() + x.norm() * aty.norm()
+            if not float((left - right).abs().max()) <= room * float(scale):
+                raise ValueError(
+                    f"the adjoint of {name} is not that of A: <A x, y> = {left[0]:.6g} but <x, Aᵀ y> = {right[0]:.6g}. "
+                    "Leave adjoint=None to have it derived from a differentiable A."
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class Composition(LinearOperator):
+    """x -> outer(inner(x)), made by ``outer @ inner``."""
+
+    outer: LinearOperator
+    inner: LinearOperator
+
+    def __post_init__(self) -> None:
+        if self.inner.measured != self.outer.event:
+            raise ValueError(
+                f"A @ B needs B to answer what A takes: B measures {self.inner.measured}, A takes {self.outer.event}."
+            )
+
+    @property
+    def event(self) -> Shape:  # type: ignore[override]
+        return self.inner.event
+
+    @property
+    def measured(self) -> Shape:
+        return self.outer.measured
+
+    def apply(self, x: Tensor) -> Tensor:
+        return self.outer.apply(self.inner.apply(x))
+
+    def transpose(self, y: Tensor) -> Tensor:
+        return self.inner.transpose(self.outer.transpose(y))
+
+    @property
+    def gram(self) -> float | None:
+        outer, inner = self.outer.gram, self.inner.gram
+        return None if outer is None or inner is None else outer * inner
+
+    def _solve(self, v: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        if self.inner.gram is not None:  # A (c I) Aᵀ
+            return self.outer._solve(v, a * self.inner.gram, b)
+        return super()._solve(v, a, b)
+
+    def _zeros(self, n: int) -> Tensor:
+        return self.inner._zeros(n)
+
+
+def fits(x: Tensor, shape: Shape, *, name: str, what: str) -> Tensor:
+    """``x`` as it is, if it is a floating (B, *shape).
+
+    Raises:
+        TypeError, ValueError: it is not.
+    """
+    checks.state(x, name=name)
+    if tuple(x.shape[1:]) != shape:
+        raise ValueError(f"{name} must be (B, {', '.join(map(str, shape))}), {what}; got {tuple(x.shape)}.")
+    return x
+
+
+def as_event(event: object) -> Shape:
+    """A shape of whole numbers of at least 1, without the batch.
+
+    Raises:
+        ValueError: it is none.
+    """
+    sizes = tuple(event) if isinstance(event, (tuple, list)) else ()
+    if not sizes or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sizes):
+        raise ValueError(
+            f"event must be the shape of one sample without the batch, such as (3, 32, 32); got {event!r}."
+        )
+    return sizes

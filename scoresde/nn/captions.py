@@ -1,0 +1,125 @@
+"""From sentences to the tokens of a caption condition, and back."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scoresde.nn.inputs import check_positive
+
+# Letters, digits and accents hang together; whitespace and punctuation, underscores too, part words.
+_WORD = re.compile(r"[^\W_]+")
+
+
+def split(text: str) -> list[str]:
+    """Return the words of a text, in lower case, without punctuation."""
+    return _WORD.findall(text.lower())
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The words that captions may use; word k of them, from 1, has token k, and 0 is padding.
+
+    `Vocabulary(words)` from the words in order, `Vocabulary.of(texts)` from sentences. `words` is all there is to
+    save: `Vocabulary(json.loads(json.dumps(vocabulary.words)))` is the same. A network takes its size as
+    captions={"caption": {"vocabulary": len(vocabulary), "length": ...}}.
+
+    Args:
+        words: the words, all different; case is lost.
+
+    Raises:
+        TypeError: words is a single text, or holds something that is no text.
+        ValueError: no words, a repeated one, or one with spaces or punctuation inside.
+    """
+
+    words: Sequence[str]
+
+    def __post_init__(self) -> None:
+        _check_texts(self.words, "words", "Vocabulary(['a', 'red', 'three']), or Vocabulary.of(texts) for sentences")
+        words = [word.lower() for word in self.words]
+        if not words:
+            raise ValueError("a vocabulary needs at least one word.")
+        for word in words:
+            if split(word) != [word]:
+                raise ValueError(f"{word!r} is not a single word; build a vocabulary of sentences by Vocabulary.of.")
+        repeated = sorted({word for word in words if words.count(word) > 1}) if len(set(words)) < len(words) else []
+        if repeated:
+            raise ValueError(f"words repeat: {', '.join(repeated[:5])}; each must be there once (case is ignored).")
+        object.__setattr__(self, "words", tuple(words))
+        object.__setattr__(self, "_tokens", {word: token for token, word in enumerate(words, start=1)})
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> Vocabulary:
+        """Return the vocabulary of all words in texts, in alphabetic order."""
+        if isinstance(texts, str):
+            raise TypeError(f"texts is the single text {texts!r}; expected a list of texts.")
+        texts = list(texts)
+        _check_texts(texts, "texts", "Vocabulary.of(['a red three', 'a blue four'])")
+        return cls(sorted({word for text in texts for word in split(text)}))
+
+    def __len__(self) -> int:
+        """Number of words; padding is not one of them."""
+        return len(self.words)
+
+    def encode(self, texts: Sequence[str], length: int) -> Tensor:
+        """Return the tokens of each text, (B, length) int64, padded with 0; an empty text is all padding.
+
+        Raises:
+            TypeError: a single text instead of a list, or something that is no text.
+            ValueError: a word that is not in the vocabulary, or more than length words.
+        """
+        check_positive(length=length)
+        _check_texts(texts, "texts", "encode(['a red three'], length)")
+        tokens = torch.zeros(len(texts), length, dtype=torch.long)
+        for row, text in enumerate(texts):
+            words = split(text)
+            if len(words) > length:
+                raise ValueError(f"{text!r} has {len(words)} words; expected at most length={length}.")
+            for column, word in enumerate(words):
+                tokens[row, column] = self.token(word)
+        return tokens
+
+    def decode(self, tokens: Tensor) -> list[str]:
+        """Return the text of each row of tokens (B, L), words joined by spaces, padding left out.
+
+        Raises:
+            TypeError: tokens are not int64.
+            ValueError: not of shape (B, L), or a token is out of range.
+        """
+        if not isinstance(tokens, Tensor) or tokens.dtype != torch.long:
+            raise TypeError(f"tokens are {getattr(tokens, 'dtype', type(tokens).__name__)}; expected torch.int64.")
+        if tokens.ndim != 2:
+            raise ValueError(f"tokens have shape {tuple(tokens.shape)}; expected (B, L).")
+        rows: list[list[int]] = tokens.tolist()
+        wrong = next((token for row in rows for token in row if not 0 <= token <= len(self)), None)
+        if wrong is not None:
+            raise ValueError(f"token {wrong} is out of range; expected 1 to {len(self)}, or 0 for padding.")
+        return [" ".join(self.words[token - 1] for token in row if token) for row in rows]
+
+    def token(self, word: str) -> int:
+        """Return the token of one word.
+
+        Raises:
+            ValueError: the word is not in the vocabulary; the message names the nearest that is.
+        """
+        tokens: dict[str, int] = self._tokens  # type: ignore[attr-defined]
+        known = tokens.get(word.lower())
+        if known is None:
+            near = difflib.get_close_matches(word.lower(), self.words, n=1, cutoff=0.5)
+            some = ", ".join(self.words[:8]) + (", …" if len(self) > 8 else "")
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {some}."
+            raise ValueError(f"{word!r} is not among the {len(self)} words of this vocabulary: {hint}")
+        return known
+
+
+def _check_texts(texts: object, name: str, example: str) -> None:
+    if isinstance(texts, str) or not isinstance(texts, Sequence):
+        raise TypeError(f"{name} is {texts!r}; expected a list of texts, e.g. {example}.")
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"{name} holds {text!r}; expected texts only.")

@@ -1,0 +1,113 @@
+r"""Resampling: which particles go on, and how often (Douc et al. 2005, arXiv:cs/0507025, compare the four).
+
+Each takes log-weights (G, N) and a noise, and answers ancestors (G, M) of N..M = N unless ``count`` says otherwise. All
+are unbiased, E[number of copies of n] = M w_n, and a particle of weight 0 is never chosen. They differ in the variance
+of these numbers: systematic, stratified and residual never exceed that of multinomial, and systematic copies n either
+⌊M w_n⌋ or ⌈M w_n⌉ times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from scoresde import checks
+from scoresde.noise import Noise, as_noise
+from scoresde.particles.weights import normalised
+
+Resampling = Callable[..., Tensor]
+"""(log_weights (G, N), noise, count=None) -> ancestors (G, count or N), int64."""
+
+_BELOW_ONE = 1 - 2.0**-53
+
+
+def systematic(log_weights: Tensor, noise: Noise | torch.Generator | int, count: int | None = None) -> Tensor:
+    """Positions (m + u) / M with one uniform u for each group (Kitagawa 1996, doi:10.2307/1390750).
+
+    Args:
+        log_weights: (G, N).
+        noise: where the uniforms come from.
+        count: M, N unless given.
+
+    Raises:
+        TypeError, ValueError: bad weights; see :func:`scoresde.particles.weights.normalised`.
+    """
+    weights = normalised(log_weights)
+    m = _count(weights, count)
+    u = _uniforms(noise, (len(weights), 1), weights)
+    return _found(weights, (torch.arange(m, device=weights.device) + u) / m)
+
+
+def stratified(log_weights: Tensor, noise: Noise | torch.Generator | int, count: int | None = None) -> Tensor:
+    """Positions (m + u_m) / M, a uniform for each (Kitagawa 1996). Arguments as in :func:`systematic`."""
+    weights = normalised(log_weights)
+    m = _count(weights, count)
+    u = _uniforms(noise, (len(weights), m), weights)
+    return _found(weights, (torch.arange(m, device=weights.device) + u) / m)
+
+
+def multinomial(log_weights: Tensor, noise: Noise | torch.Generator | int, count: int | None = None) -> Tensor:
+    """Independent draws (Gordon et al. 1993, doi:10.1049/ip-f-2.1993.0015). Arguments as in :func:`systematic`."""
+    weights = normalised(log_weights)
+    return _found(weights, _uniforms(noise, (len(weights), _count(weights, count)), weights))
+
+
+def residual(log_weights: Tensor, noise: Noise | torch.Generator | int, count: int | None = None) -> Tensor:
+    """⌊M w_n⌋ copies of each, the others by independent draws (Liu & Chen 1998, doi:10.1080/01621459.1998.10473765).
+
+    Arguments as in :func:`systematic`.
+    """
+    weights = normalised(log_weights)
+    m = _count(weights, count)
+    copies = (m * weights).floor()
+    upto = copies.cumsum(1)
+    slots = torch.arange(m, device=weights.device, dtype=torch.float64).expand(len(weights), m)
+    certain = torch.searchsorted(upto, slots.contiguous(), right=True).clamp_max(weights.shape[1] - 1)
+    left = m * weights - copies
+    # where nothing is left, no slot asks; the weights stand in to keep the division defined
+    left = torch.where((upto[:, -1:] < m) & (left.sum(1, keepdim=True) > 0), left, weights)
+    drawn = _found(left / left.sum(1, keepdim=True), _uniforms(noise, (len(weights), m), weights))
+    return torch.where(slots < upto[:, -1:], certain, drawn)
+
+
+RESAMPLING: Mapping[str, Resampling] = {
+    "systematic": systematic,
+    "stratified": stratified,
+    "multinomial": multinomial,
+    "residual": residual,
+}
+
+
+def resampling_of(choice: str | Resampling) -> Resampling:
+    """One of the four by its name, or a function of one's own (see :data:`Resampling`).
+
+    Raises:
+        ValueError: neither.
+    """
+    if isinstance(choice, str) and choice in RESAMPLING:
+        return RESAMPLING[choice]
+    if isinstance(choice, str) or not callable(choice):
+        raise ValueError(f"resampling must be one of {', '.join(RESAMPLING)}, or a function; got {choice!r}.")
+    return choice
+
+
+def _count(weights: Tensor, count: int | None) -> int:
+    if count is None:
+        return weights.shape[1]
+    checks.count(count, name="count")
+    return count
+
+
+def _uniforms(noise: Noise | torch.Generator | int, shape: tuple[int, int], like: Tensor) -> Tensor:
+    """Uniforms in [0, 1) from normals, (G, M) float64."""
+    normals = as_noise(noise, "resampling").initial(shape, dtype=torch.float64, device=torch.device("cpu"))
+    return torch.special.ndtr(normals).to(like.device)
+
+
+def _found(weights: Tensor, positions: Tensor) -> Tensor:
+    """The first n whose cumulated weight exceeds each position; so never one of weight 0."""
+    upto = weights.cumsum(1)
+    upto = upto / upto[:, -1:]  # ends in 1 whatever has been rounded
+    return torch.searchsorted(upto, positions.clamp_max(_BELOW_ONE).contiguous(), right=True)

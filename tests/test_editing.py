@@ -1,0 +1,718 @@
+"""Edits: closed forms on Gaussians and mixtures, exact equalities, orders, invariances, and what bad input is told."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from strategies import DEFAULTS, name, normal
+from torch import Tensor
+
+from scoresde import grids
+from scoresde.editing import (
+    PromptToPrompt,
+    counterfactual,
+    diffedit,
+    diffedit_mask,
+    interpolate,
+    invert,
+    prompt_to_prompt,
+    sdedit,
+)
+from scoresde.editing.fixed_point import fixed_point
+from scoresde.editing.paired import PairedNoise
+from scoresde.guidance import classifier_free
+from scoresde.nn import MLP, AttentionMaps, UNet, map_tokens, reweight_tokens, shared_tokens
+from scoresde.nn.attention_maps import cross_attention
+from scoresde.noise import BrownianNoise, IndependentNoise, PerSampleNoise
+from scoresde.problems import Gaussian, GaussianMixture
+from scoresde.reverse import Reverse
+from scoresde.score import ScoreModel
+from scoresde.sde import EDM, SDE, VP
+from scoresde.solvers import DDIM, EulerMaruyama, Heun, Multistep, ProbabilityFlow
+
+EXACT: dict[str, float] = {"rtol": 1e-11, "atol": 1e-11}  # float64, some hundred operations of numbers up to 100
+SDE_ = pytest.mark.parametrize("sde", DEFAULTS, ids=name)
+
+
+def gaussian() -> Gaussian:
+    root = normal(3, 3, seed=1)
+    return Gaussian(torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64), root @ root.mT / 3 + 0.1 * torch.eye(3))
+
+
+def data(n: int = 6) -> Tensor:
+    return gaussian().sample(n, 3)
+
+
+def zero(x: Tensor, t: Tensor) -> Tensor:
+    return torch.zeros_like(x)
+
+
+def two() -> GaussianMixture:
+    """Two far pictures of 1 x 4 x 4 pixels that differ in the left half alone."""
+    means = torch.zeros(2, 1, 4, 4, dtype=torch.float64)
+    means[0, :, :, :2], means[1, :, :, :2] = -1.0, 1.0
+    return GaussianMixture(torch.ones(2), means, 0.05)
+
+
+# -- inversion -------------------------------------------------------------------------------------------------
+
+
+@SDE_
+@pytest.mark.parametrize("quantity", ["latent", "round trip"])
+def test_naive_inversion_is_of_first_order(sde: SDE, quantity: str) -> None:
+    problem, x0 = gaussian(), data()
+    truth = problem.flow(sde, x0, sde.t_min, sde.T)
+    errors = []
+    for steps in (200, 400):
+        found = invert(sde, problem.score(sde), x0, steps=steps)
+        errors.append(float((found.x - truth).norm() if quantity == "latent" else found.round_trip.norm()))
+    # each step up and each step down misses h²/2 ẍ on the same side, so neither cancels; the next term is of relative
+    # size h, a hundredth or two here
+    assert abs(math.log2(errors[0] / errors[1]) - 1) < 0.04
+
+
+@SDE_
+@pytest.mark.parametrize("memory", [0, 3])
+def test_implicit_inversion_returns_to_the_picture(sde: SDE, memory: int) -> None:
+    problem, x0 = gaussian(), data()
+    found = invert(sde, problem.score(sde), x0, steps=20, iterations=200, memory=memory, tolerance=1e-13)
+    # 20 steps that leave 1e-13 of the state's size, less of it the further down: contraction is a fraction of 1
+    assert found.residual is not None and float(found.residual.max()) <= 1e-13
+    assert float(found.round_trip.max()) < 1e-10
+    naive = invert(sde, problem.score(sde), x0, steps=20)
+    assert naive.residual is None
+    assert float(naive.round_trip.min()) > 1e-3
+    if memory == 0:
+        accelerated = invert(sde, problem.score(sde), x0, steps=20, iterations=200, memory=3, tolerance=1e-13)
+        assert accelerated.nfe < found.nfe
+
+
+def test_round_trip_follows_the_tolerance() -> None:
+    sde, problem, x0 = VP(), gaussian(), data()
+    found = [invert(sde, problem.score(sde), x0, steps=20, iterations=300, tolerance=tol) for tol in (1e-4, 1e-8)]
+    assert found[0].nfe < found[1].nfe
+    for result, tol in zip(found, (1e-4, 1e-8), strict=True):
+        # 20 steps; a Gaussian's way down shrinks |x| / sqrt(α² λ + σ²), which grows by at most 1/sqrt(λ) ~ 4
+        assert float(result.round_trip.max()) < 80 * tol
+
+
+def test_implicit_inversion_is_ddims_inverse_whatever_the_steps() -> None:
+    """The latent of a picture that DDIM made is the latent it was made from."""
+    sde, problem = VP(), gaussian()
+    grid = grids.log_snr(sde, 8)
+    latent = normal(5, 3, seed=4)
+    made = DDIM().solve(Reverse(sde, problem.score(sde), 0.0), latent, grid, trajectory=True)
+    found = invert(sde, problem.score(sde), made.x, grid=grid, iterations=300, tolerance=1e-14)
+    assert made.trajectory is not None
+    torch.testing.assert_close(found.trajectory, made.trajectory, rtol=1e-10, atol=1e-10)  # as above
+    assert torch.equal(found.grid, grid) and torch.equal(found.trajectory[0], found.x)
+    assert torch.equal(found.trajectory[-1], made.x)
+
+
+def test_anderson_converges_where_the_plain_iteration_runs_away() -> None:
+    def g(x: Tensor) -> Tensor:
+        return -3 * x + 4  # fixed point 1, slope -3
+
+    x = normal(4, 2)
+    plain = fixed_point(g, x, iterations=30, tolerance=1e-12)
+    torch.testing.assert_close(plain.x, g(x))  # the least step is the first
+    quick = fixed_point(g, x, iterations=30, tolerance=1e-12, memory=1)
+    torch.testing.assert_close(quick.x, torch.ones_like(x), rtol=1e-9, atol=1e-9)  # a ridge of 1e-12
+    assert quick.calls < 6
+
+
+def test_anderson_is_exact_on_linear_maps_in_as_many_steps_as_dimensions() -> None:
+    """Type II Anderson is GMRES on a linear problem: D + 1 residuals and one evaluation to see it."""
+    a = torch.diag(torch.tensor([-2.0, 0.5, 0.9], dtype=torch.float64))
+    found = fixed_point(lambda x: x @ a + 1, normal(4, 3), iterations=6, tolerance=1e-9, memory=3)
+    expected = torch.linalg.solve(torch.eye(3) - a, torch.ones(3, dtype=torch.float64))
+    torch.testing.assert_close(found.x, expected.expand(4, 3), rtol=1e-7, atol=1e-7)  # the ridge again
+    short = fixed_point(lambda x: x @ a + 1, normal(4, 3), iterations=6, tolerance=1e-9, memory=1)
+    assert float(short.moved.max()) > 1e-4
+
+
+@SDE_
+def test_ode_inversion_is_right_up_to_its_tolerance(sde: SDE) -> None:
+    problem, x0 = gaussian(), data()
+    truth = problem.flow(sde, x0, sde.t_min, sde.T)
+    tight = ProbabilityFlow(rtol=1e-10, atol=1e-10)
+    found = invert(sde, problem.score(sde), x0, steps=5, method="ode", solver=tight)
+    scale = float(sde.sigma(sde.T)) + 1
+    # local errors of 1e-10 accumulate over some hundred steps, and grow with the scale of the state
+    torch.testing.assert_close(found.x / scale, truth / scale, rtol=1e-7, atol=1e-7)
+    assert float(found.round_trip.max()) < 1e-6
+    for t, x in zip(found.grid, found.trajectory, strict=True):
+        # inside the grid torchdiffeq interpolates, by a polynomial of degree four
+        torch.testing.assert_close(x / scale, problem.flow(sde, x0, sde.t_min, t) / scale, rtol=1e-5, atol=1e-5)
+    loose = invert(sde, problem.score(sde), x0, method="ode", solver=ProbabilityFlow(rtol=1e-3, atol=1e-3))
+    assert loose.nfe < found.nfe and float(loose.round_trip.max()) > float(found.round_trip.max())
+
+
+def test_round_trip_is_that_of_the_reconstruction() -> None:
+    sde, problem, x0 = VP(), gaussian(), data()
+    found = invert(sde, problem.score(sde), x0, steps=10)
+    torch.testing.assert_close(found.round_trip, (found.reconstruction - x0).square().mean(1).sqrt(), **EXACT)
+    assert found.nfe == 20  # ten up, ten down
+
+
+def test_inversion_ends_at_the_time_asked_for_and_where_there_is_no_noise_left() -> None:
+    sde, problem, x0 = VP(), gaussian(), data()
+    found = invert(sde, problem.score(sde), x0, t=0.3, steps=10, iterations=100)
+    assert float(found.grid[0]) == 0.3 and len(found.grid) == 11
+    clean = torch.cat([grids.karras(sde, 200, t_start=0.3), torch.zeros(1, dtype=torch.float64)])
+    seen: list[float] = []
+
+    def score(x: Tensor, t: Tensor) -> Tensor:
+        seen.append(float(t))
+        return problem.score(sde)(x, t)
+
+    naive = invert(sde, score, x0, grid=clean)
+    assert min(seen) > 0  # no score at σ = 0
+    # first order: 200 steps of log(σ/α) over a range of 6, times a curvature of order one
+    torch.testing.assert_close(naive.x, problem.flow(sde, x0, 0.0, 0.3), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("event", [(), (1,), (2, 3), (1, 2, 2, 2)])
+@pytest.mark.parametrize("batch", [0, 1, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_any_event_batch_and_dtype(event: tuple[int, ...], batch: int, dtype: torch.dtype) -> None:
+    sde = VP()
+    x0 = normal(batch, *event, dtype=dtype)
+
+    def score(x: Tensor, t: Tensor) -> Tensor:
+        return -x
+
+    for options in ({}, {"iterations": 3, "memory": 2}, {"method": "ode"}):
+        found = invert(sde, score, x0, steps=3, **options)  # type: ignore[arg-type]
+        assert found.x.shape == x0.shape and found.x.dtype == dtype and found.round_trip.shape == (batch,)
+        assert found.trajectory.shape == (4, *x0.shape) and found.trajectory.dtype == dtype
+        if options.get("method") == "ode":
+            # s = -x is the score of N(0, 1) under VP, whose flow stands still; f32 rounds some hundred times
+            torch.testing.assert_close(found.x, x0, rtol=1e-4, atol=1e-4)
+    result = sdedit(sde, score, x0, t=0.5, steps=4, mask=torch.ones(x0.shape, dtype=torch.bool))
+    assert result.x.shape == x0.shape and result.x.dtype == dtype
+    edit = diffedit(sde, score, lambda x, t: -2 * x, x0, t=0.5, steps=3)
+    assert edit.x.shape == x0.shape and edit.x.dtype == dtype
+    if event:
+        assert interpolate(x0, 2 * x0, torch.tensor([0.1, 0.2, 0.3, 1.0])).shape == (4, *x0.shape)
+
+
+def test_gradients_reach_picture_and_grid() -> None:
+    sde, problem = VP(), gaussian()
+    x0 = data(2).requires_grad_()
+    start = torch.tensor(0.6, dtype=torch.float64, requires_grad=True)
+
+    def latent(x0: Tensor, start: Tensor) -> Tensor:
+        return invert(sde, problem.score(sde), x0, t=start, steps=3, iterations=2, memory=1).x
+
+    def regenerated(x0: Tensor, start: Tensor) -> Tensor:
+        return sdedit(sde, problem.score(sde), x0, t=start, steps=4, solver=DDIM()).x
+
+    def edited(x0: Tensor, start: Tensor) -> Tensor:
+        return diffedit(sde, problem.score(sde), zero, x0, t=start, steps=3, mask=torch.tensor([1.0, 0.5, 0.0])).x
+
+    for function in (latent, regenerated, edited):
+        assert torch.autograd.gradcheck(function, (x0, start), atol=1e-5, rtol=1e-3)
+
+
+# -- counterfactuals -------------------------------------------------------------------------------------------
+
+
+@SDE_
+def test_counterfactual_is_one_flow_up_and_the_other_down(sde: SDE) -> None:
+    means = torch.tensor([[1.0, -2.0], [-1.0, 0.5]], dtype=torch.float64)
+    spreads = torch.tensor([[0.3, 1.0], [1.5, 0.2]], dtype=torch.float64)
+    mixture = GaussianMixture(torch.ones(2), means, spreads)
+    source, target = (Gaussian(m, s) for m, s in zip(means, spreads, strict=True))
+    x0 = source.sample(6, 2)
+    up = source.flow(sde, x0, sde.t_min, sde.T)
+    truth = target.flow(sde, up, sde.T, sde.t_min)
+    edit = counterfactual(
+        sde,
+        mixture.score(sde, label=0),
+        mixture.score(sde, label=1),
+        x0,
+        steps=4,
+        method="ode",
+        solver=ProbabilityFlow(rtol=1e-9, atol=1e-9),
+    )
+    torch.testing.assert_close(edit.x, truth, rtol=1e-5, atol=1e-5)  # tolerances summed over two hundred steps
+    assert torch.equal(edit.difference, edit.x - x0)
+    errors = []
+    for steps in (200, 400):
+        coarse = counterfactual(sde, mixture.score(sde, 0), mixture.score(sde, 1), x0, steps=steps)
+        errors.append(float((coarse.x - truth).norm()))
+    assert abs(math.log2(errors[0] / errors[1]) - 1) < 0.06  # DDIM's order, both ways
+
+
+def test_counterfactual_of_equal_scores_is_the_round_trip() -> None:
+    sde, problem, x0 = VP(), gaussian(), data()
+    for options in ({"steps": 8}, {"steps": 8, "t": 0.4, "iterations": 3}, {"method": "ode"}):
+        edit = counterfactual(sde, problem.score(sde), problem.score(sde), x0, **options)
+        assert torch.equal(edit.x, edit.inversion.reconstruction)
+        assert edit.nfe > edit.inversion.nfe
+
+
+def test_a_lower_time_changes_less() -> None:
+    mixture, sde = two(), VP()
+    x0 = mixture.sample_labelled(40, 1)
+    pictures = x0[0][x0[1] == 0]
+    changes = [
+        float(counterfactual(sde, mixture.score(sde, 0), mixture.score(sde, 1), pictures, t=t).difference.norm())
+        for t in (0.1, 0.4, 1.0)
+    ]
+    assert changes[0] < changes[1] < changes[2]
+
+
+# -- SDEdit ----------------------------------------------------------------------------------------------------
+
+
+@SDE_
+def test_sdedit_is_noise_then_flow(sde: SDE) -> None:
+    """Deterministic from x_t on: the closed form of the flow map, with the z that the seed draws."""
+    problem, x0 = gaussian(), data()
+    t = float(sde.t_of_log_snr(0.0))  # σ = α
+    run = sdedit(sde, problem.score(sde), x0, t=t, steps=60, seed=5, denoise=False, trajectory=True)
+    assert run.trajectory is not None and float(run.grid[0]) == t
+    z = (run.trajectory[0] - sde.alpha(t) * x0) / sde.sigma(t)
+    z_again = PerSampleNoise(5).stream("edit").stream("sdedit").initial((6, 3), dtype=x0.dtype, device=x0.device)
+    torch.testing.assert_close(z, z_again, **EXACT)
+    # third order in 60 steps, on a grid made for few
+    torch.testing.assert_close(run.x, problem.flow(sde, run.trajectory[0], t, sde.t_min), rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_sdedit_of_data_under_their_own_score_is_data(eta: float) -> None:
+    """p_t is kept whatever t; mean and covariance of 20000 samples."""
+    sde, problem, n = VP(), gaussian(), 20000
+    x0 = problem.sample(n, 8)
+    mean, covariance = problem.moments(sde, sde.t_min)
+    scale = float(covariance.diagonal().max())
+    for t in (0.1, 0.5, 1.0):
+        x = sdedit(sde, problem.score(sde), x0, t=t, eta=eta, steps=60, seed=1, denoise=False).x
+        # four standard errors of a mean and of a variance of n, and a hundredth for 60 steps of second weak order
+        torch.testing.assert_close(x.mean(0), mean, rtol=0, atol=4 * math.sqrt(scale / n) + 0.01 * scale)
+        torch.testing.assert_close(x.T.cov(), covariance, rtol=0, atol=scale * (4 * math.sqrt(2 / n) + 0.01))
+
+
+def test_sdedit_is_faithful_early_and_free_late() -> None:
+    """On a Gaussian the result given x_0 has correlation k = α_t/α_s · slope² with it; here from the closed form."""
+    sde, n = VP(), 20000
+    problem = Gaussian(torch.zeros(1, dtype=torch.float64), 1.0)
+    x0 = problem.sample(n, 8)
+    correlations = []
+    for t in (0.05, 0.3, 1.0):
+        x = sdedit(sde, problem.score(sde), x0, t=t, seed=1).x
+        correlations.append(float(torch.corrcoef(torch.stack([x[:, 0], x0[:, 0]]))[0, 1]))
+        # λ = 1 under VP stands still: x = α x_0 + σ z, so the correlation is α; four standard errors of n
+        assert abs(correlations[-1] - float(sde.alpha(t))) < 4 / math.sqrt(n)
+    assert correlations[0] > correlations[1] > correlations[2]
+
+
+def test_level_is_the_time_at_which_sigma_over_alpha_is_so_large() -> None:
+    sde, problem, x0 = EDM(), gaussian(), data()
+    by_level = sdedit(sde, problem.score(sde), x0, level=2.5)
+    by_time = sdedit(sde, problem.score(sde), x0, t=2.5)
+    torch.testing.assert_close(by_level.x, by_time.x, **EXACT)
+
+
+def test_sdedit_repeats_from_a_seed_sample_by_sample() -> None:
+    sde, problem, x0 = VP(), gaussian(), data()
+    options: dict[str, Any] = {"t": 0.5, "solver": EulerMaruyama(), "steps": 10}
+    first = sdedit(sde, problem.score(sde), x0, seed=3, **options).x
+    assert torch.equal(sdedit(sde, problem.score(sde), x0[:2], seed=3, **options).x, first[:2])
+    assert not torch.allclose(sdedit(sde, problem.score(sde), x0, seed=4, **options).x, first)
+    by_noise = sdedit(sde, problem.score(sde), x0, noise=PerSampleNoise(3).stream("edit"), **options).x
+    assert torch.equal(by_noise, first)
+    made_from = PerSampleNoise(3).initial((6, 3), dtype=x0.dtype, device=x0.device)
+    again = sdedit(sde, problem.score(sde), x0, seed=3, t=1.0, trajectory=True).trajectory
+    assert again is not None  # a picture made from seed 3 does not get its own x_T back
+    assert float((again[0] - made_from).abs().min()) > 1e-3
+    assert (
+        float(
+            (sdedit(sde, problem.score(sde), x0, t=0.5, eta=1.0).x - sdedit(sde, problem.score(sde), x0, t=0.5).x)
+            .abs()
+            .max()
+        )
+        > 1e-2
+    )
+
+
+@pytest.mark.parametrize(
+    ("solver", "eta"),
+    [(DDIM(), 0.0), (DDIM(), 1.0), (Heun(), 0.0), (Multistep(), 0.0), (EulerMaruyama(), 1.0), (None, None)],
+    ids=["ddim", "ddim eta 1", "heun", "multistep", "em", "default"],
+)
+def test_masks_of_sdedit(solver: Any, eta: float | None) -> None:
+    """Independent coordinates: inside, the result is that without a mask; outside it is x_0."""
+    sde = VP()
+    problem = Gaussian(torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64), torch.tensor([0.3, 1.0, 2.0]))
+    x0 = data()
+    options: dict[str, Any] = {"t": 0.5, "solver": solver, "steps": 12, "eta": eta, "seed": 2}
+    free = sdedit(sde, problem.score(sde), x0, **options).x
+    mask = torch.tensor([True, False, True])
+    held = sdedit(sde, problem.score(sde), x0, mask=mask, trajectory=True, **options)
+    torch.testing.assert_close(held.x[:, mask], free[:, mask], **EXACT)
+    assert torch.equal(held.x[:, 1], x0[:, 1])
+    assert torch.equal(sdedit(sde, problem.score(sde), x0, mask=torch.zeros(3), **options).x, x0)
+    assert torch.equal(sdedit(sde, problem.score(sde), x0, mask=torch.ones(6, 3), **options).x, free)
+    assert held.trajectory is not None
+    level = (sde.alpha(held.grid)[:, None], sde.sigma(held.grid)[:, None])
+    z = (held.trajectory[:, :, 1] - level[0] * x0[:, 1]) / level[1]
+    moves = float(z.diff(dim=0).abs().max())
+    assert moves > 0.1 if eta == 1 else moves < 1e-9  # the marginal, by new noise or by the same all the way
+    assert float(z.abs().max()) < 6
+
+
+def test_a_mask_between_zero_and_one_blends() -> None:
+    sde, problem, x0 = VP(), gaussian(), data()
+    options: dict[str, Any] = {"t": 0.4, "steps": 5}
+    ends = [sdedit(sde, problem.score(sde), x0, mask=torch.full((3,), m), **options).x for m in (0.0, 0.5, 1.0)]
+    far = [float((x - x0).norm()) for x in ends]
+    assert far[0] == 0 < far[1] < far[2]
+
+
+# -- DiffEdit --------------------------------------------------------------------------------------------------
+
+
+@SDE_
+def test_mask_is_where_the_means_differ(sde: SDE) -> None:
+    """Gaussians of equal spread: the difference of the scores is α Δμ / (α² λ + σ²) whatever x."""
+    gap = torch.tensor([0.0, 1.0, -4.0, 2.5, 1.9], dtype=torch.float64)
+    source, target = (Gaussian(m, 0.3) for m in (torch.zeros(5, dtype=torch.float64), gap))
+    x0, t = source.sample(3, 1), float(sde.t_of_log_snr(0.0))
+    score = source.score(sde), target.score(sde)
+    soft = diffedit_mask(sde, *score, x0, t=t, samples=2, threshold=None, clip=math.inf)
+    torch.testing.assert_close(soft, (gap.abs() / 4).expand(3, 5), **EXACT)
+    hard = diffedit_mask(sde, *score, x0, t=t, clip=math.inf)
+    assert hard.dtype == torch.bool and hard[0].tolist() == [False, False, True, True, False]
+    low = diffedit_mask(sde, *score, x0, t=t, clip=math.inf, threshold=0.2)
+    assert low[0].tolist() == [False, True, True, True, True]
+    # the mean is 1.88: clipped at 1.2 times that, the scale is 2.256
+    clipped = diffedit_mask(sde, *score, x0, t=t, threshold=None, clip=1.2)
+    expected = (gap.abs() / (1.2 * gap.abs().mean())).clamp_max(1)
+    torch.testing.assert_close(clipped, expected.expand(3, 5), **EXACT)
+
+
+def test_mask_averages_channels_and_draws() -> None:
+    sde = VP()
+    x0 = torch.zeros(2, 3, 2, 2, dtype=torch.float64)
+    lift = torch.zeros(3, 2, 2, dtype=torch.float64)
+    lift[0, 0, 0], lift[:, 1, 1] = 3.0, 2.0
+    soft = diffedit_mask(sde, zero, lambda x, t: lift.expand_as(x), x0, t=0.5, threshold=None, clip=math.inf)
+    assert soft.shape == (2, 1, 2, 2)
+    torch.testing.assert_close(soft[0, 0], torch.tensor([[0.5, 0.0], [0.0, 1.0]], dtype=torch.float64), **EXACT)
+
+    calls: list[Tensor] = []
+
+    def noisy(x: Tensor, t: Tensor) -> Tensor:
+        calls.append(x)
+        return x
+
+    random = [diffedit_mask(sde, zero, noisy, x0, t=0.5, samples=n, threshold=None, clip=9.0) for n in (1, 400)]
+    assert len(calls) == 401
+    # |z| averaged: relative spread of one entry sqrt(π/2 - 1) = 0.76, over channels and draws far less
+    assert float(random[0].amin()) < 0.6 and float(random[1].amin()) > 0.85
+    z = [(x - sde.alpha(0.5) * x0) / sde.sigma(0.5) for x in calls]
+    assert abs(float(torch.stack(z).std()) - 1) < 0.05  # 9600 draws, 0.007 standard errors
+    one, other, again = (diffedit_mask(sde, zero, noisy, x0, t=0.5, threshold=None, seed=s) for s in (1, 2, 1))
+    assert torch.equal(one, again) and not torch.equal(one, other)
+
+
+def test_scores_that_agree_leave_an_empty_mask_and_the_picture() -> None:
+    sde, problem, x0 = VP(), gaussian(), data()
+    assert not diffedit_mask(sde, problem.score(sde), problem.score(sde), x0, t=0.5).any()
+    edit = diffedit(sde, problem.score(sde), problem.score(sde), x0, t=0.5, steps=5)
+    assert torch.equal(edit.x, x0)
+
+
+@pytest.mark.parametrize("options", [{}, {"iterations": 5}, {"method": "ode"}], ids=["ddim", "implicit", "ode"])
+def test_diffedit_changes_the_inside_alone(options: dict[str, Any]) -> None:
+    mixture, sde = two(), VP()
+    x0, label = mixture.sample_labelled(20, 4)
+    x0 = x0[label == 0]
+    source, target = mixture.score(sde, 0), mixture.score(sde, 1)
+    edit = diffedit(sde, source, target, x0, t=0.6, steps=40, **options)
+    assert bool(edit.mask[..., :2].all()) and not bool(edit.mask[..., 2:].any())
+    assert torch.equal(edit.x[..., 2:], x0[..., 2:])  # to the last bit, not to the round trip's error
+    whole = counterfactual(sde, source, target, x0, t=0.6, steps=40, **options)
+    # independent pixels: inside the edit is the counterfactual's; "ode" goes down by Heun's 40 steps
+    close = {"rtol": 1e-2, "atol": 1e-2} if options.get("method") else EXACT
+    torch.testing.assert_close(edit.x[..., :2], whole.x[..., :2], **close)
+    assert float((edit.x[..., :2] - x0[..., :2]).mean()) > 1
+    assert edit.nfe == 20 + edit.inversion.nfe + (79 if options.get("method") else 40) + bool(options.get("method"))
+
+
+def test_diffedit_takes_a_mask_of_ones_own() -> None:
+    sde, problem, x0 = VP(), gaussian(), data()
+    mask = torch.tensor([True, False, False])
+    edit = diffedit(sde, problem.score(sde), zero, x0, t=0.5, mask=mask, steps=6)
+    assert torch.equal(edit.x[:, 1:], x0[:, 1:]) and not torch.allclose(edit.x[:, 0], x0[:, 0])
+    assert edit.nfe == 18 and edit.mask is mask
+    one, other = (diffedit(sde, problem.score(sde), zero, x0, t=0.5, steps=6, seed=s).mask for s in (1, 1))
+    assert torch.equal(one, other)
+
+
+# -- interpolation ---------------------------------------------------------------------------------------------
+
+
+def test_interpolation_starts_at_a_and_ends_at_b() -> None:
+    a, b = normal(3, 2, 2, seed=1), normal(3, 2, 2, seed=2)
+    for path in ("spherical", "straight"):
+        out = interpolate(a, b, torch.tensor([0.0, 0.3, 1.0]), path=path)  # type: ignore[arg-type]
+        assert out.shape == (3, 3, 2, 2)
+        torch.testing.assert_close(out[0], a, **EXACT)
+        torch.testing.assert_close(out[2], b, **EXACT)
+        torch.testing.assert_close(interpolate(a, b, 0.3, path=path), out[1], rtol=1e-7, atol=1e-7)  # type: ignore[arg-type]
+    assert interpolate(a.float(), b.float(), 0.5).dtype == torch.float32
+
+
+def test_the_arc_keeps_the_norm_and_turns_at_constant_speed() -> None:
+    a, b = (x / x.norm(dim=1, keepdim=True) for x in (normal(4, 5, seed=1), normal(4, 5, seed=2)))
+    out = interpolate(3 * a, 3 * b, torch.linspace(-0.5, 1.5, 9, dtype=torch.float64))
+    torch.testing.assert_close(out.norm(dim=2), torch.full((9, 4), 3.0, dtype=torch.float64), **EXACT)
+    cosine = (out[1:] * out[:-1]).sum(2) / 9
+    angle = torch.arccos((a * b).sum(1)) / 4
+    torch.testing.assert_close(cosine, angle.cos().expand(8, 4), **EXACT)
+    torch.testing.assert_close(interpolate(a, a, 0.3), a, **EXACT)
+    near = a + 1e-9 * b  # where the angle is lost in an arccos
+    torch.testing.assert_close((interpolate(a, near, 0.25) - a) / 1e-9, 0.25 * b, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("path", ["spherical", "straight"])
+def test_latents_between_two_have_the_priors_variance(path: Any) -> None:
+    n, d = 40000, 16
+    a, b = 2 * normal(n, d, seed=1), 2 * normal(n, d, seed=2)
+    for w in (0.2, 0.5):
+        x = interpolate(a, b, w, path=path) / 2
+        # E|x|² = D - 2 Var|a| E[c_a c_b cos θ]: with Var|a| < 1/2 and the expectation, over the density of θ, below
+        # 1/D in size, 1 + O(1/D²); four standard errors of the n D squares
+        assert abs(float(x.square().mean()) - 1) < (1 / d**2 if path == "spherical" else 0) + 4 * math.sqrt(2 / (n * d))
+        assert float(x.mean(0).abs().max()) < 5 / math.sqrt(n)
+        if path == "straight":  # Gaussian again: the fourth moment's standard error is 3 sqrt(96 / 9 / (n D)) = 0.012
+            assert abs(float((x**4).mean()) - 3) < 0.05
+    assert float((0.5 * (a + b) / 2).square().mean()) < 0.51  # what the plain line would do
+
+
+# -- prompt-to-prompt ------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def captioned() -> ScoreModel:
+    """A captioned network whose layers, which start at zero, have been given weights."""
+    captions = {"caption": {"vocabulary": 9, "length": 4, "width": 16, "layers": 1}}
+    net = UNet(1, width=8, multipliers=(1,), blocks=1, attention_levels=(0,), captions=captions)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(
+                0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(parameter.numel()))
+            )
+    return ScoreModel(net, VP(), predicts="edm", sigma_data=1.0).eval()
+
+
+A, B = {"caption": torch.tensor([[1, 2, 3, 0]] * 2)}, {"caption": torch.tensor([[1, 2, 5, 4]] * 2)}
+LATENT = normal(2, 1, 4, 4, dtype=torch.float32)
+
+
+def words(**options: Any) -> PromptToPrompt:
+    given: dict[str, Any] = {"source": A, "target": B, "maps": AttentionMaps, "solver": DDIM(), "steps": 4, **options}
+    with torch.no_grad():
+        return prompt_to_prompt(captioned(), LATENT, given.pop("source"), given.pop("target"), **given)
+
+
+def drawn(cond: dict[str, Tensor], *, scale: float = 1.0, solver: Any = None, eta: float = 0.0) -> Tensor:
+    score = classifier_free(captioned(), scale, **cond)
+    with torch.no_grad():
+        process = Reverse(VP(), score, eta)
+        grid = grids.karras(VP(), 4)
+        return (solver or DDIM()).solve(process, LATENT, grid, PerSampleNoise(0).stream("edit"), denoise=True).x
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+@pytest.mark.parametrize(("solver", "eta"), [(DDIM(), 0.0), (Heun(), 0.0), (DDIM(), 1.0)], ids=["ddim", "heun", "sde"])
+def test_equal_captions_give_equal_pictures(scale: float, solver: Any, eta: float) -> None:
+    both = words(target=A, scale=scale, solver=solver, eta=eta, until=1.0)
+    # the network with its maps put back in differs from the fused kernel by a rounding of float32
+    close = {"rtol": 1e-3, "atol": 1e-4}
+    torch.testing.assert_close(both.x, both.source, **close)
+    torch.testing.assert_close(both.source, drawn(A, scale=scale, solver=solver, eta=eta), **close)
+    assert both.nfe == 2 * (9 if isinstance(solver, Heun) else 5)
+
+
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_until_zero_is_plain_sampling_of_both(eta: float) -> None:
+    both = words(until=0.0, eta=eta, scale=2.0)
+    assert torch.equal(both.x, drawn(B, eta=eta, scale=2.0)) and torch.equal(both.source, drawn(A, eta=eta, scale=2.0))
+    assert float((both.x - both.source).abs().max()) > 1e-2
+
+
+def test_until_counts_the_steps() -> None:
+    """The number of evaluations whose maps are replaced: 4 steps and the last denoising."""
+    for until, expected in ((0.0, 0), (0.5, 2), (0.75, 3), (1.0, 5)):
+        calls: list[Tensor] = []
+
+        def edit(source: Tensor, own: Tensor, calls: list[Tensor] = calls) -> Tensor:
+            calls.append(source)
+            return own
+
+        both = words(until=until, edit=edit)
+        layers = len(cross_attention(captioned()))
+        assert len(calls) == expected * layers
+        torch.testing.assert_close(both.x, drawn(B), rtol=1e-3, atol=1e-4)  # own maps: nothing changes but rounding
+
+
+def test_the_maps_are_those_of_the_source_at_the_same_time() -> None:
+    """One step by hand: the target's network call with the source's recorded maps in it."""
+    model, t = captioned(), torch.tensor(0.1, dtype=torch.float64)
+    with torch.no_grad():
+        with AttentionMaps().recording(model) as maps:
+            model(LATENT, t, **A)
+        with maps.injecting(model):
+            expected = model(LATENT, t, **B)
+        own = model(LATENT, t, **B)
+    seen: list[Tensor] = []
+
+    class Spy(DDIM):
+        def solve(self, process: Reverse, x: Tensor, *rest: Any, **more: Any) -> Any:
+            seen.append(process.score(x, t))
+            return super().solve(process, x, *rest, **more)
+
+    words(solver=Spy(), until=1.0)
+    torch.testing.assert_close(seen[0][2:], expected, rtol=1e-4, atol=1e-5)  # the same operations
+    assert float((own - expected).abs().max()) > 1e-2
+
+
+def test_edits_are_made_of_the_parts_of_nn() -> None:
+    pairs = shared_tokens(A["caption"][0], B["caption"][0])
+    refined = words(edit=lambda source, own: map_tokens(source, own, pairs), until=1.0).x
+    swapped = words(until=1.0).x
+    weighed = words(edit=lambda source, own: reweight_tokens(source, {3: 2.0}), until=1.0).x
+    for one, other in itertools.combinations((refined, swapped, weighed, drawn(B)), 2):
+        assert float((one - other).abs().max()) > 1e-3
+
+
+def test_a_real_picture_keeps_its_reconstruction_as_the_source() -> None:
+    model = captioned()
+    picture = 0.5 * normal(2, 1, 4, 4, seed=9, dtype=torch.float32)
+    with torch.no_grad():
+        found = invert(model.sde, model.bind(**A), picture, t=0.5, steps=6, iterations=60, memory=3)
+        both = prompt_to_prompt(
+            model, found.x, A, B, maps=AttentionMaps, grid=found.grid, solver=DDIM(), denoise=False, until=1.0
+        )
+    torch.testing.assert_close(both.source, found.reconstruction, rtol=1e-3, atol=1e-4)
+    assert float((both.x - both.source).abs().max()) > 1e-2
+
+
+def test_paired_noise_is_the_same_for_both_halves() -> None:
+    x, t, s = torch.zeros(4, 3), torch.tensor(0.5, dtype=torch.float64), torch.tensor(0.25, dtype=torch.float64)
+    paired = PairedNoise(BrownianNoise(3, 1.0))
+    paired.check(torch.tensor([1.0, 0.5, 0.25], dtype=torch.float64))
+    draw = paired.between(x, t, s)
+    assert torch.equal(draw[:2], draw[2:]) and torch.equal(draw[:2], BrownianNoise(3, 1.0).between(x[:2], t, s))
+    paired = PairedNoise(PerSampleNoise(1))
+    place = paired.position()
+    first = paired.normal(x)
+    paired.rewind(place)
+    assert torch.equal(paired.normal(x), first) and torch.equal(first[:2], first[2:])
+    start = paired.initial((4, 3), dtype=x.dtype, device=x.device)
+    assert torch.equal(start[:2], start[2:]) and not torch.equal(start[0], start[1])
+    assert torch.equal(paired.stream("a").normal(x)[:2], PerSampleNoise(1).stream("a").normal(x[:2]))
+    with pytest.raises(ValueError, match="Brownian path"):
+        paired.path(1.0)
+
+
+# -- bad input -------------------------------------------------------------------------------------------------
+
+S, X = VP(), normal(2, 3)
+
+
+def score(x: Tensor, t: Tensor) -> Tensor:
+    return -x
+
+
+def plain() -> ScoreModel:
+    return ScoreModel(MLP(3, num_classes=2), VP())
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "match"),
+    [
+        (lambda: sdedit(S, score, X), ValueError, "neither"),
+        (lambda: sdedit(S, score, X, t=0.5, level=1.0), ValueError, "both"),
+        (lambda: sdedit(S, score, X, level=-1.0), ValueError, "level must be positive"),
+        (lambda: sdedit(S, score, X, level=1e9), ValueError, "log-SNR"),
+        (lambda: sdedit(S, score, X, t=S.t_min), ValueError, "above t_min"),
+        (lambda: sdedit(S, score, X, t=1.5), ValueError, r"\[0, 1\]"),
+        (lambda: sdedit(S, score, X, t=torch.tensor([0.5, 0.6])), ValueError, "one time for the batch"),
+        (lambda: sdedit(score, S, X, t=0.5), TypeError, "order is"),  # type: ignore[arg-type]
+        (lambda: sdedit(S, 3, X, t=0.5), TypeError, "score must be a function"),  # type: ignore[arg-type]
+        (lambda: sdedit(S, score, X.long(), t=0.5), TypeError, "x0 must be a floating"),
+        (lambda: sdedit(S, score, X * math.nan, t=0.5), ValueError, "NaN"),
+        (lambda: sdedit(S, score, X, t=0.5, solver="heun"), TypeError, "Heun"),  # type: ignore[arg-type]
+        (lambda: sdedit(S, score, X, t=0.5, grid=torch.ones(3)), TypeError, "starts its grid at t"),  # type: ignore[arg-type]
+        (lambda: sdedit(S, score, X, t=0.5, grid="karras"), TypeError, "grids.karras"),  # type: ignore[arg-type]
+        (lambda: sdedit(S, score, X, t=0.5, seed=1, noise=IndependentNoise(1)), ValueError, "not both"),
+        (lambda: sdedit(S, score, X, t=0.5, mask=torch.ones(4)), ValueError, "broadcast to x0"),
+        (lambda: sdedit(S, score, X, t=0.5, mask=torch.ones(5, 2, 3)), ValueError, "broadcast to x0"),
+        (lambda: sdedit(S, score, X, t=0.5, mask=torch.full((3,), 255.0)), ValueError, "divide by 255"),
+        (lambda: sdedit(S, score, X, t=0.5, mask=torch.full((3,), math.nan)), ValueError, r"lie in \[0, 1\]"),
+        (lambda: sdedit(S, score, X, t=0.5, mask=torch.ones(3).long()), TypeError, "mask.bool"),
+        (lambda: sdedit(S, score, X, t=0.5, mask=[1, 0, 1]), TypeError, "torch.Tensor"),  # type: ignore[arg-type]
+        (lambda: sdedit(S, score, X, t=0.5, mask=torch.ones(3), solver=ProbabilityFlow()), ValueError, "own steps"),
+        (lambda: invert(S, score, X, method="ddpm"), ValueError, "ddim"),  # type: ignore[arg-type]
+        (lambda: invert(S, score, X, method="ode", iterations=3), ValueError, "belong to"),
+        (lambda: invert(S, score, X, method="ode", tolerance=1e-3), ValueError, "belong to"),
+        (lambda: invert(S, score, X, solver=ProbabilityFlow()), ValueError, "steps on the grid"),
+        (lambda: invert(S, score, X, method="ode", solver=Heun()), TypeError, "ProbabilityFlow"),  # type: ignore[arg-type]
+        (lambda: invert(S, score, X, method="ode", solver=ProbabilityFlow("rk4")), ValueError, "step_size"),
+        (lambda: invert(S, score, X, memory=2), ValueError, "iterations=20"),
+        (lambda: invert(S, score, X, iterations=-1), ValueError, "iterations"),
+        (lambda: invert(S, score, X, iterations=3, tolerance=0.0), ValueError, "tolerance"),
+        (lambda: invert(S, score, X, t=0.5, grid=torch.tensor([0.5, 0.1])), ValueError, "not both"),
+        (lambda: invert(S, score, X, grid=torch.tensor([0.1, 0.5])), ValueError, "decreasing"),
+        (lambda: invert(S, score, X, steps=0), ValueError, "steps"),
+        (lambda: invert(S, lambda x, t: x[:1], X), ValueError, "shaped like x"),
+        (lambda: invert(S, lambda x, t: x / 0, X), FloatingPointError, "NaN or infinite"),
+        (lambda: counterfactual(S, score, None, X), TypeError, "target_score"),  # type: ignore[arg-type]
+        (lambda: diffedit_mask(S, score, zero, X, t=0.5, threshold=1.0), ValueError, "threshold"),
+        (lambda: diffedit_mask(S, score, zero, X, t=0.5, clip=1.0), ValueError, "clip"),
+        (lambda: diffedit_mask(S, score, zero, X, t=0.5, samples=0), ValueError, "samples"),
+        (lambda: diffedit_mask(S, score, zero, X, t=0.0), ValueError, "above t_min"),
+        (lambda: diffedit(S, score, zero, X, t=0.5, mask=torch.ones(3), seed=1), ValueError, "draws nothing"),
+        (lambda: diffedit(S, score, zero, X, t=0.5, mask=torch.ones(2)), ValueError, "broadcast"),
+        (lambda: diffedit(S, score, zero, X, t=0.5, grid=torch.tensor([0.5, 0.1])), ValueError, "a function"),
+        (lambda: words(until=1.5), ValueError, "share of the steps"),
+        (lambda: words(maps=None), TypeError, "AttentionMaps"),
+        (lambda: words(edit=3), TypeError, "two maps"),
+        (lambda: words(source=[1, 2]), TypeError, "by name"),
+        (lambda: words(target={"text": 1}), ValueError, "same conditions"),
+        (lambda: words(solver=ProbabilityFlow()), ValueError, "own steps"),
+        (lambda: words(edit=lambda source, own: own[:1]), ValueError, "shape"),
+        (lambda: prompt_to_prompt(score, X, A, B, maps=AttentionMaps), TypeError, "ScoreModel"),  # type: ignore[arg-type]
+        (
+            lambda: prompt_to_prompt(plain(), X.float(), {"label": 0}, {"label": 1}, maps=AttentionMaps),
+            ValueError,
+            "no cross-attention",
+        ),
+        (lambda: interpolate(X, X[:1], 0.5), ValueError, "same shape"),
+        (lambda: interpolate(X, 0 * X, 0.5), ValueError, "zero"),
+        (lambda: interpolate(X, -X, 0.5), ValueError, "opposite"),
+        (lambda: interpolate(X, X, math.nan), ValueError, "weights"),
+        (lambda: interpolate(X, X, torch.ones(2, 2)), ValueError, r"\(W,\)"),
+        (lambda: interpolate(X, X, 0.5, path="arc"), ValueError, "spherical"),  # type: ignore[arg-type]
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_errors_tell_the_way_out(call: Any, error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        call()
+
+
+def test_what_the_straight_path_takes_and_the_arc_does_not() -> None:
+    torch.testing.assert_close(interpolate(X, -X, 0.25, path="straight"), X * 0.5 / math.sqrt(0.625), **EXACT)
+    assert torch.equal(interpolate(X, 0 * X, 1.0, path="straight"), 0 * X)

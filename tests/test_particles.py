@@ -1,0 +1,445 @@
+"""Resampling, weighted particles, and the twisted sampler against exact linear-Gaussian answers."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from scoresde import (
+    DDIM,
+    EDM,
+    SDE,
+    VP,
+    Ancestral,
+    BrownianNoise,
+    Cosine,
+    EulerMaruyama,
+    Heun,
+    IndependentNoise,
+    Multistep,
+    Noise,
+    PerSampleNoise,
+    RectifiedFlow,
+    Reverse,
+    ReverseDiffusion,
+    VelocityMultistep,
+    grids,
+)
+from scoresde.guidance import LinearGuidance, Part, Twist, TwistedGuidance
+from scoresde.particles import CollapseWarning, Particles, effective_sample_size, twisted
+from scoresde.particles.resample import RESAMPLING
+from scoresde.solvers.planned import OneStep
+
+F64 = torch.float64
+
+# -- resampling ----------------------------------------------------------------------------------------------------
+
+
+class Uniform(Noise):
+    """A noise all of whose uniforms are ``u``."""
+
+    def __init__(self, u: float) -> None:
+        self.z = float(torch.special.ndtri(torch.tensor(u, dtype=F64)))
+
+    def initial(self, shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.full(shape, self.z, dtype=dtype, device=device)
+
+    def normal(self, x: Tensor) -> Tensor:
+        return torch.full_like(x, self.z)
+
+
+def counts(ancestors: Tensor, n: int) -> Tensor:
+    return torch.stack([row.bincount(minlength=n) for row in ancestors])
+
+
+@pytest.mark.parametrize("name", RESAMPLING)
+@pytest.mark.parametrize("count", [None, 2, 8])
+def test_resampling_is_unbiased_by_enumeration(name: str, count: int | None) -> None:
+    """Weights are multiples of 1/20, so ancestors change only where u is a multiple of 1/20 (times 4/count): the mean
+    over the middles of 40 equal cells of u is the expectation, exactly. Slots with uniforms of their own need no other
+    enumeration, since the expected number of copies is a sum over slots."""
+    w = torch.tensor([[1, 0, 3, 7, 9], [5, 5, 5, 5, 0]], dtype=F64) / 20
+    m = 5 if count is None else count
+    # 5 slots of mass 1/5 hold 4 cells each, 2 slots 10, 8 slots 2.5: all have their borders on 40 cells
+    us = (torch.arange(40) + 0.5) / 40
+    mean = torch.stack([counts(RESAMPLING[name](w.log(), Uniform(float(u)), count), 5) for u in us]).double().mean(0)
+    assert mean.sum(1).tolist() == pytest.approx([m, m])
+    torch.testing.assert_close(mean, m * w, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", RESAMPLING)
+def test_the_spread_of_copies_is_as_documented(name: str) -> None:
+    g, n = 200, 16
+    log_w = 2 * torch.randn(g, n, generator=torch.Generator().manual_seed(0), dtype=F64)
+    log_w[:, 3] = -math.inf
+    got = counts(RESAMPLING[name](log_w, 1), n)
+    expected = n * log_w.softmax(1)
+    assert bool((got.sum(1) == n).all()) and not got[:, 3].any()
+    if name == "systematic":
+        assert bool(((got >= expected.floor()) & (got <= expected.ceil())).all())
+    if name == "residual":
+        assert bool((got >= expected.floor()).all())
+    if name == "stratified":  # each slot contributes less than one to the difference at either end of an interval
+        assert bool(((got - expected).abs() < 2).all())
+    if name == "multinomial":
+        assert bool(((got - expected).abs() > 2).any())
+
+
+def test_the_schemes_are_four_and_groups_have_uniforms_of_their_own() -> None:
+    log_w = torch.randn(1, 32, generator=torch.Generator().manual_seed(1), dtype=F64).repeat(2, 1)
+    drawn = [scheme(log_w, 3) for scheme in RESAMPLING.values()]
+    for i, a in enumerate(drawn):
+        assert not torch.equal(a[0], a[1])
+        assert not any(torch.equal(a, b) for b in drawn[i + 1 :])
+
+
+@pytest.mark.parametrize("name", RESAMPLING)
+def test_extremes_of_resampling(name: str) -> None:
+    scheme, big = RESAMPLING[name], 4097
+    one = torch.full((1, big), -math.inf, dtype=F64)
+    one[0, 4000] = -1e300  # only differences count
+    for u in (1e-300, 0.5, 1 - 2**-53):
+        assert bool((scheme(one, Uniform(u)) == 4000).all())
+    equal = scheme(torch.zeros(1, big), 0)
+    if name != "multinomial":  # equal weights: nothing to choose, up to roundings of the cumulated sum
+        assert float((equal[0] - torch.arange(big)).abs().max()) <= 1
+
+
+@pytest.mark.parametrize(
+    ("weights", "match"),
+    [
+        (torch.tensor([[0.0, math.nan]]), r"NaN or \+inf, first in groups \[0\]"),
+        (torch.tensor([[0.0, 0.0], [math.inf, 0.0]]), r"NaN or \+inf, first in groups \[1\]"),
+        (torch.full((2, 3), -math.inf), r"every particle of groups \[0, 1\] has weight 0"),
+        (torch.zeros(3), r"one group is log_weights\[None\]"),
+        (torch.zeros(3, 0), "must be"),
+    ],
+)
+def test_weights_that_are_none(weights: Tensor, match: str) -> None:
+    for function in (effective_sample_size, lambda w: RESAMPLING["systematic"](w, 0)):
+        with pytest.raises(ValueError, match=match):
+            function(weights)
+    with pytest.raises(TypeError, match="floating"):
+        effective_sample_size(torch.zeros(2, 2, dtype=torch.long))
+
+
+def test_effective_sample_size() -> None:
+    log_w = torch.tensor([[0.0, 0.0, 0.0, 0.0], [5.0, -math.inf, -math.inf, -math.inf], [0.0, math.log(3), -800, -900]])
+    # 1 / (1/16 + 9/16) = 1.6; float32 logarithms round to 1e-7
+    torch.testing.assert_close(
+        effective_sample_size(log_w), torch.tensor([4.0, 1.0, 1.6], dtype=F64), rtol=1e-6, atol=0
+    )
+
+
+# -- the result ----------------------------------------------------------------------------------------------------
+
+
+def particles(weights: list[list[float]]) -> Particles:
+    log_w = torch.tensor(weights, dtype=F64).log()
+    g, n = log_w.shape
+    x = torch.arange(g * n * 2, dtype=torch.float32).reshape(g * n, 2)
+    roots = torch.tensor([[0, 0, 2, 3], [1, 1, 1, 1]])
+    effective = effective_sample_size(log_w)[None]
+    return Particles(x, log_w, effective, effective > 99, torch.zeros(g), roots, 1, torch.ones(1))
+
+
+def test_mean_std_and_families() -> None:
+    p = particles([[0.5, 0.25, 0.25, 0.0], [0.0, 0.0, 0.0, 1.0]])
+    assert p.mean().tolist() == [[1.5, 2.5], [14.0, 15.0]]
+    # values 0, 2, 4: variance 0.25 * 4 + 0.25 * 16 - 1.5² = 2.75
+    torch.testing.assert_close(p.std(), torch.tensor([[2.75**0.5] * 2, [0.0, 0.0]]))
+    assert p.distinct.tolist() == [3, 1] and p.weights.tolist()[1] == [0, 0, 0, 1]
+
+
+def test_draw_repeats_no_more_than_it_must() -> None:
+    p = particles([[0.5, 0.25, 0.25, 0.0], [0.25, 0.25, 0.25, 0.25]])
+    four = p.draw(4, 0)
+    assert four[:4, 0].tolist() == [0, 0, 2, 4] and four[4:, 0].tolist() == [8, 10, 12, 14]
+    seen = {tuple(p.draw(2, seed)[:2, 0].tolist()) for seed in range(40)}
+    assert seen == {(0, 2), (0, 4)}  # 2 w = (1, 1/2, 1/2, 0): the first always, one of the two others
+    with pytest.raises(ValueError, match="count"):
+        p.draw(0, 0)
+
+
+# -- the twisted sampler -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Measured(TwistedGuidance):
+    """Prior N(m, v), y = x_0 + N(0, r), and ψ_t = N(y; x̂_0, r + k Var[x_0 | x_t])^strength, exact where both are 1."""
+
+    sde: SDE
+    y: float | Tensor = 1.5
+    k: float = 1.0
+    strength: float = 1.0
+    m: float = 0.5
+    v: float = 0.6
+    r: float = 0.2
+    calls: list[int] = dataclasses.field(default_factory=list)
+
+    def twist(self, x: Tensor, t: Tensor) -> Twist:
+        self.calls.append(len(x))
+        a, s2 = float(self.sde.alpha(t)), float(self.sde.sigma(t)) ** 2
+        total = a * a * self.v + s2
+        score = -(x - a * self.m) / total
+        off = self.y - (x + s2 * score) / a
+        var = self.r + self.k * self.v * s2 / total
+        log_psi = -0.5 * off**2 / var - 0.5 * math.log(2 * math.pi * var)
+        gradient = off / var * a * self.v / total
+        return Twist(score, self.strength * log_psi.flatten(1).sum(1), self.strength * gradient)
+
+    def log_potential(self, x0: Tensor) -> Tensor:
+        return (-0.5 * (self.y - x0) ** 2 / self.r - 0.5 * math.log(2 * math.pi * self.r)).flatten(1).sum(1)
+
+
+def discrete(g: Measured, kernel: OneStep, grid: Tensor, eta: float, denoise: bool) -> tuple[float, float, float]:
+    """Of the kernel's own law p^disc at the end, exactly: log ∫ p^disc ψ, and mean and variance of p^disc ψ."""
+    sde = g.sde
+    a, b, c = (v.tolist() for v in kernel.coefficients(Reverse(sde, g, eta), grid[:-1], grid[1:]))
+    m, p = 0.0, float(sde.sigma(grid[0])) ** 2
+    for i, t in enumerate(grid[:-1]):
+        alpha, total = float(sde.alpha(t)), float(sde.alpha(t) ** 2 * g.v + sde.sigma(t) ** 2)
+        slope, shift = a[i] - b[i] / total, b[i] * alpha * g.m / total
+        m, p = slope * m + shift, slope**2 * p + c[i] ** 2
+    # ψ of x_end: a Gaussian likelihood of y with mean h x + h0 and variance var, to the power of the strength
+    alpha, s2 = float(sde.alpha(grid[-1])), float(sde.sigma(grid[-1])) ** 2
+    total = alpha**2 * g.v + s2
+    h, h0 = alpha * g.v / total, s2 * g.m / total
+    if denoise or s2 == 0:
+        m, p, h, h0, var, power = h * m + h0, h * h * p, 1.0, 0.0, g.r, 1.0
+    else:
+        var, power = g.r + g.k * g.v * s2 / total, g.strength
+    wide = var / power  # N(y; ., var)^power = N(y; ., var/power) · const
+    constant = 0.5 * math.log(2 * math.pi * wide) - 0.5 * power * math.log(2 * math.pi * var)
+    off, spread = g.y - h * m - h0, h * h * p + wide
+    evidence = -0.5 * off**2 / spread - 0.5 * math.log(2 * math.pi * spread) + constant
+    gain = p * h / spread
+    return evidence, m + gain * off, p - gain * h * p
+
+
+CASES: list[Any] = [
+    (VP(), EulerMaruyama(), 12, 1.0, True, {}),
+    (VP(), EulerMaruyama(), 25, 0.5, True, {}),
+    (VP(), EulerMaruyama(), 20, 1.0, False, {"k": 3.0}),
+    (VP(), DDIM(), 15, 1.0, True, {"k": 2.0}),
+    (VP(), DDIM(eta=0.6), 15, 1.0, False, {}),
+    (EDM(T=80.0, t_min=0.01), Ancestral(), 20, 1.0, True, {}),
+    (EDM(T=80.0, t_min=0.01), ReverseDiffusion(), 20, 1.0, True, {"strength": 0.5}),
+    (Cosine(), Ancestral(variance="transition"), 20, 1.0, False, {"strength": 0.7}),
+    (RectifiedFlow(T=0.99, t_min=0.0), EulerMaruyama(), 20, 1.0, True, {}),
+    (RectifiedFlow(T=0.99, t_min=0.0), DDIM(), 20, 1.0, True, {"k": 2.0}),
+]
+
+
+def name_of(value: object) -> str:
+    return type(value).__name__ if isinstance(value, (SDE, OneStep)) else str(value)
+
+
+@pytest.mark.parametrize(("sde", "kernel", "steps", "eta", "denoise", "twist"), CASES, ids=name_of)
+def test_twisted_reaches_its_own_exact_answer(
+    sde: SDE, kernel: OneStep, steps: int, eta: float, denoise: bool, twist: dict[str, float]
+) -> None:
+    """Any ψ_t, exact or not, and any kernel, on few steps: the answer is p^disc ψ_0 of these very steps."""
+    guidance, groups, n = Measured(sde, **twist), 200, 256
+    grid = grids.uniform(sde, steps) if float(sde.sigma(sde.t_min)) == 0 else grids.karras(sde, steps)
+    got = twisted(
+        sde, guidance, (groups * n, 1), groups=groups, kernel=kernel, grid=grid, eta=eta, denoise=denoise, dtype=F64
+    )
+    evidence, mean, variance = discrete(guidance, kernel, grid, eta, denoise)
+    normaliser = (got.log_normalizer - evidence).exp()
+    first, second = got.mean()[:, 0], got.mean()[:, 0] ** 2 + got.std()[:, 0] ** 2
+    for values, truth in ((normaliser, 1.0), (first, mean), (second, mean**2 + variance)):
+        # 4.5 standard errors of the mean over 200 independent groups; self-normalised means are biased by O(1/N), at
+        # most about (standard deviation of one group)² relative to the truth's scale
+        spread = float(values.std())
+        bias = 0.0 if values is normaliser else 2 * spread**2
+        assert abs(float(values.mean()) - truth) < 4.5 * spread / groups**0.5 + bias
+        assert spread < 0.5  # else the test says little
+
+
+def test_the_discrete_answer_goes_to_the_exact_one_with_the_steps() -> None:
+    """p^disc has the kernel's weak order, 1: the errors halve, and the exact posterior is the limit."""
+    guidance = Measured(VP())
+    s = guidance.v + guidance.r
+    truth = (
+        -0.5 * (guidance.y - guidance.m) ** 2 / s - 0.5 * math.log(2 * math.pi * s),
+        guidance.m + guidance.v / s * (guidance.y - guidance.m),
+        guidance.v * guidance.r / s,
+    )
+    for kernel in (EulerMaruyama(), DDIM(), ReverseDiffusion()):
+        errors = []
+        for steps in (200, 400):
+            found = discrete(guidance, kernel, grids.log_snr(guidance.sde, steps), 1.0, True)
+            errors.append([abs(a - b) for a, b in zip(found, truth, strict=True)])
+        for coarse, fine in zip(*errors, strict=True):
+            assert fine < 0.03
+            assert 1.6 < coarse / fine < 2.5 or coarse < 2e-3  # next order: a few per cent at 200 steps; prior mismatch
+
+
+@pytest.mark.parametrize("name", RESAMPLING)
+@pytest.mark.parametrize("threshold", [0.0, 0.5, 1.0])
+def test_the_normaliser_is_unbiased_for_few_particles(name: Any, threshold: float) -> None:
+    """Four particles, any scheme, any threshold: the mean over 4000 groups is the evidence (of p^disc)."""
+    sde, groups = VP(), 4000
+    grid, guidance = grids.karras(sde, 8), Measured(sde, k=2.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CollapseWarning)
+        got = twisted(
+            sde, guidance, (groups * 4, 1), groups=groups, kernel=DDIM(), grid=grid, threshold=threshold,
+            resampling=name, noise=IndependentNoise(3), dtype=F64,
+        )  # fmt: skip
+    evidence = discrete(guidance, DDIM(), grid, 1.0, True)[0]
+    ratio = (got.log_normalizer - evidence).exp()
+    error = float(ratio.std()) / groups**0.5
+    assert error < 0.05
+    assert abs(float(ratio.mean()) - 1) < 4.5 * error
+    assert bool(got.resampled.any()) == (threshold > 0)
+    if threshold == 1.0:  # every time but the last, unless weights are equal
+        assert bool(got.resampled[:-1].all())
+    assert not got.resampled[-1].any()
+
+
+def test_the_guided_sampler_alone_is_off_where_particles_are_not() -> None:
+    """What the weights are for: with a twist of half the strength, equally weighted particles miss the posterior."""
+    sde = VP()
+    guidance = Measured(sde, strength=0.5)
+    grid = grids.karras(sde, 40)
+    truth = discrete(guidance, EulerMaruyama(), grid, 1.0, True)[1]
+    got = twisted(sde, guidance, (20 * 1024, 1), groups=20, grid=grid, dtype=F64)
+    plain = EulerMaruyama().solve(
+        Reverse(sde, guidance), got.x * 0 + sde.prior_sample((20 * 1024, 1), 1, dtype=F64), grid, 2
+    )
+    error = float(got.mean().std()) / 20**0.5
+    assert abs(float(got.mean().mean()) - truth) < 4.5 * error
+    assert abs(float(plain.x.mean()) - truth) > 30 * error
+
+
+def test_evaluations_are_steps_and_one() -> None:
+    for sde, denoise, more in ((VP(), True, 1), (VP(), False, 1), (RectifiedFlow(T=0.99, t_min=0.0), True, 0)):
+        guidance = Measured(sde)
+        got = twisted(sde, guidance, (32, 1), grid=grids.uniform(sde, 20), denoise=denoise)
+        assert got.nfe == 20 + more == len(guidance.calls) and set(guidance.calls) == {32}
+        assert got.denoised == (denoise and more == 1)
+        assert got.effective.shape == (21, 1) == got.resampled.shape and got.x.shape == (32, 1)
+        assert got.x.dtype == torch.float32 and got.log_weights.dtype == F64
+        torch.testing.assert_close(got.log_weights.logsumexp(1), torch.zeros(1, dtype=F64), rtol=0, atol=1e-12)
+
+
+def test_groups_know_nothing_of_each_other() -> None:
+    """Group 0 of two, each with a measurement of its own, is the run of one group alone; each finds its posterior."""
+    sde, n = VP(), 512
+    y = torch.tensor([1.5, -1.0]).repeat_interleave(n)[:, None]
+    both = twisted(sde, Measured(sde, y=y, k=4.0), (2 * n, 1), groups=2, steps=30, seed=4, threshold=0.9)
+    alone = twisted(sde, Measured(sde, k=4.0), (n, 1), steps=30, seed=4, threshold=0.9)
+    assert bool(both.resampled[:, 0].any()) and bool(both.resampled[:, 1].any())
+    torch.testing.assert_close(both.x[:n], alone.x)
+    torch.testing.assert_close(both.log_weights[0], alone.log_weights[0])
+    torch.testing.assert_close(both.log_normalizer[0], alone.log_normalizer[0])
+    assert torch.equal(both.roots[0], alone.roots[0]) and int(both.roots.max()) < n
+    for row, value in ((0, 1.5), (1, -1.0)):
+        exact = discrete(Measured(sde, y=value, k=4.0), EulerMaruyama(), both.grid, 1.0, True)
+        # 5 standard errors at an effective size that resampling has left, at least a tenth of the particles
+        assert abs(float(both.mean()[row, 0]) - exact[1]) < 5 * (exact[2] / (0.1 * n)) ** 0.5
+    assert bool((both.distinct < n).all())
+
+
+@pytest.mark.filterwarnings("ignore::scoresde.particles.CollapseWarning")  # six coordinates, ten steps
+def test_noise_seed_and_event_shapes() -> None:
+    sde = VP()
+    run = lambda **k: twisted(sde, Measured(sde), (64, 2, 3), steps=10, **k)  # noqa: E731
+    a, b, c = run(seed=5), run(noise=PerSampleNoise(5)), run(seed=6)
+    assert torch.equal(a.x, b.x) and not torch.equal(a.x, c.x) and a.mean().shape == (1, 2, 3)
+    for noise in (IndependentNoise(0), torch.Generator().manual_seed(0), BrownianNoise(0, sde.T)):
+        assert run(noise=noise).x.isfinite().all()
+    assert run(resampling=RESAMPLING["residual"]).x.shape == (64, 2, 3)
+
+
+def test_collapse_warns_with_the_way_out() -> None:
+    sde = VP()
+    with pytest.warns(
+        CollapseWarning, match=r"sample size of group 0 was 1\.\d\d of 64 particles.*better twist"
+    ) as seen:
+        twisted(sde, Measured(sde, y=6.0, r=1e-4, strength=0.02), (64, 1), steps=20)
+    assert seen[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        twisted(sde, Measured(sde), (64, 1), steps=20)
+
+
+@dataclass(frozen=True, eq=False)
+class Broken(TwistedGuidance):
+    score: Any = None
+    log_psi: Any = None
+    gradient: Any = None
+    potential: Any = None
+
+    def twist(self, x: Tensor, t: Tensor) -> Twist:
+        return Twist(
+            -x if self.score is None else self.score(x),
+            x.flatten(1).sum(1) * 0 if self.log_psi is None else self.log_psi(x),
+            0 * x if self.gradient is None else self.gradient(x),
+        )
+
+    def log_potential(self, x0: Tensor) -> Tensor:
+        return 0 * x0[:, 0] if self.potential is None else self.potential(x0)
+
+
+class Linear(LinearGuidance):
+    def parts(self, x: Tensor, t: Tensor) -> list[Part]:
+        return [Part(1.0, -x)]
+
+
+GOOD = Measured(VP())
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "match"),
+    [
+        (lambda: twisted(VP(), lambda x, t: -x, (4, 1)), TypeError, "TwistedGuidance"),  # type: ignore[arg-type]
+        (lambda: twisted(VP(), Linear(), (4, 1)), TypeError, "use tilted"),  # type: ignore[arg-type]
+        (lambda: twisted("vp", GOOD, (4, 1)), TypeError, "must be an SDE"),  # type: ignore[arg-type]
+        (lambda: twisted(VP(), GOOD, (4, 1), kernel=Heun()), TypeError, "one-step solver"),  # type: ignore[arg-type]
+        (lambda: twisted(VP(), GOOD, (4, 1), kernel=Multistep()), TypeError, "one-step solver"),  # type: ignore[arg-type]
+        (lambda: twisted(VP(), GOOD, (4, 1), kernel=DDIM(), eta=0.0), ValueError, "draws no noise"),
+        (lambda: twisted(VP(), GOOD, (4, 1), kernel=DDIM(eta=0.0)), ValueError, "draws no noise"),
+        (lambda: twisted(VP(), GOOD, (4, 1), kernel=Ancestral(), eta=0.5), ValueError, "eta = 1"),
+        (lambda: twisted(VP(), GOOD, (4, 1), groups=3), ValueError, "multiple of groups"),
+        (lambda: twisted(VP(), GOOD, (4, 1), groups=4), ValueError, "at least 2"),
+        (lambda: twisted(VP(), GOOD, (4, 1), groups=0), ValueError, "groups"),
+        (lambda: twisted(VP(), GOOD, 4), ValueError, "shape"),  # type: ignore[arg-type]
+        (lambda: twisted(VP(), GOOD, (4, 1), threshold=1.5), ValueError, "threshold"),
+        (lambda: twisted(VP(), GOOD, (4, 1), threshold=math.nan), ValueError, "threshold"),
+        (lambda: twisted(VP(), GOOD, (4, 1), resampling="roulette"), ValueError, "resampling"),  # type: ignore[arg-type]
+        (lambda: twisted(VP(), GOOD, (4, 1), seed=1, noise=IndependentNoise()), ValueError, "seed or noise"),
+        (lambda: twisted(VP(), GOOD, (4, 1), grid="karras"), TypeError, "grid"),  # type: ignore[arg-type]
+        (lambda: twisted(VP(), GOOD, (4, 1), dtype=torch.long), TypeError, "floating"),
+        (lambda: twisted(VP(), GOOD, (4, 1), steps=0), ValueError, "steps"),
+        (lambda: twisted(VP(), Broken(score=lambda x: x[:1]), (4, 1)), ValueError, "score of Broken's twist"),
+        (lambda: twisted(VP(), Broken(gradient=lambda x: x[:1]), (4, 1)), ValueError, "gradient of Broken's twist"),
+        (lambda: twisted(VP(), Broken(log_psi=lambda x: x), (4, 1)), ValueError, "one number for each particle"),
+        (lambda: twisted(VP(), Broken(potential=lambda x: x), (4, 1)), ValueError, "log_potential must be one number"),
+        (
+            lambda: twisted(VP(), Broken(log_psi=lambda x: x[:, 0] / 0), (4, 1)),
+            ValueError,
+            r"at t = 1 log_weights hold NaN",
+        ),
+        (lambda: twisted(VP(), Broken(potential=lambda x: -math.inf + 0 * x[:, 0]), (4, 1)), ValueError, "weight 0"),
+        (lambda: twisted(VP(), Broken(score=lambda x: x * math.nan), (4, 1)), FloatingPointError, "NaN or infinite"),
+    ],
+)
+def test_refusals(build: Callable[[], Any], error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        build()
+
+
+def test_a_solver_of_several_steps_is_no_kernel() -> None:
+    with pytest.raises(TypeError, match="one-step solver"):
+        twisted(VP(), GOOD, (4, 1), kernel=VelocityMultistep())  # type: ignore[arg-type]
