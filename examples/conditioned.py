@@ -142,10 +142,10 @@ def draw(
     """
     device = next(model.parameters()).device
     count = len(next(iter(conditions.values())))
-    solver = ss.VelocityMultistep(sigma_data=model.sigma_data)
+    solver = ss.VelocityMultistep(sigma_data=model.sigma_data or 1.0)
     pieces = []
     for start in range(0, count, CHUNK):
-        some = {name: value[start : start + CHUNK].to(device) for name, value in conditions.items()}
+        some: dict[str, Any] = {name: value[start : start + CHUNK].to(device) for name, value in conditions.items()}
         solution = ss.sample(
             model.sde,
             ss.classifier_free(model, scale=scale, **some),

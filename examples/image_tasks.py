@@ -66,7 +66,7 @@ def superresolution(flags: Flags, out: Path, *, data: Path | None = None, factor
         training, held = own_pictures(data, flags.samples, factor, flags.seed)
     scaling, event = training.scaling, training.event_shape
     # Piece by piece: the whole in float32 is four times what is stored.
-    coarse = torch.cat([pool(scaling.to_model(some), factor) for some in training.data.split(4096)])
+    coarse = torch.cat([pool(scaling.to_model(some), factor) for some in torch.split(training.data, 4096)])
     dataset = from_tensors(training.data, levels=scaling.levels, conditions={"low": coarse})
     torch.manual_seed(flags.seed)  # the initial weights
     net = UNet(

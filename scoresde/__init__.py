@@ -1,7 +1,7 @@
 """Score-based diffusion in continuous time: any SDE, any solver, any guidance, checked against exact answers."""
 
-from scoresde import certify, grids, losses, metrics, problems, times
-from scoresde.guidance import ClassifierModel, classifier, classifier_free
+from scoresde import certify, editing, grids, guidance, inverse, losses, metrics, particles, problems, times
+from scoresde.guidance import ClassifierModel, autoguidance, classifier, classifier_free, compose, projected
 from scoresde.likelihood import bits_per_dim, decode, encode, log_prob
 from scoresde.losses import dsm_loss
 from scoresde.noise import BrownianNoise, IndependentNoise, Noise, PerSampleNoise
@@ -106,19 +106,26 @@ __all__ = [
     "TorchSDE",
     "UniPC",
     "VelocityMultistep",
+    "autoguidance",
     "bits_per_dim",
     "certify",
     "classifier",
     "classifier_free",
+    "compose",
     "decode",
     "dsm_loss",
+    "editing",
     "encode",
     "grids",
+    "guidance",
+    "inverse",
     "log_prob",
     "losses",
     "metrics",
+    "particles",
     "prior_mismatch",
     "problems",
+    "projected",
     "sample",
     "suggest_sigma_max",
     "times",

@@ -19,7 +19,7 @@ import scoresde
 import scoresde.nn
 import scoresde.sde
 import scoresde.solvers
-from scoresde import grids, guidance, likelihood, losses, metrics, noise, score, times
+from scoresde import editing, grids, guidance, inverse, likelihood, losses, metrics, noise, particles, score, times
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -169,6 +169,11 @@ def test_nothing_public_is_missing() -> None:
     check("predictions", {k: v for k, v in functions(score).items() if k.startswith("predicts_")})
     check("time densities", without(public(times), "TimeDensity", "Times"))
     check("guidances", functions(guidance))
+    check("corrections by particles", functions(particles))
+    check("inverse problems", functions(inverse))
+    check("operators", without(public(inverse, inverse.LinearOperator), "LinearOperator"))
+    check("solvers of inverse problems", public(inverse, scoresde.Solver))
+    check("edits", functions(editing))
     check("likelihood functions", functions(likelihood))
     check("grids", functions(grids))
     check("metrics", functions(metrics))
@@ -224,7 +229,7 @@ def test_sources_are_listed() -> None:
     references = EQUATIONS.partition("## References")[2]
     listed = set(re.findall(r"^- (.+? \d{4}[a-c]?)\. ", references, re.MULTILINE))
     assert len(listed) == len(re.findall(r"^- ", references, re.MULTILINE))
-    author = r"[A-Z][\w-]+(?: & [A-Z][\w-]+| et al\.)? \d{4}[a-c]?"
+    author = r"(?:Del )?[A-Z][\w-]+(?: & [A-Z][\w-]+| et al\.)? \d{4}[a-c]?"
     cited = set(re.findall(author, EQUATIONS.partition("## References")[0]))
     assert cited, "no citations found"
     assert cited <= listed, f"not in the references: {sorted(cited - listed)}"
