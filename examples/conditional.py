@@ -10,6 +10,7 @@ superresolution  digits, or pictures of your own, from means of 2x2 or 4x4 pixel
 mask             digits from masks of their ink
 segment          masks of digits from pictures with clutter and noise
 label            digits by class, by amount of ink, or both
+classifier       digits by the gradient of a classifier of noisy digits, and whether it is calibrated
 
 Every figure stands beside those of real pictures and of a control: the same network, its conditions hidden.
 """
@@ -24,6 +25,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import caption_task
+import classifier_task
 import image_tasks
 import label_task
 from command_line import command, use_threads
@@ -37,7 +39,7 @@ Task = Callable[[Flags, Path], dict[str, Any]]
 class Config(Flags):
     """Train networks that take captions, images, labels and numbers; draw under conditions, and measure."""
 
-    task: Literal["caption", "superresolution", "mask", "segment", "label", "all"] = "all"
+    task: Literal["caption", "superresolution", "mask", "segment", "label", "classifier", "all"] = "all"
     """What to learn; all learns one after the other."""
     out: Path | None = None
     """Folder for everything that is written, one inside for each task; default runs/conditional."""
@@ -65,6 +67,7 @@ def tasks(config: Config) -> dict[str, Task]:
         "mask": image_tasks.mask,
         "segment": image_tasks.segment,
         "label": label_task.run,
+        "classifier": classifier_task.run,
     }
     return every if config.task == "all" else {config.task: every[config.task]}
 

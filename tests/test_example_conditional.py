@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 import caption_reader
 import caption_task
 import captioned
+import classifier_task
 import conditional
 import conditioned
 import image_tasks
@@ -305,6 +306,11 @@ FILES = {
     "mask": {"mask.png"},
     "segment": {"segment.png"},
     "label": {"hidden.png", "label-scale-1.png", "label-scale-2.png", "ink.png", "label-and-ink.png"},
+    "classifier": {
+        "calibration.png",
+        "scale-0.png",
+        *(f"scale-{w}{kind}.png" for w in (1, 2) for kind in ("", "-calibrated")),
+    },
 }
 
 
@@ -312,13 +318,15 @@ def test_all_tasks_write_everything_and_go_on(
     tmp_path: Path, real: tuple[Dataset, Dataset], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = (real[0].subset(slice(200)), real[1])  # of each task's data, so that this takes seconds
-    for module in (caption_task, image_tasks, label_task):
+    for module in (caption_task, classifier_task, image_tasks, label_task):
         monkeypatch.setattr(module, "load", lambda seed: few)
     reports = conditional.main(conditional.Config(out=tmp_path, **TINY))
     assert list(reports) == list(FILES)
     for name, files in FILES.items():
         folder = tmp_path / name
-        assert {p.name for p in folder.iterdir()} == {*files, "loss.png", "report.json", "checkpoints"}
+        assert {p.name for p in folder.iterdir()} == {*files, "loss.png", "report.json", "checkpoints"} | (
+            {"classifier"} if name == "classifier" else set()
+        )
         for picture in folder.glob("*.png"):
             Image.open(picture).verify()
         assert json.loads((folder / "report.json").read_text()) == json.loads(json.dumps(reports[name]))
@@ -340,6 +348,14 @@ def test_all_tasks_write_everything_and_go_on(
     assert segmented["threshold_in_the_right_quadrant"]["ink_in_the_right_quadrant"] == 1.0
     assert segmented["threshold"]["iou"] < segmented["threshold_in_the_right_quadrant"]["iou"]
     assert set(reports["label"]["generated"]) == {"hidden", "label, scale 1", "label, scale 2", "ink", "label and ink"}
+
+    steered = reports["classifier"]
+    assert [row["sigma_over_alpha"] for row in steered["calibration"]] == list(classifier_task.LEVELS)
+    assert all(0 <= row["accuracy"] <= 1 and row["temperature"] > 0 for row in steered["calibration"])
+    assert set(steered["generated"]) == {
+        "scale 0",
+        *(f"scale {w}{kind}" for w in (1, 2) for kind in ("", ", calibrated")),
+    }
 
     # what is trained is not trained again, and what was asked is asked again; without --resume nothing is overwritten
     again = conditional.main(conditional.Config(out=tmp_path, resume=True, task="mask", **TINY))

@@ -1,0 +1,163 @@
+"""How inverse.py answers: every method of scoresde.inverse, and particles, behind one call that counts its cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+import scoresde as ss
+from scoresde.guidance import TwistedGuidance
+from scoresde.inverse import DiffPIR, Measurement, RePaint, Replacement, dps, moment_matching, pigdm
+from scoresde.particles import twisted
+
+MethodName = Literal["replacement", "repaint", "dps", "pigdm", "moment-matching", "diffpir", "particles"]
+PASSES = 5  # of RePaint over each step; it takes that many times fewer steps
+
+
+class Counted:
+    """A score that counts evaluations, and gradients through them, in rows: one for each sample in a batch."""
+
+    def __init__(self, score: ss.Score) -> None:
+        self.score, self.evaluations, self.gradients = score, 0, 0
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        self.evaluations += len(x)
+        score = self.score(x, t)
+        if score.requires_grad:
+            score.register_hook(self._passed)
+        return score
+
+    def _passed(self, gradient: Tensor) -> None:
+        self.gradients += len(gradient)
+
+
+@dataclass(frozen=True)
+class Prior:
+    """What is known before measuring, and how it is asked.
+
+    Attributes:
+        score: without conditions. sde: its SDE. sigma_data: the data's deviation. event: shape of one picture.
+        samples: for each measurement. particles: the same, where samples are drawn of weighted ones.
+        steps: evaluations of the score for a sample, but for the last one that denoises.
+        dps_scale: how far each step of DPS pulls. batch_size: rows at once. seed: of all noise. device: of it all.
+    """
+
+    score: ss.Score
+    sde: ss.SDE
+    sigma_data: float
+    event: tuple[int, ...]
+    samples: int
+    particles: int
+    steps: int
+    dps_scale: float
+    batch_size: int
+    seed: int
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Samples of each posterior (N, S, *event) on the CPU, their cost for one sample (or particle), and notes."""
+
+    x: Tensor
+    nfe: float
+    gradients: float
+    seconds: float
+    notes: dict[str, float] = field(default_factory=dict)
+
+
+def answer(prior: Prior, method: MethodName, measurement: Measurement) -> Answers:
+    """Samples for each of the measurements, y (N, *measured)."""
+    score = Counted(prior.score)
+    start = time.perf_counter()
+    notes: dict[str, float] = {}
+    if method == "particles":
+        x, notes = _particles(prior, score, measurement)
+    else:
+        x = _samples(prior, score, METHODS[method], measurement)
+    seconds = time.perf_counter() - start
+    rows = len(measurement.y) * (prior.particles if method == "particles" else prior.samples)
+    return Answers(x.cpu(), score.evaluations / rows, score.gradients / rows, seconds, notes)
+
+
+Plan = tuple[ss.Score, ss.Solver, int]
+"""The score to follow, the solver, its steps."""
+
+
+def _samples(
+    prior: Prior, score: Counted, method: Callable[[Prior, ss.Score, Measurement], Plan], measurement: Measurement
+) -> Tensor:
+    """Row i·S + k is sample k for measurement i; it depends on the seed and its row alone."""
+    y = measurement.y.repeat_interleave(prior.samples, 0)
+    parts = []
+    for first in range(0, len(y), prior.batch_size):
+        some = Measurement(y[first : first + prior.batch_size], measurement.operator, measurement.noise_std)
+        followed, solver, steps = method(prior, score, some)
+        solution = ss.sample(
+            prior.sde,
+            followed,
+            (len(some.y), *prior.event),
+            solver=solver,
+            steps=steps,
+            noise=ss.PerSampleNoise(prior.seed, first=first),
+            device=prior.device,
+        )
+        parts.append(solution.x)
+    return torch.cat(parts).unflatten(0, (len(measurement.y), prior.samples))
+
+
+def _particles(prior: Prior, score: Counted, measurement: Measurement) -> tuple[Tensor, dict[str, float]]:
+    """Samples of weighted particles over ΠGDM; the least effective sample size on the way, and families at the end."""
+    groups = max(1, prior.batch_size // prior.particles)
+    parts, least, families = [], [], []
+    for first in range(0, len(measurement.y), groups):
+        y = measurement.y[first : first + groups]
+        some = Measurement(y.repeat_interleave(prior.particles, 0), measurement.operator, measurement.noise_std)
+        noise = ss.PerSampleNoise(prior.seed, first=first * prior.particles)
+        found = twisted(
+            prior.sde,
+            _pigdm(prior, score, some),
+            (len(some.y), *prior.event),
+            groups=len(y),
+            steps=prior.steps,
+            noise=noise,
+            device=prior.device,
+        )
+        parts.append(found.draw(prior.samples, noise).unflatten(0, (len(y), prior.samples)))
+        least.append(found.effective.min(0).values)
+        families.append(found.distinct.double())
+    notes = {
+        "least_effective_sample_size": float(torch.cat(least).median()),
+        "families": float(torch.cat(families).median()),
+    }
+    return torch.cat(parts), notes
+
+
+def _pigdm(prior: Prior, score: ss.Score, measurement: Measurement) -> TwistedGuidance:
+    return pigdm(score, prior.sde, measurement, sigma_data=prior.sigma_data)
+
+
+def _dps(prior: Prior, score: ss.Score, measurement: Measurement) -> Plan:
+    # dps means its scale for 1000 steps; for fewer, the pull of each step stays what the flag says.
+    scale = prior.dps_scale * prior.steps / 1000
+    return dps(score, prior.sde, measurement, scale=scale, step="norm"), ss.Ancestral(), prior.steps
+
+
+def _moments(prior: Prior, score: ss.Score, measurement: Measurement) -> Plan:
+    found = moment_matching(score, prior.sde, measurement, covariance="cg", tolerance=0.01, iterations=10)
+    return found, ss.Ancestral(), prior.steps
+
+
+METHODS: dict[MethodName, Callable[[Prior, ss.Score, Measurement], Plan]] = {
+    "replacement": lambda prior, score, m: (score, Replacement(m), prior.steps),
+    "repaint": lambda prior, score, m: (score, RePaint(m, resamplings=PASSES), max(1, prior.steps // PASSES)),
+    "dps": _dps,
+    "pigdm": lambda prior, score, m: (_pigdm(prior, score, m), ss.Ancestral(), prior.steps),
+    "moment-matching": _moments,
+    "diffpir": lambda prior, score, m: (score, DiffPIR(m), prior.steps),
+}
