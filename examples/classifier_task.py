@@ -29,9 +29,7 @@ def run(flags: Flags, out: Path) -> dict[str, Any]:
     training, held = load(flags.seed)
     judge = Judge(training, of_each_class(held, flags.samples), flags.seed)
     torch.manual_seed(flags.seed)  # the initial weights
-    net = UNet(
-        1, width=flags.width, multipliers=(1, 2, 2), attention_levels=(), num_classes=10, dropout=flags.dropout
-    )  # fmt: skip
+    net = UNet(1, width=flags.width, multipliers=(1, 2, 2), attention_levels=(), dropout=flags.dropout)
     model = fit(flags, net, training, out, steps=STEPS)
     classifier = learn(flags, training, model, out)
     report = judged(classifier, held, flags.seed)
@@ -42,13 +40,12 @@ def run(flags: Flags, out: Path) -> dict[str, Any]:
 
     labels = judge.labels
     device = next(model.parameters()).device
-    alone = ss.classifier_free(model, scale=0.0, label=labels.to(device))  # the label is there, and hidden
     generated = {}
     for w in (0.0, *flags.guidance):
         for name, temperature in (("", 1.0), (", calibrated", report.temperature_at)):
             if w == 0 and name:
                 continue
-            score = ss.classifier(alone, classifier, w, label=labels.to(device), temperature=temperature)
+            score = ss.classifier(model, classifier, w, label=labels.to(device), temperature=temperature)
             solver = ss.VelocityMultistep(sigma_data=model.sigma_data or 1.0)
             shape = (len(labels), *EVENT)
             solution = ss.sample(model.sde, score, shape, solver=solver, steps=flags.sampling_steps, seed=flags.seed)

@@ -77,8 +77,11 @@ class Config:
     """Share of the pixels that task pixels keeps, and projections as a share of the picture's numbers."""
     blur: float | None = None
     """Standard deviation of the blur in pixels; 1, or a twentieth of the height where that is more, unless told."""
-    dps_scale: float = 0.3
-    """Length of each step's pull of dps; 0.1 to 1 in its paper."""
+    dps_scale: float = 1.0
+    """Length of each step's pull of dps, for so few steps larger than in its paper, 0.1 to 1."""
+    sigma_data: float | None = None
+    """Standard deviation of the data that pigdm and particles take in every direction; the prior's own for digits, and
+    four times that for larger pictures unless told: what is common to many pixels varies more than one pixel does."""
     batch_size: int = 256
     """Samples or particles at once; all particles of one picture stay together."""
     sde: SDEName = "vp"
@@ -103,7 +106,7 @@ class Config:
         for name in ("hole", "kept"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"--{name} is a share above 0 and below 1, got {getattr(self, name)}.")
-        for name in ("noise", "blur", "dps_scale"):
+        for name in ("noise", "blur", "dps_scale", "sigma_data"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise ValueError(f"--{name.replace('_', '-')} must be positive and finite, got {value}.")
@@ -216,7 +219,7 @@ def main(config: Config) -> dict[str, Any]:
     prior = Prior(
         model,
         model.sde,
-        model.sigma_data or 1.0,
+        config.sigma_data or (model.sigma_data or 1.0) * (1 if event == DIGIT else 4),
         event,
         config.samples,
         config.particles,
@@ -233,6 +236,7 @@ def main(config: Config) -> dict[str, Any]:
         "sde": repr(model.sde),
         "data": str(config.data or "scikit-learn digits, held out"),
         "truth": {} if reader is None or labels is None else {"accuracy": reader.accuracy(truth, labels)},
+        "sigma_data": prior.sigma_data,
         "tasks": {},
     }
     for task in tasks:

@@ -91,9 +91,11 @@ def save_picture(
 ) -> None:
     """A PNG with a panel for each method: truth, measurement, mean, deviation, samples.
 
-    The deviation is drawn in grey on one scale for all methods, black for none; channels by their root mean square.
+    The deviation of what samples look like, clamped to [-1, 1], is drawn in grey on one scale for all methods, black
+    for none; channels by their root mean square.
     """
-    spreads = {name: answers.x.var(1).mean(1, keepdim=True).sqrt() for name, (answers, _) in found.items()}
+    looks = {name: answers.x.clamp(-1, 1) for name, (answers, _) in found.items()}
+    spreads = {name: x.var(1).mean(1, keepdim=True).sqrt() for name, x in looks.items()}
     white = max(float(spread.quantile(0.995)) for spread in spreads.values()) or 1.0
     zoom = max(1, -(-LEAST // truth.shape[-1]))
     sheets = []

@@ -1,4 +1,4 @@
-"""What inverse.py measures of pictures: for each task the operator, how y is drawn, and what simple answers there are."""
+"""What inverse.py measures of pictures: for each task the operator, how y is drawn, and simple answers."""
 
 from __future__ import annotations
 

@@ -243,6 +243,14 @@ def test_the_step_by_the_norm_is_the_papers() -> None:
     torch.testing.assert_close(got * sde.g(T) ** 2 * sde.T / 1000, expected.detach(), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("step", ["likelihood", "norm"])
+def test_the_scale_of_dps_multiplies_its_potential(step: Any) -> None:
+    data, x = mixture(), states(mixture(), VP(), T)
+    one, three = (dps(data.score(VP()), VP(), M, step=step, scale=w).twist(x, T) for w in (1.0, 3.0))
+    torch.testing.assert_close(three.gradient, 3 * one.gradient, rtol=1e-10, atol=1e-12)  # roundings
+    torch.testing.assert_close(three.log_psi, 3 * one.log_psi, rtol=1e-10, atol=1e-12)
+
+
 def test_a_measurement_that_is_met_pulls_nowhere() -> None:
     """The norm has a kink at 0; there is no NaN."""
     data, sde = full(), VP()

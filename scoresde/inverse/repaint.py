@@ -12,6 +12,9 @@ from scoresde import checks
 from scoresde.inverse.replacement import Replacement
 from scoresde.noise import Noise
 from scoresde.reverse import Reverse
+from scoresde.solvers import Solver
+from scoresde.solvers.multistep import ExponentialMultistep
+from scoresde.solvers.planned import Place
 
 
 class Stretch(NamedTuple):
@@ -38,12 +41,12 @@ class RePaint(Replacement):
 
     Args:
         measurement: y, a linear A and σ_y.
-        inner: the solver, stochastic at best.
+        inner: the solver, stochastic at best; none that remembers past steps, which would be those of another pass.
         resamplings: passes over each stretch, at least 1.
         jump: its steps; the last stretch may be shorter.
 
     Raises:
-        TypeError, ValueError: see :class:`Replacement`; resamplings or jump below 1.
+        TypeError, ValueError: see :class:`Replacement`; resamplings or jump below 1; an inner with a memory.
     """
 
     resamplings: int = 10
@@ -53,6 +56,8 @@ class RePaint(Replacement):
         super().__post_init__()
         checks.count(self.resamplings, name="resamplings")
         checks.count(self.jump, name="jump")
+        if isinstance(self.inner, ExponentialMultistep):
+            _refuse(self.inner)
 
     def start(self, process: Reverse, x: Tensor, grid: Tensor, noise: Noise) -> tuple[Tensor, Any]:
         """That of replacement; the number of steps tells where the last stretch ends."""
@@ -63,6 +68,8 @@ class RePaint(Replacement):
         """A step of the first pass; where it ends a stretch, the other passes too. A step alone is a stretch."""
         place = Stretch(None, 0, 1) if state is None else state
         x, inner = super().step(process, x, t, s, noise, place.inner)
+        if isinstance(inner, Place) and inner.memory is not None:
+            _refuse(self.inner)
         steps, done = (*place.steps, (t, s, place.inner)), place.done + 1
         if len(steps) < self.jump and done < place.total:
             return x, Stretch(inner, done, place.total, steps)
@@ -73,6 +80,13 @@ class RePaint(Replacement):
             for begin, end, before in steps:
                 x, inner = super().step(process, x, begin, end, fresh, before)
         return x, Stretch(inner, done, place.total)
+
+
+def _refuse(inner: Solver) -> None:
+    raise ValueError(
+        f"{type(inner).__name__} remembers past steps, and a pass gone again is not what came before it; take one that "
+        "does not, such as Ancestral(), DDIM(), Heun() or DPMSolver()."
+    )
 
 
 class _Fresh(Noise):

@@ -13,8 +13,6 @@ from scoresde.reverse import Reverse
 from scoresde.sde import Time, spread
 from scoresde.solvers import Ancestral, Solver
 from scoresde.solvers.fitted import Fitted
-from scoresde.solvers.multistep import ExponentialMultistep
-from scoresde.solvers.planned import Place
 
 
 @dataclass(frozen=True)
@@ -38,11 +36,12 @@ class Replacement(MeasuredSolver):
 
     Args:
         measurement: y, a linear A and σ_y.
-        inner: the solver; one that remembers past steps would undo the replacement and is refused.
+        inner: the solver, with steps of the grid. What it remembers of past steps stays as it was seen; the limit of
+            small steps is the same. A fitted one is refused: its states between the ends are not those of the process.
 
     Raises:
         TypeError: no measurement, an A without adjoint, an inner that is no solver.
-        ValueError: an inner that remembers past steps.
+        ValueError: an inner that is fitted.
     """
 
     inner: Solver = field(default_factory=Ancestral)
@@ -56,8 +55,11 @@ class Replacement(MeasuredSolver):
         super().__post_init__()
         if not isinstance(self.inner, Solver):
             raise TypeError(f"inner must be a Solver such as Ancestral(), got {self.inner!r}.")
-        if isinstance(self.inner, (ExponentialMultistep, Fitted)):
-            _refuse(self.inner)
+        if isinstance(self.inner, Fitted):
+            raise ValueError(
+                "between its ends a fitted sampler does not follow the process, so that no part of its states can be "
+                "replaced; take another inner solver, such as Ancestral() or VelocityMultistep()."
+            )
 
     def check(self, process: Reverse) -> None:
         """What the inner solver asks."""
@@ -76,8 +78,6 @@ class Replacement(MeasuredSolver):
     def step(self, process: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise, state: Any) -> tuple[Tensor, Any]:
         """The inner solver's evaluations."""
         x, state = self.inner.step(process, x, t, s, noise, state)
-        if isinstance(state, Place) and state.memory is not None:
-            _refuse(self.inner)
         return self.replaced(process, x, s, noise), state
 
     def replaced(self, process: Reverse, x: Tensor, t: Time, noise: Noise) -> Tensor:
@@ -101,10 +101,3 @@ class Replacement(MeasuredSolver):
             pull = self.operator.solve(residual, sigma**2, (alpha * noise_std) ** 2)
             mean = y + spread(alpha, y) * noise_std**2 * pull
         return x0 + self.operator.pseudo_inverse(mean - self.operator(x0))
-
-
-def _refuse(inner: Solver) -> None:
-    raise ValueError(
-        f"{type(inner).__name__} remembers past steps, which replacing a part of x makes wrong; take one that "
-        "does not, such as Ancestral(), DDIM(), Heun() or DPMSolver()."
-    )
