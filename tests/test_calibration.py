@@ -203,6 +203,30 @@ def test_a_model_of_ours_is_taken_as_it_is() -> None:
     assert c.temperature.tolist() == [1.0] * 4 and c.log_temperature_error.tolist() == [math.inf] * 4
 
 
+class Elsewhere(nn.Module):
+    """Has its parameters on another device than the data, and answers on the CPU (a meta tensor holds no numbers)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros((), device="meta"))
+        self.seen: list[tuple[str, int]] = []
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        self.seen.append((x.device.type, len(x)))
+        return torch.zeros(len(x), 3)
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, lambda model: model.forward], ids=["module", "method"])
+def test_samples_go_to_the_device_of_the_classifier(wrap: Any) -> None:
+    model = Elsewhere().eval()
+    c = found(wrap(model), times=[0.3], batch_size=3000)
+    assert model.seen == [("meta", 3000), ("meta", 1000)]
+    assert c.nll.item() == pytest.approx(math.log(3), rel=1e-6)
+    devices: list[str] = []
+    found(lambda x, t: devices.append(x.device.type) or EXACT(x, t), times=[0.3])  # a function tells no device
+    assert devices == ["cpu"] * 4
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [

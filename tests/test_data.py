@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,6 +28,9 @@ from scoresde.data import (
     random_flip,
     reader_of,
 )
+from scoresde.data.dataset import RESERVED as data_reserved
+from scoresde.guidance import classifier_free, projected
+from scoresde.nn.conditions import RESERVED as nn_reserved
 
 
 def images(count: int = 6, shape: tuple[int, ...] = (3, 4, 5), levels: int = 256) -> Tensor:
@@ -221,6 +226,38 @@ def test_conditions_are_kept_apart_from_what_is_changed_outside() -> None:
     assert set(dataset.conditions) == set(told())
 
 
+def test_nan_in_a_whole_row_or_token_is_kept() -> None:
+    nan, size, low, text = math.nan, torch.rand(6, 2), torch.rand(6, 1, 2, 2), torch.rand(6, 3, 4)
+    size[1], low[2], text[3, 1:], text[4] = nan, nan, nan, nan
+    age = torch.tensor([1.0, nan, 2.0, nan, nan, 3.0])
+    given = {"age": age, "size": size, "low": low, "text": text, "none": torch.zeros(6, 0, 4)}
+    batch = from_tensors(images(), conditions=given).batch(slice(None))
+    for name, value in given.items():
+        torch.testing.assert_close(batch[name], value, rtol=0, atol=0, equal_nan=True)
+
+
+def spoilt(*shape: int, number: float = math.nan) -> Tensor:
+    """Zeros but for one number of the second sample."""
+    value = torch.zeros(shape)
+    value[1].view(-1)[-1] = number
+    return value
+
+
+OPTIONS = ("model", "scale", "null", "negative", "interval", "rescale", "parallel", "norm")
+
+
+def test_names_in_use_are_those_of_networks_and_of_guidance() -> None:
+    """The data may not import the networks, so each has its own copy; and guidance its options."""
+    assert data_reserved == nn_reserved
+    options = {
+        name
+        for function in (classifier_free, projected)
+        for name, parameter in inspect.signature(function).parameters.items()
+        if parameter.kind is not parameter.VAR_KEYWORD
+    }
+    assert options == set(OPTIONS) and options < set(nn_reserved)
+
+
 @pytest.mark.parametrize(
     ("error", "message", "conditions"),
     [
@@ -233,12 +270,21 @@ def test_conditions_are_kept_apart_from_what_is_changed_outside() -> None:
         (ValueError, r"\(6, ...\), got shape \(\)", {"a": torch.tensor(1.0)}),
         (
             ValueError,
-            r"'a' holds 1 values that are NaN or infinite, first in samples \[2\]",
+            r"'a' holds infinite values, first in samples \[2\].*Repair or drop",
             {"a": 1e300 * torch.eye(6).double()[2]},
         ),
+        (
+            ValueError,
+            r"'a' holds NaN in part of a row, .*samples \[1\].*not given.*float\(.nan.\)",
+            {"a": spoilt(6, 3)},
+        ),
+        (ValueError, r"'a' holds NaN in part of a row, .*samples \[1\]", {"a": spoilt(6, 2, 3, 2)}),
+        (ValueError, r"'a' holds NaN in part of a token, .*samples \[1\].*padding", {"a": spoilt(6, 4, 3)}),
+        (ValueError, r"'a' holds infinite values, .*samples \[1\]", {"a": spoilt(6, 4, 3, number=-math.inf)}),
         (ValueError, "cannot be called 'x'", {"x": torch.zeros(6)}),
         (ValueError, "class numbers go into label=", {"label": torch.zeros(6).long()}),
-        (ValueError, "cannot be called 't'", {"t": torch.zeros(6)}),
+        (ValueError, "cannot be called 't': that is the network's own", {"t": torch.zeros(6)}),
+        *((ValueError, f"'{name}': that is classifier_free's", {name: torch.zeros(6)}) for name in OPTIONS),
         (ValueError, "identifier; got 'low res'", {"low res": torch.zeros(6)}),
     ],
 )

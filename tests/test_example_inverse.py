@@ -1,4 +1,4 @@
-"""examples/inverse.py in process, with tiny settings: what it writes, that its operators and figures are right, flags."""
+"""examples/inverse.py in process, with tiny settings: what it writes, its operators, methods and figures, its flags."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ def _question(std: float, samples: int, **flags: Any) -> tuple[inverse_methods.P
     sde = ss.VP()
     law = Gaussian(torch.zeros(EVENT), std**2)
     options: dict[str, Any] = {
-        "particles": 2 * samples, "steps": 20, "dps_scale": 1.0, "batch_size": 10_000, "seed": 0, **flags
+        "particles": 2 * samples, "steps": 50, "dps_scale": 1.0, "batch_size": 10_000, "seed": 0, **flags
     }  # fmt: skip
     prior = inverse_methods.Prior(law.score(sde), sde, std, EVENT, samples, device=torch.device("cpu"), **options)
     task = build("hole", EVENT)
@@ -205,6 +205,7 @@ def _question(std: float, samples: int, **flags: Any) -> tuple[inverse_methods.P
     return prior, task, truth, Measurement.simulate(truth, task.operator, 0.1, 2)
 
 
+@pytest.mark.filterwarnings("ignore::scoresde.particles.CollapseWarning")
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_on_white_pictures(method: Any) -> None:
     """The posterior is known: hidden pixels N(0, σ_d²), measured ones of mean κ y with κ = σ_d²/(σ_d² + σ_y²)."""
@@ -213,18 +214,19 @@ def test_methods_on_white_pictures(method: Any) -> None:
     found = inverse_methods.answer(prior, method, measurement)
     x = found.x
     assert x.shape == (4, samples, *EVENT) and found.seconds > 0
-    assert found.nfe == 21 - (method == "repaint") * 0 and bool(found.gradients) == (method in GRADIENTS)
+    assert found.nfe == 51 and bool(found.gradients) == (method in GRADIENTS)
     assert task.hidden is not None
     hidden, seen = x[..., task.hidden], x[..., ~task.hidden]
-    # 4 · 100 · 4 hidden numbers of deviation 0.5: standard error 0.009; half the rows for particles, which share
-    # ancestors, and a few percent of steps
-    assert float(hidden.std()) == pytest.approx(std, abs=0.06)
-    assert abs(float(hidden.mean())) < 0.08
-    if method in ("dps", "diffpir", "replacement", "repaint"):  # whose biases are tested elsewhere
+    # 4 · 100 · 4 hidden numbers of deviation 0.5: standard error 0.013 of the mean and 0.009 of the deviation, more for
+    # particles, which share ancestors. 50 stochastic steps are a tenth off, the 10 of repaint a quarter and more, and
+    # so is DiffPIR, whose spread is nobody's.
+    short = 0.5 if method in ("repaint", "diffpir") else 0.15
+    assert float(hidden.std()) == pytest.approx(std, rel=short) and abs(float(hidden.mean())) < 0.1
+    if method in ("dps", "diffpir", "replacement", "repaint"):  # whose biases have tests of their own elsewhere
+        assert float((seen.mean(1) - measurement.y).square().mean().sqrt()) < 0.15
         return
     wanted = std**2 / (std**2 + 0.1**2) * measurement.y
-    # deviation of the posterior 0.098: 0.01 for a mean of 100, 4 times that for the largest of 48 and some more for
-    # particles
+    # deviation of the posterior 0.098, so 0.01 for a mean of 100, and 0.04 for the largest of 48 and shared ancestors
     torch.testing.assert_close(seen.mean(1), wanted, rtol=0, atol=0.06)
 
 
@@ -232,14 +234,23 @@ GRADIENTS = ("dps", "pigdm", "moment-matching", "particles")
 
 
 def test_samples_do_not_depend_on_the_batch() -> None:
-    for method in ("pigdm", "particles"):
-        one, other = (
-            inverse_methods.answer(prior, method, measurement).x
-            for prior, _, _, measurement in (_question(0.5, 6), _question(0.5, 6, batch_size=13))
-        )
-        torch.testing.assert_close(one, other, rtol=0, atol=1e-4)  # float32 of 20 steps
+    one, other = (
+        inverse_methods.answer(prior, "pigdm", measurement).x
+        for prior, _, _, measurement in (_question(0.5, 6), _question(0.5, 6, batch_size=13))
+    )
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-4)  # float32 of 50 steps
 
 
+@pytest.mark.filterwarnings("ignore::scoresde.particles.CollapseWarning")
+def test_particles_of_one_picture_stay_together() -> None:
+    """However small the batch: groups of 12 particles, one at a time, each with noise of its own."""
+    prior, _, _, measurement = _question(0.5, 6, batch_size=5)
+    same = Measurement(measurement.y[:1].repeat(2, 1), measurement.operator, measurement.noise_std)
+    found = inverse_methods.answer(prior, "particles", same)
+    assert found.x.shape == (2, 6, *EVENT) and found.nfe == 51 and not torch.allclose(found.x[0], found.x[1])
+
+
+@pytest.mark.filterwarnings("ignore::scoresde.particles.CollapseWarning")
 def test_options_of_methods_matter() -> None:
     for method, flags in {
         "dps": {"dps_scale": 0.1},

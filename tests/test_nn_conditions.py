@@ -29,6 +29,7 @@ from scoresde.nn import (
     Vocabulary,
     presets,
 )
+from scoresde.nn.conditions import RESERVED
 from scoresde.nn.context import TokenBlock
 from scoresde.nn.unet import beside
 
@@ -113,6 +114,19 @@ def test_caption_encoder_is_its_equation() -> None:
     assert out.present.tolist() == [[True, True, True, False, False]]
     torch.testing.assert_close(out.tokens[:, :3], encode.linear(encode.norm(h)), **SAME)
     assert len(encode.blocks) == 2 and out.tokens.shape == (1, 5, 6)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_a_caption_goes_through_as_many_blocks_as_asked_for(layers: int) -> None:
+    net = unet(captions={"caption": {"vocabulary": 7, "length": 5, "width": 8, "layers": layers}})
+    encode = awake(net).context.captions[0]  # type: ignore[union-attr]
+    tokens = torch.tensor([[3, 1, 2, 4, 5]])
+    h = torch.cat([encode.first[None], encode.words.weight[tokens[0]] + encode.positions])[None]
+    blocks = [module for module in net.modules() if isinstance(module, TokenBlock)]
+    assert len(blocks) == layers
+    for block in blocks:
+        h = block(h, torch.ones(1, 6, dtype=torch.bool))
+    torch.testing.assert_close(encode(tokens).tokens, encode.linear(encode.norm(h)), **SAME)
 
 
 def test_embedding_encoder_is_linear_with_nan_as_padding() -> None:
@@ -308,7 +322,8 @@ def test_no_value_is_needed() -> None:
 
 
 def test_compiles_to_one_graph() -> None:
-    net = awake(unet(**KINDS))
+    """All kinds of conditions, on the fewest levels."""
+    net = awake(unet(**KINDS, multipliers=(1,)))
     x, c, given = inputs()
     compiled = torch.compile(net, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(x, c, **given), net(x, c, **given), **SAME)
@@ -442,6 +457,7 @@ def spoiled(value: Tensor, index: Any, number: float) -> Tensor:
         ({"text": lambda v: spoiled(v, (2, 0, 3), math.inf)}, ValueError, r"text holds infinite values.*samples \[2\]"),
         ({"label": lambda v: v + 2}, ValueError, "labels run from 2 to 4; expected 0 to 2, or 3"),
         ({"low": lambda v: v.to("meta")}, ValueError, r"low is on meta but x is on cpu; pass low.to\(x.device\)"),
+        ({"label": lambda v: v.to("meta")}, ValueError, r"label is on meta but x is on cpu; pass label.to\(x.device"),
     ],
 )
 def test_bad_conditions(change: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -462,7 +478,7 @@ def test_a_network_without_conditions_says_so() -> None:
     [
         ({"vectors": {"low": 2}, "images": {"low": 3}}, ValueError, "'low' is in vectors and in images"),
         ({"captions": {"a": KINDS["captions"]["caption"]}, "embeddings": {"a": 3}}, ValueError, "in captions and in"),
-        *(({"vectors": {name: 2}}, ValueError, f"name '{name}', which") for name in ("label", "x", "c", "t", "self")),
+        *(({"vectors": {name: 2}}, ValueError, f"name '{name}', which") for name in RESERVED),
         ({"vectors": {"two words": 2}}, ValueError, "'two words'; expected a word"),
         ({"vectors": {3: 2}}, ValueError, "name 3"),
         ({"vectors": {"size": 0}}, ValueError, r"vectors\['size'\]=0: expected a positive whole number"),

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -124,6 +125,47 @@ def test_floating_conditions_take_the_dtype_of_the_weights() -> None:
     # a Python number of a data set of one's own collates to float64, which float32 weights could not take
     own = [{**dataset()[i], "size": 0.5} for i in range(COUNT)]
     assert watched(data=own).told("size").dtype == torch.float32
+
+
+class Firm(Watch):
+    """A network with conditions of the duck type, that checks no token: as on a GPU, where none is looked at."""
+
+    conditions = SimpleNamespace(captions={"caption": SimpleNamespace(vocabulary=5)})
+
+
+def test_nan_for_not_given_goes_through_training() -> None:
+    draw = torch.Generator().manual_seed(1)
+    size, text = torch.randn(COUNT, 2, generator=draw), torch.randn(COUNT, 3, 6, generator=draw)
+    size[::2], text[1::3], text[::4, 1:] = math.nan, math.nan, math.nan
+    run = trained(data=dataset(size=size, text=text), steps=1, batch_size=COUNT, label_dropout=0.0)
+    assert bool(weights(run.model).isfinite().all()) and not torch.equal(weights(run.model), weights(unet()))
+    told = watched(data=dataset(size=size, text=text)).seen[0]
+    batch = dataset(size=size, text=text).batch(DataOrder(COUNT, COUNT, 0).indices(0))
+    for name in ("size", "text"):
+        torch.testing.assert_close(told[name], batch[name], rtol=0, atol=0, equal_nan=True)
+
+
+def test_all_captions_of_a_data_set_are_looked_at_before_anything_starts(tmp_path: Path) -> None:
+    for bad, text in ((6, "0 to 6.*'vocabulary': 6"), (-1, "-1 to 5.*1 to 5 for words and 0 for padding")):
+        tokens = torch.full((COUNT, 4), 5)
+        tokens[0], tokens[-1, 2] = 0, bad  # the first sample, which is tried at the start, is a good one
+        with pytest.raises(ValueError, match=f"tokens of caption in the data set run from {text}"):
+            train(ScoreModel(Firm(), VP()), dataset(caption=tokens), steps=1, batch_size=8, folder=tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+        assert watched(Firm(), dataset(caption=tokens), conditions=["label"]).seen  # where they are not asked for
+        assert watched(data=dataset(caption=tokens)).seen  # a network that tells no vocabulary
+    assert watched(Firm(), dataset(caption=torch.full((COUNT, 4), 5))).seen
+
+
+def test_captions_of_a_data_set_of_ones_own_are_looked_at_before_they_reach_the_device() -> None:
+    samples = [dataset()[i] for i in range(COUNT)]
+    samples[7] = {**samples[7], "caption": torch.tensor([1, 6, 0, 0])}
+    net = Firm()
+    with pytest.raises(ValueError, match=r"caption in the batch of step 1 run from 0 to 6.*vocabulary of 5.*Encode"):
+        watched(net, samples)
+    assert not net.seen  # in training; the trial with the first sample is not
+    with pytest.raises(ValueError, match="caption in the batch of step 1 run from 0 to 6"):  # one of ours tells it, too
+        trained(data=samples, batch_size=COUNT)  # type: ignore[arg-type]
 
 
 # -- dropout by name ---------------------------------------------------------------------------------------------------

@@ -228,6 +228,24 @@ def _particles(make: Twisted) -> Method:
     return run
 
 
+def _moving(make: Twisted, moves: int = 3) -> Method:
+    """Particles in the velocity's frame, with Langevin moves at each time; all within the same evaluations."""
+
+    def run(task: Task) -> Tensor:
+        from scoresde.particles import VelocityStep, twisted
+
+        n, event, drawn = len(task.y), task.setting.mixture.event, ss.IndependentNoise(task.seed)
+        guidance = make(task.score, task.repeated(task.particles))
+        steps = (task.budget - 1 + moves) // (1 + moves)  # steps + 1 + moves (steps - 1) evaluations
+        found = twisted(
+            SDE, guidance, (n * task.particles, *event), groups=n, kernel=VelocityStep(), steps=steps,
+            grid=ss.grids.balanced, moves=moves, noise=drawn, dtype=torch.float64,
+        )  # fmt: skip
+        return found.draw(task.samples, ss.IndependentNoise(task.seed + 1)).reshape(n, task.samples, *event)
+
+    return run
+
+
 def _dps(scale: float) -> Twisted:
     return lambda score, m: dps(score, SDE, m, scale=scale)
 
@@ -252,6 +270,8 @@ METHODS: dict[str, Method] = {
     "moment matching, eta = 1": _guided(_moments, ss.Ancestral()),
     "particles, PiGDM": _particles(_pigdm),
     "particles, moment matching": _particles(_moments),
+    "particles with moves, PiGDM": _moving(_pigdm),
+    "particles with moves, moment matching": _moving(_moments),
 }
 
 

@@ -10,6 +10,12 @@ from torch.utils.data import Dataset as TorchDataset
 
 from scoresde.data.scaling import Scaling
 
+# Names that a condition cannot have, as the calls of networks and of guidance use them: those of scoresde.nn.
+RESERVED = (
+    "self", "x", "c", "t", "label",
+    "model", "scale", "null", "negative", "interval", "rescale", "parallel", "norm",
+)  # fmt: skip
+
 
 class Dataset(TorchDataset[dict[str, Tensor]]):
     """Samples in memory, as stored (uint8 images stay uint8), converted when a batch is asked for.
@@ -120,12 +126,14 @@ def from_tensors(
             (N, L), images (N, C, H, W). Floating ones are stored in float32 and integers in int64, both as they are:
             bring them to the network's units yourself, images by ``Scaling.to_unit_range(256).to_model(image)``.
             uint8 is refused, since it does not say whether it holds levels to be scaled or numbers of tokens.
+            NaN in the whole row of a sample says that its condition is not given, and in a whole token of embeddings
+            (N, L, E) that this is padding.
 
     Raises:
         TypeError: not tensors, complex or boolean data or conditions, labels that are not integers, uint8 conditions.
         ValueError: no samples, non-finite numbers, values that are not the stated levels, integers whose
             levels are not stated, labels out of range or of another length, names of another number; conditions of
-            another length, or by a name that is taken.
+            another length, by a name that is taken, or with infinite values or NaN in part of a row or token.
     """
     if not isinstance(data, Tensor):
         raise TypeError(
@@ -194,12 +202,30 @@ def _quantised(data: Tensor, levels: int) -> Tensor:
     return data.to(torch.uint8 if levels <= 256 else torch.int32)
 
 
-def _check_finite(data: Tensor, what: str = "data hold") -> None:
+def _check_finite(data: Tensor) -> None:
     bad = ~torch.isfinite(data)
     count = int(bad.sum())
     if count:
         rows = bad.reshape(len(bad), -1).any(1).nonzero().flatten()[:5].tolist()
-        raise ValueError(f"{what} {count} values that are NaN or infinite, first in samples {rows}. Drop them.")
+        raise ValueError(f"data hold {count} values that are NaN or infinite, first in samples {rows}. Drop them.")
+
+
+def _check_condition(name: str, value: Tensor) -> None:
+    """Raise unless each row of a condition (N, ...), or token (N, L, E), is finite, or NaN throughout."""
+    if not value.numel():
+        return
+    tokens = value.ndim == 3
+    rows = value.flatten(0, 1) if tokens else value.flatten(1) if value.ndim > 1 else value[:, None]
+    bad = ~(rows.isfinite().all(1) | rows.isnan().all(1))
+    if bad.any():
+        samples = bad.reshape(len(value), -1).any(1).nonzero().flatten()[:5].tolist()
+        whole = "token" if tokens else "row"
+        kinds = "infinite values" if bool(value.isinf().any()) else f"NaN in part of a {whole}"
+        raise ValueError(
+            f"condition {name!r} holds {kinds}, first in samples {samples}; expected finite numbers, or NaN in a whole "
+            f"{whole}, which says that it is {'padding' if tokens else 'not given'}. Repair or drop these samples, or "
+            f'fill such a {whole} with float("nan").'
+        )
 
 
 def _conditions(count: int, conditions: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
@@ -211,8 +237,9 @@ def _conditions(count: int, conditions: Mapping[str, Tensor] | None) -> dict[str
 def _condition(name: str, value: Tensor, count: int) -> Tensor:
     if not isinstance(name, str) or not name.isidentifier():
         raise ValueError(f"a condition is a keyword of the network, so its name must be an identifier; got {name!r}.")
-    if name in ("self", "x", "c", "t", "label"):
-        hint = "class numbers go into label=" if name == "label" else "that is the network's own argument"
+    if name in RESERVED:
+        own = "the network's" if name in ("self", "x", "c", "t") else "classifier_free's or projected's"
+        hint = "class numbers go into label=" if name == "label" else f"that is {own} own argument"
         raise ValueError(f"a condition cannot be called {name!r}: {hint}. Choose another name.")
     if not isinstance(value, Tensor):
         raise TypeError(f"condition {name!r} must be a torch.Tensor (N, ...), got {type(value).__name__}.")
@@ -233,7 +260,7 @@ def _condition(name: str, value: Tensor, count: int) -> Tensor:
     value = value.detach().cpu()
     value = value.float() if value.is_floating_point() else value.long()
     if value.is_floating_point():
-        _check_finite(value, f"condition {name!r} holds")
+        _check_condition(name, value)
     return value.contiguous()
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from scoresde import checks
 from scoresde.guidance.classifier_model import ClassifierModel
 from scoresde.noise import Noise, as_noise
+from scoresde.score import parameters_of
 from scoresde.sde import SDE, Time
 
 # Fitted temperatures stay within this factor of 1: beyond, the fit has no finite end (see `fit_temperature`).
@@ -89,8 +90,8 @@ def calibration(
     Args:
         log_prob: (x, t) -> (B, K), log-probabilities or logits: a ClassifierModel, or any function.
         sde: the SDE of x_t.
-        x0: (n, *event) data in model units.
-        label: (n,) integers in [0, K).
+        x0: (n, *event) data in model units, on any device: pieces of x_t go to that of the classifier's parameters.
+        label: (n,) integers in [0, K), on any device.
         times: of one axis, each once, where σ(t) > 0.
         noise: where ε comes from, fresh at each time; or a seed.
         bins: number of equal bins of confidence in [0, 1].
@@ -110,12 +111,14 @@ def calibration(
     _check_label(label, len(x0))
     grid = _times(sde, times)
     source = as_noise(noise, "data")
+    parameters = parameters_of(log_prob)
+    device = parameters[0].device if parameters else x0.device
     label = label.long().cpu()
     rows = []
     for time in grid:
         mean, std = sde.marginal(x0, time)
         x = mean + std * source.normal(x0)
-        parts = [log_prob(piece, time) for piece in x.split(batch_size)]
+        parts = [log_prob(piece.to(device), time) for piece in x.split(batch_size)]
         _check_answer(parts, len(x0), label, time)
         log_p = torch.cat([part.cpu().double() for part in parts]).log_softmax(1)
         rows.append(_at_one_time(log_p, label, bins))

@@ -12,8 +12,12 @@ from torch import Tensor
 
 from scoresde.nn.inputs import check_floating, check_positive, check_rows, check_tokens
 
-# What a call passes besides conditions: net(x, c, label=...), model(x, t, ...).
-RESERVED = ("self", "x", "c", "t", "label")
+# What a call passes besides conditions: net(x, c, label=...), model(x, t, ...), and the options of classifier_free and
+# projected, which take conditions as keywords, too. scoresde.data has the same names.
+RESERVED = (
+    "self", "x", "c", "t", "label",
+    "model", "scale", "null", "negative", "interval", "rescale", "parallel", "norm",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -94,8 +98,8 @@ class Conditions:
                     raise ValueError(f"{kind} has the name {name!r}; expected a word, as in net(x, c, size=...).")
                 if name in RESERVED:
                     raise ValueError(
-                        f"{kind} has the name {name!r}, which a network's call already uses; choose another than "
-                        f"{', '.join(RESERVED)}."
+                        f"{kind} has the name {name!r}, which calls of networks or of guidance use; choose another "
+                        f"than {', '.join(RESERVED)}."
                     )
                 if name in seen:
                     raise ValueError(

@@ -107,6 +107,8 @@ def check_label(label: Tensor | None, batch: int, num_classes: int | None, devic
         return torch.full((batch,), num_classes, dtype=torch.long, device=device)
     if not isinstance(label, Tensor):
         raise TypeError(f"label is {label!r}; expected a LongTensor ({batch},), e.g. torch.tensor([3, 1]).")
+    if label.device != device:
+        raise ValueError(f"label is on {label.device} but x is on {device}; pass label.to(x.device).")
     if label.dtype != torch.long:
         raise TypeError(f"label has dtype {label.dtype}; expected torch.int64. Convert it with label.long().")
     if label.shape != (batch,):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 
@@ -11,6 +12,7 @@ from torch import Tensor
 from scoresde import checks, grids
 from scoresde.guidance import LinearGuidance, Twist, TwistedGuidance
 from scoresde.noise import Noise
+from scoresde.particles.moves import LangevinMoves, dot
 from scoresde.particles.population import Particles
 from scoresde.particles.resample import Resampling
 from scoresde.particles.start import Named, Start, prepared
@@ -34,6 +36,7 @@ def twisted(
     steps: int = 50,
     grid: Tensor | Callable[[SDE, int], Tensor] = grids.karras,
     eta: float = 1.0,
+    moves: int = 0,
     threshold: float = 0.5,
     resampling: Named | Resampling = "systematic",
     seed: int | None = None,
@@ -54,16 +57,24 @@ def twisted(
     the law of the kernel's own samples, whatever ψ_t is for t > 0; a better one costs fewer particles. The bias of
     p^disc is that of the solver, and goes with the steps.
 
+    Resampling makes copies, which at low noise the kernel's own noise no longer parts: what is left of N particles may
+    be worth a tenth of them. ``moves`` Langevin steps at each time (Gilks & Berzuini 2001,
+    doi:10.1111/1467-9868.00280), accepted or not so that p_t ψ_t is kept, part them from the score alone; see
+    :class:`~scoresde.particles.moves.LangevinMoves`. They also draw the particles from p^disc towards p_t. The limit is
+    then that of the steps, no longer p^disc ψ_0 exactly.
+
     Args:
         sde: the SDE whose prior is drawn from.
         guidance: a score with a known twist.
         shape: (G·N, *event); rows g·N to g·N + N - 1 are group g. Measurements given row by row must agree in a group.
         groups: G.
         kernel: a one-step solver that draws noise at ``eta``; default :class:`~scoresde.EulerMaruyama`,
-            whose law is nearer to p than that of DDIM at equal steps.
+            whose law is nearer to p than that of DDIM at equal steps. :class:`~scoresde.particles.VelocityStep` is
+            nearer still, where sigma_data is known.
         steps: number of steps; ignored where ``grid`` is a tensor of times.
         grid: times, or one of :mod:`scoresde.grids`.
         eta: the dial of the kernel.
+        moves: Langevin steps at each time between the first and the last, one evaluation each.
         threshold: resample a group where its effective sample size falls below this share of N; 0 never.
         resampling: "systematic", "stratified", "multinomial", "residual", or a function as in
             :mod:`scoresde.particles.resample`.
@@ -76,7 +87,8 @@ def twisted(
 
     Returns:
         :class:`Particles`; exp(``log_normalizer``) is an unbiased estimate of E[ψ_0(x_0)] over p^disc for any number
-        of particles, the evidence where ψ_0 is a likelihood. ``nfe`` is steps + 1, or steps if the grid ends at σ = 0.
+        of particles, the evidence where ψ_0 is a likelihood. ``nfe`` is steps + 1, or steps if the grid ends at σ = 0,
+        and moves · (steps - 1) more.
 
     Raises:
         TypeError: a guidance without a twist, or a solver that is no one-step kernel.
@@ -89,6 +101,7 @@ def twisted(
     _has_twist(guidance)
     kernel = EulerMaruyama() if kernel is None else kernel
     _is_kernel(kernel)
+    checks.count(moves, name="moves", least=0)
     begun = prepared(
         sde, guidance, shape, groups=groups, times=grid, steps=steps, threshold=threshold, resampling=resampling,
         seed=seed, noise=noise, dtype=dtype, device=device,
@@ -102,19 +115,24 @@ def twisted(
             "steered nor its copies parted. Take eta > 0, for example 1."
         )
     with torch.no_grad():
-        return _run(guidance, sde, rows(keep, pull, spread), begun, denoise=denoise)
+        return _run(guidance, sde, rows(keep, pull, spread), begun, moves, denoise=denoise)
 
 
-def _run(guidance: TwistedGuidance, sde: SDE, plan: Plan, begun: Start, *, denoise: bool) -> Particles:
+def _run(guidance: TwistedGuidance, sde: SDE, plan: Plan, begun: Start, moves: int, *, denoise: bool) -> Particles:
     x, grid, population = begun.x, begun.grid, begun.population
     now, nfe = _evaluated(guidance, x, grid[0]), 1
     population.weigh(now.log_psi, grid[0])
     noisy = bool(sde.sigma(grid[-1]) > 0)
     denoise = denoise and noisy
+    langevin = LangevinMoves(population.groups, x[0].numel(), x.device)
     for i, (t, s) in enumerate(itertools.pairwise(grid.unbind())):
         chosen = population.ancestors()
         if chosen is not None:
             x, now = x[chosen], Twist(*(part[chosen] for part in now))
+        for _ in range(moves if i else 0):
+            at_t = functools.partial(_evaluated, guidance, t=t)
+            x, now = langevin(at_t, x, now, sde.sigma(t), begun.noise)
+            nfe += 1
         keep, pull, spread = plan[i]
         moved = combine((keep, x), (pull, now.score))
         factor = -now.log_psi.double()
@@ -122,7 +140,7 @@ def _run(guidance: TwistedGuidance, sde: SDE, plan: Plan, begun: Start, *, denoi
             u = spread * now.gradient
             z = begun.noise.between(x, t, s)
             moved = combine((1.0, moved), (spread, u), (spread, z))
-            factor = factor - _dot(u, z) - 0.5 * _dot(u, u)
+            factor = factor - dot(u, z) - 0.5 * dot(u, u)
         x = moved
         last = i + 2 == len(grid)
         if noisy or not last:
@@ -141,10 +159,6 @@ def _run(guidance: TwistedGuidance, sde: SDE, plan: Plan, begun: Start, *, denoi
     population.ancestors(last=True)
     way_out = "Take more particles, more steps, or a better twist: one nearer to E[ψ_0(x_0) | x_t]."
     return population.arrived(x, grid, nfe, denoised=denoise, way_out=way_out)
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a.flatten(1) * b.flatten(1)).sum(1, dtype=torch.float64)
 
 
 def _evaluated(guidance: TwistedGuidance, x: Tensor, t: Tensor) -> Twist:

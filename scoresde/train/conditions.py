@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoresde.data import Dataset
 from scoresde.train.batches import MapDataset
 from scoresde.train.draws import named_uniforms
 
@@ -85,6 +86,49 @@ def check_labels(labels: Tensor, classes: object, step: int, *, null: bool) -> N
             f"the labels of step {step} run from {low} to {high}, but the network was built for {classes} classes, 0 "
             f"to {classes - 1}. Correct the data set, or build the network with num_classes={max(high, 0) + 1}."
         )
+
+
+def vocabularies(net: object, names: Sequence[str]) -> dict[str, int]:
+    """How many words each of these conditions may use, where they are captions and the network tells.
+
+    It tells by ``net.conditions.captions``, a mapping of names to what has a whole number ``vocabulary``.
+    """
+    captions = getattr(getattr(net, "conditions", None), "captions", None)
+    if not isinstance(captions, Mapping):
+        return {}
+    sizes = {name: getattr(captions[name], "vocabulary", None) for name in names if name in captions}
+    return {name: size for name, size in sizes.items() if isinstance(size, int)}
+
+
+def check_captions(given: Mapping[str, Tensor], words: Mapping[str, int], where: str) -> None:
+    """Raise unless tokens on the CPU lie in the network's vocabularies: on a GPU they would stop it without a word.
+
+    Args:
+        given: tensors by name, captions among them.
+        words: size of each vocabulary, by the names of the captions.
+        where: for the message.
+
+    Raises:
+        ValueError: some do not.
+    """
+    for name, most in words.items():
+        tokens = given.get(name)
+        if tokens is None or tokens.device.type != "cpu" or tokens.is_floating_point() or not tokens.numel():
+            continue
+        low, high = (int(end) for end in tokens.aminmax())
+        if low < 0 or high > most:
+            raise ValueError(
+                f"the tokens of {name} in {where} run from {low} to {high}, but the network was built for a vocabulary "
+                f"of {most}: 1 to {most} for words and 0 for padding. Encode the captions with the Vocabulary that the "
+                f"network was built for, or build it for the data's: captions={{{name!r}: {{'vocabulary': "
+                f"{max(high, 1)}, ...}}}}."
+            )
+
+
+def check_all_captions(dataset: MapDataset, words: Mapping[str, int]) -> None:
+    """``check_captions`` for all samples of a data set that has them in memory; of others the batches are checked."""
+    if isinstance(dataset, Dataset):
+        check_captions(dataset.conditions, words, "the data set")
 
 
 def dropped_rows(

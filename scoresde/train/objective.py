@@ -17,7 +17,15 @@ from scoresde.guidance import ClassifierModel
 from scoresde.losses import Weighting, dsm_loss
 from scoresde.score import ScoreModel
 from scoresde.train.batches import Batch, MapDataset
-from scoresde.train.conditions import Dropout, check_conditions, check_labels, dropped_rows
+from scoresde.train.conditions import (
+    Dropout,
+    check_all_captions,
+    check_captions,
+    check_conditions,
+    check_labels,
+    dropped_rows,
+    vocabularies,
+)
 
 Model = TypeVar("Model", ScoreModel, ClassifierModel)
 
@@ -106,6 +114,7 @@ class Denoising(Objective[ScoreModel]):
         mirrored = [name for name in names if name in tuple(getattr(model.net, "image_conditions", ()))]
         super().__init__(model, names, nulls, mirrored)
         self._weighting, self._asked = weighting, label_dropout
+        self._words = vocabularies(model.net, names)
         able = [name for name in names if name in nulls]
         self._dropout: Dropout = (0.1 if able else 0.0) if label_dropout is None else label_dropout
         if isinstance(self._dropout, Mapping):
@@ -121,10 +130,12 @@ class Denoising(Objective[ScoreModel]):
 
     def check_data(self, dataset: MapDataset) -> None:
         check_conditions(dataset, self.names, self.nulls, self._asked)
+        check_all_captions(dataset, self._words)
 
     def check_batch(self, batch: Batch, step: int) -> None:
         if "label" in self.names:
             check_labels(batch["label"], self.nulls.get("label"), step, null=True)
+        check_captions(batch, self._words, f"the batch of step {step}")
 
     def dropped(self, uniforms: Tensor, *, seed: int, step: int) -> dict[str, Tensor]:
         return dropped_rows(self._dropout, self.droppable, uniforms, seed=seed, step=step)

@@ -85,9 +85,11 @@ def train(
         weighting: of the loss over time, see ``scoresde.losses``.
         times: density of training times, see ``scoresde.times``; uniform in t unless given.
         label_dropout: probability that a sample's conditions become null (for classifier-free guidance): 0.1 unless
-            given, 0 for networks without ``null_conditions``. A number drops all conditions of a sample together, so
-            that the network learns the joint conditional and the unconditional score. A mapping such as
-            {"label": 0.1, "caption": 0.2} drops each one named on its own, for guidance by some of them.
+            given, 0 for networks without ``null_conditions``. It acts on every condition in training that has a null,
+            not on labels alone: the name is from when there were labels only, and stays for compatibility. A number
+            drops all conditions of a sample together, so that the network learns the joint conditional and the
+            unconditional score. A mapping such as {"label": 0.1, "caption": 0.2} drops each one named on its own, for
+            guidance by some of them, and never those that it does not name.
         conditions: names of the entries of a batch that the network takes as keywords; those of its
             ``null_conditions`` unless given.
         flip: mirror each sample along its last axis with probability 1/2, and with it those conditions that the
