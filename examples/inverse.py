@@ -280,7 +280,7 @@ def solve(
         figures["methods"][method] = numbers
         drawn[method] = (answers, numbers)
         show(f"{task.name}, {method}", numbers)
-        save_picture(out / f"{task.name}.png", truth, task, y, drawn, scaling)
+    save_picture(out / f"{task.name}.png", truth, task, y, drawn, scaling)
     return figures
 
 

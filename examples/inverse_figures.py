@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
 from image_tasks import psnr, spread_over_error
-from inverse_methods import Answers
+from inverse_methods import Answers, MethodName
 from inverse_tasks import Task
 from pictures import save_figure, tile
 from readers import DigitReader
@@ -86,7 +85,7 @@ def save_picture(
     truth: Tensor,
     task: Task,
     y: Tensor,
-    found: Mapping[str, tuple[Answers, dict[str, Any]]],
+    found: Mapping[MethodName, tuple[Answers, Mapping[str, float]]],
     scaling: Scaling,
 ) -> None:
     """A PNG with a panel for each method: truth, measurement, mean, deviation, samples.
@@ -98,28 +97,30 @@ def save_picture(
     spreads = {name: x.var(1).mean(1, keepdim=True).sqrt() for name, x in looks.items()}
     white = max(float(spread.quantile(0.995)) for spread in spreads.values()) or 1.0
     zoom = max(1, -(-LEAST // truth.shape[-1]))
+    heads = ["truth", "measured", "mean", "std"]
     sheets = []
     for name, (answers, _) in found.items():
         spread = (spreads[name] / white * 2 - 1).expand_as(truth)
         draws = answers.x[:, :DRAWS].unbind(1)
         columns = [part[:ROWS] for part in (truth, task.show(y), answers.x.mean(1), spread, *draws)]
-        sheets.append(
-            (tile(scaling.to_uint8(torch.stack(columns, 1).flatten(0, 1)), len(columns), zoom=zoom), len(columns))
-        )
-    height, width = sheets[0][0].shape[:2]
-    figure, axes = plt.subplots(
-        len(sheets), 1, figsize=(width / 120 + 0.3, (height / 120 + 0.6) * len(sheets)), squeeze=False
-    )
-    for axis, (sheet, columns), (name, (_, figures)) in zip(axes.flat, sheets, found.items(), strict=True):
+        pixels = scaling.to_uint8(torch.stack(columns, 1).flatten(0, 1))
+        sheets.append(tile(pixels, len(columns), zoom=zoom))
+    heads += [str(k + 1) for k in range(len(draws))]
+    height, width = sheets[0].shape[:2]
+    beside = 1 if len(sheets) <= 3 else 2
+    below = -(-len(sheets) // beside)
+    size = ((width / 120 + 0.3) * beside, (height / 120 + 0.6) * below)
+    figure, axes = plt.subplots(below, beside, figsize=size, squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for axis, sheet, (name, (_, figures)) in zip(axes.flat, sheets, found.items(), strict=False):
+        axis.set_axis_on()
         axis.imshow(sheet, interpolation="nearest")
-        heads = ["truth", "measured", "mean", "std", *map(str, range(1, columns - 3))]
-        axis.set_xticks([(i + 0.5) * width / columns for i in range(columns)], heads)
+        axis.set_xticks([(i + 0.5) * width / len(heads) for i in range(len(heads))], heads)
         axis.xaxis.tick_top()
         axis.tick_params(length=0)
         axis.set_yticks([])
         axis.set_frame_on(False)
-        axis.set_title(
-            f"{task.name}, {name}: PSNR of the mean {figures['psnr_mean_db']:.1f} dB; std white at {white:.2g}",
-            fontsize=9,
-        )
+        title = f"{task.name}, {name}: PSNR of the mean {figures['psnr_mean_db']:.1f} dB; std white at {white:.2g}"
+        axis.set_title(title, fontsize=9)
     save_figure(path, figure)

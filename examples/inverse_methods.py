@@ -33,7 +33,7 @@ class Counted:
         self.evaluations += len(x)
         score = self.score(x, t)
         if score.requires_grad:
-            score.register_hook(self._passed)
+            score.register_hook(self._passed)  # type: ignore[no-untyped-call]
         return score
 
     def _passed(self, gradient: Tensor) -> None:
@@ -55,7 +55,7 @@ class Prior:
     score: ss.Score
     sde: ss.SDE
     sigma_data: float
-    event: tuple[int, ...]
+    event: tuple[int, int, int]
     samples: int
     particles: int
     steps: int
@@ -116,7 +116,7 @@ def _samples(
             device=prior.device,
         )
         parts.append(solution.x)
-    return torch.cat(parts).unflatten(0, (len(measurement.y), prior.samples))
+    return torch.cat(parts).reshape(len(measurement.y), prior.samples, *prior.event)
 
 
 def _particles(prior: Prior, score: Counted, measurement: Measurement) -> tuple[Tensor, dict[str, float]]:
@@ -136,7 +136,7 @@ def _particles(prior: Prior, score: Counted, measurement: Measurement) -> tuple[
             noise=noise,
             device=prior.device,
         )
-        parts.append(found.draw(prior.samples, noise).unflatten(0, (len(y), prior.samples)))
+        parts.append(found.draw(prior.samples, noise).reshape(len(y), prior.samples, *prior.event))
         least.append(found.effective.min(0).values)
         families.append(found.distinct.double())
     notes = {

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from scoresde import checks, grids
-from scoresde.noise import Noise, PerSampleNoise, as_noise
+from scoresde import checks
+from scoresde.noise import Noise, chosen_noise
 from scoresde.reverse import Reverse
 from scoresde.score import Score, parameters_of
 from scoresde.sde import SDE
-from scoresde.solvers import Progress, Solution, Solver, VelocityMultistep
+from scoresde.solvers import Progress, Solution, Solver
+from scoresde.solvers.defaults import chosen_grid, chosen_solver, default_grid
 from scoresde.solvers.fitted import Fitted
 
 
@@ -71,27 +71,18 @@ def sample(
     """
     if isinstance(solver, os.PathLike):
         solver = Fitted.load(solver)
-    solver = VelocityMultistep() if solver is None else solver
-    if not isinstance(solver, Solver):
-        raise TypeError(f"solver must be a Solver such as Heun(), got {solver!r}.")
-    if grid is None and isinstance(solver, Fitted):
-        grid = solver.grid
-    if seed is not None and noise is not None:
-        raise ValueError("give seed or noise, not both.")
-    source = PerSampleNoise(0 if seed is None else seed) if noise is None else as_noise(noise)
-    if isinstance(grid, str):
-        raise TypeError(f"grid must be times or a function of scoresde.grids such as grids.karras, got {grid!r}.")
+    solver = chosen_solver(solver)
+    source = chosen_noise(seed, noise)
     process = Reverse(sde, score, solver.default_eta if eta is None else eta)
     if grid is None:
-        grid = _rule(solver)
-    times = grid(sde, steps) if callable(grid) else grid
+        grid = solver.grid if isinstance(solver, Fitted) else default_grid(solver)
+    times = chosen_grid(sde, grid, steps)
     shape = _shape(shape)
     if x is None:
-        start = checks.grid(times, sde.t_max)[0]
         if not dtype.is_floating_point:
             raise TypeError(f"samples need a floating dtype, got {dtype}.")
         drawn = source.initial(shape, dtype=dtype, device=torch.device(device or _device(score)))
-        x = drawn * sde.sigma(start)
+        x = drawn * sde.sigma(times[0])
     elif tuple(checks.state(x).shape) != shape:
         raise ValueError(f"x must have the shape asked for, {shape}; got {tuple(x.shape)}.")
     with torch.no_grad():
@@ -107,13 +98,6 @@ def sample(
                     callback(state)
 
             return solver.solve(process, x, times, source, denoise=denoise, trajectory=trajectory, callback=tick)
-
-
-def _rule(solver: Solver) -> Callable[[SDE, int], Tensor]:
-    """The grid that goes with a solver."""
-    if isinstance(solver, VelocityMultistep):
-        return partial(grids.balanced, sigma_data=solver.sigma_data)
-    return grids.karras
 
 
 def _shape(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -192,12 +192,13 @@ def test_random_projections_keep_lengths_in_the_mean() -> None:
     assert not torch.equal(a.values, Matrix.gaussian(2000, (5, 2), IndependentNoise(1)).values)
 
 
-def test_phase_retrieval_is_blind_to_sign_and_mirror_and_keeps_energy() -> None:
+def test_phase_retrieval_is_blind_to_sign_and_half_a_turn_and_keeps_energy() -> None:
     a = PhaseRetrieval((2, 4, 5), oversample=2.0)
     x = normals(3, 2, 4, 5)
     assert a.measured == (2, 8, 10)
     torch.testing.assert_close(a(-x), a(x))
     torch.testing.assert_close(a(x.flip(-1, -2)), a(x), rtol=1e-12, atol=1e-12)
+    assert float((a(x.flip(-1)) - a(x)).abs().max()) > 0.01  # one mirror is no half turn
     # Parseval
     torch.testing.assert_close(a(x).square().sum((1, 2, 3)), x.square().sum((1, 2, 3)))
     shifted = x.roll(1, -1)
@@ -258,7 +259,7 @@ def test_each_sample_stops_at_its_tolerance() -> None:
 
 def test_no_convergence_is_said() -> None:
     matrix, v = spd(12, 1e8), normals(3, 12)
-    with pytest.warns(RuntimeWarning, match=r"after 4 iterations with 3 of 3 samples.*try this"):
+    with pytest.warns(RuntimeWarning, match=r"within 4 iterations with 3 of 3 samples.*try this"):
         conjugate_gradients(lambda u: u @ matrix, v, iterations=4, remedy="try this")
 
 
@@ -378,3 +379,36 @@ ONES = torch.ones(2, 2, dtype=torch.bool)
 def test_bad_input_is_refused(build: Callable[[], object], error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         build()
+
+
+def deficient(rank: int) -> tuple[LinearOperator, Tensor]:
+    """A (5, 8) of a given rank as a function without closed form, and as a matrix."""
+    a = normals(5, rank, seed=31) @ normals(rank, 8, seed=32)
+    return FunctionOperator(lambda x: x @ a.mT, event=(8,), dtype=torch.float64), a
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("rank", [1, 2, 3, 5])
+def test_singular_systems_without_a_closed_form(rank: int) -> None:
+    operator, a = deficient(rank)
+    y, exact = normals(4, 5, seed=33), torch.linalg.pinv(a)
+    # conditioning of a random (5, 8): below 1e3, squared by the normal equations, times roundings
+    torch.testing.assert_close(operator.pseudo_inverse(y), y @ exact.mT, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(operator.solve(y, 2.0, 0.0), y @ torch.linalg.pinv(2 * a @ a.mT), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_composition_that_forgets_frequencies() -> None:
+    blur = Blur(torch.tensor([0.5, 0.5], dtype=torch.float64), (8,))  # sees nothing of the highest frequency
+    twice, y = blur @ blur, normals(3, 8, seed=34)
+    exact = torch.linalg.pinv(twice.matrix(), rtol=1e-10)
+    torch.testing.assert_close(twice.pseudo_inverse(y), y @ exact.mT, rtol=1e-7, atol=1e-7)
+
+
+def test_a_system_that_has_no_solution_warns() -> None:
+    ones = torch.ones(2, 2, dtype=torch.float64)
+    with pytest.warns(RuntimeWarning, match="not at tolerance"):
+        conjugate_gradients(lambda u: u @ ones, torch.tensor([[1.0, 0.0]], dtype=torch.float64))
+    operator = FunctionOperator(lambda x: x @ ones, event=(2,), dtype=torch.float64)
+    got = operator.solve(torch.tensor([[1.0, 0.0]], dtype=torch.float64), 1.0, 0.0)
+    torch.testing.assert_close(got, torch.full((1, 2), 0.125, dtype=torch.float64), rtol=1e-12, atol=1e-12)

@@ -34,7 +34,8 @@ from scoresde import (
     grids,
 )
 from scoresde.guidance import LinearGuidance, Part, Twist, TwistedGuidance
-from scoresde.particles import CollapseWarning, Particles, effective_sample_size, twisted
+from scoresde.particles import CollapseWarning, Particles, VelocityStep, effective_sample_size, twisted
+from scoresde.particles.moves import LangevinMoves
 from scoresde.particles.resample import RESAMPLING
 from scoresde.solvers.planned import OneStep
 
@@ -236,6 +237,8 @@ CASES: list[Any] = [
     (Cosine(), Ancestral(variance="transition"), 20, 1.0, False, {"strength": 0.7}),
     (RectifiedFlow(T=0.99, t_min=0.0), EulerMaruyama(), 20, 1.0, True, {}),
     (RectifiedFlow(T=0.99, t_min=0.0), DDIM(), 20, 1.0, True, {"k": 2.0}),
+    (VP(), VelocityStep(), 12, 1.0, True, {"k": 2.0}),
+    (RectifiedFlow(T=0.99, t_min=0.0), VelocityStep(0.5), 12, 0.7, True, {}),
 ]
 
 
@@ -274,7 +277,7 @@ def test_the_discrete_answer_goes_to_the_exact_one_with_the_steps() -> None:
         guidance.m + guidance.v / s * (guidance.y - guidance.m),
         guidance.v * guidance.r / s,
     )
-    for kernel in (EulerMaruyama(), DDIM(), ReverseDiffusion()):
+    for kernel in (EulerMaruyama(), DDIM(), ReverseDiffusion(), VelocityStep(0.5)):
         errors = []
         for steps in (200, 400):
             found = discrete(guidance, kernel, grids.log_snr(guidance.sde, steps), 1.0, True)
@@ -417,6 +420,9 @@ GOOD = Measured(VP())
         (lambda: twisted(VP(), GOOD, 4), ValueError, "shape"),  # type: ignore[arg-type]
         (lambda: twisted(VP(), GOOD, (4, 1), threshold=1.5), ValueError, "threshold"),
         (lambda: twisted(VP(), GOOD, (4, 1), threshold=math.nan), ValueError, "threshold"),
+        (lambda: twisted(VP(), GOOD, (4, 1), moves=-1), ValueError, "moves"),
+        (lambda: twisted(VP(), GOOD, (4, 1), moves=1.5), ValueError, "moves"),  # type: ignore[arg-type]
+        (lambda: VelocityStep(sigma_data=0.0), ValueError, "sigma_data"),
         (lambda: twisted(VP(), GOOD, (4, 1), resampling="roulette"), ValueError, "resampling"),  # type: ignore[arg-type]
         (lambda: twisted(VP(), GOOD, (4, 1), seed=1, noise=IndependentNoise()), ValueError, "seed or noise"),
         (lambda: twisted(VP(), GOOD, (4, 1), grid="karras"), TypeError, "grid"),  # type: ignore[arg-type]
@@ -443,3 +449,103 @@ def test_refusals(build: Callable[[], Any], error: type[Exception], match: str) 
 def test_a_solver_of_several_steps_is_no_kernel() -> None:
     with pytest.raises(TypeError, match="one-step solver"):
         twisted(VP(), GOOD, (4, 1), kernel=VelocityMultistep())  # type: ignore[arg-type]
+
+
+# -- the velocity's step -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sde", [VP(), EDM(T=80.0, t_min=0.01), RectifiedFlow(T=0.99, t_min=0.0)], ids=name_of)
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0, 2.0])
+def test_the_velocity_step_is_exact_on_gaussians_of_its_scale(sde: SDE, eta: float) -> None:
+    """N(0, α² d² + σ²) at each time goes to the same at the next, however long the step."""
+    d = 0.7
+    grid = grids.uniform(sde, 3)
+    a, b, c = VelocityStep(d).coefficients(Reverse(sde, GOOD, eta), grid[:-1], grid[1:])
+    total = (sde.alpha(grid) * d) ** 2 + sde.sigma(grid) ** 2
+    got = (a - b / total[:-1]) ** 2 * total[:-1] + c**2
+    torch.testing.assert_close(got, total[1:], rtol=1e-10, atol=0)  # roundings, and 32 Gauss nodes
+    other = VelocityStep(1.5).coefficients(Reverse(sde, GOOD, eta), grid[:-1], grid[1:])
+    off = (other[0] - other[1] / total[:-1]) ** 2 * total[:-1] + other[2] ** 2
+    assert not torch.allclose(off, total[1:], rtol=1e-3)  # sigma_data is heard
+    assert bool((c > 0).all()) == bool((c > 0).any()) == (eta > 0)
+
+
+# -- moves ---------------------------------------------------------------------------------------------------------
+
+
+def stationary(g: Measured, t: Tensor) -> tuple[float, float]:
+    """Mean and variance of p_t ψ_t."""
+    alpha, s2 = float(g.sde.alpha(t)), float(g.sde.sigma(t)) ** 2
+    total = alpha**2 * g.v + s2
+    h, h0, var = alpha * g.v / total, s2 * g.m / total, (g.r + g.k * g.v * s2 / total) / g.strength
+    precision = 1 / total + h * h / var
+    return (alpha * g.m / total + h * (g.y - h0) / var) / precision, 1 / precision
+
+
+def test_the_ratio_of_moves_is_that_of_densities() -> None:
+    """Detailed balance, on a Gaussian to rounding: log π(y) q(x|y) - log π(x) q(y|x) from the closed forms."""
+    g, t = Measured(VP(), k=2.0, strength=0.7), torch.tensor(0.4, dtype=F64)
+    mean, variance = stationary(g, t)
+    x, y = torch.randn(2, 50, 1, generator=torch.Generator().manual_seed(0), dtype=F64)
+    step = torch.linspace(0.01, 0.5, 50, dtype=F64)
+
+    def log_pi(v: Tensor) -> Tensor:
+        return -0.5 * (v[:, 0] - mean) ** 2 / variance
+
+    def log_q(there: Tensor, here: Tensor) -> Tensor:
+        centre = here[:, 0] - step * (here[:, 0] - mean) / variance
+        return -((there[:, 0] - centre) ** 2) / (4 * step)
+
+    truth = log_pi(y) - log_pi(x) + log_q(x, y) - log_q(y, x)
+    got = LangevinMoves.log_ratio(x, g.twist(x, t), y, g.twist(y, t), step)
+    torch.testing.assert_close(got, truth, rtol=1e-9, atol=1e-9)
+
+
+def test_moves_come_to_their_law_and_adapt_each_group_alone() -> None:
+    g, t, groups, n = Measured(VP(), k=2.0), torch.tensor(0.4, dtype=F64), 2, 20000
+    mean, variance = stationary(g, t)
+    noise = IndependentNoise(0)
+    x = noise.initial((groups * n, 1), dtype=F64, device=torch.device("cpu"))
+    x[n:] = mean + variance**0.5 * x[n:]  # the second group begins where it is to stay
+    now, langevin = g.twist(x, t), LangevinMoves(groups, 1, x.device)
+    rejected = 0
+    for _ in range(40):
+        before = x
+        x, now = langevin(lambda v: g.twist(v, t), x, now, VP().sigma(t), noise)
+        rejected += int((x == before).sum())
+        torch.testing.assert_close(now.log_psi, g.twist(x, t).log_psi, rtol=0, atol=0)
+    assert rejected > 0
+    for part in x.reshape(groups, n):
+        # 4.5 standard errors; 40 moves of about the law's own width forget the start
+        assert abs(float(part.mean()) - mean) < 4.5 * (variance / n) ** 0.5
+        assert abs(float(part.var()) / variance - 1) < 4.5 * (2 / n) ** 0.5
+    # ℓ moves until the acceptance is 0.574; its own noise is 1/sqrt(n), and 40 updates leave a part of the way
+    assert bool((langevin.acceptance - 0.574).abs().max() < 0.03)
+    assert not torch.equal(langevin.length[0], langevin.length[1])
+
+
+def test_moves_mend_the_kernel_and_cost_what_is_said() -> None:
+    """Steps of DDIM too long for the variance: 12 moves at each time bring p^disc to p."""
+    sde, n, groups = VP(), 2000, 8
+    guidance, grid = Measured(sde), grids.log_snr(sde, 12)
+    s = guidance.v + guidance.r
+    truth = guidance.v * guidance.r / s
+    found = {}
+    for moves in (0, 12):
+        guidance.calls.clear()
+        got = twisted(
+            sde, guidance, (groups * n, 1), groups=groups, kernel=DDIM(), grid=grid, moves=moves, denoise=False,
+            dtype=F64,
+        )  # fmt: skip
+        assert got.nfe == len(guidance.calls) == 13 + 11 * moves
+        found[moves] = float((got.std() ** 2).mean())
+    # the last step is the kernel's alone; the law of its start is p's rather than p^disc's
+    assert abs(found[12] - truth) < 0.5 * abs(found[0] - truth)
+
+
+def test_moves_of_a_group_do_not_depend_on_others() -> None:
+    sde = VP()
+    y = torch.tensor([1.5, -2.0]).repeat_interleave(64)[:, None]
+    run = lambda y, g: twisted(sde, Measured(sde, y=y), (64 * g, 1), groups=g, steps=10, moves=2)  # noqa: E731
+    one, two = run(y[:64], 1), run(y, 2)
+    torch.testing.assert_close(one.x, two.x[:64], rtol=1e-5, atol=1e-6)

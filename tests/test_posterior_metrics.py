@@ -67,6 +67,12 @@ def test_the_calibration_error_is_the_integral() -> None:
     assert calibration_error(samples, truth) == pytest.approx(float(torch.trapezoid((share - u).abs(), u)), abs=1e-6)
 
 
+def test_a_calibration_error_that_changes_sign_between_knots() -> None:
+    """All truths between two samples: F - u is 0, -1/3, 1/3, 0 at thirds: triangles of 1/18, 1/36, 1/36, 1/18."""
+    samples = torch.tensor([[-1.0, 1.0]]).expand(5, 2)
+    assert calibration_error(samples, torch.zeros(5)) == pytest.approx(1 / 6, abs=1e-12)
+
+
 def test_extremes_of_the_calibration_error() -> None:
     """All truths on one side: F is 1 from the first cell on, so ½ but for that cell; on both sides: ¼."""
     samples, s = torch.zeros(2, 99), 99

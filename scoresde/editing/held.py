@@ -12,6 +12,7 @@ from scoresde.editing.inputs import blend
 from scoresde.noise import Noise
 from scoresde.reverse import Reverse
 from scoresde.solvers import Solver
+from scoresde.solvers.defaults import steps_on_the_grid
 
 Known = Callable[[int, Tensor, Noise], Tensor]
 """(i, t, noise) -> what is known of the state after i steps, at time t = grid[i]: (B, *event)."""
@@ -42,7 +43,9 @@ class Held(Solver):
     known: Known
 
     def __post_init__(self) -> None:
-        steps_on_the_grid(self.inner, "between which nothing can be put back outside the mask", "leave the mask out")
+        steps_on_the_grid(
+            self.inner, "between which nothing can be put back outside the mask", ", or leave the mask out"
+        )
 
     def check(self, process: Reverse) -> None:
         """That of the inner solver."""
@@ -63,12 +66,3 @@ class Held(Solver):
         x, inner = self.inner.step(process, x, t, s, noise, place.inner)
         done = place.done + 1
         return blend(self.mask, x, self.known(done, s, noise)), Place(done, inner)
-
-
-def steps_on_the_grid(solver: Solver, why: str, otherwise: str) -> None:
-    """Raises ValueError for a solver that chooses its own steps, saying why that will not do, and what would."""
-    if type(solver)._run is not Solver._run:
-        raise ValueError(
-            f"{type(solver).__name__} chooses its own steps, {why}. Take a solver that steps on the grid, such as "
-            f"Heun or DDIM, or {otherwise}."
-        )

@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from scoresde import checks, grids
-from scoresde.noise import Noise, PerSampleNoise, as_noise
+from scoresde.noise import Noise, chosen_noise
 from scoresde.sde import SDE, Time
 from scoresde.sde.base import root
-from scoresde.solvers import Solver, VelocityMultistep
-from scoresde.solvers.fitted import Fitted
-
-GridRule = Callable[..., Tensor]
-"""(sde, steps, t_start=...) -> times, as those of :mod:`scoresde.grids`."""
+from scoresde.solvers.defaults import GridRule, chosen_grid
 
 
 def rms(x: Tensor) -> Tensor:
     """The root of the mean square of each sample, (B,); differentiable at 0, where the gradient is 0."""
     return root(x.reshape(len(x), math.prod(x.shape[1:])).square().mean(1))
+
+
+def graph(gradients: bool) -> AbstractContextManager[Any]:
+    """Where an edit runs: without autograd, or in the caller's mode where gradients are asked for."""
+    if not isinstance(gradients, bool):
+        raise TypeError(f"gradients must be True or False, got {gradients!r}.")
+    return nullcontext() if gradients else torch.no_grad()
 
 
 def check_process(sde: SDE, **scores: object) -> None:
@@ -54,34 +57,16 @@ def edit_time(sde: SDE, t: Time, *, name: str = "t") -> Tensor:
 def times(
     sde: SDE, grid: Tensor | GridRule | None, steps: int, t: Time | None, *, default: GridRule = grids.karras
 ) -> Tensor:
-    """The grid: given, or by its rule from ``t`` (default T) to t_min.
+    """The grid: given, or by its rule from ``t`` (default T) to t_min; without a graph where none is kept.
 
     Raises:
         TypeError: a grid's name. ValueError: both a tensor of times and t.
     """
-    if isinstance(grid, Tensor):
-        if t is not None:
-            raise ValueError("a grid of times starts where it starts: give grid or t, not both.")
-        return checks.grid(grid, sde.t_max)
-    if grid is not None and not callable(grid):
-        raise TypeError(f"grid must be times or a function of scoresde.grids such as grids.karras, got {grid!r}.")
-    rule = default if grid is None else grid
-    made = rule(sde, steps) if t is None else rule(sde, steps, t_start=edit_time(sde, t))
-    return checks.grid(made, sde.t_max)
-
-
-def rule_of(solver: Solver) -> GridRule:
-    """The grid that goes with a solver."""
-    if not isinstance(solver, Solver):
-        raise TypeError(f"solver must be a Solver such as Heun(), got {solver!r}.")
-    if isinstance(solver, VelocityMultistep):
-        return partial(grids.balanced, sigma_data=solver.sigma_data)
-    if isinstance(solver, Fitted):
-        raise ValueError(
-            "a fitted sampler knows only its own times, which start at T; edits start in between. Take "
-            "VelocityMultistep() or another solver."
-        )
-    return grids.karras
+    if isinstance(grid, Tensor) and t is not None:
+        raise ValueError("a grid of times starts where it starts: give grid or t, not both.")
+    start = None if t is None else edit_time(sde, t)
+    made = chosen_grid(sde, default if grid is None else grid, steps, start=start)
+    return made if torch.is_grad_enabled() else made.detach()
 
 
 def source_of(seed: int | None, noise: Noise | torch.Generator | None) -> Noise:
@@ -90,18 +75,15 @@ def source_of(seed: int | None, noise: Noise | torch.Generator | None) -> Noise:
     Raises:
         ValueError: both.
     """
-    if seed is not None and noise is not None:
-        raise ValueError("give seed or noise, not both.")
-    if noise is None:
-        return as_noise(PerSampleNoise(0 if seed is None else seed), "edit")
-    return as_noise(noise)
+    return chosen_noise(seed, noise, "edit")
 
 
 def as_mask(mask: Tensor, x: Tensor) -> Tensor:
     """A mask that broadcasts to x, in x's dtype and device: 1 where the edit happens, 0 where x is kept.
 
     Raises:
-        TypeError: neither boolean nor floating. ValueError: values outside [0, 1], or a shape that does not fit.
+        TypeError: neither boolean nor floating. ValueError: values outside [0, 1], a shape that does not fit, or 0
+            everywhere.
     """
     if not isinstance(mask, Tensor):
         raise TypeError(f"mask must be a torch.Tensor, got {type(mask).__name__}.")
@@ -123,6 +105,11 @@ def as_mask(mask: Tensor, x: Tensor) -> Tensor:
         raise ValueError(
             f"a floating mask must lie in [0, 1], 1 where the edit happens; got values in [{values.min():g}, "
             f"{values.max():g}]. For 8-bit masks divide by 255."
+        )
+    if x.numel() and not bool(values.any()):
+        raise ValueError(
+            f"mask is {'False' if mask.dtype == torch.bool else '0'} everywhere, so there is nothing to edit; it is "
+            "True (or 1) where the edit happens. If it says what to keep, turn it round: ~mask, or 1 - mask."
         )
     return mask.to(device=x.device, dtype=x.dtype)
 

@@ -27,7 +27,7 @@ def autoguidance(score: Score, weak: Score, scale: float = 1.0) -> Score:
         TypeError: not a function.
         ValueError: a scale that is not finite.
     """
-    finite_scale(scale)
+    scale = finite_scale(scale)
     for name, given in (("score", score), ("weak", weak)):
         if not callable(given):
             raise TypeError(f"{name} must be a function (x, t) -> score, got {type(given).__name__}.")

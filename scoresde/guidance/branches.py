@@ -122,17 +122,31 @@ def _nulls(model: ScoreModel, null: Any, wanted: list[str], names: list[str], wh
 
 def _known(model: ScoreModel, names: list[str]) -> None:
     """Each name is one that the network takes, as far as that can be read: its null_conditions, or its signature."""
-    own = getattr(model.net, "null_conditions", None)
-    known = list(own) if isinstance(own, Mapping) else []
-    try:
-        parameters = inspect.signature(getattr(model.net, "forward", model.net)).parameters.values()
-    except (TypeError, ValueError):
+    parameters = _parameters(model)
+    if parameters is None:
         return
-    known += [p.name for p in list(parameters)[2:] if p.name not in known and p.kind not in _STARS]
+    known = taken_by(model)
     unknown = [name for name in names if name not in known]
     # With **conditions a network's null_conditions say which; a plain function's names are not to be known.
-    if unknown and (known if isinstance(own, Mapping) else not any(p.kind in _STARS for p in parameters)):
+    own = isinstance(getattr(model.net, "null_conditions", None), Mapping)
+    if unknown and (known if own else not any(p.kind in _STARS for p in parameters)):
         raise ValueError(f"the network takes no condition {', '.join(unknown)}; it takes {', '.join(known) or 'none'}.")
+
+
+def taken_by(model: ScoreModel) -> list[str]:
+    """The names of the network's conditions, as far as they can be read: its null_conditions and its signature."""
+    own = getattr(model.net, "null_conditions", None)
+    known = list(own) if isinstance(own, Mapping) else []
+    further = (p.name for p in _parameters(model) or () if p.kind not in _STARS)
+    return known + [name for name in further if name not in known]
+
+
+def _parameters(model: ScoreModel) -> list[inspect.Parameter] | None:
+    """Those of the network after (x, c)."""
+    try:
+        return list(inspect.signature(getattr(model.net, "forward", model.net)).parameters.values())[2:]
+    except (TypeError, ValueError):
+        return None
 
 
 _STARS = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)

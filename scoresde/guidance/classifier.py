@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
+from scoresde.guidance.leaf import constant, on_leaf
 from scoresde.guidance.nonlinear import parts_of
 from scoresde.guidance.parts import LinearGuidance, Part, Twist, TwistedGuidance, finite_scale
 from scoresde.score import Score
@@ -41,17 +42,18 @@ def classifier(
         score: the score to be guided.
         log_prob: (x, t) -> log p(y | x_t = x), (B,), differentiable in x; or (B, K) for all classes, with ``label``.
         scale: 0 leaves the score as it is (and never calls the classifier).
-        label: the wanted class, an index or (B,), where log_prob answers (B, K).
+        label: the wanted class, an index, (B,), or (1,) for all samples, where log_prob answers (B, K).
         temperature: τ > 0, a number or a function of t, () or (B,), to () or (B,); needs ``label``.
         t_end: where the tilt of clean samples is read off, see :meth:`ClassifierGuided.log_potential`. Default: the
             ``sde.t_min`` of a ``ClassifierModel``.
 
     Raises:
         TypeError: log_prob is no function.
-        ValueError: the classifier's answer has the wrong shape, or does not depend on x; a temperature that is not
+        ValueError: a label that is no whole number; when called, before the score is: the classifier's answer has the wrong shape, or does not depend on x; a temperature that is not
             positive or comes without label.
     """
-    finite_scale(scale)
+    scale = finite_scale(scale)
+    _whole(label)
     if not callable(log_prob):
         raise TypeError(f"log_prob must be a function (x, t) -> log p(y | x), got {type(log_prob).__name__}.")
     if not callable(temperature):
@@ -86,23 +88,25 @@ class ClassifierGuided(LinearGuidance, TwistedGuidance):
     t_end: float | None = None
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        base = self.score(x, t)
-        return base if self.scale == 0 else base + self.scale * self.gradient(x, t)[1]
+        if self.scale == 0:
+            return self.score(x, t)
+        gradient = self.gradient(x, t)[1]  # first, for it checks the label and may cost less
+        return self.score(x, t) + self.scale * gradient
 
     def parts(self, x: Tensor, t: Tensor) -> list[Part]:
         """The score s with weight 1 - scale, and the conditional score s + ∇ log p(y | x_t) with weight scale.
 
         Where s is itself a weighted sum, its first part stands for s: the law of which p(y | x_t) is the classifier.
         """
+        gradient = self.gradient(x, t)[1]
         first, *others = parts_of(self.score, x, t)
-        conditional = first.score + self.gradient(x, t)[1]
+        conditional = first.score + gradient
         return [Part(first.weight - self.scale, first.score), *others, Part(self.scale, conditional)]
 
     def twist(self, x: Tensor, t: Tensor) -> Twist:
         """The score, scale · log p(y | x_t = x) and its gradient."""
-        base = self.score(x, t)
         value, gradient = self.gradient(x, t)
-        return Twist(base, self.scale * value, self.scale * gradient)
+        return Twist(self.score(x, t), self.scale * value, self.scale * gradient)
 
     def log_potential(self, x0: Tensor) -> Tensor:
         """scale · log p(y | x_{t_end} = x0), (B,).
@@ -114,25 +118,29 @@ class ClassifierGuided(LinearGuidance, TwistedGuidance):
         Raises:
             ValueError: no t_end.
         """
+        return self.scale * self._log_prob(x0, torch.tensor(self._end(), dtype=torch.float64))
+
+    def check(self) -> None:
+        """Raises ValueError without t_end."""
+        self._end()
+
+    def _end(self) -> float:
         if self.t_end is None:
             raise ValueError(
                 "the tilt of clean samples needs a time at which this log_prob takes them: pass classifier(..., "
                 "t_end=...), the last time of the grid, or 0.0 for an exact classifier."
             )
-        return self.scale * self._log_prob(x0, torch.tensor(self.t_end, dtype=torch.float64))
+        return self.t_end
 
     def gradient(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """log p(y | x_t = x), (B,), and its gradient ∇_x, shaped like x; not multiplied by scale."""
         # The gradient is part of the score's value; it is differentiable itself only if the caller differentiates.
         create_graph = torch.is_grad_enabled()
+        leaf, value = on_leaf(lambda leaf: self._log_prob(leaf, t), x, name="log_prob")
         with torch.enable_grad():
-            leaf = x if create_graph and x.requires_grad else x.detach().requires_grad_(True)
-            value = self._log_prob(leaf, t)
-            if not value.requires_grad:
-                raise ValueError(_CONSTANT)
             (gradient,) = torch.autograd.grad(value.sum(), leaf, create_graph=create_graph, allow_unused=True)
         if gradient is None:
-            raise ValueError(_CONSTANT)
+            raise constant("log_prob")
         return (value if create_graph else value.detach()), gradient
 
     def _log_prob(self, x: Tensor, t: Tensor) -> Tensor:
@@ -162,10 +170,19 @@ def _tempers(temperature: Temperature) -> bool:
     return not isinstance(temperature, (int, float)) or temperature != 1
 
 
-_CONSTANT = (
-    "log_prob must be differentiable in x, but its answer does not depend on x: it is detached inside, or runs under "
-    "torch.inference_mode (use torch.no_grad)."
-)
+def _whole(label: int | Tensor | None) -> None:
+    """A label is None, or whole numbers, () or (B,)."""
+    if label is None:
+        return
+    try:
+        wanted = torch.as_tensor(label)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"label must be a whole number or a tensor (B,) of them; got {label!r}.") from error
+    if wanted.is_floating_point() or wanted.is_complex() or wanted.dtype == torch.bool or wanted.ndim > 1:
+        raise ValueError(
+            f"label must be a whole number or a tensor (B,) of them; got {wanted.dtype} {tuple(wanted.shape)}. Call "
+            ".long() if these are class indices."
+        )
 
 
 def _all_classes(value: Tensor, x: Tensor) -> None:
@@ -184,8 +201,8 @@ def _pick(value: Tensor, label: int | Tensor | None, x: Tensor) -> Tensor:
         return value
     _all_classes(value, x)
     wanted = torch.as_tensor(label, device=value.device)
-    if wanted.is_floating_point() or (wanted.ndim and wanted.shape != (batch,)):
-        raise ValueError(f"label must be a whole number or ({batch},); got {wanted.dtype} {tuple(wanted.shape)}.")
+    if wanted.ndim and wanted.shape not in ((batch,), (1,)):
+        raise ValueError(f"label must be a whole number, ({batch},) or (1,); got {tuple(wanted.shape)}.")
     if checks.readable(wanted) and wanted.numel() and not 0 <= int(wanted.min()) <= int(wanted.max()) < value.shape[1]:
         raise ValueError(f"label must lie in 0..{value.shape[1] - 1}; got {label}.")
     return value.gather(1, wanted.long().expand(batch)[:, None])[:, 0]

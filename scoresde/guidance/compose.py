@@ -27,7 +27,8 @@ def compose(
 
     Args:
         model: a ScoreModel trained with each condition dropped on its own.
-        terms: (w_i, conditions by name); a condition that a term leaves out is not given there.
+        terms: (w_i, conditions by name); a condition that a term leaves out is not given there. Any name will do, also
+            one that :func:`classifier_free` has for an option: ``[(w, {"scale": v})]``.
         null: what stands for "not given", by name, or the value itself where all terms share one condition. Default:
             the network's own ``null_conditions``.
 
@@ -42,10 +43,10 @@ def compose(
         if not (isinstance(term, Sequence) and len(term) == 2 and isinstance(term[1], Mapping)):
             raise TypeError(f"a term must be (weight, conditions), {_EXAMPLE}; got {term!r}.")
         weight, cond = term
-        finite_scale(weight)
+        weight = finite_scale(weight, name="weight")
         if not cond:
             raise ValueError(f"a term needs a condition, {_EXAMPLE}; the score without any is there anyway.")
-        pairs.append((float(weight), cond))
+        pairs.append((weight, cond))
     if not pairs:
         raise ValueError(f"compose needs at least one term, {_EXAMPLE}.")
     every = branches(model, [{}, *(cond for _, cond in pairs)], null, what="compose")

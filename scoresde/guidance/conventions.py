@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from scoresde.guidance.parts import finite_scale
 
 # Our scale minus the number written there. Each from the equation named; ε̂ stands for whatever is combined.
@@ -16,7 +14,7 @@ _OFFSETS = {
     "dhariwal": 0.0,  # ε̂ - s σ ∇ log p(y | x) on an unconditional model: arXiv:2105.05233, section 4.3
     "dhariwal-conditional": 1.0,  # the same on ε̂(y)
     "edm2-autoguidance": 0.0,  # w D_1 + (1 - w) D_0: arXiv:2406.02507
-    "apg": 0.0,  # D(y) + (w - 1) ΔD: arXiv:2410.02416, algorithm 1
+    "apg": 0.0,  # D(y) + (w - 1) ΔD: arXiv:2410.02416
 }
 
 
@@ -33,7 +31,7 @@ def to_scale(value: float, convention: str) -> float:
     Raises:
         ValueError: an unknown convention, or a value that is not a finite number.
     """
-    scale = _finite(value, "value") + _offset(convention)
+    scale = finite_scale(value, name="value") + _offset(convention)
     return max(scale, 1.0) if convention == "diffusers" else scale
 
 
@@ -43,7 +41,7 @@ def from_scale(scale: float, convention: str) -> float:
     Raises:
         ValueError: as there; a scale below 1 in "diffusers", which cannot say it.
     """
-    finite_scale(scale)
+    scale = finite_scale(scale)
     value = scale - _offset(convention)
     if convention == "diffusers" and scale < 1:
         raise ValueError(
@@ -57,9 +55,3 @@ def _offset(convention: str) -> float:
     if not isinstance(convention, str) or convention not in _OFFSETS:
         raise ValueError(f"convention must be one of {', '.join(_OFFSETS)}; got {convention!r}.")
     return _OFFSETS[convention]
-
-
-def _finite(value: float, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number, got {value!r}.")
-    return float(value)

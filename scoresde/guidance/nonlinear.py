@@ -13,7 +13,7 @@ from scoresde.score import Score
 
 
 class NonlinearGuidance(ABC):
-    """A guided Score that points to no known density, so that no weights can correct its samples.
+    """A guided Score for which scores alone give no weights that would correct its samples.
 
     Its weights change with time, or it is no sum of scores at all. :func:`scoresde.particles.tilted` needs a
     :class:`LinearGuidance`; ``reason`` is what it can tell the user.

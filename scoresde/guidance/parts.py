@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from scoresde import checks
+
 
 class Part(NamedTuple):
     """One term of a sum of scores: its weight, and the score (B, *event)."""
@@ -20,8 +22,8 @@ class Part(NamedTuple):
 class LinearGuidance(ABC):
     r"""A Score Σ_i a_i s_i(x, t) with Σ_i a_i = 1, each s_i the score of a law p_i that the forward process carries.
 
-    It is the score of π_t ∝ Π_i p_i(x, t)^{a_i}, which no forward process carries from t to t, so that sampling with
-    it does not end in π_0. What is missing are the weights (Skreta et al. 2025, arXiv:2503.02819)::
+    It is the score of π_t ∝ Π_i p_i(x, t)^{a_i}, which in general no forward process carries from time to time, so that
+    sampling with it does not end in π_0. What is missing are the weights (Skreta et al. 2025, arXiv:2503.02819)::
 
         d log w / dτ = ½ g² (|Σ_i a_i s_i|² - Σ_i a_i |s_i|²),        τ = T - t,
 
@@ -59,6 +61,10 @@ class TwistedGuidance(ABC):
     def log_potential(self, x0: Tensor) -> Tensor:
         """log ψ_0(x_0), (B,): what a sample is weighted with in the end."""
 
+    def check(self) -> None:
+        """Raises ValueError where :meth:`log_potential` cannot be answered; asked before any work. By default it can."""
+        return
+
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         score, _, gradient = self.twist(x, t)
         return score + gradient
@@ -73,7 +79,19 @@ def weighted_sum(parts: Sequence[Part]) -> Tensor:
     return total
 
 
-def finite_scale(scale: float) -> None:
-    """Raises ValueError unless a guidance scale is a finite number."""
-    if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
-        raise ValueError(f"scale must be a finite number, got {scale!r}.")
+def finite_scale(scale: float | Tensor, *, name: str = "scale", hint: str = "") -> float:
+    """A guidance scale as a float, from a real number of any library or a tensor ().
+
+    A tensor is read, so that no gradient flows to it: what depends on a parameter is given as a function of t.
+
+    Raises:
+        ValueError: anything else, or not finite.
+    """
+    message = f"{name} must be a finite number, got {scale!r}. {hint}".rstrip()
+    try:
+        value = checks.real(scale, name=name)
+    except (TypeError, OverflowError) as error:
+        raise ValueError(message) from error
+    if value.ndim or not math.isfinite(number := float(value.detach())):
+        raise ValueError(message)
+    return number

@@ -18,7 +18,7 @@ def cfg_plus_plus(sde: SDE, grid: Tensor | Callable[[SDE, int], Tensor], strengt
 
         x_s = α_s x̂_0^λ + σ_s ε̂(∅),      x̂_0^λ = x̂_0(∅) + λ (x̂_0(y) - x̂_0(∅))
 
-    (algorithm 2 there.) With σ̃ = σ/α, the step is x̃_s = x̃_t - (σ̃_t - σ̃_s) ε̂(∅) - λ σ̃_t (ε̂(y) - ε̂(∅)), which is the DDIM
+    With σ̃ = σ/α, the step is x̃_s = x̃_t - (σ̃_t - σ̃_s) ε̂(∅) - λ σ̃_t (ε̂(y) - ε̂(∅)), which is the DDIM
     step under guidance of scale::
 
         ω(t) = λ σ̃_t / (σ̃_t - σ̃_s),
@@ -43,7 +43,7 @@ def cfg_plus_plus(sde: SDE, grid: Tensor | Callable[[SDE, int], Tensor], strengt
         raise TypeError(f"sde must be an SDE, got {type(sde).__name__}; call cfg_plus_plus(sde, grid, strength).")
     if callable(grid):
         raise TypeError("grid must be times, not a rule for them: call it first, e.g. grids.karras(sde, steps).")
-    finite_scale(strength)
+    strength = finite_scale(strength, name="strength")
     times = checks.grid(grid, sde.t_max)
     log_snr = sde.log_snr(times)
     # 1 - σ̃_s/σ̃_t, without cancellation on fine grids

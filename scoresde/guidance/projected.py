@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
-from scoresde.guidance.classifier_free import pair
-from scoresde.guidance.parts import finite_scale
+from scoresde.guidance.classifier_free import number_or_schedule, pair, unambiguous
 from scoresde.guidance.scheduled import TwoBranches, checked_interval, tweedie
 from scoresde.score import Score, ScoreModel
 from scoresde.sde import spread
@@ -30,13 +29,13 @@ def projected(
     interval: tuple[float, float] | None = None,
     **cond: Any,
 ) -> Score:
-    r"""Adaptive projected guidance (Sadat et al. 2024, arXiv:2410.02416, algorithm 1)::
+    r"""Adaptive projected guidance (Sadat et al. 2024, arXiv:2410.02416)::
 
         Δ = x̂_0(y) - x̂_0(∅),   Δ ← Δ min(1, norm / |Δ|),   Δ = Δ∥ + Δ⊥  along and across x̂_0(y),
         x̂_0 = x̂_0(y) + (scale - 1) (Δ⊥ + parallel Δ∥)
 
-    with norms and projections over each event. Scale 1 is conditional, and parallel = 1 without a norm is
-    classifier-free guidance. The paper's momentum, Δ ← Δ + β Δ of the step before, is left out: a Score is a
+    with norms and projections over each event. Scale 1 is conditional; at scale 0 both branches are needed, for it is
+    not unconditional unless parallel = 1 without a norm, which is classifier-free guidance. The paper's momentum, Δ ← Δ + β Δ of the step before, is left out: a Score is a
     function of (x, t), and what it answers must not depend on which steps were taken before.
 
     Args:
@@ -46,10 +45,11 @@ def projected(
         norm: r > 0, the largest norm of Δ, in units of the data; None for no limit.
 
     Raises:
-        TypeError, ValueError: as for classifier_free; a parallel that is not finite, a norm that is not positive.
+        TypeError, ValueError: as for classifier_free, for ``parallel`` and ``norm`` too; a parallel that is not finite, a norm that is not positive.
     """
-    if not callable(scale):
-        finite_scale(scale)
+    unambiguous(model, "projected", parallel=(parallel, 0.0), norm=(norm, None), null=(null, None),
+                negative=(negative, None), interval=(interval, None))  # fmt: skip
+    scale = number_or_schedule(scale)
     if isinstance(parallel, bool) or not math.isfinite(checks.number(parallel, name="parallel")):
         raise ValueError(f"parallel must be a finite number, got {parallel!r}.")
     if norm is not None:
@@ -65,6 +65,12 @@ class Projected(TwoBranches):
 
     parallel: float
     norm: float | None
+
+    @property
+    def single(self) -> frozenset[int]:
+        """Scale 0 is branch 0 only where all of the difference is taken away again."""
+        whole = isinstance(self.parallel, (int, float)) and self.parallel == 1 and self.norm is None
+        return frozenset((0, 1) if whole else (1,))
 
     def guide(self, x: Tensor, t: Tensor, weak: Tensor, strong: Tensor, scale: Tensor) -> Tensor:
         """Branch 1 + (scale - 1) times the weighted parts of what it differs in from branch 0."""

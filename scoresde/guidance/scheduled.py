@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +28,11 @@ class TwoBranches(NonlinearGuidance):
     branches: Branches
     scale: float | Schedule
     interval: tuple[float, float] | None
+
+    @property
+    @abstractmethod
+    def single(self) -> frozenset[int]:
+        """The scales, of 0 and 1, at which the guided score is the branch of that number, and needs no other."""
 
     @abstractmethod
     def guide(self, x: Tensor, t: Tensor, weak: Tensor, strong: Tensor, scale: Tensor) -> Tensor:
@@ -57,13 +62,16 @@ class TwoBranches(NonlinearGuidance):
             return self._same(x, t, scale)
         checks.same_batch(scale, x)
         values = scale.detach() if torch.compiler.is_compiling() else scale.detach().cpu()
-        if scale.requires_grad or not checks.readable(values) or bool(((values != 0) & (values != 1)).all()):
+        if scale.requires_grad or not checks.readable(values):
             return self._all(x, t, scale)
-        return self._each(x, t, scale, values)
+        alone = {i: values == i if i in self.single else torch.zeros_like(values, dtype=torch.bool) for i in (0, 1)}
+        if not bool((alone[0] | alone[1]).any()):
+            return self._all(x, t, scale)
+        return self._each(x, t, scale, alone)
 
     def _same(self, x: Tensor, t: Tensor, scale: Tensor) -> Tensor:
         """One scale for all samples."""
-        if not scale.requires_grad and checks.readable(scale) and scale.item() in (0, 1):
+        if not scale.requires_grad and checks.readable(scale) and scale.item() in self.single:
             return self.branches(x, t, [int(scale.item())])[0]
         return self._all(x, t, scale)
 
@@ -72,15 +80,18 @@ class TwoBranches(NonlinearGuidance):
         weak, strong = self.branches(x, t, [0, 1])
         return self.guide(x, t, weak, strong, scale)
 
-    def _each(self, x: Tensor, t: Tensor, scale: Tensor, values: Tensor) -> Tensor:
-        """Samples with scales of their own, each with the branches that it needs, in one call."""
-        needs = {i: (values != 1 - i).nonzero().flatten().to(x.device) for i in (0, 1)}
+    def _each(self, x: Tensor, t: Tensor, scale: Tensor, alone: Mapping[int, Tensor]) -> Tensor:
+        """Samples with scales of their own, each with the branches that it needs, in one call.
+
+        ``alone[i]`` (B,) says which samples are branch i itself.
+        """
+        needs = {i: (~alone[1 - i]).nonzero().flatten().to(x.device) for i in (0, 1)}
         needs = {i: rows for i, rows in needs.items() if len(rows)}
         found = dict(zip(needs, self.branches.some(x, t, needs), strict=True))
         out = x.new_zeros(x.shape)
         for i, rows in needs.items():
             out = out.index_copy(0, rows, found[i])
-        two = ((values != 0) & (values != 1)).nonzero().flatten().to(x.device)
+        two = (~(alone[0] | alone[1])).nonzero().flatten().to(x.device)
         if not len(two):
             return out
         weak, strong = (found[i][torch.searchsorted(needs[i], two)] for i in (0, 1))
@@ -98,6 +109,11 @@ class ScheduledGuidance(TwoBranches):
     """A Score made by :func:`classifier_free` with a schedule, an interval or rescaling."""
 
     rescale: float
+
+    @property
+    def single(self) -> frozenset[int]:
+        """Rescaling asks for the deviation of branch 1 at scale 0 too."""
+        return frozenset((1,) if self.rescale > 0 else (0, 1))
 
     def guide(self, x: Tensor, t: Tensor, weak: Tensor, strong: Tensor, scale: Tensor) -> Tensor:
         """Branch 0 + scale (branch 1 - branch 0), rescaled."""

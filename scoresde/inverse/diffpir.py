@@ -32,7 +32,7 @@ class DiffPIR(MeasuredSolver):
 
     Args:
         measurement: y, a linear A and σ_y; at σ_y = 0 the measured part of x̂_0' is y.
-        regularisation: λ > 0, weight of the prior; the paper tunes it between 1 and 25.
+        regularisation: λ > 0, weight of the prior, tuned by hand.
         zeta: ζ in [0, 1], the share of new noise; 0 draws none.
 
     Raises:

@@ -28,7 +28,7 @@ def dps(
     scale: float = 1.0,
     step: Literal["likelihood", "norm"] = "likelihood",
 ) -> TwistedGuidance:
-    r"""Diffusion posterior sampling (Chung et al. 2022, arXiv:2209.14687, eq. 10-16): p(y | x_t) ≈ p(y | x̂_0(x_t)).
+    r"""Diffusion posterior sampling (Chung et al. 2022, arXiv:2209.14687, eq. 11): p(y | x_t) ≈ p(y | x̂_0(x_t)).
 
     With r = y - A(x̂_0(x)), for any differentiable A::
 
@@ -38,7 +38,8 @@ def dps(
     "norm" is the paper's algorithm 1 written as a score. It subtracts ζ/‖r‖ ∇‖r‖² = 2ζ ∇‖r‖ from x after each of N
     ancestral steps; a step of length T/N adds g² T/N times the score, so the same shift comes from the score
     -2ζ N / (T g²) ∇‖r‖. Whatever the number of steps, the total shift on the reverse SDE is then the paper's (half of
-    it on the probability-flow ODE). ζ = ``scale`` is tuned by hand, and the law that results is nobody's posterior.
+    it on the probability-flow ODE). ζ = ``scale`` is tuned by hand; the authors' code shifts by ζ ∇‖r‖, so that the values
+    published with it are twice the ``scale`` that does the same here. And the law that results is nobody's posterior.
 
     Bias: x_0 is taken to be known once x_t is. For a Gaussian prior the exact gradient has A V Aᵀ + σ_y² I, V the
     covariance of x_0 given x_t, where "likelihood" has σ_y² I alone: in one dimension it is 1 + A² V/σ_y² times too
@@ -48,7 +49,8 @@ def dps(
         score: of the prior, differentiable in x; may itself be guided or bound.
         sde: the SDE of both.
         measurement: y, A and σ_y; σ_y > 0 for "likelihood".
-        scale: finite. 1 is the approximation itself; for "norm" the paper's ζ', 0.1 to 1 for data in [-1, 1].
+        scale: finite. 1 is the approximation itself; for "norm" half of the ζ' of the authors' code, which is 0.1 to 1
+            for data in [-1, 1] (appendix C.2).
         step: which of the two.
 
     Raises:

@@ -40,7 +40,7 @@ def moment_matching(
     V as it stands, without ∂V/∂x_t, as both papers do.
 
     "exact" builds A V Aᵀ, (B, m, m), from m backward passes; "cg" solves with conjugate gradients, one backward pass
-    each (Rozet et al., section 4), for measurements of many numbers. V is symmetric and positive for an exact score; a
+    each (Rozet et al.), for measurements of many numbers. V is symmetric and positive for an exact score; a
     network's is neither, so "exact" takes its symmetric part without its negative eigenvalues, and "cg" may stop short,
     with a warning.
 

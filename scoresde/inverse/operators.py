@@ -17,6 +17,9 @@ from scoresde.sde import spread
 Shape = tuple[int, ...]
 
 
+_REMEDY = "A is ill-conditioned: solve in float64, or give A as a Matrix, which solves in closed form."
+
+
 class LinearOperator(ABC):
     r"""A linear A from events (B, \*event) to measurements (B, \*measured), with its adjoint; both follow x's dtype.
 
@@ -84,14 +87,19 @@ class LinearOperator(ABC):
         """The same for factors that broadcast against v."""
         if self.gram is not None:
             return v / (a * self.gram + b)
-        return conjugate_gradients(
-            lambda u: a * self.apply(self.transpose(u)) + b * u,
-            v,
-            remedy="A Aᵀ is ill-conditioned: solve in float64, or give A as a Matrix, which solves in closed form.",
-        )
+        singular = b == 0
+        if bool(singular.any()):  # K u = v need not have a solution; with v projected onto the range of A it has
+            v = torch.where(singular, self.apply(self._least_squares(v)), v)
+        return conjugate_gradients(lambda u: a * self.apply(self.transpose(u)) + b * u, v, remedy=_REMEDY)
+
+    def _least_squares(self, y: Tensor) -> Tensor:
+        """The x of least norm with Aᵀ A x = Aᵀ y, which always has a solution."""
+        return conjugate_gradients(lambda x: self.transpose(self.apply(x)), self.transpose(y), remedy=_REMEDY)
 
     def pseudo_inverse(self, y: Tensor) -> Tensor:
         r"""A⁺ y = Aᵀ (A Aᵀ)⁺ y, (B, \*event): of the x whose A x is nearest to y, the one of least norm."""
+        if self.gram is None and type(self)._solve is LinearOperator._solve:
+            return self._least_squares(fits(y, self.measured, name="y", what=f"what {type(self).__name__} measures"))
         return self.adjoint(self.solve(y, 1.0, 0.0))
 
     def matrix(self) -> Tensor:

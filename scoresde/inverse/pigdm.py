@@ -15,7 +15,7 @@ from scoresde.sde import SDE
 
 
 def pigdm(score: Score, sde: SDE, measurement: Measurement, *, sigma_data: float = 1.0) -> TwistedGuidance:
-    r"""ΠGDM (Song et al. 2023, "Pseudoinverse-guided diffusion models for inverse problems", ICLR, section 3)::
+    r"""ΠGDM (Song et al. 2023, "Pseudoinverse-guided diffusion models for inverse problems", ICLR)::
 
         x_0 | x_t ≈ N(x̂_0, r² I),   r² = σ² σ_d² / (α² σ_d² + σ²)
         log ψ_t = log N(y; A x̂_0, r² A Aᵀ + σ_y² I) + const(t)

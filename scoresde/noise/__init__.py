@@ -13,7 +13,7 @@ from __future__ import annotations
 from scoresde.noise.base import Noise, drawn_seed
 from scoresde.noise.counter import counter_normal
 from scoresde.noise.path import BrownianNoise
-from scoresde.noise.sources import IndependentNoise, PerSampleNoise, as_noise
+from scoresde.noise.sources import IndependentNoise, PerSampleNoise, as_noise, chosen_noise
 
 __all__ = [
     "BrownianNoise",
@@ -21,6 +21,7 @@ __all__ = [
     "Noise",
     "PerSampleNoise",
     "as_noise",
+    "chosen_noise",
     "counter_normal",
     "drawn_seed",
 ]

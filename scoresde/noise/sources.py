@@ -198,3 +198,21 @@ def as_noise(noise: Noise | torch.Generator | int, purpose: str = "") -> Noise:
     if isinstance(noise, (int, np.integer)) and not isinstance(noise, bool):
         return as_noise(PerSampleNoise(int(noise)), purpose)
     raise TypeError(f"noise must be a Noise, a torch.Generator or an integer seed, got {type(noise).__name__}.")
+
+
+def chosen_noise(seed: int | None, noise: Noise | torch.Generator | int | None, purpose: str = "") -> Noise:
+    """What an entry point that takes a seed or a noise draws from: the noise as it is, else the seed, default 0.
+
+    Args:
+        seed: of one stream for each sample.
+        noise: in its place.
+        purpose: where a seed is given, another stream of it; see :func:`as_noise`.
+
+    Raises:
+        TypeError: neither a seed nor a noise. ValueError: both.
+    """
+    if seed is not None and noise is not None:
+        raise ValueError("give seed or noise, not both.")
+    if noise is None:
+        return as_noise(PerSampleNoise(0 if seed is None else seed), purpose)
+    return as_noise(noise)

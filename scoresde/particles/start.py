@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
-from scoresde.noise import Noise, PerSampleNoise, as_noise
+from scoresde.noise import Noise, chosen_noise
 from scoresde.particles.population import Population, share
 from scoresde.particles.resample import Resampling, resampling_of
 from scoresde.score import parameters_of
 from scoresde.sde import SDE
+from scoresde.solvers.defaults import chosen_grid
 
 Named = Literal["systematic", "stratified", "multinomial", "residual"]
 
@@ -61,14 +62,10 @@ def prepared(
         )
     share(threshold)
     scheme = resampling_of(resampling)
-    if seed is not None and noise is not None:
-        raise ValueError("give seed or noise, not both.")
-    if isinstance(times, str):
-        raise TypeError(f"grid must be times or a function of scoresde.grids such as grids.karras, got {times!r}.")
+    source = chosen_noise(seed, noise)
     if not dtype.is_floating_point:
         raise TypeError(f"particles need a floating dtype, got {dtype}.")
-    grid = checks.grid(times(sde, steps) if callable(times) else times, sde.t_max).detach()
-    source = PerSampleNoise(0 if seed is None else seed) if noise is None else as_noise(noise)
+    grid = chosen_grid(sde, times, steps).detach()
     source.check(grid)
     parameters = parameters_of(guidance)
     where = torch.device(device) if device is not None else parameters[0].device if parameters else torch.device("cpu")

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from scoresde import checks, grids
+from scoresde import checks
 from scoresde.guidance import LinearGuidance, NonlinearGuidance, Part, TwistedGuidance
 from scoresde.guidance.parts import weighted_sum
 from scoresde.noise import Noise
@@ -19,8 +18,9 @@ from scoresde.particles.resample import Resampling
 from scoresde.particles.start import Named, prepared
 from scoresde.reverse import Reverse
 from scoresde.sde import SDE
-from scoresde.solvers import AnnealedLangevin, Solver, VelocityMultistep
+from scoresde.solvers import AnnealedLangevin, Solver
 from scoresde.solvers.carried import mapped
+from scoresde.solvers.defaults import chosen_solver, default_grid, steps_on_the_grid
 from scoresde.solvers.fitted import Fitted
 from scoresde.solvers.planned import Place
 
@@ -90,9 +90,9 @@ def tilted(
         CollapseWarning: an effective sample size below 2, or 2 % of N, at any time.
     """
     _linear(guidance)
-    solver = VelocityMultistep() if solver is None else solver
-    _steps_of_its_own(solver)
-    times = _rule(solver) if grid is None else grid
+    solver = chosen_solver(solver)
+    _follows_the_process(solver)
+    times = default_grid(solver) if grid is None else grid
     begun = prepared(
         sde, guidance, shape, groups=groups, times=times, steps=steps, threshold=threshold, resampling=resampling,
         seed=seed, noise=noise, dtype=dtype, device=device,
@@ -257,7 +257,7 @@ def _linear(guidance: object) -> None:
         raise TypeError(f"{name} is a score with a known twist, not a sum of scores: use twisted(...) for it.")
     if isinstance(guidance, NonlinearGuidance):
         raise TypeError(
-            f"{name} is the score of no known density: {guidance.reason}. There is nothing to correct it to; take a "
+            f"{name} cannot be corrected from scores alone: {guidance.reason}. Take a "
             "constant scale without interval, rescale or projection."
         )
     raise TypeError(
@@ -267,23 +267,10 @@ def _linear(guidance: object) -> None:
     )
 
 
-def _steps_of_its_own(solver: Solver) -> None:
-    if not isinstance(solver, Solver):
-        raise TypeError(f"solver must be a Solver such as VelocityMultistep(), got {solver!r}.")
-    name = type(solver).__name__
-    if type(solver)._run is not Solver._run:
-        raise ValueError(
-            f"{name} is not made of the grid's steps: its samples step on their own, so there is no common time at "
-            "which to weigh and resample them. Take a solver with steps, such as VelocityMultistep() or DDIM()."
-        )
+def _follows_the_process(solver: Solver) -> None:
+    steps_on_the_grid(solver, "so that there is no common time at which to weigh and resample the particles")
     if isinstance(solver, (AnnealedLangevin, Fitted)):
         raise ValueError(
-            f"the states of {name} between its ends do not follow the process, so weights collected there are not "
+            f"the states of {type(solver).__name__} between its ends do not follow the process, so weights collected there are not "
             "those of the process. Take a solver of the process, such as VelocityMultistep() or DDIM()."
         )
-
-
-def _rule(solver: Solver) -> Callable[[SDE, int], Tensor]:
-    if isinstance(solver, VelocityMultistep):
-        return partial(grids.balanced, sigma_data=checks.number(solver.sigma_data))
-    return grids.karras
