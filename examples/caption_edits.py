@@ -14,7 +14,6 @@ from torch import Tensor
 import scoresde as ss
 from scoresde import editing
 from scoresde.data import Dataset, Scaling
-from scoresde.nn import AttentionMaps
 
 UNTIL = (0.0, 0.4, 0.8, 1.0)
 
@@ -62,12 +61,12 @@ def prompt_to_prompt(captions: Captions, out: Path) -> dict[str, Any]:
             for until in UNTIL:
                 if kind == "generated":
                     both = editing.prompt_to_prompt(
-                        model, noise, source, target, maps=AttentionMaps, until=until,
+                        model, noise, source, target, until=until,
                         scale=captions.guidance, seed=captions.seed, **options,
                     )  # fmt: skip
                 else:
                     both = editing.prompt_to_prompt(
-                        model, found.x, source, target, maps=AttentionMaps, until=until,
+                        model, found.x, source, target, until=until,
                         grid=found.grid, solver=ss.DDIM(), denoise=False,
                     )  # fmt: skip
                 rows = rows or [("source", both.source)]

@@ -170,21 +170,20 @@ def main(config: Config) -> dict[str, Any]:
         "edited": len(x),
         "originals_read_as_their_label": bench.read(bench.x, bench.label),
     }
-    with torch.no_grad():
-        for name, edit in every.items():
-            if config.edit in (name, "all"):
-                report[name] = edit(bench, out)
-                show(name, report[name])
-        if captions is not None:
-            rest: dict[str, Any] = {"steps": config.steps, "guidance": config.guidance, "seed": config.seed}
-            those = caption_edits.bench(*captions, training, held, count=config.count, **rest)
-            report["prompt_to_prompt"] = caption_edits.prompt_to_prompt(those, out)
-            show("prompt_to_prompt", report["prompt_to_prompt"])
-        else:
-            print(
-                "prompt_to_prompt: left out, since it needs a model of captions. Train one with `python "
-                "examples/conditional.py --task caption` and give its folder by --captions."
-            )
+    for name, edit in every.items():
+        if config.edit in (name, "all"):
+            report[name] = edit(bench, out)
+            show(name, report[name])
+    if captions is not None:
+        rest: dict[str, Any] = {"steps": config.steps, "guidance": config.guidance, "seed": config.seed}
+        those = caption_edits.bench(*captions, training, held, count=config.count, **rest)
+        report["prompt_to_prompt"] = caption_edits.prompt_to_prompt(those, out)
+        show("prompt_to_prompt", report["prompt_to_prompt"])
+    else:
+        print(
+            "prompt_to_prompt: left out, since it needs a model of captions. Train one with `python "
+            "examples/conditional.py --task caption` and give its folder by --captions."
+        )
     report["seconds"] = round(time.perf_counter() - start, 1)
     save_json(out / "report.json", report)
     print(f"{report['seconds']:.0f} s in all; pictures and report.json are in {out}")

@@ -148,7 +148,8 @@ def interpolation(bench: Bench, out: Path) -> dict[str, Any]:
     """Between the latents of two digits, decoded without a label."""
     sde, model = bench.model.sde, bench.model
     null = torch.full_like(bench.label, int(model.net.null_conditions["label"]))  # type: ignore[attr-defined]
-    found = editing.invert(sde, model.bind(label=null), bench.x, **_inversion(bench))
+    score = model.bind(label=null)
+    found = editing.invert(sde, score, bench.x, **_inversion(bench))
     a, b = found.x, found.x.roll(-1, 0)
     ends = torch.stack([bench.label, bench.label.roll(-1, 0)]).cpu()
     report: dict[str, Any] = {}
@@ -158,7 +159,10 @@ def interpolation(bench: Bench, out: Path) -> dict[str, Any]:
     for path in paths:
         between = editing.interpolate(a, b, WEIGHTS.to(a.device), path=path)
         decoded = torch.stack(
-            [found.decoder.solve(ss.Reverse(sde, model.bind(label=null), 0.0), x, found.grid).x for x in between]
+            [
+                ss.sample(sde, score, tuple(x.shape), solver=found.decoder, x=x, grid=found.grid, denoise=False).x
+                for x in between
+            ]
         )
         strip = decoded if strip is None else strip
         inner = decoded[1:-1]

@@ -33,7 +33,7 @@ class Counted:
         self.evaluations += len(x)
         score = self.score(x, t)
         if score.requires_grad:
-            score.register_hook(self._passed)  # type: ignore[no-untyped-call]
+            score.register_hook(self._passed)  # type: ignore[no-untyped-call, unused-ignore]
         return score
 
     def _passed(self, gradient: Tensor) -> None:

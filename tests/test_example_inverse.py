@@ -52,7 +52,7 @@ SHAPES = [(1, 8, 8), (3, 8, 12)]
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A digits model of two steps, narrow, in the folder of a run of digits.py."""
     out = tmp_path_factory.mktemp("digits")
-    digits.fit(digits.Config(steps=2, width=8, batch_size=16, cpu=True), digits.SDES["vp"](), digits.load(0)[0], out)
+    digits.fit(digits.Config(steps=2, width=8, batch_size=16, cpu=True), ss.VP(), digits.load(0)[0], out)
     return out
 
 
@@ -202,7 +202,7 @@ def _question(std: float, samples: int, **flags: Any) -> tuple[inverse_methods.P
     prior = inverse_methods.Prior(law.score(sde), sde, std, EVENT, samples, device=torch.device("cpu"), **options)
     task = build("hole", EVENT)
     truth = law.sample(4, 1)
-    return prior, task, truth, Measurement.simulate(truth, task.operator, 0.1, 2)
+    return prior, task, truth, Measurement.simulate(truth, task.operator, 0.3, 2)
 
 
 @pytest.mark.filterwarnings("ignore::scoresde.particles.CollapseWarning")
@@ -223,11 +223,11 @@ def test_methods_on_white_pictures(method: Any) -> None:
     short = 0.5 if method in ("repaint", "diffpir") else 0.15
     assert float(hidden.std()) == pytest.approx(std, rel=short) and abs(float(hidden.mean())) < 0.1
     if method in ("dps", "diffpir", "replacement", "repaint"):  # whose biases have tests of their own elsewhere
-        assert float((seen.mean(1) - measurement.y).square().mean().sqrt()) < 0.15
+        assert float((seen.mean(1) - measurement.y).square().mean().sqrt()) < 0.3  # the noise's own
         return
-    wanted = std**2 / (std**2 + 0.1**2) * measurement.y
-    # deviation of the posterior 0.098, so 0.01 for a mean of 100, and 0.04 for the largest of 48 and shared ancestors
-    torch.testing.assert_close(seen.mean(1), wanted, rtol=0, atol=0.06)
+    wanted = std**2 / (std**2 + 0.3**2) * measurement.y
+    # deviation of the posterior 0.26, so 0.026 for a mean of 100, and 2.5 times that for the largest of 48
+    torch.testing.assert_close(seen.mean(1), wanted, rtol=0, atol=0.1)
 
 
 GRADIENTS = ("dps", "pigdm", "moment-matching", "particles")
@@ -252,14 +252,15 @@ def test_particles_of_one_picture_stay_together() -> None:
 
 @pytest.mark.filterwarnings("ignore::scoresde.particles.CollapseWarning")
 def test_options_of_methods_matter() -> None:
-    for method, flags in {
+    changes: dict[Any, dict[str, Any]] = {
         "dps": {"dps_scale": 0.1},
         "particles": {"particles": 20},
         "diffpir": {"seed": 1},
         "pigdm": {"steps": 5},
-    }.items():
+    }
+    for method, flags in changes.items():
         one, other = (
-            inverse_methods.answer(prior, method, measurement)  # type: ignore[arg-type]
+            inverse_methods.answer(prior, method, measurement)
             for prior, _, _, measurement in (_question(0.5, 6), _question(0.5, 6, **flags))
         )
         assert not torch.allclose(one.x, other.x, atol=1e-3)

@@ -24,7 +24,9 @@ from scoresde import (
     classifier_free,
     sample,
 )
-from scoresde.guidance import ClassifierModel, LinearGuidance, TwistedGuidance
+from scoresde.guidance import ClassifierModel, LinearGuidance, Twist, TwistedGuidance
+from scoresde.guidance.classifier import ClassifierGuided
+from scoresde.guidance.leaf import on_leaf
 
 SDES: list[SDE] = [VP(), SubVP(), VE(), EDM(), Cosine(), RectifiedFlow()]
 # Sums of a few terms, in two orders.
@@ -200,15 +202,41 @@ def test_scale_zero_never_calls_the_classifier() -> None:
         (lambda x, t: x, 2, r"0\.\.1"),
         (lambda x, t: x, -1, r"0\.\.1"),
         (lambda x, t: x, torch.tensor([0, 1, 2, 0]), r"0\.\.1"),
-        (lambda x, t: x, torch.tensor([0, 1]), "whole number"),
-        (lambda x, t: x, 0.5, "whole number"),
+        (lambda x, t: x, torch.tensor([0, 1]), r"a whole number, \(4,\) or \(1,\)"),
         (lambda x, t: x.detach().sum(1), None, "does not depend on x"),
         (lambda x, t: torch.zeros(4, requires_grad=True), None, "does not depend on x"),
     ],
 )
 def test_bad_classifiers(log_prob: Any, label: Any, match: str) -> None:
-    with pytest.raises(ValueError, match=match):
-        classifier(lambda x, t: x, log_prob, 1.0, label=label)(X, T)
+    def never(x: Tensor, t: Tensor) -> Tensor:
+        raise AssertionError("the score was evaluated before the classifier was checked")
+
+    guided = classifier(never, log_prob, 1.0, label=label)
+    assert isinstance(guided, ClassifierGuided)
+    for use in (guided, guided.parts, guided.twist):
+        with pytest.raises(ValueError, match=match):
+            use(X, T)
+
+
+@pytest.mark.parametrize(
+    "label",
+    [True, torch.tensor(True), torch.ones(4).bool(), 0.5, torch.ones(4), 1j, "one", torch.ones(4, 1).long()],
+    ids=["bool", "bool ()", "bool (B,)", "float", "float (B,)", "complex", "str", "(B, 1)"],
+)
+def test_a_label_is_whole_numbers(label: Any) -> None:
+    with pytest.raises(ValueError, match="label must be a whole number"):
+        classifier(lambda x, t: x, lambda x, t: x, 1.0, label=label)
+
+
+def test_one_row_of_labels_is_for_all_samples() -> None:
+    data = mixture()
+    one, row, each = (
+        classifier(data.score(VP()), data.label_log_prob(VP()), 2.0, label=label)(X, T)
+        for label in (1, torch.tensor([1]), torch.full((4,), 1))
+    )
+    assert torch.equal(one, row) and torch.equal(one, each)
+    with pytest.raises(ValueError, match=r"0\.\.2"):
+        classifier(data.score(VP()), data.label_log_prob(VP()), 2.0, label=torch.tensor([3]))(X, T)
 
 
 def test_inference_mode_is_named_where_it_is_the_cause() -> None:
@@ -282,8 +310,34 @@ def test_a_classifier_model_knows_its_last_time() -> None:
     guided, unknown = (classifier(lambda x, t: x, by, 2.0, label=1) for by in (learned, lambda x, t: x))
     assert isinstance(guided, TwistedGuidance) and isinstance(unknown, TwistedGuidance)
     torch.testing.assert_close(guided.log_potential(X), 2 * learned(X, 0.02)[:, 1], **ROUNDING)
-    with pytest.raises(ValueError, match="t_end="):
-        unknown.log_potential(X)
+    guided.check()
+    for ask in (unknown.check, lambda: unknown.log_potential(X)):
+        with pytest.raises(ValueError, match="t_end="):
+            ask()
+
+
+def test_a_twist_has_its_potential_unless_it_says_otherwise() -> None:
+    class Flat(TwistedGuidance):
+        def twist(self, x: Tensor, t: Tensor) -> Twist:
+            return Twist(x, x.sum(1), torch.ones_like(x))
+
+        def log_potential(self, x0: Tensor) -> Tensor:
+            return x0.sum(1)
+
+    Flat().check()
+
+
+@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("required", [True, False])
+def test_the_leaf_is_x_itself_only_where_the_caller_differentiates(grad: bool, required: bool) -> None:
+    x = X.clone().requires_grad_(required)
+    with torch.set_grad_enabled(grad):
+        leaf, value = on_leaf(lambda x: x.square().sum(1), x, name="f")
+        assert torch.is_grad_enabled() is grad
+    assert (leaf is x) is (grad and required) and torch.equal(leaf, x)
+    assert torch.equal(torch.autograd.grad(value.sum(), leaf)[0], 2 * X) and x.requires_grad is required
+    with pytest.raises(ValueError, match="f must be differentiable in x"):
+        on_leaf(lambda x: x.detach(), x, name="f")
 
 
 def test_classifier_guidance_keeps_its_tilt_over_other_guidance() -> None:
@@ -412,3 +466,16 @@ def test_guided_sampling_reaches_the_component() -> None:
     x = sample(VP(), score, (n, 1), steps=25, denoise=False, seed=3).x
     # 0.02: Heun's bias at 25 steps (see test_orders); unguided the mean is -0.6
     assert abs(float(x.mean()) - 1) < 5 * math.sqrt(0.05 / n) + 0.02
+
+
+def test_at_scale_zero_no_classifier_is_asked() -> None:
+    def forbidden(x: Tensor, t: Tensor) -> Tensor:
+        raise AssertionError("asked")
+
+    score = mixture().score(VP())
+    guided: Any = classifier(score, forbidden, 0.0)
+    assert torch.equal(guided(X, T), score(X, T)) and torch.equal(guided.twist(X, T).score, score(X, T))
+    assert [part.weight for part in guided.parts(X, T)] == [1.0]
+    assert not guided.twist(X, T).log_psi.any() and not guided.twist(X, T).gradient.any()
+    guided.check()
+    assert not guided.log_potential(X).any()

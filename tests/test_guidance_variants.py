@@ -350,8 +350,62 @@ def test_projected_takes_schedules_and_intervals_and_spares_branches() -> None:
         torch.testing.assert_close(guided(X, t), same(X, t), **ROUNDING)
     for scale, label in ((1.0, Y), (0.0, torch.full((4,), NONE))):
         net.net.batches.clear()  # type: ignore[union-attr,operator]
-        got = projected(net, scale, label=Y)(X, T)
+        got = projected(net, scale, parallel=1.0, label=Y)(X, T)
         assert batches(net) == [4] and torch.equal(got, net(X, T, label=label))
+
+
+# ---- at scale 0 ----
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        partial(projected, parallel=0.0),
+        partial(projected, parallel=0.4, norm=0.3),
+        partial(projected, parallel=1.0, norm=0.3),
+        partial(projected, parallel=1.0),
+        partial(classifier_free, rescale=0.7),
+        classifier_free,
+    ],
+    ids=["projected", "parallel and norm", "norm", "parallel alone", "rescale", "classifier_free"],
+)
+def test_no_guidance_jumps_at_scale_0(build: Callable[..., Any]) -> None:
+    """Each is smooth in its scale, so that its value at 0 is the mean of those at ±h, up to h²."""
+    net, h = model(), 1e-4
+    for t in (T, EACH):
+        low, at, high = (build(net, scale, label=Y)(X, t) for scale in (-h, 0.0, h))
+        assert float((high - low).detach().abs().max()) > 1e-5  # the scale is at work
+        # h² times a second derivative of order 1
+        torch.testing.assert_close(at, (low + high) / 2, rtol=0, atol=1e-6)
+
+        def each(t: Tensor) -> Tensor:
+            return torch.tensor([0.0, 1.0, 2.5, 0.0], dtype=torch.float64)
+
+        mixed = build(net, each, label=Y)(X, EACH)
+        for i, scale in enumerate(each(EACH).tolist()):
+            torch.testing.assert_close(mixed[i], build(net, scale, label=Y)(X, EACH)[i], **ROUNDING)
+
+
+def test_what_bends_the_difference_needs_both_branches_at_0_and_one_at_1() -> None:
+    net, scales = model(), torch.tensor([0.0, 1.0, 1.0, 2.0], dtype=torch.float64)
+    for build, size in ((projected, 4 + 2), (partial(classifier_free, rescale=0.5), 4 + 2), (classifier_free, 4 + 1)):
+        net.net.batches.clear()  # type: ignore[union-attr,operator]
+        build(net, lambda t: scales, label=Y)(X, EACH)  # type: ignore[operator]
+        assert batches(net) == [size]
+        build(net, 0.0, label=Y)(X, T)  # type: ignore[operator]
+        assert batches(net)[1] == (4 if build is classifier_free else 8)
+
+
+def test_a_parallel_that_learns_gets_its_gradient_at_scale_0() -> None:
+    def value(parallel: Tensor) -> Tensor:
+        return projected(model(), 0.0, parallel=parallel, label=Y)(X, T).detach()  # type: ignore[arg-type]
+
+    one = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    got = projected(model(), 0.0, parallel=one, label=Y)(X, T)  # type: ignore[arg-type]
+    (gradient,) = torch.autograd.grad(got.sum(), one)
+    # affine in parallel
+    slope = (value(torch.tensor(2.0)) - value(torch.tensor(1.0))).sum()
+    torch.testing.assert_close(gradient, slope, **ROUNDING)
 
 
 # ---- autoguidance ----
@@ -609,6 +663,129 @@ def test_conventions_that_do_not_exist_or_cannot_say_it() -> None:
                 convert(bad, "imagen")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="diffusers-original"):
         from_scale(0.5, "diffusers")
+
+
+# ---- scales of other libraries ----
+
+
+def scales() -> Iterator[tuple[str, Any]]:
+    yield "int", 2
+    yield "float32 ()", torch.tensor(2.0)
+    yield "int64 ()", torch.tensor(2)
+    yield "requires grad", torch.tensor(2.0, requires_grad=True)
+
+
+def by_scale(scale: Any) -> list[Any]:
+    net, data = model(), mixture()
+    return [
+        classifier_free(net, scale, label=Y),
+        classifier_free(net, scale, rescale=0.5, label=Y),
+        projected(net, scale, label=Y),
+        classifier(data.score(VP()), data.label_log_prob(VP()), scale, label=Y),
+        autoguidance(net.bind(label=Y), data.score(VP()), scale),
+        compose(net, [(scale, {"label": Y})]),
+        classifier_free(net, cfg_plus_plus(VP(), grids.uniform(VP(), 4), scale), label=Y),
+    ]
+
+
+@pytest.mark.parametrize("scale", [pytest.param(scale, id=name) for name, scale in scales()])
+def test_a_scale_is_any_real_number_and_its_gradient_stays_outside(scale: Any) -> None:
+    for got, expected in zip(by_scale(scale), by_scale(2.0), strict=True):
+        value = got(X, T)
+        assert torch.equal(value, expected(X, T))
+        if isinstance(scale, Tensor) and scale.requires_grad and value.requires_grad:
+            assert torch.autograd.grad(value.sum(), scale, allow_unused=True)[0] is None
+    assert type(to_scale(scale, "imagen")) is type(from_scale(scale, "imagen")) is float
+
+
+def test_numbers_of_numpy_are_scales() -> None:
+    numpy = pytest.importorskip("numpy")
+    for kind in (numpy.float32, numpy.float64, numpy.int64):
+        for got, expected in zip(by_scale(kind(2)), by_scale(2.0), strict=True):
+            assert torch.equal(got(X, T), expected(X, T))
+    with pytest.raises(ValueError, match="finite number"):
+        autoguidance(mixture().score(VP()), mixture().score(VP()), numpy.bool_(True))
+
+
+@pytest.mark.parametrize(
+    "scale",
+    [torch.ones(1), torch.ones(4), [2.0], True, torch.tensor(True), 1j, torch.tensor(1j), None, "2", 10**400, math.nan,
+     torch.tensor(math.inf)],
+    ids=["(1,)", "(B,)", "list", "bool", "bool ()", "complex", "complex ()", "None", "str", "huge", "nan", "inf"],
+)  # fmt: skip
+def test_no_scale(scale: Any) -> None:
+    builds = [by_scale, lambda s: to_scale(s, "imagen"), lambda s: from_scale(s, "imagen")]
+    builds += [lambda s: compose(model(), [(s, {"label": 1})]), lambda s: projected(model(), s, label=1)]
+    for build in builds:
+        with pytest.raises(ValueError, match="must be a finite number, got"):
+            build(scale)
+
+
+# ---- conditions that are called like options ----
+
+
+class Named(nn.Module):
+    """A network with a condition of any name besides its label."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name, self.null_conditions = name, {"label": NONE, name: math.nan}
+
+    def forward(self, x: Tensor, c: Tensor, **cond: Tensor) -> Tensor:
+        found = x * (1 + cond["label"][:, None])
+        return found + cond[self.name].nan_to_num(7.0)[:, None] if self.name in cond else found
+
+
+OPTIONS = ["null", "negative", "interval", "rescale", "parallel", "norm", "scale", "model"]
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_compose_takes_conditions_that_are_called_like_options(option: str) -> None:
+    net, value = ScoreModel(Named(option), VP()), torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
+    got = compose(net, [(2.0, {"label": Y, option: value})])(X, T)
+    none = net(X, T, label=torch.full((4,), NONE), **{option: torch.full((4,), math.nan)})
+    there = net(X, T, label=Y, **{option: value})
+    torch.testing.assert_close(got, none + 2 * (there - none), **ROUNDING)
+
+
+@pytest.mark.parametrize("build", [classifier_free, projected])
+@pytest.mark.parametrize("option", OPTIONS[:7])
+def test_a_condition_that_is_called_like_an_option_is_not_taken_for_it(build: Callable[..., Any], option: str) -> None:
+    net, value = ScoreModel(Named(option), VP()), torch.full((4,), 0.5, dtype=torch.float64)
+    foreign = {classifier_free: ("parallel", "norm"), projected: ("rescale",)}[build]  # type: ignore[index]
+    if option in foreign:  # it has no such option, so it is a condition
+        assert bool(build(net, 2.0, label=Y, **{option: value})(X, T).isfinite().all())
+        return
+    for further in ({"label": Y}, {}):
+        with pytest.raises(ValueError, match=rf'compose\(model, \[\(w, {{"{option}": v}}\)\]\)'):
+            build(net, **{option: value}, **further)
+    assert bool(build(net, 2.0, label=Y)(X, T).isfinite().all())  # without the name there is no doubt
+
+
+@pytest.mark.parametrize("build", [classifier_free, projected])
+def test_a_number_or_value_for_an_ambiguous_name_is_refused_and_a_mapping_is_the_option(
+    build: Callable[..., Any],
+) -> None:
+    for option, value in (("null", NONE), ("negative", 1), ("interval", (0.1, 5.0))):
+        with pytest.raises(ValueError, match=rf"a condition '{option}'.*compose"):
+            build(ScoreModel(Named(option), VP()), 2.0, label=Y, **{option: value})
+    for option in ("null", "negative"):
+        a, b = (
+            build(ScoreModel(Named(name), VP()), 2.0, label=Y, **{option: {"label": 1}})(X, T) for name in (option, "c")
+        )
+        assert torch.equal(a, b)
+    with pytest.raises(ValueError, match=r"'rescale'.*compose"):
+        classifier_free(ScoreModel(Named("rescale"), VP()), 2.0, label=Y, rescale=0.5)
+    assert classifier_free(ScoreModel(Named("rescale"), VP()), 2.0, label=Y, rescale=0.0)(X, T).shape == X.shape
+    for option in ("parallel", "norm"):
+        with pytest.raises(ValueError, match=f"'{option}'.*compose"):
+            projected(ScoreModel(Named(option), VP()), 2.0, label=Y, **{option: 0.5})  # type: ignore[arg-type]
+
+
+def test_no_condition_at_all_says_where_taken_names_go() -> None:
+    for build in (classifier_free, projected):
+        with pytest.raises(ValueError, match=r"needs a condition.*compose"):
+            build(ScoreModel(lambda x, c, **cond: x, VP()), null=torch.ones(4))
 
 
 # ---- refusals, before the network runs ----

@@ -45,7 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     "train": CORE | {"guidance", "extras", "nn", "score", "losses", "times", "data"},
 }
 # What a function asks for when it is called, against the order; never when its module is loaded.
-LATE: dict[str, set[str]] = {"grids": {"fitting", "reverse", "solvers"}}
+LATE: dict[str, set[str]] = {"grids": {"fitting", "reverse", "solvers"}, "editing": {"nn"}}
 OPTIONAL = {"torchdiffeq", "torchsde", "accelerate", "safetensors", "matplotlib", "sklearn", "pyarrow", "PIL", "tyro"}
 HEAVY = OPTIONAL | {"tqdm", "scipy"}
 

@@ -590,7 +590,7 @@ def run(guidance: Any = None, **options: Any) -> object:
     [
         (lambda: run(lambda x, t: -x), TypeError, "LinearGuidance"),
         (lambda: run(Bent()), TypeError, "use twisted"),
-        (lambda: run(Switched()), TypeError, "no known density: it is on in an interval only"),
+        (lambda: run(Switched()), TypeError, "cannot be corrected from scores alone"),
         (lambda: run(solver=AdaptiveODE()), ValueError, "not made of the grid's steps"),
         (lambda: run(solver=AdaptiveSDE()), ValueError, "not made of the grid's steps"),
         (lambda: run(solver=ProbabilityFlow()), ValueError, "not made of the grid's steps"),

@@ -1,4 +1,4 @@
-"""Editing: pictures changed under the same process that makes them. Differentiable; see torch.no_grad for memory."""
+"""Editing: pictures changed under the same process that makes them. Without autograd unless gradients=True."""
 
 from scoresde.editing.counterfactual import Counterfactual, counterfactual
 from scoresde.editing.diffedit import DiffEdit, diffedit, diffedit_mask

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from scoresde import checks
 from scoresde.editing.held import Held
-from scoresde.editing.inputs import as_mask, check_process, edit_time, source_of
-from scoresde.editing.inversion import Inversion, invert
+from scoresde.editing.inputs import as_mask, check_process, edit_time, graph, source_of, times
+from scoresde.editing.inversion import Inversion, Method, check_method, invert
 from scoresde.noise import Noise
 from scoresde.reverse import Reverse
 from scoresde.score import Score
 from scoresde.sde import SDE, Time
 from scoresde.sde.base import spread
 from scoresde.solvers import Heun, ProbabilityFlow, Solver
+from scoresde.solvers.defaults import GridRule
 
 _DRAWS = 10  # of the noise, for a mask; the paper's number
 
@@ -35,6 +36,7 @@ def diffedit_mask(
     clip: float = 3.0,
     seed: int | None = None,
     noise: Noise | torch.Generator | None = None,
+    gradients: bool = False,
 ) -> Tensor:
     r"""Where an edit from the source to the target would happen (Couairon et al. 2022, arXiv:2210.11427, section 3.2)::
 
@@ -53,6 +55,7 @@ def diffedit_mask(
         threshold: in (0, 1), of the largest value; None answers the map itself, in [0, 1].
         clip: in units of the sample's mean, above 1; infinity does not clip.
         seed: default 0. noise: in its place.
+        gradients: keep the graph, in the caller's mode, so that the map of threshold None can be differentiated.
 
     Returns:
         (B, 1, ...) with one channel, or (B, D) for vectors: boolean, or floating for threshold None. Where the two
@@ -69,22 +72,23 @@ def diffedit_mask(
         raise ValueError(f"threshold must lie inside (0, 1), or be None for the map itself; got {threshold:g}.")
     if not checks.number(clip, name="clip") > 1:
         raise ValueError(f"clip must be above 1, in units of the mean; got {clip:g}.")
-    draws = source_of(seed, noise).stream("diffedit")
-    alpha, sigma = sde.alpha(time), sde.sigma(time)
-    total = torch.zeros_like(x0)
-    for _ in range(samples):
-        x = spread(alpha, x0) * x0 + spread(sigma, x0) * draws.normal(x0)
-        total = total + (target_score(x, time) - source_score(x, time)).abs()
-    # all in units of its largest value: neither σ nor the number of samples is left
-    far = total.mean(1, keepdim=True) if x0.ndim > 2 else total
-    flat = far.reshape(len(far), math.prod(far.shape[1:]))
-    if math.isfinite(clip):
-        flat = torch.minimum(flat, clip * flat.mean(1, keepdim=True))
-    if flat.shape[1]:
-        top = flat.amax(1, keepdim=True)
-        flat = flat / torch.where(top > 0, top, torch.ones_like(top))
-    scaled = flat.reshape(far.shape)
-    return scaled if threshold is None else scaled > threshold
+    with graph(gradients):
+        draws = source_of(seed, noise).stream("diffedit")
+        alpha, sigma = sde.alpha(time), sde.sigma(time)
+        total = torch.zeros_like(x0)
+        for _ in range(samples):
+            x = spread(alpha, x0) * x0 + spread(sigma, x0) * draws.normal(x0)
+            total = total + (target_score(x, time) - source_score(x, time)).abs()
+        # all in units of its largest value: neither σ nor the number of samples is left
+        far = total.mean(1, keepdim=True) if x0.ndim > 2 else total
+        flat = far.reshape(len(far), math.prod(far.shape[1:]))
+        if math.isfinite(clip):
+            flat = torch.minimum(flat, clip * flat.mean(1, keepdim=True))
+        if flat.shape[1]:
+            top = flat.amax(1, keepdim=True)
+            flat = flat / torch.where(top > 0, top, torch.ones_like(top))
+        scaled = flat.reshape(far.shape)
+        return scaled if threshold is None else scaled > threshold
 
 
 @dataclass(frozen=True)
@@ -112,9 +116,16 @@ def diffedit(
     *,
     t: Time,
     mask: Tensor | None = None,
+    steps: int = 50,
+    grid: GridRule | None = None,
+    method: Method = "ddim",
+    iterations: int = 0,
+    tolerance: float | None = None,
+    memory: int = 0,
+    solver: ProbabilityFlow | None = None,
     seed: int | None = None,
     noise: Noise | torch.Generator | None = None,
-    **inversion: Any,
+    gradients: bool = False,
 ) -> DiffEdit:
     r"""DiffEdit (Couairon et al. 2022, arXiv:2210.11427, sections 3.2 and 3.3): mask, inversion, masked decoding.
 
@@ -129,27 +140,58 @@ def diffedit(
         t: the time of the latent, and of the mask: the paper's encoding ratio.
         mask: boolean or floating in [0, 1], broadcasting to x0, 1 where the edit happens. Default
             :func:`diffedit_mask` at t with its own defaults; call it for others.
+        steps, method, iterations, tolerance, memory, solver: of the way up, see :func:`~scoresde.editing.invert`.
+            With method="ode" the way down is Heun's on the grid.
+        grid: a function of :mod:`scoresde.grids`; default :func:`~scoresde.grids.karras`.
         seed: of the default mask. noise: in its place.
-        inversion: those of :func:`~scoresde.editing.invert`: steps, iterations, ... With method="ode" the way down is
-            Heun's on the grid.
+        gradients: keep the graph, in the caller's mode, so that the result can be differentiated. The default mask is
+            a threshold, through which there is none.
 
     Raises:
-        TypeError, ValueError: bad input; a mask that does not fit, or a seed beside one.
+        TypeError, ValueError: bad input; a mask that does not fit or has nothing to edit, or a seed beside one.
+
+    Warns:
+        UserWarning: the default mask of a sample is empty: it comes back unchanged.
     """
     check_process(sde, source_score=source_score, target_score=target_score)
     checks.state(x0, name="x0", values=True)
     time = edit_time(sde, t)
-    if isinstance(inversion.get("grid"), Tensor):
-        raise ValueError("diffedit starts its grid at t: give grid a function of scoresde.grids, not times.")
-    nfe = 0
-    if mask is None:
-        mask = diffedit_mask(sde, source_score, target_score, x0, t=time, samples=_DRAWS, seed=seed, noise=noise)
-        nfe = 2 * _DRAWS
-    elif seed is not None or noise is not None:
+    if isinstance(grid, Tensor):
+        raise TypeError(
+            "diffedit starts its grid at t: give a function of scoresde.grids, e.g. grids.karras, not times."
+        )
+    check_method(method, iterations, tolerance, memory, solver)
+    if mask is not None and (seed is not None or noise is not None):
         raise ValueError("a given mask draws nothing: leave seed and noise out, or the mask.")
-    inside = as_mask(mask, x0)
-    way_up = invert(sde, source_score, x0, t=time, **inversion)
-    inner: Solver = Heun() if isinstance(way_up.decoder, ProbabilityFlow) else way_up.decoder
-    held = Held(inner, inside, lambda done, s, noise: way_up.trajectory[done])
-    down = held.solve(Reverse(sde, target_score, eta=0.0), way_up.x, way_up.grid)
-    return DiffEdit(down.x, mask, way_up, nfe + way_up.nfe + down.nfe)
+    with graph(gradients):
+        ladder = times(sde, grid, steps, time)
+        nfe = 0
+        if mask is None:
+            mask = diffedit_mask(sde, source_score, target_score, x0, t=time, samples=_DRAWS, seed=seed, noise=noise)
+            nfe = 2 * _DRAWS
+            _warn_of_empty(mask)
+            inside = mask.to(x0.dtype)
+        else:
+            inside = as_mask(mask, x0)
+        way_up = invert(
+            sde, source_score, x0, grid=ladder, method=method, iterations=iterations, tolerance=tolerance,
+            memory=memory, solver=solver, trajectory=True, gradients=gradients,
+        )  # fmt: skip
+        states = way_up.trajectory
+        assert states is not None
+        inner: Solver = Heun() if method == "ode" else way_up.decoder
+        down = Held(inner, inside, lambda done, s, noise: states[done]).solve(
+            Reverse(sde, target_score, eta=0.0), way_up.x, way_up.grid
+        )
+        return DiffEdit(down.x, mask if gradients else mask.detach(), way_up, nfe + way_up.nfe + down.nfe)
+
+
+def _warn_of_empty(mask: Tensor) -> None:
+    empty = int((~mask.flatten(1).any(1) if mask.ndim > 1 else ~mask).sum())
+    if empty:
+        warnings.warn(
+            f"the mask of {empty} of {len(mask)} samples is empty, so that they come back unchanged: at t the source's "
+            "and the target's scores agree about them everywhere. Are the two conditions the same? Give a mask, or "
+            "another t.",
+            stacklevel=3,
+        )

@@ -9,10 +9,16 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
+from scoresde.editing.inputs import graph
 
 
 def interpolate(
-    a: Tensor, b: Tensor, weights: float | Tensor, *, path: Literal["spherical", "straight"] = "spherical"
+    a: Tensor,
+    b: Tensor,
+    weights: float | Tensor,
+    *,
+    path: Literal["spherical", "straight"] = "spherical",
+    gradients: bool = False,
 ) -> Tensor:
     r"""Latents between a (weight 0) and b (weight 1), to be decoded or sampled from.
 
@@ -36,6 +42,7 @@ def interpolate(
         b: the same shape.
         weights: a number, or (W,) for W of them; outside [0, 1] it extrapolates.
         path: see above.
+        gradients: keep the graph, in the caller's mode, so that the result can be differentiated, in a, b and weights.
 
     Returns:
         (B, *event) for a number, (W, B, *event) for (W,), in the dtype of a.
@@ -53,15 +60,16 @@ def interpolate(
     if w.ndim > 1:
         raise ValueError(f"weights must be a number or (W,), got shape {tuple(w.shape)}.")
     checks.finite(w, name="weights")
-    several = w.to(a.device).reshape(-1, 1)  # (W, 1), against samples (B,)
-    if path == "straight":
-        scale = ((1 - several) ** 2 + several**2).rsqrt()
-        left, right = (1 - several) * scale, several * scale
-    else:
-        left, right = _spherical(a, b, several)
-    lead = (len(several), *left.shape[1:], *[1] * (a.ndim - left.ndim + 1))
-    out = left.to(a.dtype).reshape(lead) * a + right.to(a.dtype).reshape(lead) * b
-    return out if w.ndim else out[0]
+    with graph(gradients):
+        several = w.to(a.device).reshape(-1, 1)  # (W, 1), against samples (B,)
+        if path == "straight":
+            scale = ((1 - several) ** 2 + several**2).rsqrt()
+            left, right = (1 - several) * scale, several * scale
+        else:
+            left, right = _spherical(a, b, several)
+        lead = (len(several), *left.shape[1:], *[1] * (a.ndim - left.ndim + 1))
+        out = left.to(a.dtype).reshape(lead) * a + right.to(a.dtype).reshape(lead) * b
+        return out if w.ndim else out[0]
 
 
 def _spherical(a: Tensor, b: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from scoresde import checks
 from scoresde.editing.fixed_point import fixed_point
-from scoresde.editing.inputs import GridRule, check_process, rms, times
+from scoresde.editing.inputs import check_process, graph, rms, times
 from scoresde.reverse import Reverse
 from scoresde.score import Score, parameters_of
 from scoresde.sde import SDE, Time
 from scoresde.solvers import DDIM, ProbabilityFlow, Solver
 from scoresde.solvers.base import CountedScore
+from scoresde.solvers.defaults import GridRule
 from scoresde.solvers.frames import levels
 from scoresde.solvers.linear import combine, rows
 from scoresde.solvers.ode_backend import integrate, spans
@@ -30,7 +31,7 @@ class Inversion:
     Attributes:
         x: (B, *event) the latent, the state at grid[0].
         grid: (n + 1,) the times, decreasing, as a solver takes them.
-        trajectory: (n + 1, B, *event) the states at those times; the last is x_0 itself.
+        trajectory: (n + 1, B, *event) the states at those times, the last x_0 itself; None where not asked for.
         reconstruction: (B, *event) where the same method leads from the latent back to grid[-1].
         round_trip: (B,) the root of the mean square of reconstruction - x_0 of each sample, in units of x.
         residual: (B,) the largest error left in an implicit step, relative to sqrt(α² + σ²); None where none is solved.
@@ -40,7 +41,7 @@ class Inversion:
 
     x: Tensor
     grid: Tensor
-    trajectory: Tensor
+    trajectory: Tensor | None
     reconstruction: Tensor
     round_trip: Tensor
     residual: Tensor | None
@@ -61,6 +62,8 @@ def invert(
     tolerance: float | None = None,
     memory: int = 0,
     solver: ProbabilityFlow | None = None,
+    trajectory: bool = False,
+    gradients: bool = False,
 ) -> Inversion:
     r"""The latent x_t from which the probability-flow ODE leads to x_0, by going up it.
 
@@ -76,8 +79,7 @@ def invert(
 
     "ode" integrates with torchdiffeq's adaptive methods: right up to their tolerance, at any grid.
 
-    x_0 is taken for the state at the grid's last time, t_min, as in ``likelihood.encode``. Differentiable; under
-    ``torch.no_grad`` it keeps no graph.
+    x_0 is taken for the state at the grid's last time, t_min, as in ``likelihood.encode``.
 
     Args:
         sde: the SDE of the score.
@@ -91,6 +93,9 @@ def invert(
         tolerance: where they stop, RMS relative to sqrt(α_t² + σ_t²); default eps^(3/4) of x0's dtype.
         memory: differences that Anderson's acceleration looks at; 0 for none, else 2 to 5.
         solver: torchdiffeq's method and tolerances, for "ode" alone; default dopri5 at 1e-5.
+        trajectory: keep the state at every time.
+        gradients: keep the graph, in the caller's mode, so that the result can be differentiated, in x0, t, the
+            grid and the score's parameters.
 
     Raises:
         TypeError, ValueError: bad input, or an option of the other method.
@@ -98,31 +103,35 @@ def invert(
     """
     check_process(sde, score=score)
     checks.state(x0, name="x0", values=True)
-    _check_method(method, iterations, tolerance, memory, solver)
-    times_down = times(sde, grid, steps, t)
-    counted = CountedScore(score)
-    process = Reverse(sde, counted, eta=0.0)
-    residual: Tensor | None = None
-    if method == "ode":
-        decoder: Solver = spans(solver or ProbabilityFlow())
-        path = _along_the_ode(process, x0, times_down, decoder)  # type: ignore[arg-type]
-    else:
-        decoder = DDIM()
-        close = torch.finfo(x0.dtype).eps ** 0.75 if tolerance is None else tolerance
-        path, residual = _ddim_upwards(process, x0, times_down, iterations, close, memory)
-    _finite(path)
-    # for the way back "ode" needs no state in between, and is better off without
-    back = decoder.solve(process, path[0], times_down[[0, -1]] if method == "ode" else times_down).x
-    return Inversion(
-        x=path[0],
-        grid=times_down,
-        trajectory=path,
-        reconstruction=back,
-        round_trip=rms(back - x0),
-        residual=residual if iterations else None,
-        nfe=counted.nfe,
-        decoder=decoder,
-    )
+    check_method(method, iterations, tolerance, memory, solver)
+    with graph(gradients):
+        times_down = times(sde, grid, steps, t)
+        counted = CountedScore(score)
+        process = Reverse(sde, counted, eta=0.0)
+        residual: Tensor | None = None
+        decoder: Solver
+        way_back = times_down
+        if method == "ode":
+            # without a trajectory, and on the way back, no state in between is needed: better off without
+            way_back = times_down[[0, -1]]
+            decoder = solver or ProbabilityFlow()
+            path = _along_the_ode(process, x0, times_down if trajectory else way_back, decoder)
+        else:
+            decoder = DDIM()
+            close = torch.finfo(x0.dtype).eps ** 0.75 if tolerance is None else tolerance
+            path, residual = _ddim_upwards(process, x0, times_down, iterations, close, memory, trajectory)
+        _finite(path[0])
+        back = decoder.solve(process, path[0], way_back).x
+        return Inversion(
+            x=path[0],
+            grid=times_down,
+            trajectory=torch.stack(path) if trajectory else None,
+            reconstruction=back,
+            round_trip=rms(back - x0),
+            residual=residual if iterations else None,
+            nfe=counted.nfe,
+            decoder=decoder,
+        )
 
 
 def decode(inversion: Inversion, sde: SDE, score: Score) -> tuple[Tensor, int]:
@@ -134,9 +143,9 @@ def decode(inversion: Inversion, sde: SDE, score: Score) -> tuple[Tensor, int]:
 
 
 def _ddim_upwards(
-    process: Reverse, x0: Tensor, grid: Tensor, iterations: int, tolerance: float, memory: int
-) -> tuple[Tensor, Tensor]:
-    """The states at the grid's times (n + 1, B, *event), and the largest relative residual (B,)."""
+    process: Reverse, x0: Tensor, grid: Tensor, iterations: int, tolerance: float, memory: int, keep: bool
+) -> tuple[list[Tensor], Tensor]:
+    """The states at the grid's times, or the first alone, and the largest relative residual (B,)."""
     up = grid.flip(0)
     at = levels(process.sde, up)
     ratio = at.alpha[1:] / at.alpha[:-1]
@@ -158,11 +167,11 @@ def _ddim_upwards(
         if iterations:
             found = fixed_point(implicit, x, iterations=iterations, tolerance=tolerance * size[i + 1], memory=memory)
             x, worst = found.x, torch.maximum(worst, found.moved / size[i + 1])
-        states.append(x)
-    return torch.stack(states[::-1]), worst
+        states = [x, *states] if keep else [x]
+    return states, worst
 
 
-def _along_the_ode(process: Reverse, x0: Tensor, grid: Tensor, solver: ProbabilityFlow) -> Tensor:
+def _along_the_ode(process: Reverse, x0: Tensor, grid: Tensor, solver: ProbabilityFlow) -> list[Tensor]:
     (states,) = integrate(
         solver,
         lambda t, x: process.drift(x, t),
@@ -170,20 +179,21 @@ def _along_the_ode(process: Reverse, x0: Tensor, grid: Tensor, solver: Probabili
         grid.flip(0),
         parameters=parameters_of(process.score),
     )
-    return torch.cat([states[1:].flip(0).to(x0.dtype), x0[None]])
+    return [*states[1:].flip(0).to(x0.dtype).unbind(), x0]
 
 
-def _finite(path: Tensor) -> None:
-    if path.numel() and not bool(path.detach().isfinite().all()):
+def _finite(latent: Tensor) -> None:
+    if not bool(latent.detach().isfinite().all()):
         raise FloatingPointError(
             "the inversion ended with NaN or infinite values: the score returned such values, or the steps are too "
             "long. Look at the score near t_min and T, or take more steps."
         )
 
 
-def _check_method(
+def check_method(
     method: Method, iterations: int, tolerance: float | None, memory: int, solver: ProbabilityFlow | None
 ) -> None:
+    """Raises for options that do not go together, before any evaluation; see :func:`invert`."""
     if method not in ("ddim", "ode"):
         raise ValueError(f'method must be "ddim" or "ode", got {method!r}.')
     checks.count(iterations, name="iterations", least=0)
@@ -201,3 +211,5 @@ def _check_method(
         raise TypeError(f"solver must be a ProbabilityFlow, whose methods run both ways; got {solver!r}.")
     if not iterations and (memory or tolerance is not None):
         raise ValueError("memory and tolerance are those of the fixed-point iterations: ask for some, iterations=20.")
+    if method == "ode":
+        spans(solver or ProbabilityFlow())

@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from scoresde import checks
-from scoresde.editing.held import steps_on_the_grid
-from scoresde.editing.inputs import GridRule, rule_of, source_of, times
+from scoresde.editing.inputs import graph, source_of, times
 from scoresde.editing.paired import PairedNoise
-from scoresde.guidance import classifier_free
+from scoresde.guidance.branches import branches
+from scoresde.guidance.compose import Composed
+from scoresde.guidance.parts import finite_scale
 from scoresde.noise import Noise
 from scoresde.reverse import Reverse
 from scoresde.score import Score, ScoreModel
-from scoresde.solvers import Solver, VelocityMultistep
+from scoresde.solvers import Solver
+from scoresde.solvers.defaults import GridRule, chosen_solver, default_grid, steps_on_the_grid
 
 MapEdit = Callable[[Tensor, Tensor], Tensor]
 """(map of the source, own map of the target), each (B, heads, positions, tokens), -> the map to use."""
-
-
-class Maps(Protocol):
-    """What is asked of the class that records attention: see ``scoresde.nn.AttentionMaps``."""
-
-    @property
-    def layers(self) -> Sequence[Sequence[Tensor]]:
-        """The maps held, for each layer and each call."""
-
-    def recording(self, net: nn.Module) -> AbstractContextManager[Any]: ...
-
-    def injecting(
-        self, net: nn.Module, edit: Callable[[int, int, Tensor], Tensor] | None = None
-    ) -> AbstractContextManager[Any]: ...
 
 
 @dataclass(frozen=True)
@@ -65,7 +52,6 @@ class Lockstep:
     source: Score
     target: Score
     net: nn.Module
-    maps: Callable[[], Maps]
     edit: MapEdit | None
     stop: float
 
@@ -73,7 +59,9 @@ class Lockstep:
         first, second = x.chunk(2)
         if not float(t) > self.stop:
             return torch.cat([self.source(first, t), self.target(second, t)])
-        maps = self.maps()
+        from scoresde.nn import AttentionMaps  # only here: no other edit knows of networks
+
+        maps = AttentionMaps()
         with maps.recording(self.net):
             one = self.source(first, t)
 
@@ -91,7 +79,6 @@ def prompt_to_prompt(
     source: Mapping[str, Any],
     target: Mapping[str, Any],
     *,
-    maps: Callable[[], Maps],
     edit: MapEdit | None = None,
     until: float = 0.8,
     scale: float = 1.0,
@@ -102,6 +89,7 @@ def prompt_to_prompt(
     seed: int | None = None,
     noise: Noise | torch.Generator | None = None,
     denoise: bool = True,
+    gradients: bool = False,
 ) -> PromptToPrompt:
     r"""Two captions from one latent, the second with the cross-attention maps of the first (Hertz et al. 2022,
     arXiv:2208.01626, algorithm 1).
@@ -123,23 +111,25 @@ def prompt_to_prompt(
         x: (B, *event), the latent at the grid's first time, for both.
         source: conditions of the first, by name, e.g. {"caption": tokens}: (B, ...).
         target: conditions of the second, with the same names.
-        maps: ``scoresde.nn.AttentionMaps``, the class.
         edit: which map to use, from both.
         until: 0 leaves the target alone; 1 uses the maps to the very end.
-        scale: of classifier-free guidance, for both.
+        scale: of classifier-free guidance, for both; at 1 no null condition is asked for.
         solver, steps, grid, eta, seed, noise, denoise: as in ``sample``; both share their noise.
+        gradients: keep the graph, in the caller's mode, so that the result can be differentiated; the source's maps
+            count as given.
 
     Raises:
         TypeError, ValueError: bad input; no cross-attention in the model; maps of different shapes; a solver that
             chooses its own steps.
     """
+    from scoresde.nn.attention_maps import cross_attention
+
     if not isinstance(model, ScoreModel):
         raise TypeError(f"prompt_to_prompt needs a ScoreModel, not bound, for both captions; got {type(model)}.")
     checks.state(x, values=True)
-    if not callable(maps):
-        raise TypeError(f"maps must be the class that records attention, scoresde.nn.AttentionMaps; got {maps!r}.")
     if edit is not None and not callable(edit):
         raise TypeError(f"edit must be a function of two maps, (source, own) -> map; got {edit!r}.")
+    finite_scale(scale)
     share = checks.number(until, name="until")
     if not 0 <= share <= 1:
         raise ValueError(f"until must lie in [0, 1], the share of the steps that use the source's maps; got {share:g}.")
@@ -150,17 +140,25 @@ def prompt_to_prompt(
             f"source and target must have the same conditions, got {', '.join(source) or 'none'} and "
             f"{', '.join(target) or 'none'}; repeat those that stay the same."
         )
-    solver = VelocityMultistep() if solver is None else solver
-    ladder = times(model.sde, grid, steps, None, default=rule_of(solver))
-    steps_on_the_grid(solver, "which two captions would not share", "leave the default")
-    done = round(share * (len(ladder) - 1))
-    stop = -1.0 if done == len(ladder) - 1 else float(ladder[done].detach())
-    one, other = (classifier_free(model, scale, **conditions) for conditions in (source, target))
-    both = Lockstep(one, other, model, maps, edit, stop)
-    if done:
-        with maps().recording(model):  # raises before any work where there is no cross-attention
-            pass
-    process = Reverse(model.sde, both, solver.default_eta if eta is None else eta)
-    run = solver.solve(process, torch.cat([x, x]), ladder, PairedNoise(source_of(seed, noise)), denoise=denoise)
-    first, second = run.x.chunk(2)
-    return PromptToPrompt(second, first, 2 * run.nfe, run.grid)
+    solver = chosen_solver(solver)
+    steps_on_the_grid(solver, "which two captions would not share")
+    one, other = (_under(model, scale, conditions) for conditions in (source, target))
+    with graph(gradients):
+        ladder = times(model.sde, grid, steps, None, default=default_grid(solver))
+        done = round(share * (len(ladder) - 1))
+        stop = -1.0 if done == len(ladder) - 1 else float(ladder[done].detach())
+        if done:
+            cross_attention(model)  # raises before any work where there is none
+        process = Reverse(
+            model.sde, Lockstep(one, other, model, edit, stop), solver.default_eta if eta is None else eta
+        )
+        run = solver.solve(process, torch.cat([x, x]), ladder, PairedNoise(source_of(seed, noise)), denoise=denoise)
+        first, second = run.x.chunk(2)
+        return PromptToPrompt(second, first, 2 * run.nfe, run.grid)
+
+
+def _under(model: ScoreModel, scale: float, conditions: Mapping[str, Any]) -> Score:
+    """Classifier-free guidance, of conditions whatever their names; at scale 1 without a null."""
+    if scale == 1:
+        return Composed(branches(model, [conditions], None, what="prompt_to_prompt"), (1.0,))
+    return Composed(branches(model, [{}, conditions], None, what="prompt_to_prompt"), (1 - scale, scale))

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from scoresde import checks
 from scoresde.editing.held import Held
-from scoresde.editing.inputs import GridRule, as_mask, blend, check_process, rule_of, source_of, times
+from scoresde.editing.inputs import as_mask, blend, check_process, graph, source_of, times
 from scoresde.noise import Noise
 from scoresde.reverse import Reverse
 from scoresde.score import Score
 from scoresde.sde import SDE, Time
-from scoresde.solvers import Solution, Solver, VelocityMultistep
+from scoresde.solvers import Solution, Solver
+from scoresde.solvers.defaults import GridRule, chosen_solver, default_grid
 
 
 def sdedit(
@@ -34,6 +35,7 @@ def sdedit(
     mask: Tensor | None = None,
     denoise: bool = True,
     trajectory: bool = False,
+    gradients: bool = False,
 ) -> Solution:
     r"""SDEdit (Meng et al. 2022, arXiv:2108.01073, algorithm 1): x_t = α x_0 + σ z, z ~ N(0, I), and from there
     back to t_min under another score.
@@ -62,36 +64,39 @@ def sdedit(
         mask: boolean, or floating in [0, 1], broadcasting to x0: 1 where the edit happens, 0 where x0 is kept.
         denoise: end with E[x_0 | x] at t_min, one evaluation more.
         trajectory: keep the state at every time.
+        gradients: keep the graph, in the caller's mode, so that the result can be differentiated, in x0, t and
+            the score's parameters.
 
     Raises:
-        TypeError, ValueError: neither or both of t and level, or one out of range; a mask that does not fit; a solver
-            without steps of the grid where there is a mask; see also :meth:`Solver.solve`.
+        TypeError, ValueError: neither or both of t and level, or one out of range; a mask that does not fit, or
+            with nothing to edit; a solver without steps of the grid where there is a mask; see :meth:`Solver.solve`.
     """
     check_process(sde, score=score)
     checks.state(x0, name="x0", values=True)
     start = _start(sde, t, level)
-    solver = VelocityMultistep() if solver is None else solver
-    ladder = times(sde, _rule(grid), steps, start, default=rule_of(solver))
-    process = Reverse(sde, score, solver.default_eta if eta is None else eta)
-    source = source_of(seed, noise)
-    kept = None if mask is None else as_mask(mask, x0)
-    z = source.stream("sdedit").initial(tuple(x0.shape), dtype=x0.dtype, device=x0.device)
+    with graph(gradients):
+        solver = chosen_solver(solver)
+        ladder = times(sde, _rule(grid), steps, start, default=default_grid(solver))
+        process = Reverse(sde, score, solver.default_eta if eta is None else eta)
+        source = source_of(seed, noise)
+        kept = None if mask is None else as_mask(mask, x0)
+        z = source.stream("sdedit").initial(tuple(x0.shape), dtype=x0.dtype, device=x0.device)
 
-    def noised(time: Tensor, z: Tensor) -> Tensor:
-        mean, std = sde.marginal(x0, time)
-        return mean + std * z
+        def noised(time: Tensor, z: Tensor) -> Tensor:
+            mean, std = sde.marginal(x0, time)
+            return mean + std * z
 
-    x = noised(ladder[0], z)
-    if kept is None:
-        return solver.solve(process, x, ladder, source, denoise=denoise, trajectory=trajectory)
-    fresh = solver.draws_noise(process)
-    outside = source.stream("outside")
+        x = noised(ladder[0], z)
+        if kept is None:
+            return solver.solve(process, x, ladder, source, denoise=denoise, trajectory=trajectory)
+        fresh = solver.draws_noise(process)
+        outside = source.stream("outside")
 
-    def known(done: int, time: Tensor, _: Noise) -> Tensor:
-        return noised(time, outside.normal(x0) if fresh else z)
+        def known(done: int, time: Tensor, _: Noise) -> Tensor:
+            return noised(time, outside.normal(x0) if fresh else z)
 
-    solution = Held(solver, kept, known).solve(process, x, ladder, source, denoise=denoise, trajectory=trajectory)
-    return dataclasses.replace(solution, x=blend(kept, solution.x, x0))
+        solution = Held(solver, kept, known).solve(process, x, ladder, source, denoise=denoise, trajectory=trajectory)
+        return dataclasses.replace(solution, x=blend(kept, solution.x, x0))
 
 
 def _start(sde: SDE, t: Time | None, level: float | None) -> Time:

@@ -49,8 +49,9 @@ def classifier(
 
     Raises:
         TypeError: log_prob is no function.
-        ValueError: a label that is no whole number; when called, before the score is: the classifier's answer has the wrong shape, or does not depend on x; a temperature that is not
-            positive or comes without label.
+        ValueError: a label that is no whole number; a temperature that is not positive or comes without label; when
+            called, before the score is: a label out of range, a classifier's answer of the wrong shape or that does
+            not depend on x.
     """
     scale = finite_scale(scale)
     _whole(label)
@@ -97,14 +98,19 @@ class ClassifierGuided(LinearGuidance, TwistedGuidance):
         """The score s with weight 1 - scale, and the conditional score s + ∇ log p(y | x_t) with weight scale.
 
         Where s is itself a weighted sum, its first part stands for s: the law of which p(y | x_t) is the classifier.
+        At scale 0 the classifier is not called.
         """
+        if self.scale == 0:
+            return list(parts_of(self.score, x, t))
         gradient = self.gradient(x, t)[1]
         first, *others = parts_of(self.score, x, t)
         conditional = first.score + gradient
         return [Part(first.weight - self.scale, first.score), *others, Part(self.scale, conditional)]
 
     def twist(self, x: Tensor, t: Tensor) -> Twist:
-        """The score, scale · log p(y | x_t = x) and its gradient."""
+        """The score, scale · log p(y | x_t = x) and its gradient; 0 without a call of the classifier at scale 0."""
+        if self.scale == 0:
+            return Twist(self.score(x, t), x.new_zeros(len(x)), torch.zeros_like(x))
         value, gradient = self.gradient(x, t)
         return Twist(self.score(x, t), self.scale * value, self.scale * gradient)
 
@@ -118,11 +124,14 @@ class ClassifierGuided(LinearGuidance, TwistedGuidance):
         Raises:
             ValueError: no t_end.
         """
+        if self.scale == 0:
+            return x0.new_zeros(len(x0))
         return self.scale * self._log_prob(x0, torch.tensor(self._end(), dtype=torch.float64))
 
     def check(self) -> None:
-        """Raises ValueError without t_end."""
-        self._end()
+        """Raises ValueError without t_end, unless the scale is 0."""
+        if self.scale != 0:
+            self._end()
 
     def _end(self) -> float:
         if self.t_end is None:

@@ -47,7 +47,8 @@ def classifier_free(
             evaluation (Kynkäänniemi et al. 2024, arXiv:2404.07724).
         rescale: φ from 0 to 1, the share in which the guided x̂_0 is brought back to the standard deviation that the
             conditional x̂_0 has over each event: x̂_0 (φ std(x̂_0(y)) / std(x̂_0) + 1 - φ) (Lin et al. 2023,
-            arXiv:2305.08891, eq. 15-16, there applied to the network's output, whatever it predicts). 0 leaves it untouched.
+            arXiv:2305.08891, eq. 15-16, there applied to the network's output, whatever it predicts). 0 leaves it
+            untouched.
         cond: the conditions, e.g. ``label=y``: tensors (B, ...), one row for all (1, ...), or a number. A condition
             that is called like an argument here (model, scale, null, negative, interval, rescale) cannot be given;
             :func:`compose` takes any name: ``compose(model, [(w, {"scale": v})])``.
@@ -55,8 +56,8 @@ def classifier_free(
     Raises:
         TypeError: the model is no ScoreModel.
         ValueError: no condition, one that the network does not know, no null condition for one of them, shapes or
-            dtypes that do not fit, a scale that is not finite, a bad interval or rescale, null and negative together, an
-            option that the network has a condition of the same name for.
+            dtypes that do not fit, a scale that is not finite, a bad interval or rescale, null and negative together,
+            an option where the network has a condition of that name.
     """
     unambiguous(model, "classifier_free", null=(null, None), negative=(negative, None), interval=(interval, None),
                 rescale=(rescale, 0.0))  # fmt: skip
@@ -92,11 +93,12 @@ def unambiguous(model: ScoreModel, what: str, **options: tuple[Any, Any]) -> Non
     """
     taken = taken_by(model) if isinstance(model, ScoreModel) else []
     for name, (value, default) in options.items():
-        given = value is not default and not isinstance(value, Mapping)
-        if given and name in taken:
+        unsaid = value is default or (isinstance(value, (int, float)) and value == default)
+        if name in taken and not (unsaid or isinstance(value, Mapping)):
+            option = f"; for the option give a mapping, {name}={{...}}" if name in ("null", "negative") else ""
             raise ValueError(
-                f"the network takes a condition {name!r}, and {what} an option of that name, so that {name}=... does not "
-                f"say which; for the condition {by_compose(name)}"
+                f"the network takes a condition {name!r}, and {what} an option of that name, so that {name}=... does "
+                f"not say which{option}. For the condition {by_compose(name)}"
             )
 
 

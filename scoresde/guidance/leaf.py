@@ -29,6 +29,6 @@ def on_leaf(function: Callable[[Tensor], Tensor], x: Tensor, *, name: str) -> tu
 def constant(name: str) -> ValueError:
     """What to raise where a gradient in x is wanted of something that does not depend on x."""
     return ValueError(
-        f"{name} must be differentiable in x, but its answer does not depend on x: it is detached inside, or runs under "
-        "torch.inference_mode (use torch.no_grad)."
+        f"{name} must be differentiable in x, but its answer does not depend on x: it is detached inside, or runs "
+        "under torch.inference_mode (use torch.no_grad)."
     )

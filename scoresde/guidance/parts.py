@@ -62,7 +62,7 @@ class TwistedGuidance(ABC):
         """log ψ_0(x_0), (B,): what a sample is weighted with in the end."""
 
     def check(self) -> None:
-        """Raises ValueError where :meth:`log_potential` cannot be answered; asked before any work. By default it can."""
+        """Raises ValueError where :meth:`log_potential` has no answer; asked before any work. By default it has one."""
         return
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:

@@ -34,9 +34,10 @@ def projected(
         Δ = x̂_0(y) - x̂_0(∅),   Δ ← Δ min(1, norm / |Δ|),   Δ = Δ∥ + Δ⊥  along and across x̂_0(y),
         x̂_0 = x̂_0(y) + (scale - 1) (Δ⊥ + parallel Δ∥)
 
-    with norms and projections over each event. Scale 1 is conditional; at scale 0 both branches are needed, for it is
-    not unconditional unless parallel = 1 without a norm, which is classifier-free guidance. The paper's momentum, Δ ← Δ + β Δ of the step before, is left out: a Score is a
-    function of (x, t), and what it answers must not depend on which steps were taken before.
+    with norms and projections over each event. Scale 1 is conditional. Scale 0 is not unconditional, and needs both
+    branches, unless parallel = 1 without a norm, which is classifier-free guidance. The paper's momentum,
+    Δ ← Δ + β Δ of the step before, is left out: a Score is a function of (x, t), and what it answers must not depend
+    on which steps were taken before.
 
     Args:
         model: a ScoreModel trained with its conditions dropped at random.
@@ -45,7 +46,8 @@ def projected(
         norm: r > 0, the largest norm of Δ, in units of the data; None for no limit.
 
     Raises:
-        TypeError, ValueError: as for classifier_free, for ``parallel`` and ``norm`` too; a parallel that is not finite, a norm that is not positive.
+        TypeError, ValueError: as for classifier_free; a parallel that is not finite, a norm that is not positive,
+            either of them where the network has a condition of that name.
     """
     unambiguous(model, "projected", parallel=(parallel, 0.0), norm=(norm, None), null=(null, None),
                 negative=(negative, None), interval=(interval, None))  # fmt: skip

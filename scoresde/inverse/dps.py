@@ -69,7 +69,7 @@ class DPS(LikelihoodScore):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        finite_scale(self.scale)
+        object.__setattr__(self, "scale", finite_scale(self.scale))
         checks.choices(self)
         if self.step == "likelihood":
             self.measurement.need_noise('dps with step="likelihood"')

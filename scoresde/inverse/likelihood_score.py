@@ -10,6 +10,7 @@ from torch import Tensor
 
 from scoresde import checks
 from scoresde.guidance import Twist, TwistedGuidance
+from scoresde.guidance.leaf import on_leaf
 from scoresde.inverse.measurement import Measurement
 from scoresde.inverse.operators import LinearOperator
 from scoresde.score import Score
@@ -44,14 +45,8 @@ class LikelihoodScore(TwistedGuidance):
         time = checks.time(t, self.sde.t_max, what=type(self.sde).__name__)
         checks.same_batch(time, x)
         further = torch.is_grad_enabled()
+        leaf, score = on_leaf(lambda leaf: self.score(leaf, time), x, name="the score")
         with torch.enable_grad():
-            leaf = x if further and x.requires_grad else x.detach().requires_grad_(True)
-            score = self.score(leaf, time)
-            if not score.requires_grad:
-                raise ValueError(
-                    "the score must be differentiable in x, but its answer does not depend on x for autograd: it is "
-                    "detached inside, or runs under torch.inference_mode (use torch.no_grad)."
-                )
             alpha, sigma = self.sde.alpha(time), self.sde.sigma(time)
             x0 = spread(1 / alpha, x) * leaf + spread(sigma**2 / alpha, x) * score
         with torch.set_grad_enabled(further):
@@ -61,6 +56,10 @@ class LikelihoodScore(TwistedGuidance):
     def log_potential(self, x0: Tensor) -> Tensor:
         """log N(y; A(x_0), σ_y² I), (B,); needs noise_std > 0."""
         return self.measurement.log_prob(x0)
+
+    def check(self) -> None:
+        """Raises ValueError without measurement noise, where clean samples have no density of y."""
+        self.measurement.need_noise("weighing clean samples by a measurement")
 
     @abstractmethod
     def likelihood(self, x: Tensor, x0: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:

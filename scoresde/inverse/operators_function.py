@@ -95,7 +95,8 @@ class PhaseRetrieval:
     r"""A(x) = |F P x|: the modulus of the orthonormal Fourier transform of x, padded with zeros on its last two axes.
 
     Chung et al. 2022 (arXiv:2209.14687, section 4). Not linear: for :func:`~scoresde.inverse.dps`. The phase is lost,
-    so x and -x, and the picture turned by 180°, measure the same; without padding (oversample = 1) so do circular shifts.
+    so x and -x, and the picture turned by 180°, measure the same, and
+    without padding (oversample = 1) circular shifts too.
 
     Args:
         event: (..., H, W).

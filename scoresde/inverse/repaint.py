@@ -29,7 +29,7 @@ class Stretch(NamedTuple):
 @dataclass(frozen=True)
 class RePaint(Replacement):
     r"""Replacement in which each stretch of ``jump`` steps is gone ``resamplings`` times (Lugmayr et al. 2022,
-    arXiv:2201.09865, Alg. 1 at jump = 1, section 4.2 for longer ones; the last step, which there is not repeated, is here).
+    arXiv:2201.09865, Alg. 1 at jump = 1, section 4.2 for longer ones; the last step is repeated too).
 
     Between two passes the forward transition x_t ~ p(x_t | x_s) carries x, measured part and all, from the end of the
     stretch back to its beginning: what was left free can so come to agree with what is known. The evaluations are

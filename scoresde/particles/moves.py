@@ -74,7 +74,7 @@ class LangevinMoves:
         """log of π(y) q(x|y) / (π(x) q(y|x)), (B,) float64, with π = p ψ and ``step`` τ (B,)."""
         d, here, ahead = y - x, now.score + now.gradient, there.score + there.gradient
         gain = 0.5 * dot(d, now.score + there.score) + there.log_psi.double() - now.log_psi.double()
-        back = -0.5 * dot(d, here + ahead) + 0.5 * step * (dot(here, here) - dot(ahead, ahead))
+        back = -0.5 * dot(d, here + ahead) + 0.25 * step * (dot(here, here) - dot(ahead, ahead))
         return gain + back
 
 

@@ -271,6 +271,7 @@ def _follows_the_process(solver: Solver) -> None:
     steps_on_the_grid(solver, "so that there is no common time at which to weigh and resample the particles")
     if isinstance(solver, (AnnealedLangevin, Fitted)):
         raise ValueError(
-            f"the states of {type(solver).__name__} between its ends do not follow the process, so weights collected there are not "
-            "those of the process. Take a solver of the process, such as VelocityMultistep() or DDIM()."
+            f"the states of {type(solver).__name__} between its ends do not follow the process, so weights "
+            "collected there are not those of the process. Take one of the process, such as VelocityMultistep() or "
+            "DDIM()."
         )

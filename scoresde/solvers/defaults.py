@@ -55,7 +55,7 @@ def chosen_grid(sde: SDE, grid: Tensor | GridRule, steps: int, *, start: Tensor 
     if callable(grid):
         grid = grid(sde, steps) if start is None else grid(sde, steps, t_start=start)
     try:
-        times = checks.real(grid, name="grid")
+        times = grid if isinstance(grid, Tensor) else checks.real(grid, name="grid")
     except TypeError as error:
         raise TypeError(
             f"grid must be times or a function of scoresde.grids such as grids.karras, got {grid!r}."
