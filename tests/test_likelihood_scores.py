@@ -424,7 +424,7 @@ def test_options_of_conjugate_gradients_are_kept() -> None:
 
     assert error(tolerance=0.3) > 1e-3
     assert error(tolerance=1e-12) < 1e-9 < error(tolerance=1e-2)
-    with pytest.warns(RuntimeWarning, match="after 2 iterations.*more iterations"):
+    with pytest.warns(RuntimeWarning, match="within 2 iterations.*more iterations"):
         assert error(tolerance=1e-12, iterations=2) > 1e-3
 
 

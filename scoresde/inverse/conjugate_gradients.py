@@ -94,7 +94,8 @@ def _iterate(system: Linear, v: Tensor, tolerance: float, iterations: int, remed
             worst = float((square / dot(v, v)).nan_to_num().max().sqrt())
             warnings.warn(
                 f"conjugate gradients stopped within {iterations} iterations with {int(left.sum())} of {len(v)} "
-                f"samples not at tolerance {tolerance:.1g}; the largest relative residual is {worst:.1g}. {remedy}".rstrip(),
+                f"samples not at tolerance {tolerance:.1g}; the largest relative residual is {worst:.1g}. "
+                f"{remedy}".rstrip(),
                 RuntimeWarning,
                 stacklevel=2,
             )

@@ -38,8 +38,8 @@ def dps(
     "norm" is the paper's algorithm 1 written as a score. It subtracts ζ/‖r‖ ∇‖r‖² = 2ζ ∇‖r‖ from x after each of N
     ancestral steps; a step of length T/N adds g² T/N times the score, so the same shift comes from the score
     -2ζ N / (T g²) ∇‖r‖. Whatever the number of steps, the total shift on the reverse SDE is then the paper's (half of
-    it on the probability-flow ODE). ζ = ``scale`` is tuned by hand; the authors' code shifts by ζ ∇‖r‖, so that the values
-    published with it are twice the ``scale`` that does the same here. And the law that results is nobody's posterior.
+    it on the probability-flow ODE). ζ = ``scale`` is tuned by hand; the authors' code shifts by ζ ∇‖r‖, so that
+    values published with it are twice the ``scale`` that does the same here. The law that results is no posterior.
 
     Bias: x_0 is taken to be known once x_t is. For a Gaussian prior the exact gradient has A V Aᵀ + σ_y² I, V the
     covariance of x_0 given x_t, where "likelihood" has σ_y² I alone: in one dimension it is 1 + A² V/σ_y² times too
