@@ -30,8 +30,8 @@ class LangevinMoves:
     A density that has been convolved with N(0, σ² I) has no precision above 1/σ², so ℓ is a number that hardly depends
     on t. It begins at (2.53/D)^{1/3}, from which N(0, σ² I) in many dimensions D accepts 57 % of the proposals
     (Roberts & Rosenthal 1998, doi:10.1111/1467-9868.00123), and after each move log ℓ of each group grows by half of
-    what its acceptance exceeded that (adaptation across the population: Fearnhead & Taylor 2013, arXiv:1005.1193). It is kept to
-    1/2 at most: beyond, the line integral's error was seen to shift weights of modes by up to 0.09.
+    what its acceptance exceeded that (adaptation across the population: Fearnhead & Taylor 2013, arXiv:1005.1193).
+    It is kept to 1/2 at most: beyond, the line integral's error was seen to shift weights of modes by up to 0.09.
 
     Args:
         groups: G; each has its own ℓ.
