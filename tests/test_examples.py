@@ -35,14 +35,17 @@ sys.path.insert(0, str(EXAMPLES))
 
 import choices  # noqa: E402
 import command_line  # noqa: E402
+import conditional  # noqa: E402
 import digits  # noqa: E402
+import edit  # noqa: E402
+import inverse  # noqa: E402
 import likelihood  # noqa: E402
 import sample  # noqa: E402
 import toy2d  # noqa: E402
 import train  # noqa: E402
 from toys import TOYS, Checkerboard  # noqa: E402
 
-SCRIPTS = [digits, toy2d, train, sample, likelihood]
+SCRIPTS = [digits, toy2d, train, sample, likelihood, conditional, edit, inverse]
 
 # -- data and checkpoints that several tests use -----------------------------------------------------------------------
 
@@ -138,7 +141,7 @@ def test_help_lists_and_explains_every_flag(
     for field in dataclasses.fields(script.Config):
         assert f"--{field.name.replace('_', '-')}" in shown
         # wrapped lines break after hyphens as well as at spaces
-        words = re.sub(r"-\s+", "-", explained[field.name])
+        words = re.sub(r"-\s+", "-", " ".join(explained[field.name].split()))
         assert words.split("...")[0].strip() in re.sub(r"-\s+", "-", shown), field.name
 
 

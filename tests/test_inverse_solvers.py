@@ -475,46 +475,46 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "benchmarks"))
 
 
 def test_the_benchmark_runs_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    import inverse
+    import posteriors
 
-    config = inverse.Config(quick=True, problems=("plane-projection",), out=tmp_path / "cells.jsonl")
+    config = posteriors.Config(quick=True, problems=("plane-projection",), out=tmp_path / "cells.jsonl")
     config.markdown = tmp_path / "table.md"
     config.methods = ("replacement", "PiGDM", "particles, moment matching")
-    inverse.main(config)
+    posteriors.main(config)
     table = config.markdown.read_text("utf-8")
     assert table.startswith("**plane-projection**") and table.count("\n| ") == 2 + 1 + 3
-    monkeypatch.setattr(inverse, "measure", None)  # a second run finds every cell
-    inverse.main(config)
+    monkeypatch.setattr(posteriors, "measure", None)  # a second run finds every cell
+    posteriors.main(config)
     assert config.markdown.read_text("utf-8") == table
     config.out = tmp_path / "none.jsonl"
     config.measure = False
-    assert inverse.results(inverse.checked(config)) == []
+    assert posteriors.results(posteriors.checked(config)) == []
     with pytest.raises(ValueError, match="unknown method 'particle'"):
-        inverse.checked(inverse.Config(methods=("particle",)))
+        posteriors.checked(posteriors.Config(methods=("particle",)))
 
 
 def test_the_benchmark_judges_rightly() -> None:
     """Exact samples come out at the floor and calibrated; the prior's, which ignore y, do not."""
-    import inverse
+    import posteriors
 
-    truth = inverse.known("plane-coordinate", 4, 100, 5)
-    setting = inverse.SETTINGS["plane-coordinate"]()
+    truth = posteriors.known("plane-coordinate", 4, 100, 5)
+    setting = posteriors.SETTINGS["plane-coordinate"]()
     laws = [setting.mixture.posterior(setting.operator, y, setting.noise_std) for y in truth.y]
     exact = torch.stack([law.sample(100, 77) for law in laws])
     prior = setting.mixture.sample(400, 78).reshape(4, 100, 2)
     # between sets of 100 for four y the distance scatters by about a third of its mean
-    assert 0.4 < inverse.distance(exact, truth.exact) / truth.floor < 2.5
-    assert inverse.distance(prior, truth.exact) > 10 * truth.floor
+    assert 0.4 < posteriors.distance(exact, truth.exact) / truth.floor < 2.5
+    assert posteriors.distance(prior, truth.exact) > 10 * truth.floor
     # 4 · 50 · 2 truths, but 100 samples of each y: standard error about sqrt(¼/(4 · 50)) = 0.035 and a little
-    assert inverse.ranks(exact, truth.truths)[0] == pytest.approx(0.5, abs=0.12)
+    assert posteriors.ranks(exact, truth.truths)[0] == pytest.approx(0.5, abs=0.12)
 
 
 def test_evaluations_and_gradients_are_counted() -> None:
     """Moment matching of 16 numbers: as many gradients in each evaluation; the last one is the denoising step's."""
-    import inverse
+    import posteriors
 
-    setting = inverse.SETTINGS["digits-projections"]()
-    score = inverse.Counted(setting.mixture.score(inverse.SDE))
-    task = inverse.Task(setting, score, torch.zeros(2, 16, dtype=F64), 3, 0, 4, 0)
-    x = inverse.METHODS["moment matching, eta = 1"](task)
+    setting = posteriors.SETTINGS["digits-projections"]()
+    score = posteriors.Counted(setting.mixture.score(posteriors.SDE))
+    task = posteriors.Task(setting, score, torch.zeros(2, 16, dtype=F64), 3, 0, 4, 0)
+    x = posteriors.METHODS["moment matching, eta = 1"](task)
     assert x.shape == (2, 3, 1, 8, 8) and (score.nfe, score.gradients) == (4, 4 * 16)

@@ -22,6 +22,7 @@ from scoresde import (
     BrownianNoise,
     Cosine,
     EulerMaruyama,
+    GaussianMixture,
     Heun,
     IndependentNoise,
     Multistep,
@@ -31,12 +32,16 @@ from scoresde import (
     Reverse,
     ReverseDiffusion,
     VelocityMultistep,
+    classifier,
     grids,
 )
+from scoresde.certify import certify
 from scoresde.guidance import LinearGuidance, Part, Twist, TwistedGuidance
+from scoresde.inverse import Identity, Measurement, pigdm
 from scoresde.particles import CollapseWarning, Particles, VelocityStep, effective_sample_size, twisted
 from scoresde.particles.moves import LangevinMoves
-from scoresde.particles.resample import RESAMPLING
+from scoresde.particles.population import Population
+from scoresde.particles.resample import RESAMPLING, residual, systematic
 from scoresde.solvers.planned import OneStep
 
 F64 = torch.float64
@@ -565,3 +570,49 @@ def test_moves_of_a_group_do_not_depend_on_others() -> None:
     run = lambda y, g: twisted(sde, Measured(sde, y=y), (64 * g, 1), groups=g, steps=10, moves=2)  # noqa: E731
     one, two = run(y[:64], 1), run(y, 2)
     torch.testing.assert_close(one.x, two.x[:64], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("size", "left"), [(2, 1), (3, 1), (4, 1), (5, 1), (64, 1), (1000, 10)])
+def test_every_collapse_warns(size: int, left: int) -> None:
+    """All weight on ``left`` of ``size`` particles: an effective sample size of ``left``."""
+    for kept in (left, size):
+        population = Population(1, size, 0.0, systematic, PerSampleNoise(0), torch.device("cpu"))
+        t = torch.tensor([1.0, 0.5], dtype=torch.float64)
+        population.weigh(torch.where(torch.arange(size) < kept, 0.0, -1e6), t[0])
+        population.ancestors(last=True)
+        with warnings.catch_warnings(record=True) as seen:
+            warnings.simplefilter("always")
+            population.arrived(torch.zeros(size, 1), t[:1], 1, denoised=False, way_out="")
+        assert [w.category for w in seen] == ([CollapseWarning] if kept < size else [])
+
+
+@pytest.mark.parametrize("size", range(1, 200))
+def test_residual_copies_equal_weights_once(size: int) -> None:
+    chosen = residual(torch.zeros(1, size, dtype=torch.float64), 0)
+    assert chosen.tolist() == [list(range(size))]
+
+
+def test_the_kernel_of_the_velocity_holds_what_it_claims() -> None:
+    certify(VelocityStep()).require()
+
+
+@pytest.mark.parametrize("method", ["pigdm", "classifier"])
+def test_a_potential_that_is_not_there_is_found_before_the_work(method: str) -> None:
+    data, sde, calls = GaussianMixture(torch.ones(2), torch.tensor([[-1.0], [1.0]]), 0.1), VP(), []
+
+    def score(x: Tensor, t: Tensor) -> Tensor:
+        calls.append(t)
+        return data.score(sde)(x, t)
+
+    guidance: Any
+    if method == "pigdm":
+        guidance = pigdm(score, sde, Measurement(torch.tensor([0.5]), Identity((1,)), 0.0))
+    else:
+        guidance = classifier(score, data.label_log_prob(sde), label=1)
+    with pytest.raises(ValueError, match=r"noise_std > 0|t_end"):
+        twisted(sde, guidance, (8, 1), steps=4)
+    assert not calls
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CollapseWarning)
+        twisted(sde, guidance, (8, 1), steps=4, denoise=False)  # which asks nothing of clean samples
+    assert calls

@@ -187,6 +187,12 @@ def test_quadrature_is_of_second_order_and_knows_both_ends() -> None:
     assert float((weights * (1 - grid) ** 2).sum()) == pytest.approx(0.405 - 0.243, abs=1e-4)
 
 
+def test_the_step_to_clean_data_is_exact_for_a_constant() -> None:
+    """∫ ½ g² dτ of EDM from t to 0 is t²/2, of which no trapezoid in the log-SNR knows."""
+    grid = torch.tensor([1.5, 0.0], dtype=F64)
+    assert quadrature(EDM(t_min=0.0), grid) == pytest.approx([1.5**2 / 2, 0.0], rel=1e-12)
+
+
 # -- the weighted law of one-step solvers, exactly -----------------------------------------------------------------
 
 ONE_STEP: list[Any] = [

@@ -13,7 +13,7 @@ from scoresde.editing.inputs import rms
 
 
 class FixedPoint(NamedTuple):
-    """What was found: x (B, *event), how far the last step to it moved each sample (B,), and the calls of g."""
+    """What was found: x (B, *event), |g(x) - x| of each sample (B,), RMS over its entries, and the calls of g."""
 
     x: Tensor
     moved: Tensor
@@ -23,34 +23,40 @@ class FixedPoint(NamedTuple):
 def fixed_point(
     g: Callable[[Tensor], Tensor], x: Tensor, *, iterations: int, tolerance: float, memory: int = 0
 ) -> FixedPoint:
-    r"""Iterates x <- g(x) until no sample moves by more than ``tolerance`` (RMS over its entries).
+    r"""Iterates x <- g(x) at most ``iterations`` times, each sample until |g(x) - x| <= ``tolerance`` (RMS).
 
     With a memory m, Anderson's acceleration from the last m differences (Walker & Ni 2011, doi:10.1137/10078356X,
     section 2)::
 
         f = g(x) - x        γ = argmin |f - Σ_j γ_j Δf_j|²        x <- x + f - Σ_j γ_j (Δx_j + Δf_j)
 
-    which converges where the plain iteration is slow or moves away. Of each sample the g(x) with the least |g(x) - x|
-    is answered, so that iterations that run away do no harm.
+    which converges where the plain iteration is slow or moves away. Of each sample the x with the least |g(x) - x| is
+    answered, the start among them, so that iterations that run away do no harm; none depends on the rest of the batch.
     """
     best, least = x, x.new_full((len(x),), math.inf)
     past: list[tuple[Tensor, Tensor]] = []
     calls = 0
-    for _ in range(iterations):
+    for done in range(iterations + 1):
         image = g(x)
         calls += 1
         step = image - x
         moved = rms(step)
         closer = moved < least
-        best = torch.where(closer.reshape(-1, *[1] * (x.ndim - 1)), image, best)
+        best = torch.where(_each(closer, x), x, best)
         least = torch.where(closer, moved, least)
-        if not len(x) or bool((least.detach() <= tolerance).all()):
+        settled = least.detach() <= tolerance
+        if done == iterations or bool(settled.all()):
             break
         if memory:
             past = [*past, (x, step)][-memory - 1 :]
             image = _accelerated(past, image)
-        x = image
+        x = torch.where(_each(settled, x), x, image)
     return FixedPoint(best, least, calls)
+
+
+def _each(chosen: Tensor, x: Tensor) -> Tensor:
+    """(B,) against the axes of x."""
+    return chosen.reshape(-1, *[1] * (x.ndim - 1))
 
 
 def _accelerated(past: list[tuple[Tensor, Tensor]], image: Tensor) -> Tensor:
@@ -62,8 +68,8 @@ def _accelerated(past: list[tuple[Tensor, Tensor]], image: Tensor) -> Tensor:
     steps = torch.stack([f.reshape(flat).double() for _, f in past], 1)
     changes = steps.diff(dim=1)
     gram = changes @ changes.mT
-    # a ridge at rounding: as the iteration settles the differences become parallel
-    size = gram.diagonal(dim1=1, dim2=2).sum(1).clamp_min(torch.finfo(torch.float64).tiny)
+    # a ridge at rounding: as the iteration settles the differences become parallel, and those of settled samples 0
+    size = gram.diagonal(dim1=1, dim2=2).sum(1).clamp_min(1e-200)
     ridge = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device) * (1e-12 * size)[:, None, None]
     mix = torch.linalg.solve(gram + ridge, changes @ steps[:, -1:].mT)  # (B, m, 1)
     pull = (mix * (states + changes)).sum(1)

@@ -28,7 +28,7 @@ def interpolate(
         [sin((1 - w) θ) a + sin(w θ) b] / sin θ
 
     keeps the norm: of two of norm r all between have norm r, and equal ones give themselves. Between two draws of
-    N(0, s² I) in D dimensions the variance is s² (1 + O(1/D²)), while the norm varies less than a draw's.
+    N(0, s² I) in D dimensions the variance is s² (1 + O(1/D²)) for D > 3, while the norm varies less than a draw's.
 
     "straight" goes along the line, and is scaled to keep the variance::
 

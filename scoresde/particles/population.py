@@ -166,7 +166,7 @@ class Population:
         )
 
     def _warn(self, effective: Tensor, grid: Tensor, way_out: str) -> None:
-        limit = max(0.02 * self.size, min(2.0, self.size / 4))
+        limit = max(0.02 * self.size, min(2.0, 0.5 * (self.size + 1)))  # of two or three particles: nearly all on one
         least, step = effective.min(0)
         if not bool((least < limit).any()):
             return

@@ -61,11 +61,14 @@ def residual(log_weights: Tensor, noise: Noise | torch.Generator | int, count: i
     """
     weights = normalised(log_weights)
     m = _count(weights, count)
-    copies = (m * weights).floor()
+    scaled = m * weights
+    whole = scaled.round()
+    scaled = torch.where((scaled - whole).abs() <= 1e-12 * m, whole, scaled)  # a rounding short of a whole number
+    copies = scaled.floor()
     upto = copies.cumsum(1)
     slots = torch.arange(m, device=weights.device, dtype=torch.float64).expand(len(weights), m)
     certain = torch.searchsorted(upto, slots.contiguous(), right=True).clamp_max(weights.shape[1] - 1)
-    left = m * weights - copies
+    left = scaled - copies
     # where nothing is left, no slot asks; the weights stand in to keep the division defined
     left = torch.where((upto[:, -1:] < m) & (left.sum(1, keepdim=True) > 0), left, weights)
     drawn = _found(left / left.sum(1, keepdim=True), _uniforms(noise, (len(weights), m), weights))

@@ -47,9 +47,10 @@ def twisted(
 ) -> Particles:
     r"""Weighted samples of p(x_0) ψ_0(x_0), such as a posterior, for any positive ψ_t that leads there roughly.
 
-    The twisted diffusion sampler (Wu et al. 2023, arXiv:2306.17775, algorithm 1). With the kernel x_s = m(x_t) + c z of
+    The twisted diffusion sampler (Wu et al. 2023, arXiv:2306.17775). With the kernel x_s = m(x_t) + c z of
     a one-step solver for the plain score, particles move by x_s = m(x_t) + c (u + z), u = c ∇ log ψ_t(x_t), which is
-    the guided step to first order in its length, and their weights are multiplied by::
+    the step of the conditioned process to first order in its length (the guided one at η = 1), and their weights are
+    multiplied by::
 
         N(x_s; m, c²) / N(x_s; m + c u, c²) · ψ_s(x_s) / ψ_t(x_t) = exp(-u·z - ½ |u|²) ψ_s(x_s) / ψ_t(x_t)
 
@@ -86,9 +87,9 @@ def twisted(
         device: default that of the guidance's parameters, else the CPU.
 
     Returns:
-        :class:`Particles`; exp(``log_normalizer``) is an unbiased estimate of E[ψ_0(x_0)] over p^disc for any number
-        of particles, the evidence where ψ_0 is a likelihood. ``nfe`` is steps + 1, or steps if the grid ends at σ = 0,
-        and moves · (steps - 1) more.
+        :class:`Particles`; exp(``log_normalizer``) is an estimate of E[ψ_0(x_0)] over p^disc, the evidence where ψ_0 is
+        a likelihood: without moves unbiased for any number of particles. ``nfe`` is steps + 1, or steps if the grid
+        ends at σ = 0, and moves · (steps - 1) more.
 
     Raises:
         TypeError: a guidance without a twist, or a solver that is no one-step kernel.
@@ -114,6 +115,8 @@ def twisted(
             f"the kernel of {type(kernel).__name__} draws no noise at eta = {checks.number(eta):g}: it can neither be "
             "steered nor its copies parted. Take eta > 0, for example 1."
         )
+    if denoise or not bool(sde.sigma(begun.grid[-1]) > 0):
+        guidance.check()
     with torch.no_grad():
         return _run(guidance, sde, rows(keep, pull, spread), begun, moves, denoise=denoise)
 

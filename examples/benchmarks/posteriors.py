@@ -1,6 +1,6 @@
 """How far the samplers for inverse problems are from exact posteriors, which mixtures have in closed form.
 
-    python examples/benchmarks/inverse.py --problems plane-coordinate plane-projection --markdown runs/inverse.md
+    python examples/benchmarks/posteriors.py --problems plane-coordinate plane-projection --markdown runs/posteriors.md
 
 For each of several unknowns x0* and their measurements y, every method draws samples; their energy distance to exact
 ones is divided by that between two exact sets of the same sizes, the floor. Coverage and calibration are those of the
@@ -100,7 +100,7 @@ class Config:
     """Particles for each measurement, of which the samples are drawn, where a method has such."""
     seed: int = 0
     """Of all randomness."""
-    out: Path = contest.CACHE / "inverse.jsonl"
+    out: Path = contest.CACHE / "posteriors.jsonl"
     """File of the results; what it holds is not measured again."""
     markdown: Path | None = None
     """File for the tables."""
