@@ -19,9 +19,10 @@ Config = TypeVar("Config")
 def command(main: Callable[[Config], object], config: type[Config]) -> None:
     """Run ``main`` on the command line's ``config``. Bad input ends in its message alone, with exit code 1."""
     try:
-        main(tyro.cli(config))
+        main(tyro.cli(config, description=inspect.getdoc(inspect.getmodule(main))))
     except (ValueError, TypeError, OSError, ModuleNotFoundError, FloatingPointError) as error:
-        raise SystemExit(f"error: {error}") from error
+        told = str(error).replace("Pass resume=True", "Add --resume")  # the library's words are Python's
+        raise SystemExit(f"error: {told}") from error
 
 
 def use_threads(threads: int) -> None:

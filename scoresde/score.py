@@ -173,7 +173,11 @@ class ScoreModel(nn.Module):
         return spread(k.data_x, x) * x + spread(k.data_out, x) * out
 
     def bind(self, **cond: Any) -> BoundScore:
-        """The Score of this model under fixed conditions, e.g. ``model.bind(label=y)``."""
+        """The Score of this model under fixed conditions, e.g. ``model.bind(label=y)``.
+
+        A number or one row (1, ...) is for the whole batch where the network's ``null_conditions`` name the condition;
+        all else is passed on as it is.
+        """
         return BoundScore(self, cond)
 
     def under(self, sde: SDE) -> ScoreModel:
@@ -231,7 +235,17 @@ class BoundScore:
     cond: Mapping[str, Any] = field(default_factory=dict)
 
     def __call__(self, x: Tensor, t: Time) -> Tensor:
-        return self.model(x, t, **self.cond)
+        known = getattr(self.model.net, "null_conditions", None) or {}
+        return self.model(x, t, **{k: _rows(v, x) if k in known else v for k, v in self.cond.items()})
+
+
+def _rows(value: Any, x: Tensor) -> Any:
+    """A condition with a row for each sample: a number, a tensor () or one row (1, ...) is that of all of them."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        value = torch.as_tensor(value, device=x.device)
+    if isinstance(value, Tensor) and (not value.ndim or len(value) == 1):
+        return value.expand(len(x), *value.shape[1:])
+    return value
 
 
 def modules_of(score: object) -> tuple[nn.Module, ...]:

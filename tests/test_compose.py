@@ -158,7 +158,7 @@ def test_a_library_network_with_vectors_composes() -> None:
         (lambda: compose(model(), [(1.0, {})]), ValueError, "needs a condition"),
         (lambda: compose(model(), [(math.nan, {"label": 1})]), ValueError, "finite number"),
         (lambda: compose(model(), [("2", {"label": 1})]), ValueError, "finite number"),  # type: ignore[list-item]
-        (lambda: compose(model(), [(1.0, {"text": 1})]), ValueError, "no null condition for text"),
+        (lambda: compose(model(), [(1.0, {"text": 1})]), ValueError, "takes no condition text"),
         (lambda: compose(model(), [(1.0, {"text": 1})], null={"text": 0}), ValueError, "takes label, caption"),
         (lambda: compose(model(), [(1.0, {"label": 1}), (1.0, {"caption": WORDS})], null=0), ValueError, "mapping"),
         (lambda: compose(model().bind(label=1), [(1.0, {"label": 1})]), TypeError, "ScoreModel"),  # type: ignore[arg-type]

@@ -136,8 +136,12 @@ def test_dtype_is_kept(dtype: torch.dtype) -> None:
         (lambda: classifier_free(lambda x, t: x, 2.0, label=Y), TypeError, "ScoreModel"),  # type: ignore[arg-type]
         (lambda: classifier_free(ScoreModel(lambda x, c, label: x, VP()), 2.0, label=Y), ValueError, "null condition"),
         (lambda: classifier_free(model(), 2.0, null={"class": 1}, label=Y), ValueError, "no null condition for label"),
-        (lambda: classifier_free(model(), 2.0, text=Y), ValueError, "no null condition for text"),
-        (lambda: classifier_free(model(), 2.0, null=3, label=Y, text=Y), ValueError, "mapping by name"),
+        (lambda: classifier_free(model(), 2.0, text=Y), ValueError, "takes no condition text"),
+        (
+            lambda: classifier_free(ScoreModel(lambda x, c, **cond: x, VP()), 2.0, null=3, label=Y, text=Y),
+            ValueError,
+            "mapping by name",
+        ),
         (lambda: classifier_free(model(), math.nan, label=Y), ValueError, "finite number"),
         (lambda: classifier_free(model(), math.inf, label=Y), ValueError, "finite number"),
         (lambda: classifier_free(model(), True, label=Y), ValueError, "finite number"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import warnings
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -414,3 +414,18 @@ def test_modules_of_finds_every_module_once() -> None:
     shared = {"score": model, "again": (model, functools.partial(judge))}
     assert len(parameters_of(Holder())) == 4
     assert {id(p) for p in parameters_of([shared])} == {id(p) for p in [*model.parameters(), *judge.parameters()]}
+
+
+def test_a_number_or_a_row_is_bound_for_the_whole_batch() -> None:
+    class Net(torch.nn.Module):
+        null_conditions: ClassVar[dict[str, Any]] = {"label": 9, "size": math.nan}
+
+        def forward(self, x: Tensor, c: Tensor, label: Tensor, size: Tensor, power: Any) -> Tensor:
+            assert label.shape == (len(x),) and size.shape == (len(x), 2) and power == 2
+            return x * label[:, None] + size.sum(1, keepdim=True)
+
+    model, x, t = ScoreModel(Net(), VP()), torch.ones(3, 4), torch.tensor(0.3)
+    size = torch.tensor([[1.0, 2.0]])
+    each = model.bind(label=torch.full((3,), 5), size=size.expand(3, 2), power=2)(x, t)
+    for label in (5, torch.tensor(5), torch.tensor([5])):
+        assert torch.equal(model.bind(label=label, size=size, power=2)(x, t), each)

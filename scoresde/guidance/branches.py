@@ -92,8 +92,8 @@ def branches(model: ScoreModel, given: Sequence[Mapping[str, Any]], null: Any, *
     if not names:
         raise ValueError(f"{what} needs a condition, e.g. label=y.")
     wanted = [name for name in names if any(name not in one for one in given)]
-    nulls = _nulls(model, null, wanted, names, what)
     _known(model, names)
+    nulls = _nulls(model, null, wanted, names, what)
     for one in given:
         for name, value in one.items():
             _fits(name, value, nulls.get(name))

@@ -39,7 +39,7 @@ class Measurement:
     def __post_init__(self) -> None:
         if not isinstance(self.y, Tensor) or not self.y.is_floating_point():
             got = self.y.dtype if isinstance(self.y, Tensor) else type(self.y).__name__
-            raise TypeError(f"y must be a floating tensor, got {got}; call y.float() first.")
+            raise TypeError(f"y must be a floating tensor, got {got}; write torch.tensor([0.2]), or y.float().")
         if not callable(self.operator):
             raise TypeError(
                 f"operator must be a LinearOperator such as Mask(...), or a function of x; got "

@@ -125,6 +125,11 @@ class LinearOperator(ABC):
         x, z = (noise.normal(self._zeros(2)) for _ in range(2))
         with torch.no_grad():
             ax, az, both, zero = (self(v) for v in (x, z, 2 * x - 3 * z, 0 * x))
+            if len(ax) != len(x):
+                raise ValueError(
+                    f"{name} must keep the batch axis, (B, *event) to (B, *measured): of {len(x)} samples it answers "
+                    f"{len(ax)} rows. To take part of an event, leave the first axis alone: x[:, :1]."
+                )
             # sums of as many terms as an event has numbers, rounded each
             room = 100 * torch.finfo(x.dtype).eps * (x.numel() + ax.numel()) ** 0.5
             if float(zero.abs().max()) > 0:
@@ -146,7 +151,7 @@ class LinearOperator(ABC):
             if not float((left - right).abs().max()) <= room * float(scale):
                 raise ValueError(
                     f"the adjoint of {name} is not that of A: <A x, y> = {left[0]:.6g} but <x, Aᵀ y> = {right[0]:.6g}. "
-                    "Leave adjoint=None to have it derived from a differentiable A."
+                    "Correct it; FunctionOperator(forward, event=...) derives it from a differentiable A."
                 )
 
 
