@@ -5,12 +5,12 @@
     python examples/conditional.py --resume                 # go on after a kill
     python examples/conditional.py --task superresolution --data cifar/train.parquet --factor 4
 
-caption          16x16 pictures composed from real digits, by sentence; digit, colour and place are read by judges
-superresolution  digits, or pictures of your own, from means of 2x2 or 4x4 pixels
-mask             digits from masks of their ink
-segment          masks of digits from pictures with clutter and noise
-label            digits by class, by amount of ink, or both
-classifier       digits by the gradient of a classifier of noisy digits, and whether it is calibrated
+    caption          16x16 pictures composed from real digits, by sentence; digit, colour and place are read by judges
+    superresolution  digits, or pictures of your own, from means of 2x2 or 4x4 pixels
+    mask             digits from masks of their ink
+    segment          masks of digits from pictures with clutter and noise
+    label            digits by class, by amount of ink, or both
+    classifier       digits by the gradient of a classifier of noisy digits, and whether it is calibrated
 
 Every figure stands beside those of real pictures and of a control: the same network, its conditions hidden.
 """

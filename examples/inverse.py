@@ -4,10 +4,10 @@
     python examples/inverse.py --prior runs/digits-vp --methods pigdm moment-matching --tasks hole x2
     python examples/inverse.py --prior runs/cifar --data cifar/test.parquet --count 16
 
-hole         a square in the middle is missing             deblur       Gaussian blur
-pixels       most pixels are missing, at random            colour       luma alone, of colour pictures
-x2, x4       means of 2x2 or 4x4 pixels                    projections  random projections (compressed sensing)
-                                                           phase        moduli of the Fourier transform, by dps
+    hole         a square in the middle is missing             deblur       Gaussian blur
+    pixels       most pixels are missing, at random            colour       luma alone, of colour pictures
+    x2, x4       means of 2x2 or 4x4 pixels                    projections  random projections (compressed sensing)
+                                                               phase        moduli of the Fourier transform, by dps
 
 Pictures that the prior has not seen are measured with noise, and their posteriors sampled. Each task writes one PNG:
 truth, measurement, posterior mean, standard deviation and samples of every method. report.json says how far mean and

@@ -63,6 +63,9 @@ def test_bins_keep_errors_of_opposite_sign_apart() -> None:
     several, one = (found(log_prob, x0=x0, label=label, times=[0.1], bins=bins).ece.item() for bins in (10, 1))
     assert several == pytest.approx(0.5 * 0.4 + 0.5 * 0.3, rel=1e-6)  # probabilities in float32
     assert one == pytest.approx(abs(0.8 - 0.75), rel=1e-5)
+    # so does what a calibrated classifier would show: a root for each bin, not the root of their sum
+    apart = found(log_prob, x0=x0, label=label, times=[0.1], bins=10).ece_floor.item()
+    assert apart == pytest.approx((math.sqrt(5 * 0.6 * 0.4) + math.sqrt(5 * 0.9 * 0.1)) / 10, rel=1e-6)
 
 
 def test_logits_and_log_probabilities_mean_the_same() -> None:
