@@ -37,19 +37,12 @@ class MeasuredSolver(Solver):
                 f"{type(self).__name__} takes a Measurement first, got {type(self.measurement).__name__}; call "
                 "Measurement(y, operator, noise_std)."
             )
-        if not isinstance(self.measurement.operator, LinearOperator):
-            raise TypeError(
-                f"{type(self).__name__} needs a LinearOperator, whose adjoint it uses; A is a "
-                f"{type(self.measurement.operator).__name__}. Make one of a linear function with FunctionOperator(A, "
-                "event); for any other function there is dps()."
-            )
+        self.measurement.need_linear(type(self).__name__)
 
     @property
     def operator(self) -> LinearOperator:
         """A."""
-        operator = self.measurement.operator
-        assert isinstance(operator, LinearOperator)  # looked at when made
-        return operator
+        return self.measurement.need_linear(type(self).__name__)
 
     @abstractmethod
     def clean(self, process: Reverse, x: Tensor, t: Tensor) -> Tensor:

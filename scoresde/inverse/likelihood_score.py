@@ -12,7 +12,6 @@ from scoresde import checks
 from scoresde.guidance import Twist, TwistedGuidance
 from scoresde.guidance.leaf import on_leaf
 from scoresde.inverse.measurement import Measurement
-from scoresde.inverse.operators import LinearOperator
 from scoresde.score import Score
 from scoresde.sde import SDE, spread
 
@@ -70,21 +69,6 @@ class LikelihoodScore(TwistedGuidance):
             x0: E[x_0 | x_t = x], with a graph to x, which may be gone through several times.
             t: float64, () or (B,).
         """
-
-
-def linear_operator(measurement: Measurement, method: str) -> LinearOperator:
-    """The measurement's LinearOperator.
-
-    Raises:
-        TypeError: its operator is only a function.
-    """
-    if measurement.linear is None:
-        raise TypeError(
-            f"{method} needs a linear operator with an adjoint, but the measurement's is a "
-            f"{type(measurement.operator).__name__}. If it is linear, write FunctionOperator(operator, event=...), "
-            "which derives the adjoint; if not, take dps."
-        )
-    return measurement.linear
 
 
 def pulled(x0: Tensor, x: Tensor, cotangent: Tensor) -> Tensor:

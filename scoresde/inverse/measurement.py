@@ -76,6 +76,20 @@ class Measurement:
         """The operator, if it is a LinearOperator."""
         return self.operator if isinstance(self.operator, LinearOperator) else None
 
+    def need_linear(self, what: str) -> LinearOperator:
+        """The operator, for methods that use its adjoint.
+
+        Raises:
+            TypeError: it is only a function.
+        """
+        if isinstance(self.operator, LinearOperator):
+            return self.operator
+        raise TypeError(
+            f"{what} needs a linear operator with an adjoint, a LinearOperator; the measurement's is a "
+            f"{type(self.operator).__name__}. If it is linear, write FunctionOperator(operator, event=...), which "
+            "derives the adjoint; if not, take dps."
+        )
+
     def check(self, x: Tensor) -> None:
         r"""Raises ValueError where x (B, \*event) cannot be what was measured, as far as the operator says."""
         checks.state(x)

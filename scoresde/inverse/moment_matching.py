@@ -12,7 +12,7 @@ from torch import Tensor
 from scoresde import checks
 from scoresde.guidance import TwistedGuidance
 from scoresde.inverse.conjugate_gradients import conjugate_gradients
-from scoresde.inverse.likelihood_score import LikelihoodScore, linear_operator, pulled
+from scoresde.inverse.likelihood_score import LikelihoodScore, pulled
 from scoresde.inverse.measurement import Measurement
 from scoresde.score import Score
 from scoresde.sde import SDE, spread
@@ -82,7 +82,7 @@ class MomentMatching(LikelihoodScore):
         checks.count(self.chunk, name="chunk")
         checks.count(self.iterations, name="iterations")
         checks.positive(self.tolerance, name="tolerance")
-        linear_operator(self.measurement, "moment_matching")
+        self.measurement.need_linear("moment_matching")
         self.measurement.need_noise("moment_matching")
         if self.full_gradient and self.covariance == "cg":
             raise ValueError('full_gradient needs the determinant of A V Aᵀ + σ_y² I: take covariance="exact".')
@@ -99,7 +99,7 @@ class MomentMatching(LikelihoodScore):
             return log_psi, torch.autograd.grad(log_psi.sum(), x, create_graph=further)[0]
 
     def _iterated(self, x: Tensor, x0: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
-        operator, variance = linear_operator(self.measurement, "moment_matching"), self.measurement.noise_std**2
+        operator, variance = self.measurement.need_linear("moment_matching"), self.measurement.noise_std**2
         residual = self.measurement.residual(x0)
 
         def system(u: Tensor) -> Tensor:
@@ -112,7 +112,7 @@ class MomentMatching(LikelihoodScore):
         return log_psi, pulled(x0, x, operator.transpose(whitened))
 
     def _dense(self, x: Tensor, x0: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
-        operator, variance = linear_operator(self.measurement, "moment_matching"), self.measurement.noise_std**2
+        operator, variance = self.measurement.need_linear("moment_matching"), self.measurement.noise_std**2
         batch, m = len(x), math.prod(operator.measured)
         residual = self.measurement.residual(x0).reshape(batch, m)
         rows = self._rows(x, x0)  # (m, B, *event): row i of A times V, without the factor
@@ -129,7 +129,7 @@ class MomentMatching(LikelihoodScore):
 
     def _rows(self, x: Tensor, x0: Tensor) -> Tensor:
         """(∂x̂_0/∂x)ᵀ Aᵀ e_i for each of the m unit vectors, (m, B, *event)."""
-        operator = linear_operator(self.measurement, "moment_matching")
+        operator = self.measurement.need_linear("moment_matching")
         m = math.prod(operator.measured)
         units = operator.transpose(torch.eye(m, dtype=x.dtype, device=x.device).reshape(m, *operator.measured))
         further, rows = torch.is_grad_enabled(), []

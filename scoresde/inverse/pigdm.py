@@ -8,7 +8,7 @@ from torch import Tensor
 
 from scoresde import checks
 from scoresde.guidance import TwistedGuidance
-from scoresde.inverse.likelihood_score import LikelihoodScore, linear_operator, pulled
+from scoresde.inverse.likelihood_score import LikelihoodScore, pulled
 from scoresde.inverse.measurement import Measurement
 from scoresde.score import Score
 from scoresde.sde import SDE
@@ -53,10 +53,10 @@ class PiGDM(LikelihoodScore):
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.positive(self.sigma_data, name="sigma_data")
-        linear_operator(self.measurement, "pigdm")
+        self.measurement.need_linear("pigdm")
 
     def likelihood(self, x: Tensor, x0: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        operator = linear_operator(self.measurement, "pigdm")
+        operator = self.measurement.need_linear("pigdm")
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
         spread_out = (sigma * self.sigma_data) ** 2 / ((alpha * self.sigma_data) ** 2 + sigma**2)
         residual = self.measurement.residual(x0)
