@@ -7,6 +7,7 @@ import functools
 import itertools
 import math
 import typing
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -27,9 +28,13 @@ from scoresde import (
     Score,
     ScoreModel,
     Solver,
+    autoguidance,
     classifier,
     classifier_free,
+    compose,
     grids,
+    inverse,
+    projected,
     sample,
 )
 
@@ -110,7 +115,30 @@ def guided(kind: str, sde: SDE, event: tuple[int, ...]) -> Score:
     return classifier(free, data.label_log_prob(sde), 0.5, label=LABELS)
 
 
+def further(kind: str, sde: SDE, event: tuple[int, ...]) -> Score:
+    """The variants of guidance, and posteriors of a measurement of the first number, ±1.5."""
+    model = ScoreModel(ExactNetwork(event), sde, "x0", sigma_data=1.0)  # type: ignore[arg-type]
+    first = torch.zeros(event, dtype=torch.bool)
+    first.view(-1)[0] = True
+    seen = inverse.Measurement(torch.tensor([[-1.5], [1.5]]), inverse.Mask(first), 0.2)
+    made: dict[str, Callable[[], Score]] = {
+        "interval": lambda: classifier_free(model, 1.5, interval=(0.5, 4.0), label=LABELS),
+        "rescaled": lambda: classifier_free(model, 1.5, rescale=0.7, label=LABELS),
+        "negative": lambda: classifier_free(model, 1.2, negative=1 - LABELS, label=LABELS),
+        "schedule": lambda: classifier_free(model, lambda t: 1 + 0.5 * t, label=LABELS),
+        "projected": lambda: projected(model, 1.5, parallel=0.5, norm=3.0, label=LABELS),
+        "autoguidance": lambda: autoguidance(model.bind(label=LABELS), model.bind(label=2), 1.5),
+        "compose": lambda: compose(model, [(1.5, {"label": LABELS}), (-0.2, {"label": 1 - LABELS})]),
+        "pigdm": lambda: inverse.pigdm(model.bind(label=2), sde, seen),
+        "moment matching": lambda: inverse.moment_matching(model.bind(label=2), sde, seen),
+    }
+    return made[kind]()
+
+
 SDES, SOLVERS = sdes(), solvers()
+FURTHER = [
+    "interval", "rescaled", "negative", "schedule", "projected", "autoguidance", "compose", "pigdm", "moment matching",
+]  # fmt: skip
 
 
 @functools.cache
@@ -144,6 +172,30 @@ def test_every_combination_generates(sde: str, solver: str, guidance: str, event
     # axis, and four steps blur their law by less than that.
     sides = x.flatten(1).mean(1)
     assert float(sides[0]) < 0 < float(sides[1]), f"labels 0, 1 gave {sides.tolist()}"
+
+
+def rotated() -> list[Any]:
+    """Each class of solver under each variant, SDEs and events in turn."""
+    classes = {type(solver): name for name, solver in reversed(SOLVERS.items())}
+    names = list(SDES)
+    return [
+        pytest.param(names[(i + j) % len(names)], name, kind, EVENTS[(i + j) % 2], id=f"{name}-{kind}")
+        for i, name in enumerate(classes.values())
+        for j, kind in enumerate(FURTHER)
+    ]
+
+
+@pytest.mark.parametrize(("sde", "solver", "kind", "event"), rotated())
+def test_every_variant_of_guidance_works_with_every_solver(
+    sde: str, solver: str, kind: str, event: tuple[int, ...]
+) -> None:
+    score = further(kind, SDES[sde], event)
+    x = sample(SDES[sde], score, (2, *event), solver=SOLVERS[solver], grid=grid(sde), seed=1).x
+    assert x.shape == (2, *event) and bool(x.isfinite().all()) and not x.requires_grad
+    # a label is of the whole event; a measurement, after four steps, of the number that was measured at least
+    measured = kind in ("pigdm", "moment matching")
+    sides = x.flatten(1)[:, 0] if measured else x.flatten(1).mean(1)
+    assert float(sides[0]) < 0 < float(sides[1]), f"{kind} gave {sides.tolist()}"
 
 
 def test_the_matrix_is_complete() -> None:
