@@ -857,3 +857,13 @@ def test_errors_tell_the_way_out(call: Any, error: type[Exception], match: str) 
 def test_what_the_straight_path_takes_and_the_arc_does_not() -> None:
     torch.testing.assert_close(interpolate(X, -X, 0.25, path="straight"), X * 0.5 / math.sqrt(0.625), **EXACT)
     assert torch.equal(interpolate(X, 0 * X, 1.0, path="straight"), 0 * X)
+
+
+@pytest.mark.parametrize("memory", [0, 2])
+def test_a_fixed_point_does_not_depend_on_the_rest_of_the_batch(memory: int) -> None:
+    """A sample stays where it has settled, while a slow one beside it goes on."""
+    start, rate = normal(2, 3), torch.tensor([[0.1, 0.1, 0.1], [0.9, 0.5, -0.8]], dtype=torch.float64)
+    together = fixed_point(lambda x: rate * x + 1, start, iterations=40, tolerance=1e-4, memory=memory)
+    alone = fixed_point(lambda x: rate[:1] * x + 1, start[:1], iterations=40, tolerance=1e-4, memory=memory)
+    assert together.calls > alone.calls
+    torch.testing.assert_close(together.x[:1], alone.x, rtol=1e-14, atol=1e-14)  # roundings of batched algebra

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from abc import abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from scoresde import checks
 from scoresde.inverse.measurement import Measurement
 from scoresde.inverse.operators import LinearOperator
 from scoresde.noise import Noise
 from scoresde.reverse import Reverse
-from scoresde.solvers import Progress, Solution, Solver
+from scoresde.solvers import Solver
 
 
 @dataclass(frozen=True)
@@ -48,29 +45,10 @@ class MeasuredSolver(Solver):
     def clean(self, process: Reverse, x: Tensor, t: Tensor) -> Tensor:
         """The x_0 (B, *event) to return for x at the last time, from one evaluation of the score."""
 
-    def solve(
-        self,
-        process: Reverse,
-        x: Tensor,
-        grid: Tensor,
-        noise: Noise | torch.Generator | int | None = None,
-        *,
-        denoise: bool = False,
-        trajectory: bool = False,
-        callback: Callable[[Progress], None] | None = None,
-        checkpoint: bool | int = False,
-    ) -> Solution:
-        """As :meth:`Solver.solve`; ``denoise`` ends with :meth:`clean`, one evaluation more."""
-        self.measurement_of(checks.state(x))
-        solution = super().solve(
-            process, x, grid, noise, trajectory=trajectory, callback=callback, checkpoint=checkpoint
-        )
-        end = solution.grid[-1]
-        if not denoise or process.sde.sigma(end).item() == 0:
-            return solution
-        x = self.clean(process, solution.x, end)
-        checks.finite(x, name="the denoised x", hint="The score returned such values at the last time.")
-        return dataclasses.replace(solution, x=x, nfe=solution.nfe + 1, denoised=True)
+    def start(self, process: Reverse, x: Tensor, grid: Tensor, noise: Noise) -> tuple[Tensor, Any]:
+        """Raises ValueError, before any work, where the measurement is none of x."""
+        self.measurement_of(x)
+        return super().start(process, x, grid, noise)
 
     def measurement_of(self, x: Tensor) -> Tensor:
         """y (B, *measured) for the samples x, in their dtype.

@@ -117,6 +117,10 @@ class Solver(ABC):
     def check(self, process: Reverse) -> None:  # noqa: B027 (most methods take every process)
         """Raises ValueError where the method cannot integrate this process."""
 
+    def clean(self, process: Reverse, x: Tensor, t: Tensor) -> Tensor:
+        """The x_0 (B, *event) that a last denoising step makes of x at the last time, from one evaluation."""
+        return process.denoise(x, t)
+
     def draws_noise(self, process: Reverse) -> bool:
         """Whether a step needs random numbers on this process."""
         return process.eta > 0
@@ -181,7 +185,7 @@ class Solver(ABC):
         x = ending.x
         denoise = denoise and ending.complete and process.sde.sigma(grid[-1]).item() > 0
         if denoise:
-            x = process.denoise(x, grid[-1])
+            x = self.clean(process, x, grid[-1])
         if x.numel() and not bool(torch.isfinite(x.detach()).all()):
             raise FloatingPointError(
                 f"{type(self).__name__} ended with NaN or infinite values after {counted.nfe} evaluations. The score "
