@@ -18,38 +18,32 @@ Every figure stands beside those of real pictures and of a control: the same net
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import caption_task
-import classifier_task
-import image_tasks
-import label_task
-from command_line import command, use_threads
-from conditioned import Flags
-from outputs import make_folder, save_json
+from scoresde.files import make_writable
+from shared.command_line import command
+from shared.conditional import TASKS
+from shared.conditional.task import Flags
+from shared.outputs import finish, told
 
-Task = Callable[[Flags, Path], dict[str, Any]]
+if TYPE_CHECKING:
+    TaskName = str
+else:
+    TaskName = Literal[(*TASKS, "all")]
 
 
 @dataclass(kw_only=True)
 class Config(Flags):
     """Train networks that take captions, images, labels and numbers; draw under conditions, and measure."""
 
-    task: Literal["caption", "superresolution", "mask", "segment", "label", "classifier", "all"] = "all"
+    task: TaskName = "all"
     """What to learn; all learns one after the other."""
     out: Path | None = None
     """Folder for everything that is written, one inside for each task; default runs/conditional."""
-    data: Path | None = None
-    """Superresolution: images of your own, a folder or a Parquet file, instead of scikit-learn's digits."""
-    factor: Literal[2, 4] = 2
-    """Superresolution: the side of the squares of pixels of which only the mean is known."""
 
     def check(self) -> None:
-        """Raise ValueError for a flag that would fail only after training."""
         super().check()
         if self.data is not None and self.task != "superresolution":
             raise ValueError(f"--data is for --task superresolution alone, and this is --task {self.task}.")
@@ -59,33 +53,15 @@ class Config(Flags):
             raise FileNotFoundError(f"no data at {self.data}.")
 
 
-def tasks(config: Config) -> dict[str, Task]:
-    """The tasks that are asked for, by name."""
-    every: dict[str, Task] = {
-        "caption": caption_task.run,
-        "superresolution": partial(image_tasks.superresolution, data=config.data, factor=config.factor),
-        "mask": image_tasks.mask,
-        "segment": image_tasks.segment,
-        "label": label_task.run,
-        "classifier": classifier_task.run,
-    }
-    return every if config.task == "all" else {config.task: every[config.task]}
-
-
 def main(config: Config) -> dict[str, dict[str, Any]]:
     """Train, draw, measure, write; the reports."""
-    config.check()
-    use_threads(config.threads)
-    out = make_folder(Path("runs") / "conditional" if config.out is None else config.out)
+    out = config.begin(Path("runs") / "conditional" if config.out is None else config.out)
     reports = {}
-    for name, task in tasks(config).items():
+    for name in TASKS if config.task == "all" else [config.task]:
         print(f"-- {name} --", flush=True)
-        start, folder = time.perf_counter(), make_folder(out / name)
-        figures = task(config, folder)
-        seconds = round(time.perf_counter() - start, 1)
-        reports[name] = {"config": {**asdict(config), "out": str(out)}, "seconds": seconds, **figures}
-        save_json(folder / "report.json", reports[name])
-        print(f"{seconds:.0f} s; pictures and report.json are in {folder}", flush=True)
+        start, folder = time.perf_counter(), make_writable(out / name)
+        reports[name] = {"config": told(config, out), **TASKS[name](config, folder)}
+        finish(reports[name], folder, start)
     return reports
 
 

@@ -8,29 +8,29 @@ Data go through the scaling that the model was trained with. Nats are those of t
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from command_line import DataFlags, command, use_threads
-from outputs import make_folder, save_array, save_json
 from torch import Tensor
-from tqdm import tqdm
-from trained import Trained, open_checkpoint
 
 import scoresde as ss
-from scoresde.data import Dataset, load_array, reader_of
+from scoresde.data import Dataset, reader_of
+from scoresde.files import make_writable, write_json
+from scoresde.solvers import ProbabilityFlow
+from shared.command_line import CheckpointFlags, DataFlags, at_least, command
+from shared.outputs import save_array, told
+from shared.trained import Trained, in_batches, open_checkpoint
 
 
 @dataclass(kw_only=True)
-class Config(DataFlags):
+class Config(CheckpointFlags, DataFlags):
     """Measure how likely data are under a checkpoint: likelihood.npy and report.json."""
 
-    checkpoint: Path
-    """Folder that training wrote, or one of its step-... folders."""
     out: Path | None = None
     """Folder for everything that is written; default likelihood in the run's folder."""
     first: int | None = None
@@ -49,24 +49,13 @@ class Config(DataFlags):
     """Its relative tolerance."""
     atol: float = 1e-5
     """Its absolute tolerance, in model units."""
-    ema: bool = True
-    """Use the averaged weights, not those of the last step."""
     seed: int = 0
     """Of the random vectors, and of the uniform noise that fills the bins of quantised data."""
-    cpu: bool = False
-    """Stay on the CPU although there is a GPU."""
-    threads: int = 0
-    """Threads of torch; 0 leaves its default."""
 
-
-def check(config: Config) -> None:
-    """Raises ValueError for flags that make no sense, alone or together."""
-    for name in ("first", "batch_size", "probes"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}.")
-    if config.divergence == "exact" and config.probes != 1:
-        raise ValueError("--probes belong to the estimate; with --divergence exact leave them out.")
+    def check(self) -> None:
+        at_least(self, first=1, batch_size=1, probes=1)
+        if self.divergence == "exact" and self.probes != 1:
+            raise ValueError("--probes belong to the estimate; with --divergence exact leave them out.")
 
 
 def load(config: Config, trained: Trained) -> Dataset:
@@ -75,7 +64,8 @@ def load(config: Config, trained: Trained) -> Dataset:
     Raises:
         FileNotFoundError, TypeError, ValueError: other units, shape or classes than the model's; see ``scoresde.data``.
     """
-    dataset = config.load(scaling=trained.scaling if reader_of(config.data) is load_array else None)
+    units = "scaling" in inspect.signature(reader_of(config.data)).parameters  # of arrays; pictures bring their own
+    dataset = config.load(scaling=trained.scaling if units else None)
     if dataset.event_shape != trained.event:
         raise ValueError(
             f"samples in {config.data} have shape {dataset.event_shape}, and the model was trained on {trained.event}."
@@ -97,46 +87,41 @@ def load(config: Config, trained: Trained) -> Dataset:
     return Dataset(dataset.data, numbers[dataset.label], dataset.scaling, trained.classes)
 
 
-def measure(config: Config, trained: Trained, dataset: Dataset, rows: slice, solver: ss.ProbabilityFlow) -> Tensor:
+def measure(config: Config, trained: Trained, dataset: Dataset, rows: slice, solver: ProbabilityFlow) -> Tensor:
     """Of some samples: bits/dim where the data are quantised, else log-density in nats, (B,)."""
     batch, scaling = dataset[rows], trained.scaling
     x = batch["x"].to(trained.device)
     keywords: dict[str, Any] = {"divergence": config.divergence, "solver": solver, "probes": config.probes}
     keywords["noise"] = ss.PerSampleNoise(config.seed, first=rows.start)
+    score: ss.Score = trained.model
     if trained.classes is not None:
-        keywords["label"] = batch.get("label", torch.full((len(x),), trained.null)).to(trained.device)
+        score = trained.model.bind(label=batch.get("label", torch.tensor(trained.null)).to(trained.device))
     with torch.no_grad():
         if scaling.bin_width is not None:
-            return ss.bits_per_dim(trained.model, x, scaling.bin_width, **keywords).cpu()
+            return ss.bits_per_dim(score, x, scaling.bin_width, **keywords).cpu()
         # From model to data units: one factor of the scale for each number in a sample.
         volume = math.prod(trained.event) * math.log(scaling.scale)
-        return ss.log_prob(trained.model, x, **keywords).cpu() - volume
+        return ss.log_prob(score, x, **keywords).cpu() - volume
 
 
 def main(config: Config) -> dict[str, Any]:
     """Measure and write; returns what report.json holds."""
-    check(config)
-    use_threads(config.threads)
-    solver = ss.ProbabilityFlow(config.method, rtol=config.rtol, atol=config.atol)
+    config.ready()
+    solver = ProbabilityFlow(config.method, rtol=config.rtol, atol=config.atol)
     trained = open_checkpoint(config.checkpoint, ema=config.ema, cpu=config.cpu)
-    solver.check(ss.Reverse(trained.model.sde, trained.model, 0.0))
+    solver.check(ss.Reverse(trained.model, 0.0))
     dataset = load(config, trained)
-    out = make_folder(trained.description.path.parent / "likelihood" if config.out is None else config.out)
+    out = make_writable(trained.description.path.parent / "likelihood" if config.out is None else config.out)
     total = len(dataset) if config.first is None else min(config.first, len(dataset))
 
-    start, parts = time.perf_counter(), []
-    with tqdm(total=total, unit="sample") as bar:
-        for first in range(0, total, config.batch_size):
-            rows = slice(first, min(first + config.batch_size, total))
-            parts.append(measure(config, trained, dataset, rows, solver).double())
-            bar.update(rows.stop - rows.start)
-    values = torch.cat(parts)
+    start = time.perf_counter()
+    rows = in_batches(total, config.batch_size)
+    values = torch.cat([measure(config, trained, dataset, some, solver).double() for some in rows])
     seconds = time.perf_counter() - start
     save_array(out / "likelihood.npy", values.numpy())
     report = {
-        "config": {**asdict(config), "out": out},
-        "checkpoint": trained.description.path,
-        "step": trained.description.step,
+        "config": told(config, out),
+        **trained.told(),
         "sde": repr(trained.model.sde),
         "unit": "nats per sample" if trained.scaling.bin_width is None else "bits per dimension",
         "given_label": dataset.label is not None,
@@ -144,9 +129,8 @@ def main(config: Config) -> dict[str, Any]:
         "mean": values.mean().item(),
         "standard_error": values.std().item() / math.sqrt(total) if total > 1 else None,
         "seconds": seconds,
-        "device": str(trained.device),
     }
-    save_json(out / "report.json", report)
+    write_json(out / "report.json", report)
     error = "" if report["standard_error"] is None else f" +- {report['standard_error']:.4f}"
     print(f"{report['mean']:.4f}{error} {report['unit']}, mean of {total} samples, {seconds:.1f} s; more in {out}")
     return report

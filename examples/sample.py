@@ -13,33 +13,31 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from choices import SDES, SOLVERS, GridName, SDEName, SolverName, build, grid
-from command_line import command, use_threads
-from outputs import make_folder, save_array, save_json
-from pictures import draw_samples
 from torch import Tensor
-from tqdm import tqdm
-from trained import Trained, open_checkpoint
 
 import scoresde as ss
 from scoresde.data import Scaling
+from scoresde.files import make_writable, write_json
+from shared.choices import SDES, SOLVERS, GridName, SDEName, SolverName, build, grid
+from shared.command_line import CheckpointFlags, at_least, command
+from shared.outputs import save_array, told
+from shared.pictures import draw_samples
+from shared.trained import Trained, in_batches, open_checkpoint
 
 # Up to so many classes are drawn in columns of their own.
 COLUMNS = 16
 
 
 @dataclass(kw_only=True)
-class Config:
+class Config(CheckpointFlags):
     """Generate samples from a checkpoint folder: samples.npy, samples.png, report.json."""
 
-    checkpoint: Path
-    """Folder that training wrote, or one of its step-... folders."""
     out: Path | None = None
     """Folder for everything that is written; default samples in the run's folder."""
     samples: int = 64
@@ -70,29 +68,19 @@ class Config:
     """Fresh for each step, or one Brownian path for any number of steps."""
     denoise: bool = True
     """End with the denoised sample, one evaluation more."""
-    ema: bool = True
-    """Use the averaged weights, not those of the last step."""
     drawn: int = 64
     """How many of the samples samples.png shows."""
     seed: int = 0
     """Of the samples."""
-    cpu: bool = False
-    """Stay on the CPU although there is a GPU."""
-    threads: int = 0
-    """Threads of torch; 0 leaves its default."""
 
-
-def check(config: Config) -> None:
-    """Raises ValueError for flags that make no sense, alone or together."""
-    for name in ("samples", "batch_size", "drawn", "steps"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}.")
-    if config.sde_options and config.sde is None:
-        raise ValueError("--sde-options say which parameters another SDE has; name it by --sde, or leave them out.")
-    if config.guidance is not None and not math.isfinite(config.guidance):
-        raise ValueError(f"--guidance must be a finite number, got {config.guidance}.")
-    if config.guidance == 0 and config.labels:
-        raise ValueError("--guidance 0 generates without labels; leave --labels out, or take another scale.")
+    def check(self) -> None:
+        at_least(self, samples=1, batch_size=1, drawn=1, steps=1)
+        if self.sde_options and self.sde is None:
+            raise ValueError("--sde-options say which parameters another SDE has; name it by --sde, or leave them out.")
+        if self.guidance is not None and not math.isfinite(self.guidance):
+            raise ValueError(f"--guidance must be a finite number, got {self.guidance}.")
+        if self.guidance == 0 and self.labels:
+            raise ValueError("--guidance 0 generates without labels; leave --labels out, or take another scale.")
 
 
 def classes_in_turn(config: Config, trained: Trained) -> list[int] | None:
@@ -125,27 +113,22 @@ def generate(
     """All samples in model units, on the CPU, and evaluations of the network for each of them."""
     parts, evaluations = [], 0
     scale = 1.0 if config.guidance is None else config.guidance
-    with tqdm(total=config.samples, unit="sample") as bar:
-        for first in range(0, config.samples, config.batch_size):
-            count = min(config.batch_size, config.samples - first)
-            score: ss.Score = model
-            if labels is not None:
-                label = labels[first : first + count].to(trained.device)
-                score = ss.classifier_free(model, scale=scale, label=label)
-            solution = ss.sample(
-                model.sde,
-                score,
-                (count, *trained.event),
-                solver=solver,
-                grid=times,
-                eta=config.eta,
-                noise=source(config, model.sde, first),
-                denoise=config.denoise,
-                device=trained.device,
-            )
-            parts.append(solution.x.cpu())
-            evaluations = max(evaluations, solution.nfe)  # adaptive solvers may differ between batches
-            bar.update(count)
+    for rows in in_batches(config.samples, config.batch_size):
+        score: ss.Score = model
+        if labels is not None:
+            score = ss.classifier_free(model, {"label": labels[rows].to(trained.device)}, scale=scale)
+        solution = ss.sample(
+            score,
+            (rows.stop - rows.start, *trained.event),
+            solver=solver,
+            grid=times,
+            eta=config.eta,
+            noise=source(config, model.sde, rows.start),
+            denoise=config.denoise,
+            device=trained.device,
+        )
+        parts.append(solution.x.cpu())
+        evaluations = max(evaluations, solution.nfe)  # adaptive solvers may differ between batches
     return torch.cat(parts), evaluations
 
 
@@ -160,8 +143,7 @@ def in_data_units(x: Tensor, scaling: Scaling) -> np.ndarray[Any, Any]:
 
 def main(config: Config) -> dict[str, Any]:
     """Generate and write; returns what report.json holds."""
-    check(config)
-    use_threads(config.threads)
+    config.ready()
     solver: ss.Solver = build(SOLVERS, config.solver, config.solver_options)
     trained = open_checkpoint(config.checkpoint, ema=config.ema, cpu=config.cpu)
     turn = classes_in_turn(config, trained)
@@ -169,8 +151,8 @@ def main(config: Config) -> dict[str, Any]:
     if config.sde is not None:
         model = model.under(build(SDES, config.sde, config.sde_options))
     times = grid(config.grid, config.grid_options)(model.sde, config.steps)
-    ss.Reverse(model.sde, model, 0.0 if config.eta is None else config.eta)  # refuses a bad eta before work starts
-    out = make_folder(trained.description.path.parent / "samples" if config.out is None else config.out)
+    ss.Reverse(model, 0.0 if config.eta is None else config.eta)  # refuses a bad eta before work starts
+    out = make_writable(trained.description.path.parent / "samples" if config.out is None else config.out)
     labels = None if turn is None else torch.tensor(turn).repeat(-(-config.samples // len(turn)))[: config.samples]
 
     start = time.perf_counter()
@@ -185,18 +167,16 @@ def main(config: Config) -> dict[str, Any]:
     title = f"{config.solver}, {evaluations} evaluations, step {trained.description.step}"
     draw_samples(out / "samples.png", x[: config.drawn], trained.scaling, heads, title)
     report = {
-        "config": {**asdict(config), "out": out},
-        "checkpoint": trained.description.path,
-        "step": trained.description.step,
+        "config": told(config, out),
+        **trained.told(),
         "sde": repr(model.sde),
         "solver": repr(solver),
         "times": [times[0].item(), times[-1].item()],
         "samples": len(x),
         "nfe": evaluations,
         "seconds": seconds,
-        "device": str(trained.device),
     }
-    save_json(out / "report.json", report)
+    write_json(out / "report.json", report)
     print(f"{len(x)} samples, {evaluations} evaluations each, {seconds:.1f} s; they are in {out}")
     return report
 

@@ -11,31 +11,35 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from choices import SDES, SDEName, build
-from command_line import command, use_threads
-from outputs import make_folder, save_json
-from plane import animate_paths, draw_plane
 from torch import Tensor
-from toys import TOYS, Toy
 
 import scoresde as ss
 from scoresde import grids, losses, metrics
 from scoresde.data import Scaling, from_tensors
+from scoresde.files import write_json
 from scoresde.nn import MLP
+from scoresde.solvers import ProbabilityFlow
 from scoresde.times import LogNormalSigma, Stratified
 from scoresde.train import train
+from shared.choices import SDES, SDEName, build
+from shared.command_line import ScriptFlags, at_least, command
+from shared.outputs import told
+from shared.pictures import visible
+from shared.plane import animate_paths, draw_plane
+from shared.toys import TOYS, Toy, ToyName
+from shared.training import trained
 
 
-@dataclass
-class Config:
+@dataclass(kw_only=True)
+class Config(ScriptFlags):
     """Learn the score of a law in the plane, and compare all that follows from it with the exact answers."""
 
-    data: Literal["moons", "checkerboard", "spiral", "swiss-roll", "mixture"] = "moons"
+    data: ToyName = "moons"
     """The law."""
     sde: SDEName = "vp"
     """The SDE that turns points into noise."""
@@ -65,19 +69,13 @@ class Config:
     """Pictures in the GIF."""
     seed: int = 0
     """Of everything: points, weights, training, sampling."""
-    threads: int = 0
-    """Threads of torch; 0 leaves its default."""
+
+    def check(self) -> None:
+        at_least(self, points=2, samples=2, sampling_steps=1, resolution=2, frames=1)  # training checks its own
 
 
 # Noise levels σ/α at which learned and exact score are compared, where the SDE has them.
 LEVELS = (0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
-
-
-def check(config: Config) -> None:
-    """Raises ValueError for numbers that make no sense; training checks its own."""
-    for name, least in (("points", 2), ("samples", 2), ("sampling_steps", 1), ("resolution", 2), ("frames", 1)):
-        if getattr(config, name) < least:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(config, name)}.")
 
 
 def fit(config: Config, sde: ss.SDE, toy: Toy) -> ss.ScoreModel:
@@ -85,25 +83,19 @@ def fit(config: Config, sde: ss.SDE, toy: Toy) -> ss.ScoreModel:
     points = toy.sample(config.points, config.seed)
     sigma_data = float(points.std())
     torch.manual_seed(config.seed)  # the initial weights
-    model = ss.ScoreModel(MLP(2, config.width, config.depth), sde, predicts="edm", sigma_data=sigma_data)
-    run = train(
-        model,
+    return trained(
+        train,
+        ss.ScoreModel(MLP(2, config.width, config.depth), sde, predicts="edm", sigma_data=sigma_data),
         from_tensors(points, scaling=Scaling(shift=0.0, scale=1.0)),
         steps=config.steps,
         batch_size=config.batch_size,
         lr=config.lr,
-        warmup=min(100, config.steps),
-        decay="cosine",
-        ema=0.999,
         weighting=losses.edm(sigma_data),
         # From the sharpest edges to well above the size of the whole.
         times=Stratified(LogNormalSigma(mean=-1.0, std=1.6)),
         seed=config.seed,
         cpu=True,
     )
-    for _ in run:
-        pass
-    return run.ema_model().eval()
 
 
 def score_errors(sde: ss.SDE, toy: Toy, model: ss.Score, x0: Tensor, seed: int) -> list[dict[str, float]]:
@@ -140,10 +132,10 @@ def likelihoods(sde: ss.SDE, toy: Toy, model: ss.ScoreModel, x: Tensor) -> dict[
 def density(model: ss.ScoreModel, x: Tensor) -> Tensor:
     """log p(x) by the probability-flow ODE with the exact divergence, (B,)."""
     with torch.no_grad():
-        return ss.log_prob(model, x, "exact", solver=ss.ProbabilityFlow(rtol=1e-4, atol=1e-4))
+        return ss.log_prob(model, x, "exact", solver=ProbabilityFlow(rtol=1e-4, atol=1e-4))
 
 
-def generate(config: Config, sde: ss.SDE, score: ss.Score) -> dict[str, tuple[ss.Solution, float]]:
+def generate(config: Config, score: ss.Score) -> dict[str, tuple[ss.Solution, float]]:
     """The same prior points carried to data by the reverse SDE and by the ODE: solution and seconds of each.
 
     The random numbers are the same for any score.
@@ -153,8 +145,8 @@ def generate(config: Config, sde: ss.SDE, score: ss.Score) -> dict[str, tuple[ss
     for name, solver in solvers.items():
         start = time.perf_counter()
         shape = (config.samples, 2)
-        grid = grids.log_snr(sde, config.sampling_steps)
-        solution = ss.sample(sde, score, shape, solver=solver, grid=grid, seed=config.seed, trajectory=True)
+        grid = grids.log_snr(score.sde, config.sampling_steps)
+        solution = ss.sample(score, shape, solver=solver, grid=grid, seed=config.seed, trajectory=True)
         found[name] = solution, time.perf_counter() - start
     return found
 
@@ -162,10 +154,8 @@ def generate(config: Config, sde: ss.SDE, score: ss.Score) -> dict[str, tuple[ss
 def main(config: Config) -> dict[str, Any]:
     """Learn, generate, measure, draw; returns what report.json holds."""
     start = time.perf_counter()
-    check(config)
-    use_threads(config.threads)
     sde: ss.SDE = build(SDES, config.sde, config.sde_options)
-    out = make_folder(Path("runs") / f"toy2d-{config.data}-{config.sde}" if config.out is None else config.out)
+    out = config.begin(Path("runs") / f"toy2d-{config.data}-{config.sde}" if config.out is None else config.out)
     toy = TOYS[config.data]()
     model = fit(config, sde, toy)
     trained = time.perf_counter() - start
@@ -173,16 +163,16 @@ def main(config: Config) -> dict[str, Any]:
     # Fresh points, each set of its own seed: one to compare with, others for the real-vs-real distance.
     real, *others = (toy.sample(config.samples, config.seed + 1 + i) for i in range(11))
     floors = torch.tensor([metrics.energy_distance(other, real) for other in others])
-    solutions = generate(config, sde, model)
+    solutions = generate(config, model)
     # With the exact score, solver and random numbers being the same, what is left is no fault of the network.
-    both = {"learned": solutions, "exact": generate(config, sde, toy.score(sde))}
+    both = {"learned": solutions, "exact": generate(config, toy.score(sde))}
     distances = {
         f"{name}_{which}_score": metrics.energy_distance(solution.x, real)
         for which, found in both.items()
         for name, (solution, _) in found.items()
     }
     report: dict[str, Any] = {
-        "config": {**asdict(config), "out": str(out)},
+        "config": told(config, out),
         "model": {"sde": repr(sde), "parameters": sum(p.numel() for p in model.parameters())},
         "score_errors": score_errors(sde, toy, model, real, config.seed),
         "energy_distance": {"real_vs_real": floors.mean().item(), "real_vs_real_std": floors.std().item(), **distances},
@@ -205,18 +195,10 @@ def main(config: Config) -> dict[str, Any]:
     animate_paths(out / "noise-to-data.gif", paths, torch.cat([levels, levels.new_zeros(1)]), half, config.frames)
     seconds = {name: spent for name, (_, spent) in solutions.items()}
     report["seconds"] = {"training": trained, **seconds, "total": time.perf_counter() - start}
-    save_json(out / "report.json", report)
+    write_json(out / "report.json", report)
     tell(report)
     print(f"{report['seconds']['total']:.0f} s in all; plane.png, noise-to-data.gif and report.json are in {out}")
     return report
-
-
-def visible(sde: ss.SDE, solution: ss.Solution, spread: float) -> Tensor:
-    """The trajectory (n + 1, B, 2) at the spread of the data, whatever the SDE's own scale; its end is denoised."""
-    assert solution.trajectory is not None
-    scale = (sde.alpha(solution.grid) ** 2 * spread**2 + sde.sigma(solution.grid) ** 2).sqrt() / spread
-    path = solution.trajectory / scale.to(solution.trajectory)[:, None, None]
-    return torch.cat([path, solution.x[None]])
 
 
 def tell(report: dict[str, Any]) -> None:

@@ -1,132 +1,160 @@
-"""Score-based diffusion in continuous time: any SDE, any solver, any guidance, checked against exact answers."""
+"""Score-based diffusion in continuous time: any SDE, any solver, any guidance, checked against exact answers.
 
-from scoresde import certify, editing, grids, guidance, inverse, losses, metrics, particles, problems, times
-from scoresde.guidance import ClassifierModel, autoguidance, classifier, classifier_free, compose, projected
-from scoresde.likelihood import bits_per_dim, decode, encode, log_prob
-from scoresde.losses import dsm_loss
-from scoresde.noise import BrownianNoise, IndependentNoise, Noise, PerSampleNoise
-from scoresde.problems import Empirical, Gaussian, GaussianMixture
-from scoresde.reverse import Reverse
-from scoresde.sampling import sample
-from scoresde.score import Score, ScoreModel
-from scoresde.sde import (
-    EDM,
-    SDE,
-    VE,
-    VP,
-    Chain,
-    ChainSDE,
-    Cosine,
-    LinearSDE,
-    RectifiedFlow,
-    ScheduleSDE,
-    SubVP,
-    prior_mismatch,
-    suggest_sigma_max,
-)
-from scoresde.solvers import (
-    DDIM,
-    DEIS,
-    AdaptiveODE,
-    AdaptiveSDE,
-    AdjustedLangevin,
-    Ancestral,
-    AnnealedLangevin,
-    DPMSolver,
-    DPMSolverPP,
-    EulerMaruyama,
-    ExponentialRungeKutta,
-    Heun,
-    Langevin,
-    Multistep,
-    PredictorCorrector,
-    ProbabilityFlow,
-    Progress,
-    ReverseDiffusion,
-    RungeKutta,
-    SASolver,
-    Solution,
-    Solver,
-    StochasticRungeKutta,
-    TorchSDE,
-    UniPC,
-    VelocityMultistep,
-)
-from scoresde.solvers.fitted import Fitted
+The names below are the ones that most programs need::
+
+    import scoresde as ss
+
+    sde = ss.VP()
+    model = ss.ScoreModel(net, sde, predicts="edm")              # train it on ss.dsm_loss, or by scoresde.train
+    solution = ss.sample(model.bind(label=3), (16, 1, 8, 8))     # any Score: a model, a guidance, an exact one
+
+All else lives in submodules, each loaded when it is first used: ``ss.solvers``, ``ss.grids``, ``ss.guidance``,
+``ss.inverse``, ``ss.particles``, ``ss.editing``, ``ss.fitting``, ``ss.certify``, ``ss.nn``, ``ss.train``, ``ss.data``
+and more.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scoresde import (
+        certify,
+        data,
+        editing,
+        fitting,
+        grids,
+        guidance,
+        inverse,
+        likelihood,
+        losses,
+        metrics,
+        models,
+        nn,
+        noise,
+        particles,
+        problems,
+        reverse,
+        sampling,
+        sde,
+        solvers,
+        times,
+        train,
+    )
+    from scoresde.guidance.classifier import classifier
+    from scoresde.guidance.classifier_free import classifier_free
+    from scoresde.likelihood import bits_per_dim, log_prob
+    from scoresde.losses import dsm_loss
+    from scoresde.models import ClassifierModel, Score, ScoreModel, as_score
+    from scoresde.noise import BrownianNoise, IndependentNoise, Noise, PerSampleNoise
+    from scoresde.problems import Empirical, Gaussian, GaussianMixture
+    from scoresde.reverse import Reverse
+    from scoresde.sampling import sample
+    from scoresde.sde import EDM, SDE, VE, VP, ChainSDE, Cosine, LinearSDE, RectifiedFlow, ScheduleSDE, SubVP
+    from scoresde.solvers import DDIM, EulerMaruyama, Heun, PredictorCorrector, Solution, Solver, VMultistep
 
 __version__ = "0.1.0"
 
+_HOME: dict[str, tuple[str, ...]] = {
+    "guidance": ("classifier", "classifier_free"),
+    "likelihood": ("bits_per_dim", "log_prob"),
+    "losses": ("dsm_loss",),
+    "models": ("ClassifierModel", "Score", "ScoreModel", "as_score"),
+    "noise": ("BrownianNoise", "IndependentNoise", "Noise", "PerSampleNoise"),
+    "problems": ("Empirical", "Gaussian", "GaussianMixture"),
+    "reverse": ("Reverse",),
+    "sampling": ("sample",),
+    "sde": (
+        "ChainSDE",
+        "Cosine",
+        "EDM",
+        "LinearSDE",
+        "RectifiedFlow",
+        "SDE",
+        "ScheduleSDE",
+        "SubVP",
+        "VE",
+        "VP",
+    ),
+    "solvers": ("DDIM", "EulerMaruyama", "Heun", "PredictorCorrector", "Solution", "Solver", "VMultistep"),
+}
+"""Where each name of the root comes from."""
+
 __all__ = [
     "DDIM",
-    "DEIS",
     "EDM",
     "SDE",
     "VE",
     "VP",
-    "AdaptiveODE",
-    "AdaptiveSDE",
-    "AdjustedLangevin",
-    "Ancestral",
-    "AnnealedLangevin",
     "BrownianNoise",
-    "Chain",
     "ChainSDE",
     "ClassifierModel",
     "Cosine",
-    "DPMSolver",
-    "DPMSolverPP",
     "Empirical",
     "EulerMaruyama",
-    "ExponentialRungeKutta",
-    "Fitted",
     "Gaussian",
     "GaussianMixture",
     "Heun",
     "IndependentNoise",
-    "Langevin",
     "LinearSDE",
-    "Multistep",
     "Noise",
     "PerSampleNoise",
     "PredictorCorrector",
-    "ProbabilityFlow",
-    "Progress",
     "RectifiedFlow",
     "Reverse",
-    "ReverseDiffusion",
-    "RungeKutta",
-    "SASolver",
     "ScheduleSDE",
     "Score",
     "ScoreModel",
     "Solution",
     "Solver",
-    "StochasticRungeKutta",
     "SubVP",
-    "TorchSDE",
-    "UniPC",
-    "VelocityMultistep",
-    "autoguidance",
+    "VMultistep",
+    "as_score",
     "bits_per_dim",
     "certify",
     "classifier",
     "classifier_free",
-    "compose",
-    "decode",
+    "data",
     "dsm_loss",
     "editing",
-    "encode",
+    "fitting",
     "grids",
     "guidance",
     "inverse",
+    "likelihood",
     "log_prob",
     "losses",
     "metrics",
+    "models",
+    "nn",
+    "noise",
     "particles",
-    "prior_mismatch",
     "problems",
-    "projected",
+    "reverse",
     "sample",
-    "suggest_sigma_max",
+    "sampling",
+    "sde",
+    "solvers",
     "times",
+    "train",
 ]
+
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+_SUBMODULES = frozenset(__all__).difference(_MODULE_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return importlib.import_module(f"scoresde.{name}")
+    if name in _MODULE_OF:
+        value = getattr(importlib.import_module(f"scoresde.{_MODULE_OF[name]}"), name)
+        globals()[name] = value  # the next look-up finds it at once
+        return value
+    raise AttributeError(
+        f"module 'scoresde' has no attribute {name!r}; see dir(scoresde), or import it from its submodule."
+    )
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

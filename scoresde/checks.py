@@ -1,5 +1,9 @@
 """What every entry point asks of its arguments, said once.
 
+    checks.state(x, values=True)                    # a floating tensor (B, *event), finite
+    time = checks.time(t, sde.t_max)                # float64, () or (B,), in range
+    checks.positive(scale, name="scale")
+
 A check raises before any work is done and says what came in, what was expected and how to mend it. Values are
 read only from tensors in main memory: reading one back from an accelerator would stall it on every call.
 """
@@ -154,10 +158,29 @@ def positive(value: float | Tensor, *, name: str) -> None:
         raise ValueError(f"{name} must be positive and finite, got {given:g}.")
 
 
+def fraction(value: float, *, name: str) -> None:
+    """A number from 0 to 1."""
+    given = number(value, name=name)
+    if not 0 <= given <= 1:
+        raise ValueError(f"{name} must be a number from 0 to 1, got {value!r}.")
+
+
 def count(value: int, *, name: str, least: int = 1) -> None:
     """A whole number of at least ``least``."""
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}.")
+
+
+def shape(sizes: object, *, what: str = "(B, *event)") -> tuple[int, ...]:
+    """A shape of whole numbers with a first axis.
+
+    Raises:
+        ValueError: something else.
+    """
+    found = tuple(sizes) if isinstance(sizes, (tuple, list)) else ()
+    if not found or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in found):
+        raise ValueError(f"shape must be {what}, whole numbers; got {sizes!r}.")
+    return found
 
 
 def grid(times: Tensor, upper: float) -> Tensor:

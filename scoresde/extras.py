@@ -1,4 +1,11 @@
-"""Optional packages: imported where they are used, and named with their extra where they are missing."""
+"""Optional packages: imported in the functions that use them, and named with their extra where they are missing::
+
+    with needs("train"):
+        from safetensors.torch import load_file
+
+``pip install "scoresde[train]"`` brings what training, checkpoints, Parquet and images need, ``"scoresde[examples]"``
+also what the scripts draw with; without them all else works.
+"""
 
 from __future__ import annotations
 

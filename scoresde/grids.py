@@ -1,23 +1,25 @@
-"""Decreasing times for the solvers: (steps + 1,), float64, from T down to t_min."""
+"""Decreasing times for the solvers: (steps + 1,), float64, from T down to t_min.
+
+    grid = grids.karras(sde, steps=20)
+    sample(score, shape, grid=grids.uniform, steps=50)      # a rule, made for the score's SDE
+
+Where α(T) = 0 every rule but :func:`uniform` steps as from σ/α = 1000 (T = 0.999 of rectified flow), its first time
+still T; :func:`balanced` as from 1000 sigma_data.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from scoresde import checks
-from scoresde.sde import SDE, Time
+from scoresde.sde import SDE, Time, has_signal
 
-if TYPE_CHECKING:  # fitting stands above the solvers, which stand above grids
-    from scoresde.fitting import Iteration
-    from scoresde.reverse import Reverse
-    from scoresde.solvers import Solver
-    from scoresde.solvers.fitted import Fitted
-
+Rule = Callable[..., Tensor]
+"""(sde, steps) -> times, as the functions here, which also take t_start=... ."""
 
 FEW = 21
 """Steps up to which :func:`balanced` and the solver made for it follow their rule for few evaluations."""
@@ -62,8 +64,7 @@ def log_snr(sde: SDE, steps: int, *, t_start: Time | None = None, t_end: Time | 
         ValueError: also where the log-SNR at t_end is infinite (σ = 0).
     """
     start, end = _ends(sde, steps, t_start, t_end)
-    _signal_left(sde, start)
-    first, last = sde.log_snr(start), sde.log_snr(end)
+    first, last = _first_level(sde, start, end), sde.log_snr(end)
     _noise_left(last, end)
     return _pinned(
         sde.t_of_log_snr(first + (last - first) * torch.linspace(0, 1, steps + 1, dtype=torch.float64)), start, end
@@ -78,8 +79,7 @@ def karras(sde: SDE, steps: int, *, rho: float = 7.0, t_start: Time | None = Non
     """
     checks.positive(rho, name="rho")
     start, end = _ends(sde, steps, t_start, t_end)
-    _signal_left(sde, start)
-    first, last = ((-0.5 / rho * sde.log_snr(t)).exp() for t in (start, end))
+    first, last = ((-0.5 / rho * level).exp() for level in (_first_level(sde, start, end), sde.log_snr(end)))
     root = first + (last - first) * torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     # only inside: at σ = 0 the last root is 0, whose log-SNR is infinite
     inside = sde.t_of_log_snr(-2 * rho * root[1:-1].log())
@@ -100,17 +100,14 @@ def _density(steps: int) -> tuple[float, float, float]:
 def balanced(
     sde: SDE, steps: int, *, sigma_data: float = 1.0, t_start: Time | None = None, t_end: Time | None = None
 ) -> Tensor:
-    r"""Steps where the denoiser varies, long ones at both ends; made for :class:`~scoresde.VelocityMultistep`.
+    r"""Steps where the denoiser varies, long ones at both ends; made for :class:`~scoresde.VMultistep`.
 
     With σ̃ = σ/α, equal steps in::
 
         ψ(σ̃) = (2/a) atan((σ̃/c)^a) + ε log σ̃
 
-    the integral of the density sech(a log(σ̃/c)) + ε of steps in log σ̃. a, c and ε depend on the number of steps alone::
-
-        steps <= 21, n = max(4, steps - 1):   a = 1.021 e^{-2.25/n}   c = 0.756 e^{2.26/n}   ε = 0.130 e^{-1.59/n}
-        more,        n = steps:               a = 0.968 e^{-0.33/n}   c = 0.711 e^{1.10/n}   ε = 0.0699 e^{2.29/n}
-
+    the integral of the density sech(a log(σ̃/c)) + ε of steps in log σ̃. a, c and ε depend on the number of steps alone,
+    by one rule up to :data:`FEW` steps and another beyond,
     so that the grid depends on the SDE through its range of σ̃ only. a = 1, ε = 0 would be the angle of the cosine
     schedule. Steps end at σ̃ = 0.002 sigma_data, from where one step leads to any lower t_end, also to σ = 0.
     Arguments as in :func:`uniform`, and
@@ -120,9 +117,9 @@ def balanced(
     """
     checks.positive(sigma_data, name="sigma_data")
     start, end = _ends(sde, steps, t_start, t_end)
-    _signal_left(sde, start)
     scale = math.log(checks.number(sigma_data))
-    first, last = (-0.5 * sde.log_snr(t) - scale for t in (start, end))  # log of σ̃ over the scale
+    # log of σ̃ over the scale
+    first, last = (-0.5 * level - scale for level in (_first_level(sde, start, end, scale), sde.log_snr(end)))
     floor = torch.minimum(torch.tensor(math.log(_FLOOR), dtype=torch.float64), first - 1)
     last = torch.maximum(last, floor)
     a, c, rest = _density(steps)
@@ -144,9 +141,15 @@ def balanced(
     return torch.cat([start.reshape(1), sde.t_of_log_snr(-2 * (u + scale)), end.reshape(1)])
 
 
-def _signal_left(sde: SDE, t: Tensor) -> None:
-    if not bool(sde.alpha(t) > 0):
-        raise ValueError(f"α = 0 at t_start = {t:g}, where σ/α is infinite; start at T = {sde.T:g} at the latest.")
+_MOST = 1000.0  # σ/α from which a run that starts without signal steps, after its first time
+
+
+def _first_level(sde: SDE, start: Tensor, end: Tensor, log_scale: float = 0.0) -> Tensor:
+    """The log-SNR at the first time; where α = 0 there that of σ/α = 1000 e^s, or ten times that at the last time."""
+    if has_signal(sde.alpha(start), sde.sigma(start)):
+        return sde.log_snr(start)
+    most = torch.full_like(start, -2 * (math.log(_MOST) + log_scale))
+    return torch.minimum(most, sde.log_snr(end) - 2 * math.log(10.0))
 
 
 def _noise_left(log_snr: Tensor, t: Tensor) -> None:
@@ -155,73 +158,3 @@ def _noise_left(log_snr: Tensor, t: Tensor) -> None:
             f"the log-SNR is infinite at t_end = {t:g}, so equal steps in it do not exist; end at t_min > 0, and ask "
             "solve(..., denoise=True) for the last step to the data."
         )
-
-
-def fit(
-    process: Reverse,
-    solver: Solver | Sequence[Solver] | None = None,
-    steps: int = 8,
-    *,
-    shape: tuple[int, ...] | None = None,
-    starts: Tensor | None = None,
-    batch: int = 250,
-    seed: int = 0,
-    iterations: int = 300,
-    budget: float = 60.0,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str | None = None,
-    callback: Callable[[Iteration], None] | None = None,
-) -> Fitted:
-    r"""A sampler for one process: the times at which the score is asked and all coefficients, fitted to exact ends.
-
-    The end y_n of n evaluations D_j = E[x_0 | x_{τ_j} = y_j] of combinations of what is known so far::
-
-        y_i = a_i x_T + Σ_{j<i} w_ij D_j        i = 0 … n
-
-    is brought close to the end of the probability-flow ODE by a damped Gauss-Newton method on a robust loss, starting
-    at the fixed method that does best on the trajectories: each of ``solver`` on each of the rules for a grid. The
-    end points come from a fifth-order method with up to 1024 steps, halved until they stand still. A part of the
-    trajectories is held out: where the fit is no better there than the best fixed method, that method is what is
-    returned, and ``.report`` says so.
-
-    The family of methods, and fitting it to trajectories (by Adam, for velocities): Shaul et al. 2024
-    (arXiv:2403.01329), eq. 10. The damping: Marquardt 1963 (doi:10.1137/0111030).
-
-    Args:
-        process: η = 0; its score may be a network, guided or bound to conditions. Its parameters are left alone.
-        solver: where to start: linear methods with fixed steps; default several of :class:`~scoresde.Multistep`.
-        steps: n, the score evaluations of the sampler. Solvers start it with the steps of their own that take so many.
-        shape: (N, *event), how many starts to draw from the prior: one to two thousand.
-        starts: (N, *event), or the states at T themselves.
-        batch: the score is always called with so many samples, the first ones first: the size that bound conditions
-            have. N is a multiple of it. 3/5 of the batches are fitted to, about 1/7 say when to stop, the rest judges.
-        seed: of the starts, and of the order in which batches are taken.
-        iterations: at most so many.
-        budget: at most so many seconds of them; end points and fixed methods come on top.
-        dtype: of the starts drawn.
-        device: of the starts drawn; default that of the score's parameters.
-        callback: called after each iteration that moved.
-
-    Returns:
-        A :class:`~scoresde.solvers.fitted.Fitted`: ``sample(..., solver=fitted)``, ``fitted.save(path)``.
-
-    Raises:
-        TypeError, ValueError: η > 0; a method that is not linear in the score; numbers that do not fit; a score that
-            answers differently when asked twice.
-    """
-    from scoresde.fitting import fit as fit_
-
-    return fit_(
-        process,
-        solver,
-        steps,
-        shape=shape,
-        starts=starts,
-        batch=batch,
-        seed=seed,
-        iterations=iterations,
-        budget=budget,
-        dtype=dtype,
-        device=device,
-        callback=callback,
-    )

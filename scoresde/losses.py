@@ -1,7 +1,15 @@
-"""Denoising score matching: one loss and its weightings. Times are drawn in :mod:`scoresde.times`."""
+"""Denoising score matching: one loss and its weightings. Times are drawn in :mod:`scoresde.times`::
+
+    t, factor = LogNormalSigma().sample(model.sde, torch.rand(len(x0)))
+    loss = dsm_loss(model, x0, t, torch.randn_like(x0), weighting="edm", conditions={"label": y})    # (B,)
+    (factor * loss).mean().backward()
+
+A weighting of your own is a function (sde, t) -> w(t).
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,8 +17,9 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
-from scoresde.score import ScoreModel
-from scoresde.sde import SDE, Time, spread
+from scoresde.models import ScoreModel
+from scoresde.models.combination import NOISE, Expectation, combine
+from scoresde.sde import NO_SIGNAL, SDE, Time, has_signal, signal_left, spread
 
 Weighting = Callable[[SDE, Tensor], Tensor]
 """(sde, t) -> w(t) > 0, shaped like t: the weight of the squared error of the score."""
@@ -80,7 +89,13 @@ WEIGHTINGS: Mapping[str, Weighting] = {
 
 
 def dsm_loss(
-    model: ScoreModel, x0: Tensor, t: Time, eps: Tensor, weighting: Weighting | str = simple, **cond: Any
+    model: ScoreModel,
+    x0: Tensor,
+    t: Time,
+    eps: Tensor,
+    weighting: Weighting | str = simple,
+    *,
+    conditions: Mapping[str, Any] | None = None,
 ) -> Tensor:
     r"""Continuous denoising score matching, a loss for each sample, (B,)::
 
@@ -89,17 +104,21 @@ def dsm_loss(
     summed over the event, not averaged (Vincent 2011; Song et al. 2021, arXiv:2011.13456, eq. 7). All randomness
     comes in as arguments.
 
+    Where α(t) = 0 the score is known, -x_t/σ², and a weighting that diverges there, such as :func:`x0`, is one of the
+    squared error of x̂_0: w |s_θ + ε/σ|² = w α²/σ⁴ |x_0 - x̂_0|² in the limit.
+
     Args:
         model: a ScoreModel.
-        x0: data (B, *event).
+        x0: clean samples (B, *event).
         t: () or (B,), with σ(t) > 0.
         eps: N(0, I), shaped like x0.
         weighting: (sde, t) -> w(t), or one of the names in :data:`WEIGHTINGS`; "edm" takes the model's sigma_data.
-        cond: conditions for the network.
+        conditions: for the network, by name, e.g. {"label": y}.
 
     Raises:
         TypeError, ValueError: shapes that differ, integer data, NaN or infinity in x0 or eps (looked for on the
-            CPU only), an unknown weighting or one that answers another shape than t, times out of range.
+            CPU only), an unknown weighting or one that answers another shape than t, times out of range; a diverging
+            weighting where α(t) = 0 for a model that says nothing of x_0 there.
     """
     given: object = weighting
     for maker in (edm, min_snr):
@@ -119,14 +138,40 @@ def dsm_loss(
     if time.ndim and time.device != x0.device:
         time = time.to(x0.device)
     mean, std = model.sde.marginal(x0, time)
-    w = torch.as_tensor(weighting(model.sde, time), device=time.device)
+    compared, weight = _compared(weighting, model.sde, time)
+    target = eps if compared is NOISE else combine((compared.x0, x0), (compared.noise, eps))
+    residual = model.evaluate(mean + std * eps, time, compared, conditions) - target
+    total = residual.square().reshape(residual.shape[0], -1).sum(1) if residual.numel() else residual.new_zeros(len(x0))
+    return total * spread(weight, total)
+
+
+_NEARLY = 10 * NO_SIGNAL  # α/σ at which a weighting is asked in place of 0
+_DIVERGES = NO_SIGNAL**-0.5  # weights of |ε - ε̂|² that are above it there grow without end
+
+
+def _compared(weighting: Weighting, sde: SDE, time: Tensor) -> tuple[Expectation, Tensor]:
+    """Of which prediction the squared error is taken, and its weight, shaped like the time or ().
+
+    It is that of the noise, σ times that of the score, without a division by σ; where α = 0 and its weight w/σ² would
+    be infinite, it is that of x̂_0, of weight w α²/σ⁴.
+    """
+    alpha, sigma = sde.alpha(time), sde.sigma(time)
+    if has_signal(alpha, sigma):
+        return NOISE, _weight(weighting, sde, time) / sigma**2
+    signal = signal_left(alpha, sigma)
+    asked = torch.where(signal, time, sde.t_of_log_snr(torch.full_like(time, 2 * math.log(_NEARLY))))
+    alpha, sigma = sde.alpha(asked), sde.sigma(asked)
+    of_noise = _weight(weighting, sde, asked) / sigma**2
+    of_x0 = ~signal & (of_noise > _DIVERGES)
+    weight = torch.where(of_x0, of_noise * (alpha / sigma) ** 2, of_noise)
+    return Expectation(of_x0.double(), (~of_x0).double()), weight
+
+
+def _weight(weighting: Weighting, sde: SDE, time: Tensor) -> Tensor:
+    w = torch.as_tensor(weighting(sde, time), device=time.device)
     if w.shape not in ((), time.shape):
         raise ValueError(
             f"a weighting answers one number for each time, {tuple(time.shape)} here, whatever the event; got "
             f"{tuple(w.shape)}."
         )
-    # The residual of the noise is σ times that of the score, and is computed without dividing by σ.
-    residual = model.noise(mean + std * eps, time, **cond) - eps
-    weight = w / model.sde.sigma(time) ** 2
-    total = residual.square().reshape(residual.shape[0], -1).sum(1) if residual.numel() else residual.new_zeros(len(x0))
-    return total * spread(weight, total)
+    return w

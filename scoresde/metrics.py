@@ -1,4 +1,12 @@
-"""How far samples are from data."""
+"""How far samples are from data, and posterior samples from the truth.
+
+    energy_distance(samples, data)                  # 0 where the laws agree, up to the sizes of the sets
+    sliced_wasserstein(samples, data, noise=0)
+    memorised_share(samples, train, held_out)       # how many lie nearer to the training set than new data do
+    calibration_error(samples, truth)               # of posterior samples (n, S, *event) for truths (n, *event)
+
+Sets are (n, *event) of any sizes; all is computed in float64.
+"""
 
 from __future__ import annotations
 

@@ -1,17 +1,29 @@
-"""Problems with known answers: the exact score, density, classifier and flow map under any SDE, at every t."""
+"""Problems with known answers: the exact score, density, classifier and flow map under any SDE, at every t::
+
+    problem = GaussianMixture(torch.ones(2), torch.tensor([[-1.0], [1.0]]), 0.1)
+    score = problem.score(sde)                      # a Score, exact in every combination
+    problem.sample(1000, 0), problem.log_prob(x, sde, t), problem.label_log_prob(sde)
+    Gaussian(mean, covariance).flow(sde, x, t, s)   # the probability-flow ODE in closed form
+    problem.posterior(operator, y, noise_std)       # the law of x_0 given a linear measurement: again a mixture
+    Empirical(data)                                 # what a network that memorises would learn
+
+Whatever claims an accuracy is measured on one of these.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from scoresde import checks
+from scoresde.models.combination import Combination, combine
+from scoresde.models.score import Score
 from scoresde.noise import Noise, as_noise
-from scoresde.score import Score
-from scoresde.sde import SDE, Time
+from scoresde.sde import SDE, Time, signal_left
 
 
 def _positive(weights: Tensor) -> bool:
@@ -82,16 +94,18 @@ class GaussianMixture:
 
     def _parts(self, x: Tensor, sde: SDE | None, t: Time | None) -> tuple[Tensor, Tensor, Tensor]:
         """x_t's components: log w_k N_k(x) (B, K), coordinates (B, K, D) along each one's axes, variances there."""
-        checks.state(x)
+        if sde is None or t is None:
+            checks.state(x)
+            one = torch.ones((), dtype=torch.float64)
+            return self._parts_at(x, one, one - one)
+        return self._parts_at(x, *_schedule(x, sde, t))
+
+    def _parts_at(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The same from α and σ, () or (B,)."""
         if tuple(x.shape[1:]) != self.event:
             raise ValueError(f"x must be (B, {', '.join(map(str, self.event))}), got {tuple(x.shape)}.")
         mu, spectrum, basis, log_weights = self._like(x)
-        alpha, variance = x.new_ones(1, 1, 1), x.new_zeros(1, 1, 1)
-        if sde is not None and t is not None:
-            time = checks.time(t, sde.t_max, what=type(sde).__name__)
-            checks.same_batch(time, x)
-            alpha = sde.alpha(time).to(x).reshape(-1, 1, 1)
-            variance = (sde.sigma(time) ** 2).to(x).reshape(-1, 1, 1)
+        alpha, variance = (c.to(x).reshape(-1, 1, 1) for c in (alpha, sigma**2))
         y = x.reshape(x.shape[0], 1, mu.shape[1]) - alpha * mu
         if basis is not None:
             y = torch.einsum("bkd,kde->bke", y, basis)
@@ -103,6 +117,10 @@ class GaussianMixture:
             )
         log_normal = -0.5 * (y**2 / total + total.log() + math.log(2 * math.pi)).sum(-1)
         return log_weights + log_normal, y, total
+
+    def _log_joint(self, x: Tensor, sde: SDE, t: Time) -> tuple[Tensor, ...]:
+        """log w_k N_k(x), (B, K), first."""
+        return self._parts(x, sde, t)
 
     def _like(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
         basis = None if self._basis is None else self._basis.to(x)
@@ -116,24 +134,37 @@ class GaussianMixture:
 
     def score(self, sde: SDE, label: int | Tensor | None = None) -> Score:
         """The exact score ∇ log p_t; with ``label``, an index or (B,), that of the component alone."""
+        return MixtureScore(self, sde, label)
 
-        def score(x: Tensor, t: Tensor) -> Tensor:
-            log_joint, y, total = self._parts(x, sde, t)
-            pull = y / total
-            if label is None:
-                pull = pull * log_joint.softmax(1)[:, :, None]
-            else:
-                chosen = self._label(label, x)
-                pull = pull * torch.nn.functional.one_hot(chosen, len(self.weights))[:, :, None]
-            if self._basis is None:
-                return -pull.sum(1).reshape(x.shape)
-            return -torch.einsum("kde,bke->bd", self._basis.to(x), pull).reshape(x.shape)
+    def expectation(
+        self, x: Tensor, sde: SDE, t: Time, wanted: Combination, label: int | Tensor | None = None
+    ) -> Tensor:
+        r"""The wanted combination p x̂_0 + q ε̂, (B, *event)::
 
-        return score
+            Σ_k r_k [p μ_k + (p α C_k + q σ I) (α² C_k + σ² I)⁻¹ (x - α μ_k)]
+
+        with r_k the posterior weights of the components; 1 for ``label`` alone.
+        """
+        alpha, sigma = _schedule(x, sde, t)
+        log_joint, y, total = self._parts_at(x, alpha, sigma)
+        mu, spectrum, basis, _ = self._like(x)
+        sigma = sigma.clamp_min(1e-150)  # at σ = 0, too: q σ of the score is -1
+        p, q = wanted.of_predictions(alpha, sigma)
+        of_cov, of_one, of_mean = (
+            torch.as_tensor(c, dtype=torch.float64).to(x).reshape(-1, 1, 1) for c in (p * alpha, q * sigma, p)
+        )
+        if label is None:
+            share = log_joint.softmax(1)[:, :, None]
+        else:
+            share = torch.nn.functional.one_hot(self._label(label, x), len(self.weights))[:, :, None].to(x.dtype)
+        moved = share * (of_cov * spectrum + of_one) / total * y
+        mean = of_mean[:, 0] * (share[:, :, 0] @ mu)
+        along = moved.sum(1) if basis is None else torch.einsum("kde,bke->bd", basis, moved)
+        return (mean + along).reshape(x.shape)
 
     def label_log_prob(self, sde: SDE) -> Callable[[Tensor, Tensor], Tensor]:
         """The exact classifier (x, t) -> log p(k | x_t = x), (B, K)."""
-        return lambda x, t: self._parts(x, sde, t)[0].log_softmax(1)
+        return LabelLogProb(self, sde)
 
     def posterior(self, operator: Tensor | Callable[[Tensor], Tensor], y: Tensor, noise_std: float) -> GaussianMixture:
         r"""The law of x_0 given y = A x_0 + N(0, noise_std² I): again a mixture (Bishop 2006, eq. 2.116)::
@@ -167,12 +198,12 @@ class GaussianMixture:
             raise ValueError("A C Aᵀ + noise_std² I is singular: measure with noise, or drop repeated measurements.")
         gain = torch.cholesky_solve(matrix @ cov, factor).mT  # (K, D, m)
         residual = measured - mu @ matrix.mT  # (K, m)
-        keep = torch.eye(mu.shape[1], dtype=torch.float64) - gain @ matrix
+        complement = torch.eye(mu.shape[1], dtype=torch.float64) - gain @ matrix
         white = torch.linalg.solve_triangular(factor, residual[..., None], upper=False)[..., 0]
         log_weights = self.weights.log() - 0.5 * white.square().sum(1) - factor.diagonal(dim1=1, dim2=2).log().sum(1)
         weights = (log_weights - log_weights.max()).exp()
         means = mu + torch.einsum("kdm,km->kd", gain, residual)
-        covariances = keep @ cov @ keep.mT + noise_std**2 * gain @ gain.mT
+        covariances = complement @ cov @ complement.mT + noise_std**2 * gain @ gain.mT
         some = weights > 1e-300
         means = means[some].reshape(-1, *self.event).to(self.dtype)
         return GaussianMixture(weights[some], means, 0.5 * (covariances + covariances.mT)[some])
@@ -321,14 +352,17 @@ class Empirical:
         if checks.readable(time) and not bool((sde.sigma(time) > 0).all()):
             raise ValueError(f"the data themselves have no density: ask at a time where σ(t) > 0, got t = {t}.")
         alpha, sigma = (v.to(x).reshape(-1, 1) for v in (sde.alpha(time), sde.sigma(time)))
-        # distances of x/α to the data: one cdist serves a batch of times, and differences are taken before squaring
-        far = torch.cdist(
-            x.reshape(len(x), math.prod(self.event)) / alpha,
-            self.data.to(x).reshape(len(self.data), -1),
-            compute_mode="donot_use_mm_for_euclid_dist",
-        )
         d = math.prod(self.event)
-        log_normal = -0.5 * (far * alpha / sigma) ** 2 - d * (sigma.log() + 0.5 * math.log(2 * math.pi))
+        # differences are taken before squaring; of x/α where one cdist must serve a batch of times
+        flat, data = x.reshape(len(x), d), self.data.to(x).reshape(len(self.data), -1)
+        if len(alpha) == 1:
+            far = torch.cdist(flat, alpha * data, compute_mode="donot_use_mm_for_euclid_dist")
+        else:
+            signal = signal_left(alpha, sigma)
+            over = torch.where(signal, alpha, torch.ones_like(alpha))
+            far = torch.cdist(flat / over, data, compute_mode="donot_use_mm_for_euclid_dist") * over
+            far = torch.where(signal, far, flat.norm(dim=1, keepdim=True))  # α = 0: as far from each
+        log_normal = -0.5 * (far / sigma) ** 2 - d * (sigma.log() + 0.5 * math.log(2 * math.pi))
         return log_normal + self.weights.log().to(x), alpha, sigma**2
 
     def log_prob(self, x: Tensor, sde: SDE, t: Time) -> Tensor:
@@ -337,14 +371,57 @@ class Empirical:
 
     def score(self, sde: SDE) -> Score:
         """The exact score (α Σ_i r_i x_i - x) / σ², r_i the posterior weight of each data point."""
-
-        def score(x: Tensor, t: Tensor) -> Tensor:
-            log_joint, alpha, variance = self._log_joint(x, sde, t)
-            mean = log_joint.softmax(1) @ self.data.to(x).reshape(len(self.data), -1)
-            return ((alpha * mean - x.reshape(mean.shape)) / variance).reshape(x.shape)
-
-        return score
+        return EmpiricalScore(self, sde)
 
     def label_log_prob(self, sde: SDE) -> Callable[[Tensor, Tensor], Tensor]:
         """(x, t) -> log probability, (B, N), that x_t = x came from each data point."""
-        return lambda x, t: self._log_joint(x, sde, t)[0].log_softmax(1)
+        return LabelLogProb(self, sde)
+
+    def expectation(self, x: Tensor, sde: SDE, t: Time, wanted: Combination) -> Tensor:
+        """A x + B x̂_0, x̂_0 = Σ_i r_i x_i."""
+        log_joint = self._log_joint(x, sde, t)[0]
+        mean = log_joint.softmax(1) @ self.data.to(x).reshape(len(self.data), -1)
+        of_x, of_x0 = wanted.of_x0(*_schedule(x, sde, t))
+        return combine((of_x, x), (of_x0, mean.reshape(x.shape)))
+
+
+def _schedule(x: Tensor, sde: SDE, t: Time) -> tuple[Tensor, Tensor]:
+    """α and σ at a checked time, float64, () or (B,)."""
+    checks.state(x)
+    time = checks.time(t, sde.t_max, what=type(sde).__name__)
+    checks.same_batch(time, x)
+    return sde.alpha(time), sde.sigma(time)
+
+
+@dataclass(frozen=True, eq=False)
+class MixtureScore(Score):
+    """The exact score of a mixture; made by :meth:`GaussianMixture.score`."""
+
+    problem: GaussianMixture
+    sde: SDE
+    label: int | Tensor | None = None
+
+    def evaluate(self, x: Tensor, t: Tensor, wanted: Combination) -> Tensor:
+        return self.problem.expectation(x, self.sde, t, wanted, self.label)
+
+
+@dataclass(frozen=True, eq=False)
+class EmpiricalScore(Score):
+    """The exact score of a finite data set; made by :meth:`Empirical.score`."""
+
+    problem: Empirical
+    sde: SDE
+
+    def evaluate(self, x: Tensor, t: Tensor, wanted: Combination) -> Tensor:
+        return self.problem.expectation(x, self.sde, t, wanted)
+
+
+@dataclass(frozen=True, eq=False)
+class LabelLogProb:
+    """(x, t) -> log p(k | x_t = x), (B, K): the exact classifier of a problem."""
+
+    problem: GaussianMixture | Empirical
+    sde: SDE
+
+    def __call__(self, x: Tensor, t: Time) -> Tensor:
+        return self.problem._log_joint(x, self.sde, t)[0].log_softmax(1)

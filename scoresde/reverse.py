@@ -1,4 +1,8 @@
-"""Reverse-time processes: one family, one dial η, from the probability-flow ODE to the reverse SDE and beyond."""
+"""Reverse-time processes: one family with one parameter η, from the probability-flow ODE to the reverse SDE and beyond.
+
+process = Reverse(score, eta=1.0)
+process.drift(x, t), process.diffusion(t)
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from scoresde import checks
-from scoresde.score import Score
-from scoresde.sde import SDE, Time, spread
+from scoresde.models.score import Score, check_score
+from scoresde.sde import SDE, Time, has_signal
 
 
 @dataclass(frozen=True)
@@ -22,40 +26,47 @@ class Reverse:
     (Song et al. 2021, arXiv:2011.13456, eq. 6 and 13; the family: Zhang & Chen 2023, arXiv:2204.13902, eq. 4).
 
     Args:
-        sde: the forward SDE.
-        score: (x, t) -> ∇ log p_t(x); a :class:`~scoresde.ScoreModel` without conditions will do.
-        eta: the dial η; a tensor () is differentiable.
+        score: a Score; it brings its SDE.
+        eta: the stochasticity η; a tensor () is differentiable.
 
     Raises:
+        TypeError: not a Score.
         ValueError: η negative or not finite.
     """
 
-    sde: SDE
     score: Score
     eta: float = 1.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.sde, SDE):
-            raise TypeError(f"sde must be an SDE, got {type(self.sde).__name__}; call Reverse(sde, score, eta).")
-        if not callable(self.score):
-            raise TypeError(f"score must be a function (x, t) -> score, got {type(self.score).__name__}.")
-        if not (math.isfinite(checks.number(self.eta)) and self.eta >= 0):
+        check_score(self.score)
+        if not (math.isfinite(checks.number(self.eta, name="eta")) and self.eta >= 0):
             raise ValueError(f"eta must be at least 0 (0: probability-flow ODE, 1: reverse SDE), got {self.eta}.")
 
+    @property
+    def sde(self) -> SDE:
+        """The score's."""
+        return self.score.sde
+
     def drift(self, x: Tensor, t: Time) -> Tensor:
-        """f x - ½ (1 + η²) g² s(x, t), (B, *event): dx/dt along increasing t when η = 0."""
-        weight = 0.5 * (1 + self.eta**2) * self.sde.g(t) ** 2
-        return spread(self.sde.f(t), x) * x - spread(weight, x) * self.score(x, t)  # type: ignore[arg-type]
+        """f x - ½ (1 + η²) g² s(x, t), (B, *event): dx/dt along increasing t when η = 0.
+
+        Where α = 0 and f diverges it is E[α' x_0 + σ' ε | x_t = x], for η = 0.
+
+        Raises:
+            ValueError: η is not 0 where α(t) = 0: the drift and the noise diverge there together.
+        """
+        sde = self.sde
+        time = checks.time(t, sde.t_max, what=type(sde).__name__)
+        signal = has_signal(sde.alpha(time), sde.sigma(time))
+        if not signal and self.eta != 0:
+            raise ValueError(
+                f"the reverse SDE has no drift where α(t) = 0, as at t = {float(time.max()):g} of {type(sde).__name__}: "
+                "it diverges there. Solvers step from that time by the law of the step; for drift itself start below."
+            )
+        if signal:
+            return self.score.linear(x, time, sde.f(time), -0.5 * (1 + self.eta**2) * sde.g(time) ** 2)
+        return self.score.expect(x, time, *sde.derivatives(time))
 
     def diffusion(self, t: Time) -> Tensor:
         """η g(t), shaped like t."""
         return self.eta * self.sde.g(t)
-
-    def noise(self, x: Tensor, t: Time) -> Tensor:
-        """E[ε | x_t = x] = -σ s(x, t)."""
-        return spread(-self.sde.sigma(t), x) * self.score(x, t)  # type: ignore[arg-type]
-
-    def denoise(self, x: Tensor, t: Time) -> Tensor:
-        """E[x_0 | x_t = x] = (x + σ² s) / α."""
-        alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
-        return spread(1 / alpha, x) * x + spread(sigma**2 / alpha, x) * self.score(x, t)  # type: ignore[arg-type]

@@ -1,4 +1,10 @@
-"""Densities from which training times are drawn: functions of uniforms, so that randomness stays an argument."""
+"""Densities from which training times are drawn: functions of uniforms, so that randomness stays an argument::
+
+    t, weight = LogNormalSigma(mean=-1.2, std=1.2).sample(sde, torch.rand(batch))
+    loss = (weight * dsm_loss(model, x0, t, eps)).mean()
+
+:class:`Stratified` spreads a batch over all times; :class:`LevelTime` draws the levels of a discrete chain.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +16,7 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
-from scoresde.sde import SDE, Chain
+from scoresde.sde import SDE, Chain, has_signal
 
 
 class Times(NamedTuple):
@@ -115,6 +121,11 @@ class LogSNRTime:
     def sample(self, sde: SDE, u: Tensor) -> Times:
         """Times from uniforms u (B,), with their weights."""
         u, (low, high) = _uniforms(u), _ends(sde)
+        if not has_signal(sde.alpha(high), sde.sigma(high)):
+            raise ValueError(
+                f"{type(sde).__name__} has α(T = {high:g}) = 0, where the log-SNR is -inf: no uniform density reaches "
+                "it. End at a smaller T, or take another density, such as UniformTime()."
+            )
         first, last = sde.log_snr(low).item(), sde.log_snr(high).item()
         t = sde.t_of_log_snr(first + (last - first) * u)
         if not self.unbiased:

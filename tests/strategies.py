@@ -2,16 +2,35 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from scoresde.sde import EDM, SDE, VE, VP, ChainSDE, Cosine, LinearSDE, RectifiedFlow, ScheduleSDE, SubVP
+from scoresde.sde import EDM, SDE, VE, VP, Chain, ChainSDE, Cosine, LinearSDE, RectifiedFlow, ScheduleSDE, SubVP
 
 DEFAULTS: tuple[SDE, ...] = (VP(), SubVP(), VE(), EDM(), Cosine(), RectifiedFlow())
 """The members with closed forms, as a newcomer makes them."""
+
+
+def rescaled_ddpm(n: int = 1000) -> Chain:
+    """DDPM's chain brought to zero terminal SNR (Lin et al. 2024, arXiv:2305.08891, Alg. 1), whose last ratio is 0."""
+    chain = VP().discretize(n)
+    root = chain.alpha  # sqrt(ᾱ)
+    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    ratio = root / torch.cat([torch.ones_like(root[:1]), root[:-1]])
+    return Chain(times=chain.times, ratio=ratio, variance=1 - ratio**2)
+
+
+ZERO_TERMINAL: dict[str, SDE] = {
+    "RectifiedFlow": RectifiedFlow(T=1.0),
+    "Cosine": Cosine(T=1.0),
+    "rounded": ScheduleSDE(lambda t: torch.cos(0.5 * math.pi * t), lambda t: torch.sin(0.5 * math.pi * t)),
+    "chain": ChainSDE(rescaled_ddpm(50)),
+}
+"""SDEs whose x_T says nothing of x_0: α(T) is 0, or 6e-17 where rounding makes cos(π/2) of it."""
 
 
 def name(value: object) -> str:

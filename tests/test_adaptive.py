@@ -12,35 +12,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from scoresde import (
-    EDM,
-    SDE,
-    VE,
-    VP,
-    AdaptiveODE,
-    AdaptiveSDE,
-    BrownianNoise,
-    Cosine,
-    EulerMaruyama,
-    Gaussian,
-    GaussianMixture,
-    IndependentNoise,
-    Noise,
-    PerSampleNoise,
-    RectifiedFlow,
-    Reverse,
-    Solution,
-    Solver,
-    SubVP,
-    grids,
-    sample,
-)
-from scoresde.sde import spread
-from scoresde.solvers import adaptive_sde
-from scoresde.solvers.adams import _newton
-from scoresde.solvers.circle import Circle
-from scoresde.solvers.embedded import DORMAND_PRINCE
-from scoresde.solvers.remembered import Driver, Remembered
+from scoresde import grids
+from scoresde.models import as_score
+from scoresde.noise import BrownianNoise, IndependentNoise, Noise, PerSampleNoise
+from scoresde.problems import Gaussian, GaussianMixture
+from scoresde.reverse import Reverse
+from scoresde.sampling import sample
+from scoresde.sde import EDM, SDE, VE, VP, Cosine, RectifiedFlow, SubVP, spread
+from scoresde.solvers import AdaptiveODE, AdaptiveSDE, EulerMaruyama, Solution, Solver, adaptive
+from scoresde.solvers._adams import _newton
+from scoresde.solvers._circle import Circle
+from scoresde.solvers._embedded import DORMAND_PRINCE
+from scoresde.solvers._remembered import Driver, Remembered
 
 SDES: dict[str, SDE] = {
     "VP": VP(), "SubVP": SubVP(), "VE": VE(), "EDM": EDM(), "Cosine": Cosine(), "RectifiedFlow": RectifiedFlow(),
@@ -61,7 +44,7 @@ def start(sde: SDE, n: int, d: int = 3, seed: int = 0) -> Tensor:
 
 
 def run(solver: Solver, sde: SDE, x: Tensor, grid: Tensor | None = None, data: Any = DATA, **keywords: Any) -> Solution:
-    process = Reverse(sde, data.score(sde), 0.0)
+    process = Reverse(data.score(sde), 0.0)
     return solver.solve(process, x, ends(sde) if grid is None else grid, **keywords)
 
 
@@ -148,7 +131,7 @@ def test_newton_terms_integrate_polynomials_through_unequal_nodes() -> None:
 def test_the_slope_on_the_circle_is_that_of_the_flow(sde: str) -> None:
     schedule, scale = SDES[sde], 0.7
     x = start(schedule, 4)
-    circle = Circle(Reverse(schedule, DATA.score(schedule), 0.0), ends(schedule), scale, x)
+    circle = Circle(Reverse(DATA.score(schedule), 0.0), ends(schedule), scale)
     p = torch.linspace(0.02, 0.98, 4, dtype=torch.float64) * (circle.ends[1] - circle.ends[0]) + circle.ends[0]
 
     def flow(p: Tensor) -> Tensor:
@@ -243,7 +226,7 @@ def test_compact_asks_for_running_samples_only(solver: Solver) -> None:
         asked += len(x)
         return exact(x, t)
 
-    process = Reverse(sde, score, solver.default_eta)
+    process = Reverse(as_score(score, sde), solver.default_eta)
     grid = grids.log_snr(sde, 4)
     whole = solver.solve(process, x, grid, 0, trajectory=True)
     assert asked == 6 * whole.nfe
@@ -262,8 +245,8 @@ def test_compact_asks_for_running_samples_only(solver: Solver) -> None:
 def test_a_rejected_step_leaves_no_trace(solver: AdaptiveODE) -> None:
     """Tried again from the same place to the same place it is the same, though other samples went on."""
     sde, x = VP(), start(VP(), 4, 2)
-    process = Reverse(sde, MIXTURE.score(sde), solver.default_eta)
-    line, method = solver._begin(process, x, ends(sde), IndependentNoise(0))
+    process = Reverse(MIXTURE.score(sde), solver.default_eta)
+    line, method = solver.begin(process, x, ends(sde), IndependentNoise(0))
     y, p = line.enter(x), line.ends[0].expand(4)
     h = 0.1 * (line.ends[1] - line.ends[0]).expand(4)
     first = method.attempt(y, p, h, p + h)[0]
@@ -277,8 +260,8 @@ def test_a_rejected_step_leaves_no_trace(solver: AdaptiveODE) -> None:
 
 def test_a_rejected_step_of_the_sde_is_the_same_when_tried_again() -> None:
     sde, x = VP(), start(VP(), 4, 2)
-    process = Reverse(sde, MIXTURE.score(sde), 1.0)
-    line, method = AdaptiveSDE()._begin(process, x, ends(sde), IndependentNoise(0))
+    process = Reverse(MIXTURE.score(sde), 1.0)
+    line, method = AdaptiveSDE().begin(process, x, ends(sde), IndependentNoise(0))
     y, p = line.enter(x), line.ends[0].expand(4)
     first = method.attempt(y, p, torch.ones_like(p), p + 1)[0]
     method.commit(torch.zeros(4, dtype=torch.bool))
@@ -341,11 +324,11 @@ def test_a_score_that_is_no_number_is_an_error() -> None:
         return torch.where(t[:, None] < 0.3, torch.nan, exact(x, t))
 
     with pytest.raises(FloatingPointError, match=r"near t = 0\.3"):
-        AdaptiveODE().solve(Reverse(sde, broken, 0.0), x, ends(sde))
+        AdaptiveODE().solve(Reverse(as_score(broken, sde), 0.0), x, ends(sde))
     with pytest.raises(FloatingPointError, match="at the start"):
-        AdaptiveODE().solve(Reverse(sde, lambda x, t: x * torch.nan, 0.0), x, ends(sde))
+        AdaptiveODE().solve(Reverse(as_score(lambda x, t: x * torch.nan, sde), 0.0), x, ends(sde))
     with pytest.raises(FloatingPointError, match="shorter steps did not help"):
-        AdaptiveSDE().solve(Reverse(sde, broken, 1.0), x, ends(sde), 0)
+        AdaptiveSDE().solve(Reverse(as_score(broken, sde), 1.0), x, ends(sde), 0)
 
 
 def test_a_step_into_infinity_is_taken_back() -> None:
@@ -357,7 +340,7 @@ def test_a_step_into_infinity_is_taken_back() -> None:
         expected = (0.2 + 2 * sde.alpha(t) + 3 * sde.sigma(t))[:, None]
         return torch.where(x.abs() > expected, torch.nan, exact(x, t))
 
-    met = AdaptiveODE(first_step=1.2).solve(Reverse(sde, fragile, 0.0), x, ends(sde))
+    met = AdaptiveODE(first_step=1.2).solve(Reverse(as_score(fragile, sde), 0.0), x, ends(sde))
     torch.testing.assert_close(met.x, run(AdaptiveODE(), sde, x).x, rtol=0, atol=1e-2)  # two runs, 50 tolerances each
 
 
@@ -370,7 +353,7 @@ def test_a_score_that_jumps_beyond_all_bounds_stops_the_run() -> None:
         return -x if calls == 1 else torch.full_like(x, 1e30)
 
     with pytest.warns(RuntimeWarning, match="shrank to nothing"):
-        solution = AdaptiveODE().solve(Reverse(VP(), wild, 0.0), start(VP(), 2), ends(VP()))
+        solution = AdaptiveODE().solve(Reverse(as_score(wild, VP()), 0.0), start(VP(), 2), ends(VP()))
     assert not solution.complete and bool(solution.x.isfinite().all())
 
 
@@ -379,7 +362,7 @@ def test_a_grid_may_end_where_no_noise_is_left(method: str) -> None:
     sde = RectifiedFlow()
     # one axis without width: there the last step is all of the noise that is left
     data = Gaussian(torch.tensor([0.7, 1.5], dtype=torch.float64), torch.tensor([0.5, 0.0], dtype=torch.float64))
-    x, process = start(sde, 4, 2), Reverse(sde, data.score(sde), 0.0)
+    x, process = start(sde, 4, 2), Reverse(data.score(sde), 0.0)
     exact = data.flow(sde, x, sde.T, 0.0)
     for tolerance in (1e-4, 1e-6):
         solver = AdaptiveODE(method=method, rtol=tolerance, atol=tolerance)  # type: ignore[arg-type]
@@ -394,7 +377,7 @@ def test_the_sde_may_end_where_no_noise_is_left() -> None:
     mean, covariance = DATA.moments(sde, sde.T)
     z = torch.randn(n, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     x, ends = mean + z * covariance.diagonal().sqrt(), torch.tensor([sde.T, 0.0])
-    solution = AdaptiveSDE(rtol=0.005, atol=0.005).solve(Reverse(sde, DATA.score(sde), 1.0), x, ends, 0)
+    solution = AdaptiveSDE(rtol=0.005, atol=0.005).solve(Reverse(DATA.score(sde), 1.0), x, ends, 0)
     ratio = solution.x.var(0) / DATA.moments(sde, 0.0)[1].diagonal()
     # Monte Carlo 4 sqrt(2/n) = 0.09, the method's own error at this tolerance some 0.03
     assert solution.complete and float((ratio - 1).abs().max()) < 0.12
@@ -427,7 +410,7 @@ def test_each_option_changes_the_steps(option: dict[str, Any]) -> None:
 )  # fmt: skip
 def test_each_option_changes_the_steps_of_the_sde(option: dict[str, Any]) -> None:
     sde = VP()
-    process = Reverse(sde, MIXTURE.score(sde), 1.0)
+    process = Reverse(MIXTURE.score(sde), 1.0)
     x = start(sde, 4, 2)
     counts = [AdaptiveSDE(**given).solve(process, x, ends(sde), 0).nfe_per_sample for given in ({}, option)]
     assert not torch.equal(*counts)  # type: ignore[arg-type]
@@ -450,11 +433,13 @@ def test_bad_processes_and_grids_are_refused() -> None:
     sde, x = VP(), start(VP(), 2)
     score = DATA.score(sde)
     with pytest.raises(ValueError, match="eta = 1"):
-        AdaptiveODE().solve(Reverse(sde, score, 1.0), x, ends(sde), 0)
+        AdaptiveODE().solve(Reverse(score, 1.0), x, ends(sde), 0)
     with pytest.raises(ValueError, match="AdaptiveODE"):
-        AdaptiveSDE().solve(Reverse(sde, score, 0.0), x, ends(sde), 0)
-    with pytest.raises(ValueError, match="α = 0"):
-        AdaptiveODE().solve(Reverse(Cosine(), score, 0.0), x, torch.tensor([1.0, 0.1]))
+        AdaptiveSDE().solve(Reverse(score, 0.0), x, ends(sde), 0)
+    flow = RectifiedFlow()
+    for solver in (AdaptiveODE(), AdaptiveSDE()):  # a score alone says nothing of x_0 at α = 0 - nor is it asked there
+        process = Reverse(as_score(DATA.score(flow).__call__, flow), solver.default_eta)
+        assert solver.solve(process, x, torch.tensor([1.0, 0.1]), 0).complete
 
 
 # ---- kinds of states ----
@@ -465,7 +450,7 @@ def test_bad_processes_and_grids_are_refused() -> None:
 )
 def test_empty_batches_and_half_precision(solver: Solver) -> None:
     sde = VP()
-    process = Reverse(sde, lambda x, t: DATA.score(sde)(x.double(), t).to(x.dtype), solver.default_eta)
+    process = Reverse(as_score(lambda x, t: DATA.score(sde)(x.double(), t).to(x.dtype), sde), solver.default_eta)
     empty = solver.solve(process, torch.zeros(0, 3), grids.log_snr(sde, 3), 0, trajectory=True)
     assert empty.x.shape == (0, 3) and empty.nfe == 0 and empty.trajectory is not None
     assert empty.trajectory.shape == (4, 0, 3) and empty.reached is not None and empty.reached.shape == (0,)
@@ -485,11 +470,11 @@ def test_tolerances_below_rounding_are_lifted() -> None:
 
 def test_sample_takes_them() -> None:
     sde = RectifiedFlow()
-    ode = sample(sde, MIXTURE.score(sde), (4, 2), solver=AdaptiveODE(), seed=3)
+    ode = sample(MIXTURE.score(sde), (4, 2), solver=AdaptiveODE(), seed=3)
     assert ode.complete and ode.nfe_per_sample is not None and int(ode.nfe_per_sample.max()) == ode.nfe
-    again = sample(sde, MIXTURE.score(sde), (2, 2), solver=AdaptiveSDE(), seed=3)
+    again = sample(MIXTURE.score(sde), (2, 2), solver=AdaptiveSDE(), seed=3)
     torch.testing.assert_close(  # the same samples in a larger batch
-        sample(sde, MIXTURE.score(sde), (4, 2), solver=AdaptiveSDE(), seed=3).x[:2], again.x, rtol=0, atol=1e-5
+        sample(MIXTURE.score(sde), (4, 2), solver=AdaptiveSDE(), seed=3).x[:2], again.x, rtol=0, atol=1e-5
     )
 
 
@@ -522,7 +507,9 @@ def test_gradients_of_the_sde_reach_the_score() -> None:
     solver = AdaptiveSDE(rtol=10.0, atol=10.0, first_step=0.7)  # every step is accepted, and grows by its bound
 
     def end(scale: Tensor) -> Tensor:
-        return solver.solve(Reverse(sde, lambda x, t: scale * DATA.score(sde)(x, t), 1.0), x, ends(sde), 0).x.sum()
+        return solver.solve(
+            Reverse(as_score(lambda x, t: scale * DATA.score(sde)(x, t), sde), 1.0), x, ends(sde), 0
+        ).x.sum()
 
     (got,) = torch.autograd.grad(end(scale), scale)
     expected = (end(scale.detach() + 1e-5) - end(scale.detach() - 1e-5)) / 2e-5
@@ -535,7 +522,7 @@ def test_gradients_of_the_sde_by_eta_and_the_ends_are_finite(compact: bool) -> N
     eta = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
     sde, x = VP(), start(VP(), 3)
     grid = ends(sde).clone().requires_grad_()
-    solution = AdaptiveSDE(compact=compact).solve(Reverse(sde, DATA.score(sde), eta), x, grid, 0)
+    solution = AdaptiveSDE(compact=compact).solve(Reverse(DATA.score(sde), eta), x, grid, 0)
     by_eta, by_grid = torch.autograd.grad(solution.x.sum(), (eta, grid))
     assert bool(by_eta.isfinite()) and bool(by_grid.isfinite().all()) and float(by_eta.abs()) > 0
 
@@ -545,7 +532,7 @@ def test_states_in_between_change_nothing_at_the_end_of_a_generators_run() -> No
     runs = [
         AdaptiveSDE()
         .solve(
-            Reverse(sde, DATA.score(sde), 1.0),
+            Reverse(DATA.score(sde), 1.0),
             x,
             grids.log_snr(sde, 5),
             torch.Generator().manual_seed(1),
@@ -613,7 +600,7 @@ def moments(solver: AdaptiveSDE, n: int = 20000, eta: float = 1.0) -> tuple[Tens
     mean, covariance = DATA.moments(sde, sde.T)
     z = torch.randn(n, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     x = mean + z * covariance.diagonal().sqrt()
-    solution = solver.solve(Reverse(sde, DATA.score(sde), eta), x, ends(sde), 0)
+    solution = solver.solve(Reverse(DATA.score(sde), eta), x, ends(sde), 0)
     mean, covariance = DATA.moments(sde, sde.t_min)
     std = covariance.diagonal().sqrt()
     return (solution.x.mean(0) - mean) / std, solution.x.var(0) / covariance.diagonal(), solution
@@ -627,7 +614,7 @@ def test_the_law_of_the_sde_converges_and_a_naive_retry_spoils_it(monkeypatch: p
     assert float(mean.abs().max()) < 0.03 and float((variance - 1).abs().max()) < 0.1
     _, loose, _ = moments(AdaptiveSDE(rtol=0.1, atol=0.1))
     assert float((loose - 1).abs().max()) > 2 * float((variance - 1).abs().max())
-    monkeypatch.setattr(adaptive_sde, "driver", Naive)
+    monkeypatch.setattr(adaptive, "driver", Naive)
     _, spoilt, _ = moments(solver)
     assert float(spoilt.mean()) < float(variance.mean()) - 0.04
 
@@ -639,7 +626,7 @@ def test_the_linear_part_and_its_noise_are_exact(eta: float) -> None:
     point = Gaussian(torch.tensor([0.7], dtype=torch.float64), 0.0)
     x = 0.7 + start(sde, n, 1)
     solver = AdaptiveSDE(first_step=0.8, grow=1.01)
-    solution = solver.solve(Reverse(sde, point.score(sde), eta), x, ends(sde), 0)
+    solution = solver.solve(Reverse(point.score(sde), eta), x, ends(sde), 0)
     z = (solution.x[:, 0] - 0.7) / sde.t_min
     assert solution.nfe > 5
     assert abs(float(z.var()) - 1) < 4 * math.sqrt(2 / n) and abs(float(z.mean())) < 4 / math.sqrt(n)
@@ -649,7 +636,7 @@ def test_the_linear_part_and_its_noise_are_exact(eta: float) -> None:
 
 def test_a_given_path_is_followed_to_the_end_of_fixed_steps() -> None:
     sde = VP(beta_max=10.0, t_min=0.1)
-    x, process = start(sde, 8), Reverse(sde, DATA.score(sde), 1.0)
+    x, process = start(sde, 8), Reverse(DATA.score(sde), 1.0)
 
     def path() -> BrownianNoise:
         return BrownianNoise(4, sde.T, levels=20)
@@ -668,7 +655,7 @@ def test_states_at_inner_times_of_the_sde_have_their_law() -> None:
     mean, covariance = DATA.moments(sde, sde.T)
     z = torch.randn(n, 3, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     x, grid = mean + z * covariance.diagonal().sqrt(), grids.log_snr(sde, 40)
-    process, solver = Reverse(sde, DATA.score(sde), 1.0), AdaptiveSDE(rtol=0.02, atol=0.02)
+    process, solver = Reverse(DATA.score(sde), 1.0), AdaptiveSDE(rtol=0.02, atol=0.02)
     full = solver.solve(process, x, grid, PerSampleNoise(1), trajectory=True)
     assert torch.equal(full.x, solver.solve(process, x, grid, PerSampleNoise(1)).x)
     assert full.trajectory is not None
@@ -688,7 +675,7 @@ def test_states_at_inner_times_of_the_sde_have_their_law() -> None:
 
 def test_per_sample_noise_gives_the_same_sample_in_any_batch() -> None:
     sde = VP()
-    x, process = start(sde, 5, 2), Reverse(VP(), MIXTURE.score(VP()), 1.0)
+    x, process = start(sde, 5, 2), Reverse(MIXTURE.score(VP()), 1.0)
     together = AdaptiveSDE().solve(process, x, ends(sde), PerSampleNoise(2))
     part = AdaptiveSDE().solve(process, x[2:4], ends(sde), PerSampleNoise(2, first=2))
     torch.testing.assert_close(part.x, together.x[2:4], rtol=0, atol=1e-9)  # rounding in another batch

@@ -10,7 +10,7 @@ import torch
 from test_nn import SAME, awake, randn
 from torch import Tensor
 
-from scoresde import VP, ScoreModel
+from scoresde.models import ScoreModel
 from scoresde.nn import (
     MLP,
     AttentionMaps,
@@ -21,6 +21,7 @@ from scoresde.nn import (
     reweight_tokens,
     shared_tokens,
 )
+from scoresde.sde import VP
 
 LAYERS = 5  # one block each way at levels 1 and 2, and the middle
 WORDS = Vocabulary(["a", "red", "blue", "three", "big"])
@@ -157,7 +158,7 @@ def test_a_model_that_holds_the_network_will_do() -> None:
     with maps.recording(model):
         out = model.bind(caption=SOURCE)(x, t)
     with maps.injecting(model.net):
-        assert torch.equal(model(x, t, caption=SOURCE), out)
+        assert torch.equal(model(x, t, {"caption": SOURCE}), out)
 
 
 def test_contexts_always_let_go() -> None:

@@ -16,33 +16,14 @@ import torchsde
 from torch import Tensor, nn
 from torchdiffeq._impl.odeint import SOLVERS
 
-from scoresde import (
-    EDM,
-    SDE,
-    VE,
-    VP,
-    BrownianNoise,
-    Cosine,
-    EulerMaruyama,
-    Gaussian,
-    GaussianMixture,
-    Heun,
-    IndependentNoise,
-    LinearSDE,
-    Noise,
-    PerSampleNoise,
-    ProbabilityFlow,
-    RectifiedFlow,
-    Reverse,
-    ScoreModel,
-    Solver,
-    SubVP,
-    TorchSDE,
-    classifier,
-    classifier_free,
-    grids,
-)
-from scoresde.solvers import sde_backend
+from scoresde import grids
+from scoresde.guidance import classifier, classifier_free
+from scoresde.models import ScoreModel, as_score
+from scoresde.noise import BrownianNoise, IndependentNoise, Noise, PerSampleNoise
+from scoresde.problems import Gaussian, GaussianMixture
+from scoresde.reverse import Reverse
+from scoresde.sde import EDM, SDE, VE, VP, Cosine, LinearSDE, RectifiedFlow, SubVP
+from scoresde.solvers import EulerMaruyama, Heun, ProbabilityFlow, Solver, TorchSDE, sde_backend
 
 FIXED = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}
 ADAPTIVE = ["dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"]
@@ -61,7 +42,7 @@ def normals(*shape: int, seed: int = 0) -> Tensor:
 
 
 def ode(sde: SDE, problem: GaussianMixture = DATA) -> Reverse:
-    return Reverse(sde, problem.score(sde), eta=0.0)
+    return Reverse(problem.score(sde), eta=0.0)
 
 
 # ---- torchdiffeq ----
@@ -169,7 +150,7 @@ def test_an_adaptive_solver_never_asks_outside_the_grid() -> None:
 
     for method in [*ADAPTIVE, *FIXED]:
         ProbabilityFlow(method).solve(
-            Reverse(sde, listening, 0.0), normals(2, 2), torch.tensor([0.9, 0.05, 0.0], dtype=torch.float64)
+            Reverse(as_score(listening, sde), 0.0), normals(2, 2), torch.tensor([0.9, 0.05, 0.0], dtype=torch.float64)
         )
     assert min(asked) >= 0.0 and max(asked) <= 0.9
 
@@ -182,7 +163,9 @@ def test_adams_methods_refuse_unequal_steps() -> None:
 
 
 def failing(score: Callable[[Tensor, Tensor], Tensor], **options: Any) -> None:
-    ProbabilityFlow(**options).solve(Reverse(VP(), score, 0.0), torch.ones(2, 2).double(), torch.tensor([1.0, 0.1]))
+    ProbabilityFlow(**options).solve(
+        Reverse(as_score(score, VP()), 0.0), torch.ones(2, 2).double(), torch.tensor([1.0, 0.1])
+    )
 
 
 def test_failures_say_what_happened() -> None:
@@ -220,7 +203,7 @@ def gradients(solver: Solver, bound: bool, eta: float, steps: int, noise: Noise 
     sde = VP(t_min=0.05)
     model = ScoreModel(Net(), sde, "v")
     x = normals(4, 2, seed=7).requires_grad_(True)
-    process = Reverse(sde, model.bind() if bound else model, eta)
+    process = Reverse(model.bind() if bound else model, eta)
     end = solver.solve(process, x, grids.uniform(sde, steps), noise).x
     inputs = [x, *model.parameters()]
     grads = torch.autograd.grad((end * normals(4, 2, seed=8)).sum(), inputs)
@@ -250,9 +233,9 @@ def test_adjoint_gradients_reach_parameters_through_guidance() -> None:
     def gradients(adjoint: bool) -> list[Tensor]:
         sde = VP(t_min=0.3)
         model = ScoreModel(Conditional(), sde, "v")
-        score = classifier(classifier_free(model, 2.0, label=1), lambda x, t: -0.5 * x.square().sum(1), 0.5)
+        score = classifier(classifier_free(model, {"label": 1}, 2.0), lambda x, t: -0.5 * x.square().sum(1), 0.5)
         solver = ProbabilityFlow(rtol=1e-6, atol=1e-6, adjoint=adjoint)
-        end = solver.solve(Reverse(sde, score, 0.0), normals(3, 2), torch.tensor([1.0, 0.3])).x
+        end = solver.solve(Reverse(score, 0.0), normals(3, 2), torch.tensor([1.0, 0.3])).x
         return list(torch.autograd.grad(end.square().sum(), list(model.parameters())))
 
     for a, b in zip(gradients(True), gradients(False), strict=True):
@@ -283,7 +266,7 @@ def test_adjoint_gradients_reach_a_classifier(kind: str, hidden: Any) -> None:
         if kind == "ode":
             solver = ProbabilityFlow(rtol=1e-6, atol=1e-6, adjoint=adjoint)
         grid = grids.uniform(sde, 8)
-        end = solver.solve(Reverse(sde, score, 0.0 if kind == "ode" else 1.0), normals(3, 2), grid, 5).x
+        end = solver.solve(Reverse(score, 0.0 if kind == "ode" else 1.0), normals(3, 2), grid, 5).x
         return list(torch.autograd.grad(end.square().sum(), [judge.scale, *model.parameters()]))
 
     for a, b in zip(gradients(True), gradients(False), strict=True):
@@ -313,7 +296,7 @@ def test_sde_adjoint_gradients_approach_direct_ones(method: str, path: bool) -> 
 @pytest.mark.parametrize("eta", [1.0, 0.5, 0.0])
 def test_our_euler_maruyama_is_torchsdes_on_one_path(shape: tuple[int, ...], eta: float) -> None:
     sde = VP()
-    process = Reverse(sde, lambda x, t: -x.sin() - x, eta)
+    process = Reverse(as_score(lambda x, t: -x.sin() - x, sde), eta)
     x, grid = normals(*shape), grids.log_snr(sde, 12)
     a = EulerMaruyama().solve(process, x, grid, BrownianNoise(5, T=1.0), trajectory=True)
     b = TorchSDE("euler").solve(process, x, grid, BrownianNoise(5, T=1.0), trajectory=True)
@@ -325,7 +308,7 @@ def test_our_euler_maruyama_is_torchsdes_on_one_path(shape: tuple[int, ...], eta
 @pytest.mark.parametrize("grid", [grids.uniform, grids.karras], ids=["uniform", "karras"])
 @pytest.mark.parametrize("sde", [EDM(), RectifiedFlow(), Cosine(), VE(), VP()], ids=lambda s: type(s).__name__)
 def test_our_euler_maruyama_is_torchsdes_under_every_schedule(sde: SDE, grid: Any) -> None:
-    process, x, times = Reverse(sde, DATA.score(sde)), normals(3, 2) * sde.prior_std, grid(sde, 40)
+    process, x, times = Reverse(DATA.score(sde)), normals(3, 2) * sde.prior_std, grid(sde, 40)
     a = EulerMaruyama().solve(process, x, times, BrownianNoise(5, sde.T), trajectory=True)
     b = TorchSDE("euler").solve(process, x, times, BrownianNoise(5, sde.T), trajectory=True)
     assert a.trajectory is not None and b.trajectory is not None
@@ -338,7 +321,7 @@ def test_our_euler_maruyama_is_torchsdes_under_every_schedule(sde: SDE, grid: An
 @pytest.mark.parametrize("method", WITHOUT_AREAS)
 def test_per_sample_noise_gives_torchsde_any_batch_split(method: str) -> None:
     sde = VP(t_min=0.1)
-    process, x, grid = Reverse(sde, MIXTURE.score(sde)), normals(5, 2), grids.uniform(sde, 4)
+    process, x, grid = Reverse(MIXTURE.score(sde)), normals(5, 2), grids.uniform(sde, 4)
     solver = TorchSDE(method)
     whole = solver.solve(process, x, grid, PerSampleNoise(7)).x
     parts = [solver.solve(process, x[i:j], grid, PerSampleNoise(7, first=i)).x for i, j in ((0, 2), (2, 5))]
@@ -385,7 +368,7 @@ def test_our_euler_maruyama_is_an_independent_call_of_torchsde() -> None:
     expected = torchsde.sdeint(ReverseVP(), x, u, bm=Path(), method="euler", dt=(1 - t_end) / steps)[-1]
     sde = VP()
     grid = grids.uniform(sde, steps, t_end=t_end)
-    got = EulerMaruyama().solve(Reverse(sde, score), x, grid, BrownianNoise(9, T=1.0)).x
+    got = EulerMaruyama().solve(Reverse(score), x, grid, BrownianNoise(9, T=1.0)).x
     torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)  # rounding
 
 
@@ -393,7 +376,7 @@ def test_our_euler_maruyama_is_an_independent_call_of_torchsde() -> None:
 def test_methods_agree_on_one_path_as_steps_shrink(method: str) -> None:
     """Additive noise: Itô and Stratonovich are one, so all go to one limit, at order 1 or better."""
     sde = VP(beta_max=10.0, t_min=0.1)
-    process, x = Reverse(sde, DATA.score(sde)), normals(64, 2)
+    process, x = Reverse(DATA.score(sde)), normals(64, 2)
 
     def gap(steps: int) -> float:
         grid = grids.uniform(sde, steps)
@@ -415,7 +398,7 @@ def test_every_method_of_torchsde_has_the_right_law(method: str) -> None:
     n = 4000
     mean, covariance = DATA.moments(sde, sde.T)
     x = mean + normals(n, 2) @ torch.linalg.cholesky(covariance).mT
-    got = TorchSDE(method).solve(Reverse(sde, DATA.score(sde)), x, grids.log_snr(sde, 40), IndependentNoise(1)).x
+    got = TorchSDE(method).solve(Reverse(DATA.score(sde)), x, grids.log_snr(sde, 40), IndependentNoise(1)).x
     mean, covariance = DATA.moments(sde, sde.t_min)
     # 5 standard errors, plus 0.03 and 6 per cent for the first-order bias of 40 steps (see test_orders)
     assert bool(((got.mean(0) - mean).abs() < 5 * (covariance.diagonal() / n).sqrt() + 0.03).all())
@@ -424,7 +407,7 @@ def test_every_method_of_torchsde_has_the_right_law(method: str) -> None:
 
 def test_torchsde_repeats_with_a_seed_and_differs_without() -> None:
     sde = VP()
-    process, x, grid = Reverse(sde, MIXTURE.score(sde)), normals(3, 2), grids.log_snr(sde, 4)
+    process, x, grid = Reverse(MIXTURE.score(sde)), normals(3, 2), grids.log_snr(sde, 4)
     for kind in (IndependentNoise, PerSampleNoise):
         a, b, c = (TorchSDE().solve(process, x, grid, kind(seed)).x for seed in (1, 1, 2))
         assert torch.equal(a, b) and not torch.allclose(a, c)
@@ -451,6 +434,6 @@ def test_backends_leave_global_randomness_alone() -> None:
     sde = VP()
     x, grid = normals(3, 2), grids.log_snr(sde, 3)
     for method in SDE_METHODS:
-        TorchSDE(method).solve(Reverse(sde, MIXTURE.score(sde)), x, grid, 0)
+        TorchSDE(method).solve(Reverse(MIXTURE.score(sde)), x, grid, 0)
     ProbabilityFlow().solve(ode(sde), x, grid)
     Heun(churn=1.0).solve(ode(sde), x, grid, 0)

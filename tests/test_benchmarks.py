@@ -5,37 +5,32 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import tyro
 from torch import Tensor
 
+import contest
+import ode
+import overhead
+import report
 import scoresde as ss
+import sde
+from contest import Result, Setting, problems, timing
+from contest.problems import Mixture
+from peers import edm, kdiffusion, tournament
+from peers import grids as peer_grids
+from peers.peer import Oracle, Peer
 from scoresde import grids
 from scoresde.data import from_tensors
 from scoresde.nn import MLP
 from scoresde.problems import Gaussian
 from scoresde.train import train
 
-FOLDER = Path(__file__).parents[1] / "examples" / "benchmarks"
-sys.path.insert(0, str(FOLDER))
-
-import contest  # noqa: E402
-import ode  # noqa: E402
-import overhead  # noqa: E402
-import peer_edm  # noqa: E402
-import peer_grids  # noqa: E402
-import peers_kdiffusion  # noqa: E402
-import problems  # noqa: E402
-import report  # noqa: E402
-import sde  # noqa: E402
-import timing  # noqa: E402
-from contest import Result, Setting  # noqa: E402
-from peers import Oracle, Peer  # noqa: E402
-from problems import Mixture  # noqa: E402
+SCRIPTS = sorted(path.stem for path in Path(ode.__file__).parent.glob("*.py"))
 
 
 def gaussian(process: ss.SDE) -> Mixture:
@@ -104,12 +99,12 @@ def test_a_trained_network_is_a_problem(tmp_path: Path) -> None:
     x, t, model = problem.start(5), torch.tensor(0.4, dtype=torch.float64), problem.model
     alpha, sigma = problem.sde.alpha(t), problem.sde.sigma(t)
     label = torch.tensor([0, 1, 2, 0, 1])
-    torch.testing.assert_close(problem.score(x, t), model(x, t, label=label))
+    torch.testing.assert_close(problem.score(x, t), model(x, t, {"label": label}))
     # σ/α and back to t costs rounding
     torch.testing.assert_close(
-        problem.denoise(x / alpha, sigma / alpha), model.denoise(x, t, label=label), rtol=1e-9, atol=1e-9
+        problem.denoise(x / alpha, sigma / alpha), model.denoise(x, t, {"label": label}), rtol=1e-9, atol=1e-9
     )
-    assert not torch.equal(model(x, t, label=label), model(x, t, label=label.roll(1)))  # labels matter to it
+    assert not torch.equal(model(x, t, {"label": label}), model(x, t, {"label": label.roll(1)}))  # labels matter to it
     order = ["k-diffusion heun", "k-diffusion lms order 2", "k-diffusion euler", "k-diffusion dpm_2"]
     results = [dataclasses.replace(RESULT, solver=name, rms=1.0 + i) for i, name in enumerate(order)]
     assert {n for n, _, g in ode.field(problem.name, RESULT.budget, results) if g == RESULT.grid} == set(order[:3])
@@ -186,38 +181,38 @@ def test_edm_heun_is_ours_with_an_euler_step_at_the_end() -> None:
     problem = gaussian(ss.EDM(T=80.0, t_min=0.002))
     x = problem.start(8)
     grid = grids.karras(problem.sde, 6)
-    process = ss.Reverse(problem.sde, problem.score, 0.0)
+    process = ss.Reverse(problem.score, 0.0)
     before = ss.Heun().solve(process, x, grid[:-1]).x
     expected = ss.DDIM().solve(process, before, grid[-2:]).x
     oracle = Oracle(problem)
-    y = peer_edm.heun(oracle, x, grid)
+    y = edm.heun(oracle, x, grid)
     torch.testing.assert_close(y, expected, rtol=1e-9, atol=1e-9)
     assert oracle.calls == 11
-    (peer,) = peer_edm.ode().values()
+    (peer,) = edm.ode().values()
     assert [peer.steps(n) for n in (10, 11)] == [5, 6]
 
 
 def test_a_tournament_finds_the_best_and_counts(small: Setting) -> None:
     def spend(oracle: Oracle, y: Tensor, ratios: Tensor) -> Tensor:
-        return peer_edm.heun(oracle, y, torch.cat([ratios, 0.5 * ratios[-1:]]))
+        return edm.heun(oracle, y, torch.cat([ratios, 0.5 * ratios[-1:]]))
 
-    (heun,) = peer_edm.ode().values()
+    (heun,) = edm.ode().values()
     field = {
         "EDM Heun": heun,
         "fixed": dataclasses.replace(heun, any_grid=False),
         "needs 9": Peer("", heun.run, 1, 0, 9),
     }
-    everybody = contest.tournament(contest.entries(field), small, 8, screen=64, keep=1)
+    everybody = tournament.best_of(tournament.entries(field), small, 8, screen=64, keep=1)
     assert len(everybody) == len(peer_grids.GRIDS) + 1 and {r.nfe for r in everybody} == {7}
     assert {r.grid for r in everybody if r.solver == "fixed"} == {"its own"}
-    few = contest.tournament(contest.entries(field), small, 8, screen=32, keep=2)
+    few = tournament.best_of(tournament.entries(field), small, 8, screen=32, keep=2)
     assert contest.best(few).rms == contest.best(everybody).rms and len(few) < len(everybody)
     with pytest.raises(AssertionError, match="took"):
-        contest.measure("spender", Peer("", spend, per_step=2, last_free=1), "karras", small, 7)
+        tournament.measure("spender", Peer("", spend, per_step=2, last_free=1), "karras", small, 7)
 
 
 def test_nested_noise_is_one_path() -> None:
-    noise = peers_kdiffusion._Nested(torch.empty(100_000, dtype=torch.float64))
+    noise = kdiffusion.NestedNoise(torch.empty(100_000, dtype=torch.float64))
     torch.manual_seed(0)
     a, b, c = torch.tensor(3.0), torch.tensor(2.0), torch.tensor(0.5)
     first, whole, later = noise(a, b), noise(a, c), noise(c, torch.tensor(0.1))
@@ -271,10 +266,12 @@ def test_results_go_through_files_into_the_page(tmp_path: Path, capsys: pytest.C
         report.filled("empty", {"ode": ""})
 
 
-@pytest.mark.parametrize("script", ["ode", "sde", "overhead", "report"])
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_command_lines_explain_themselves(script: str, capsys: pytest.CaptureFixture[str]) -> None:
-    import tyro
-
+    """Every script of examples/benchmarks/, found by looking there."""
+    config = importlib.import_module(script).Config
     with pytest.raises(SystemExit) as done:
-        tyro.cli(importlib.import_module(script).Config, args=["--help"])
-    assert (done.value.code == 0 and "--out" in capsys.readouterr().out) or script == "report"
+        tyro.cli(config, args=["--help"])
+    shown = capsys.readouterr().out
+    assert done.value.code == 0
+    assert all(f"--{field.name.replace('_', '-')}" in shown for field in dataclasses.fields(config))

@@ -14,10 +14,11 @@ from scipy.stats import chi2, kstest
 from strategies import DTYPES, EVENTS, seeds
 from torch import Tensor
 
-from scoresde import EDM, SDE, VP, Cosine, RectifiedFlow, grids
+from scoresde import grids
 from scoresde.noise import BrownianNoise, IndependentNoise, PerSampleNoise
 from scoresde.noise.places import NEAR, OCTAVES, Division, Place, all_beside, beside
 from scoresde.noise.shapes import PIECES, library, normals
+from scoresde.sde import EDM, SDE, VP, Cosine, RectifiedFlow
 
 # A right sampler fails one seed in a thousand (p-values), or in a million (five deviations); every seed is fixed.
 LEAST_P = 1e-3

@@ -9,10 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scoresde import VP, ClassifierModel, GaussianMixture, IndependentNoise, classifier
-from scoresde.guidance import Calibration, calibration
+from scoresde.guidance import Calibration, calibration, classifier
 from scoresde.guidance.calibration import fit_temperature
+from scoresde.models import ClassifierModel
 from scoresde.nn import MLP
+from scoresde.noise import IndependentNoise
+from scoresde.problems import GaussianMixture
+from scoresde.sde import EDM, VP
 
 SDE = VP()
 DATA = GaussianMixture(torch.tensor([0.2, 0.3, 0.5]), torch.tensor([[-1.5, 0.0], [1.5, 0.5], [0.0, 1.5]]), 0.4)
@@ -252,7 +255,12 @@ def test_samples_go_to_the_device_of_the_classifier(wrap: Any) -> None:
         ({"log_prob": lambda x, t: x.sum(1)}, ValueError, r"all classes, \(B, K\); got \(1000,\)"),
         ({"log_prob": lambda x, t: EXACT(x, t) / 0}, ValueError, "NaN or infinity at t = 0.01.*return logits"),
         ({"log_prob": ClassifierModel(MLP(2, out_dim=3), SDE)}, ValueError, r"call its eval\(\) first"),
-        ({"log_prob": ClassifierModel(MLP(2, out_dim=3), VP(beta_max=5.0)).eval()}, ValueError, "was made for VP"),
+        (
+            {"log_prob": ClassifierModel(MLP(2, out_dim=3), VP(beta_max=5.0)).eval()},
+            ValueError,
+            "the classifier has VP",
+        ),
+        ({"log_prob": DATA.label_log_prob(EDM())}, ValueError, "the classifier has EDM"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, dict) else None,
 )

@@ -11,10 +11,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import DEFAULTS, name, normal
+from strategies import DEFAULTS, name, normal, rescaled_ddpm
 from torch import Tensor
 
+from scoresde.noise import IndependentNoise
+from scoresde.problems import Gaussian
+from scoresde.reverse import Reverse
 from scoresde.sde import EDM, SDE, VE, VP, Chain, ChainSDE, Cosine, SubVP
+from scoresde.solvers import Ancestral
 
 EPS = torch.finfo(torch.float64).eps
 
@@ -121,16 +125,26 @@ CHAINS: dict[str, Callable[[], Chain]] = {
 }
 
 
-@pytest.mark.parametrize("make", CHAINS.values(), ids=CHAINS)
+ENDLESS: dict[str, Callable[[], Chain]] = {
+    "zero terminal SNR": lambda: rescaled_ddpm(100),
+    "one level": lambda: Chain(torch.tensor([2.0]), torch.zeros(1), torch.tensor([0.7])),
+    "two levels": lambda: Chain(torch.tensor([0.5, 2.0]), torch.tensor([1.3, 0.0]), torch.tensor([0.7, 1.9])),
+    # what rounding leaves of a last ratio of 0
+    "rounded": lambda: Chain(torch.tensor([0.5, 2.0]), torch.tensor([0.8, 6e-17]), torch.tensor([0.7, 1.9])),
+}
+"""Chains that end without signal."""
+
+
+@pytest.mark.parametrize("make", {**CHAINS, **ENDLESS}.values(), ids=[*CHAINS, *ENDLESS])
 def test_sde_through_a_chain_is_the_chain_at_its_levels(make: Callable[[], Chain]) -> None:
     chain = make()
     sde, t = ChainSDE(chain), chain.times
-    assert (sde.T, sde.t_min) == (t[-1].item(), t[0].item())
-    # log and exp of α, and of σ²/α² < 1e9 by interpolation: roundings
-    torch.testing.assert_close(sde.alpha(t), chain.alpha, rtol=1e-14, atol=0.0)
+    assert (sde.T, sde.t_min) == (t[-1].item(), t[0].item() if chain.n > 1 else 0.0)
+    # log and exp of α, and of σ²/α² < 1e9 by interpolation: roundings, of 1 where α = 0
+    torch.testing.assert_close(sde.alpha(t), chain.alpha, rtol=1e-14, atol=1e-16)
     torch.testing.assert_close(sde.sigma(t), chain.sigma, rtol=1e-14, atol=0.0)
     ratio, variance = sde.transition_coefficients(t[:-1], t[1:])
-    torch.testing.assert_close(ratio, chain.ratio[1:], rtol=1e-13, atol=0.0)
+    torch.testing.assert_close(ratio, chain.ratio[1:], rtol=1e-13, atol=1e-16)
     # σ_i² - r² σ_{i-1}² cancels down to the variance that one level adds
     torch.testing.assert_close(variance, chain.variance[1:], rtol=0.0, atol=1e-13 * chain.sigma.max().item() ** 2)
     n = chain.n - 1
@@ -172,6 +186,56 @@ def test_coefficients_at_a_level_are_those_of_the_step_that_ends_there(make: Cal
     assert sde.f(0.0).item() == pytest.approx(chain.ratio[0].log().item() / t[0].item(), rel=1e-9, abs=1e-12)
 
 
+@pytest.mark.parametrize("make", ENDLESS.values(), ids=ENDLESS)
+def test_the_way_to_a_level_without_signal(make: Callable[[], Chain]) -> None:
+    """x_u = (1 - ρ) x + sqrt(1 - (1 - ρ)²) sqrt(v_n) z, ρ linear in t: continuous, of rising noise, differentiable."""
+    chain = make()
+    sde = ChainSDE(chain)
+    before = chain.times[-2] if chain.n > 1 else torch.zeros((), dtype=torch.float64)
+    alpha, sigma = (value[-1] for value in chain.before)
+    rho = torch.linspace(0, 1, 33, dtype=torch.float64)
+    t = before + rho * (sde.T - before)
+    torch.testing.assert_close(sde.alpha(t), (1 - rho) * alpha, rtol=1e-14, atol=1e-15)
+    variance = ((1 - rho) * sigma) ** 2 + (1 - (1 - rho) ** 2) * chain.variance[-1]
+    torch.testing.assert_close(sde.sigma(t) ** 2, variance, rtol=1e-13, atol=1e-15)
+    assert bool((sde.sigma(t[:-1]) / sde.alpha(t[:-1])).diff().gt(0).all())
+    assert sde.log_snr(sde.T).item() == -math.inf and sde.t_of_log_snr(-math.inf).item() == pytest.approx(sde.T)
+    with pytest.raises(ValueError, match="f has no finite value"):
+        sde.f(sde.T)
+    for key in ("alpha", "sigma"):
+        times = t[1:].clone().requires_grad_()  # the last is T, where a grid begins
+        (slope,) = torch.autograd.grad(getattr(sde, key)(times).sum(), times)
+        short = 1e-6 * sde.T
+        lower, upper = (getattr(sde, key)(t[1:-1] + sign * short) for sign in (-1, 1))
+        torch.testing.assert_close(slope[:-1], (upper - lower) / (2 * short), rtol=1e-6, atol=1e-6)  # O(short²)
+        end = (getattr(sde, key)(t[-1]) - getattr(sde, key)(t[-1] - short)) / short
+        torch.testing.assert_close(slope[-1], end, rtol=1e-4, atol=1e-5)  # one-sided: O(short)
+
+
+def test_gradients_at_the_last_time_of_an_ordinary_chain() -> None:
+    """A grid that is differentiated begins at T."""
+    t = torch.tensor([0.3, 1.0], dtype=torch.float64, requires_grad=True)
+    sde = ChainSDE(VP().discretize(100))
+    for key in ("alpha", "sigma", "log_snr"):
+        assert torch.autograd.gradcheck(getattr(sde, key), (t.detach().mul(0.999).requires_grad_(),))
+        (slope,) = torch.autograd.grad(getattr(sde, key)(t).sum(), t)
+        assert bool((slope.isfinite() & (slope != 0)).all())
+
+
+def test_ancestral_sampling_from_zero_terminal_snr_is_the_textbooks() -> None:
+    """Lin et al. 2024, arXiv:2305.08891: the chain's posterior at its last level, whose mean is α_{n-1} x̂_0."""
+    chain = rescaled_ddpm(100)
+    assert (chain.ratio[-1].item(), chain.alpha[-1].item(), chain.sigma[-1].item()) == (0.0, 0.0, 1.0)
+    sde, problem = ChainSDE(chain), Gaussian(torch.tensor([0.5, -1.0]).double(), 0.3)
+    score, x = problem.score(sde), normal(4, 2)
+    torch.testing.assert_close(score.denoise(x, sde.T), problem.means.expand(4, 2), rtol=1e-12, atol=1e-14)
+    solution = Ancestral().solve(Reverse(score, 1.0), x, chain.times.flip(0)[:2], IndependentNoise(0))
+    z = IndependentNoise(0).between(x, chain.times[-1], chain.times[-2])
+    mean = chain.posterior_mean(score.denoise(x, sde.T), x, chain.n)
+    torch.testing.assert_close(solution.x, mean + chain.posterior_variance[-1].sqrt() * z, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(mean, chain.alpha[-2] * problem.means.expand(4, 2), rtol=1e-12, atol=1e-14)
+
+
 def test_a_chain_of_ones_own_in_float32() -> None:
     """Kept in float64: a thousand float32 factors would leave ᾱ with four digits."""
     beta = torch.linspace(1e-4, 0.02, 1000)
@@ -203,7 +267,8 @@ BAD_CHAINS: list[tuple[Any, Any, Any, str]] = [
     (torch.tensor([1.0, 1.0]), torch.ones(2), torch.ones(2), "must increase"),
     (torch.tensor([2.0, 1.0]), torch.ones(2), torch.ones(2), "must increase"),
     (torch.arange(1, 3), torch.tensor([1.0, -1.0]), torch.ones(2), "ratio > 0"),
-    (torch.arange(1, 3), torch.tensor([1.0, 0.0]), torch.ones(2), "ratio > 0"),
+    (torch.arange(1, 3), torch.tensor([0.0, 1.0]), torch.ones(2), "ratio > 0"),  # only the last may be 0
+    (torch.arange(1, 3), torch.tensor([0.0, 0.0]), torch.ones(2), "ratio > 0"),
     (torch.arange(1, 3), torch.ones(2), torch.tensor([1.0, -0.1]), "variance >= 0"),
     (torch.arange(1, 3), torch.tensor([1.0, math.nan]), torch.ones(2), "ratio holds 1 values that are NaN"),
     (torch.arange(1, 3), torch.ones(2), torch.tensor([1.0, math.inf]), "variance holds 1 values"),

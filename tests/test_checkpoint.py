@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
 import os
 import shutil
@@ -16,18 +17,21 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import scoresde.train.folder as folder_module
-from scoresde import EDM, SDE, VE, VP, Cosine, LinearSDE, RectifiedFlow, ScoreModel, SubVP
 from scoresde.data import Dataset, Scaling, from_tensors
+from scoresde.models import ScoreModel
+from scoresde.models.predictions import predicts_v
 from scoresde.nn import MLP, UNet
-from scoresde.score import predicts_v
-from scoresde.train import EMA, CheckpointError, Run, describe, load_model, save, train
+from scoresde.sde import EDM, SDE, VE, VP, Cosine, LinearSDE, RectifiedFlow, SubVP
+from scoresde.train import EMA, CheckpointError, Run, TrainOptions, describe, load_model, save, train
 from scoresde.train.checkpoint import read_tensors
+from scoresde.train.describe import NETS, SDES
 from scoresde.train.draws import seeded
-from scoresde.train.owner import Owner
-from scoresde.train.owner import _alive as alive
+from scoresde.train.options import differences
+from scoresde.train.owner import Owner, alive
 
 
 def digits() -> Dataset:
@@ -68,7 +72,7 @@ OPTIONS: dict[str, Any] = {
     "decay": "cosine",
     "steps": 8,
     "ema": 0.5,
-    "label_dropout": 0.3,
+    "condition_dropout": 0.3,
     "flip": True,
     "log_every": 3,
     "save_every": 4,
@@ -150,6 +154,41 @@ def test_other_settings_are_warned_of(tmp_path: Path) -> None:
         train(unet(), digits(), folder=tmp_path, resume=True, **{**OPTIONS, "lr": 0.005, "batch_size": 5})
 
 
+def before_conditions_could_be_dropped(folder: Path) -> None:
+    """Rewrite the latest checkpoint as it was when only labels were spoken of."""
+    path = describe(folder).path
+    training, config = (json.loads((path / name).read_text()) for name in ("training.json", "config.json"))
+    options = training["options"]
+    training["options"] = {{"condition_dropout": "label_dropout"}.get(name, name): options[name] for name in options}
+    assert training["options"].keys() - options.keys() == {"label_dropout"}
+    folder_module.json_writer(training)(path / "training.json")
+    content = (path / "training.json").read_bytes()
+    config["files"]["training.json"] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    folder_module.json_writer(folder_module.sealed(config))(path / "config.json")
+
+
+@pytest.mark.parametrize("dropout", [0.3, {"label": 0.4}], ids=["number", "mapping"])
+def test_runs_of_before_options_were_renamed_go_on_without_a_word(tmp_path: Path, dropout: Any) -> None:
+    options = {**OPTIONS, "condition_dropout": dropout}
+    whole = advance(train(unet(), digits(), folder=tmp_path / "whole", **options))
+    advance(train(unet(), digits(), folder=tmp_path / "parts", **options), 5)
+    before_conditions_could_be_dropped(tmp_path / "parts")
+    with pytest.warns(UserWarning, match=r"other settings \(condition_dropout: .* -> 0\.1\)"):
+        train(unet(), digits(), folder=tmp_path / "parts", resume=True, **{**options, "condition_dropout": 0.1})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        resumed = advance(train(unet(seed=1), digits(), folder=tmp_path / "parts", resume=True, **options))
+    assert resumed.step == whole.step == 8
+    assert_equal(tensors(tmp_path / "parts"), tensors(tmp_path / "whole"))
+
+
+def test_an_option_that_a_checkpoint_does_not_know_had_its_default() -> None:
+    now = TrainOptions(steps=8, batch_size=4, clip=2.0).recorded("score")
+    before = {name: value for name, value in now.items() if name not in ("clip", "flip")}
+    assert differences(before, now) == ["clip: 1.0 -> 2.0"]
+    assert differences({**before, "clip": 2.0, "gone": 3}, now) == []
+
+
 def test_a_line_cut_short_is_dropped_from_the_log(tmp_path: Path) -> None:
     advance(train(unet(), digits(), folder=tmp_path, **OPTIONS), 7)
     with (tmp_path / "log.jsonl").open("a") as file:
@@ -196,9 +235,10 @@ def test_other_data_of_the_same_length_are_refused(tmp_path: Path) -> None:
 # -- who writes into a folder ------------------------------------------------------------------------------------------
 
 
+BESIDE = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}  # where a child process finds this module
+
 _OTHER = """
 import sys
-sys.path.insert(0, {tests!r})
 from test_checkpoint import OPTIONS, digits, unet
 from scoresde.train import train
 
@@ -211,9 +251,9 @@ sys.stdin.readline()
 @pytest.mark.skipif(os.name != "posix", reason="only there it can be known whether a process is alive")
 def test_a_folder_in_use_is_refused_untouched_until_its_owner_is_gone(tmp_path: Path) -> None:
     script, folder = tmp_path / "script.py", tmp_path / "run"
-    script.write_text(_OTHER.format(tests=str(Path(__file__).parent)))
+    script.write_text(_OTHER)
     command = [sys.executable, str(script), str(folder)]
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=BESIDE)
     assert child.stdout is not None and child.stdin is not None
     try:
         assert child.stdout.readline() == "ready\n"
@@ -330,6 +370,107 @@ def test_every_model_is_rebuilt_from_its_file(tmp_path: Path, sde: SDE, build: C
     assert torch.equal(loaded(x, torch.tensor(0.4)), model(x, torch.tensor(0.4)))
 
 
+def test_what_can_be_rebuilt_is_found_in_the_packages() -> None:
+    """An SDE made of numbers and a network with a config are known by being exported."""
+    assert set(SDES) == {f"scoresde.sde.{name}" for name in ("VP", "SubVP", "VE", "Cosine", "EDM", "RectifiedFlow")}
+    assert {"scoresde.nn.UNet", "scoresde.nn.MLP", "scoresde.nn.NoiseClassifier"} <= set(NETS)
+    for cls in NETS.values():
+        assert isinstance(cls, type) and issubclass(cls, nn.Module) and hasattr(cls, "config")
+
+
+# A folder as version 0.1.0 wrote it, in words: its config.json, the options of its training.json, its tensors' shapes.
+_OLD_CONFIG: dict[str, Any] = {
+    "format": 1,
+    "version": "0.1.0",
+    "step": 2,
+    "model": {
+        "kind": "score",
+        "sde": {
+            "class": "scoresde.sde.VE",
+            "fields": {"T": 1.0, "t_min": 1e-05, "sigma_min": 0.01, "sigma_max": 10.0},
+        },
+        "net": {
+            "class": "scoresde.nn.MLP",
+            "config": {
+                "dim": 2, "width": 2, "depth": 1, "num_classes": 3, "time_features": "sinusoidal", "dropout": 0.0,
+                "out_dim": None,
+            },
+        },
+        "predicts": "v",
+        "sigma_data": 1.5,
+    },
+    "data": {
+        "event_shape": [2],
+        "class_names": ["0", "1", "2"],
+        "scaling": {"shift": 0.5, "scale": 2.0, "levels": None},
+        "conditions": {},
+    },
+}  # fmt: skip
+_OLD_OPTIONS: dict[str, Any] = {
+    "batch_size": 4, "lr": 0.001, "betas": [0.9, 0.999], "weight_decay": 0.0, "warmup": 0, "decay": "constant",
+    "clip": 1.0, "ema": 0.9999, "ema_warmup": True, "times": "UniformTime()", "flip": False, "dequantize": False,
+    "seed": 0, "mixed_precision": None, "accumulate": 1, "weighting": "simple", "label_dropout": {"label": 0.2},
+    "conditions": None, "processes": 1, "samples": 30,
+}  # fmt: skip
+_OLD_SHAPES: dict[str, tuple[int, ...]] = {
+    "net.blocks.0.condition.bias": (4,), "net.blocks.0.condition.weight": (4, 2), "net.blocks.0.linear1.bias": (4,),
+    "net.blocks.0.linear1.weight": (4, 2), "net.blocks.0.linear2.bias": (2,), "net.blocks.0.linear2.weight": (2, 4),
+    "net.embedding.classes.weight": (4, 2), "net.embedding.linear1.bias": (2,),
+    "net.embedding.linear1.weight": (2, 64), "net.embedding.linear2.bias": (2,),
+    "net.embedding.linear2.weight": (2, 2), "net.head.bias": (2,), "net.head.weight": (2, 2), "net.norm.bias": (2,),
+    "net.norm.weight": (2,), "net.stem.bias": (2,), "net.stem.weight": (2, 2),
+}  # fmt: skip
+
+
+def test_a_folder_of_the_first_version_is_loaded_and_goes_on(tmp_path: Path) -> None:
+    random = torch.Generator().manual_seed(0)
+    parameters = {name: 0.3 * torch.randn(shape, generator=random) for name, shape in _OLD_SHAPES.items()}
+    averages = {name: 0.3 * torch.randn(shape, generator=random) for name, shape in _OLD_SHAPES.items()}
+    frequencies = MLP(2, width=2, depth=1, num_classes=3).state_dict()["embedding.features.frequencies"]
+    assert frequencies.shape == (32,)
+    moments = {
+        f"{kind}/{name}": value.square() for kind in ("exp_avg", "exp_avg_sq") for name, value in averages.items()
+    }
+    counts = {f"step/{name}": torch.tensor(2.0) for name in parameters}
+    training = {"ema_updates": 2, "seconds": 0.5, "loss_sum": 0.0, "loss_steps": 0, "options": _OLD_OPTIONS}
+
+    def writer(tensors: dict[str, Tensor]) -> Callable[[Path], None]:
+        return lambda path: save_file(tensors, path)
+
+    folder_module.write(
+        tmp_path,
+        2,
+        _OLD_CONFIG,
+        {
+            "model.safetensors": writer({**parameters, "net.embedding.features.frequencies": frequencies}),
+            "ema.safetensors": writer(averages),
+            "optimizer.safetensors": writer({**moments, **counts}),
+            "training.json": folder_module.json_writer(training),
+        },
+    )
+    for ema, saved in ((True, averages), (False, parameters)):
+        loaded = load_model(tmp_path, ema=ema)
+        assert loaded.sde == VE(0.01, 10.0) and (loaded.predicts, loaded.sigma_data) == ("v", 1.5)
+        assert_equal(dict(loaded.named_parameters()), saved)
+    description = describe(tmp_path)
+    assert (description.step, description.version) == (2, "0.1.0") and description.scaling == Scaling(0.5, 2.0)
+    x = torch.randn(30, 2, generator=random)
+    data = from_tensors(x, torch.arange(30) % 3, scaling=Scaling(0.5, 2.0))
+    model = ScoreModel(MLP(2, width=2, depth=1, num_classes=3), VE(0.01, 10.0), predicts="v", sigma_data=1.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the options are the same, by another name
+        run = train(
+            model, data, steps=5, batch_size=4, folder=tmp_path, resume=True, condition_dropout={"label": 0.2},
+            progress=False,
+        )  # fmt: skip
+    assert run.step == run.ema.updates == 2
+    assert_equal(dict(model.named_parameters()), parameters)
+    assert_equal(run.ema.state(), averages)
+    advance(run)
+    assert describe(tmp_path).step == 5
+    assert float(read_tensors(describe(tmp_path), "optimizer.safetensors")["step/net.stem.bias"]) == 5
+
+
 @pytest.mark.parametrize(("predicts", "sigma_data"), [("v", None), ("edm", 0.7), ("x0", 1.5)])
 def test_prediction_and_scale_are_kept(tmp_path: Path, predicts: str, sigma_data: float | None) -> None:
     model = mlp(predicts=predicts, sigma_data=sigma_data)
@@ -381,7 +522,7 @@ def test_parts_of_ones_own_are_given_when_loading(tmp_path: Path) -> None:
 
 def test_averages_of_tied_parameters_come_back(tmp_path: Path) -> None:
     """A tied parameter has two names in the state of a model, but one average."""
-    run = advance(train(ScoreModel(Own(), VP()), points(), folder=tmp_path, **{**OPTIONS, "label_dropout": 0.0}))
+    run = advance(train(ScoreModel(Own(), VP()), points(), folder=tmp_path, **{**OPTIONS, "condition_dropout": 0.0}))
     averaged = run.ema_model().state_dict()
     assert torch.equal(averaged["net.second.weight"], averaged["net.first.weight"])
     assert not torch.equal(averaged["net.second.weight"], run.model.state_dict()["net.second.weight"])
@@ -514,7 +655,10 @@ def test_a_lonely_damaged_checkpoint_says_so(tmp_path: Path) -> None:
         (lambda c: c["model"]["net"]["config"].update(width=8), "do not fit the network"),
         (lambda c: c["model"]["net"]["config"].update(width=10**8), "do not fit the network"),
         (lambda c: c["model"]["net"]["config"].update(width=10**12), r"cannot build the scoresde\.nn\.MLP"),
-        (lambda c: c["model"]["net"]["config"].update(width=4.0), r"config\.json: .*width=4\.0"),
+        (
+            lambda c: c["model"]["net"]["config"].update(width=4.0),
+            r"config\.json: .*width must be a whole number .*4\.0",
+        ),
         (lambda c: c.update(step="x"), r"config\.json is damaged"),
         (lambda c: c["data"].update(scaling={"shift": 0.0, "scale": -1}), r"config\.json is damaged .*scale > 0"),
         (lambda c: c["model"].update(sde=3), r"config\.json is damaged"),
@@ -630,7 +774,6 @@ def test_a_removal_cut_short_leaves_no_half_checkpoint(tmp_path: Path, monkeypat
 
 _KILLED = """
 import os, signal, sys
-sys.path.insert(0, {tests!r})
 import torch
 torch.set_num_threads(1)
 from pathlib import Path
@@ -683,9 +826,14 @@ print(last, inside)
 def test_a_kill_at_any_moment_leaves_a_loadable_checkpoint(tmp_path: Path) -> None:
     """Before each operation on the file system in turn, through two saves and the removal of old checkpoints."""
     script = tmp_path / "script.py"
-    script.write_text(_KILLED.format(tests=str(Path(__file__).parent)))
+    script.write_text(_KILLED)
     done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, str(script), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=BESIDE,
     )
     assert done.returncode == 0, done.stderr
     last, inside = map(int, done.stdout.split())
@@ -694,13 +842,12 @@ def test_a_kill_at_any_moment_leaves_a_loadable_checkpoint(tmp_path: Path) -> No
 
 _TRAINING = """
 import sys, time
-sys.path.insert(0, {tests!r})
 import torch
 torch.set_num_threads(1)
 from test_checkpoint import OPTIONS, digits, unet
 from scoresde.train import train
 
-for step in train(unet(), digits(), folder=sys.argv[1], resume=True, **{{**OPTIONS, "steps": 40}}):
+for step in train(unet(), digits(), folder=sys.argv[1], resume=True, **{**OPTIONS, "steps": 40}):
     print(step.step, flush=True)
     if step.step == 21:
         time.sleep(60)
@@ -709,8 +856,9 @@ for step in train(unet(), digits(), folder=sys.argv[1], resume=True, **{{**OPTIO
 
 def test_a_killed_run_resumes_to_the_same_end(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
-    script.write_text(_TRAINING.format(tests=str(Path(__file__).parent)))
-    child = subprocess.Popen([sys.executable, str(script), str(tmp_path / "killed")], stdout=subprocess.PIPE, text=True)
+    script.write_text(_TRAINING)
+    command = [sys.executable, str(script), str(tmp_path / "killed")]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=BESIDE)
     assert child.stdout is not None
     for line in child.stdout:
         if int(line) == 21:

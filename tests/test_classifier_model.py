@@ -8,21 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from scoresde import (
-    EDM,
-    SDE,
-    VE,
-    VP,
-    ClassifierModel,
-    Cosine,
-    Gaussian,
-    GaussianMixture,
-    RectifiedFlow,
-    SubVP,
-    classifier,
-    sample,
-)
+from scoresde.guidance import classifier
+from scoresde.models import ClassifierModel
 from scoresde.nn import MLP, NoiseClassifier
+from scoresde.problems import Gaussian, GaussianMixture
+from scoresde.sampling import sample
+from scoresde.sde import EDM, SDE, VE, VP, Cosine, RectifiedFlow, SubVP
 
 MEANS = torch.tensor([[-1.0, 0.0], [1.0, 0.5], [0.0, 1.0]], dtype=torch.float64)
 WEIGHTS, VARIANCE = torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64), 0.1
@@ -79,8 +70,8 @@ def test_the_networks_of_the_library_guide(image: bool) -> None:
     data, sde = Gaussian(torch.zeros(event), 1.0), VP()
     log_prob = ClassifierModel(net, sde, sigma_data=1.0)
     label = torch.tensor([0, 2])
-    plain = sample(sde, data.score(sde), (2, *event), steps=4).x
-    guided = sample(sde, classifier(data.score(sde), log_prob, 5.0, label=label), (2, *event), steps=4).x
+    plain = sample(data.score(sde), (2, *event), steps=4).x
+    guided = sample(classifier(data.score(sde), log_prob, 5.0, label=label), (2, *event), steps=4).x
     assert guided.isfinite().all() and not torch.equal(plain, guided)
     total = log_prob(plain, torch.tensor(0.1)).exp().sum(1)
     torch.testing.assert_close(total, torch.ones(2), rtol=1e-5, atol=1e-5)  # float32 softmax

@@ -10,9 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scoresde import EDM, SDE, VE, VP, Cosine, GaussianMixture, RectifiedFlow, ScoreModel, SubVP, classifier_free
-from scoresde.guidance import LinearGuidance, compose
+from scoresde.guidance import LinearGuidance, classifier_free, compose
+from scoresde.models import ScoreModel
+from scoresde.models.combination import SCORE
 from scoresde.nn import MLP
+from scoresde.problems import GaussianMixture
+from scoresde.sde import EDM, SDE, VE, VP, Cosine, RectifiedFlow, SubVP
 
 SDES: list[SDE] = [VP(), SubVP(), VE(), EDM(), Cosine(), RectifiedFlow()]
 # Sums of a few terms, in two orders.
@@ -58,27 +61,27 @@ WORDS = torch.tensor([[1, 2], [3, 4], [2, 0], [4, 4]])
 def test_compose_is_its_formula_in_one_call(t: Tensor) -> None:
     """Terms that give different conditions: what a term leaves out is not given there."""
     net = model()
-    none = net(X, t, label=NO_LABEL, caption=NO_WORDS)
-    one = net(X, t, label=Y, caption=NO_WORDS)
-    other = net(X, t, label=NO_LABEL, caption=WORDS)
-    both = net(X, t, label=torch.full((4,), 2), caption=WORDS)
+    none = net(X, t, {"label": NO_LABEL, "caption": NO_WORDS})
+    one = net(X, t, {"label": Y, "caption": NO_WORDS})
+    other = net(X, t, {"label": NO_LABEL, "caption": WORDS})
+    both = net(X, t, {"label": torch.full((4,), 2), "caption": WORDS})
     net.net.batches.clear()
     terms = [(2.0, {"label": Y}), (-0.7, {"caption": WORDS}), (0.3, {"caption": WORDS, "label": 2})]
     guided = compose(net, terms)
     expected = none + 2 * (one - none) - 0.7 * (other - none) + 0.3 * (both - none)
     torch.testing.assert_close(guided(X, t), expected, **ROUNDING)
     assert net.net.batches == [4 * 4] and isinstance(guided, LinearGuidance)
-    parts = guided.parts(X, t)
+    parts = guided.parts(X, t, SCORE)
     assert [p.weight for p in parts] == pytest.approx([1 - 2 + 0.7 - 0.3, 2, -0.7, 0.3], abs=1e-12)
     for part, score in zip(parts, (none, one, other, both), strict=True):
-        torch.testing.assert_close(part.score, score, **ROUNDING)
+        torch.testing.assert_close(part.value, score, **ROUNDING)
 
 
 def test_one_term_is_classifier_free() -> None:
     net = model()
     for scale in (0.0, 1.0, 3.0):
         a = compose(net, [(scale, {"label": Y, "caption": WORDS})])(X, T)
-        b = classifier_free(net, scale, label=Y, caption=WORDS)(X, T)
+        b = classifier_free(net, {"label": Y, "caption": WORDS}, scale)(X, T)
         torch.testing.assert_close(a, b, **ROUNDING)
 
 
@@ -126,7 +129,7 @@ def test_one_null_for_a_condition_that_all_terms_share() -> None:
     net = ScoreModel(lambda x, c, label: x * label[:, None], VP())
     guided = compose(net, [(2.0, {"label": 1}), (-1.0, {"label": 4})], null=7)
     t = torch.tensor(0.4)
-    none, one, four = (net(X, t, label=torch.full((4,), k)) for k in (7, 1, 4))
+    none, one, four = (net(X, t, {"label": torch.full((4,), k)}) for k in (7, 1, 4))
     torch.testing.assert_close(guided(X, t), none + 2 * (one - none) - (four - none), **ROUNDING)
 
 
@@ -139,8 +142,8 @@ def test_a_library_network_with_vectors_composes() -> None:
     place = X.float()[:1]
     guided = compose(wrapped, [(2.0, {"label": 1}), (1.5, {"place": place}), (-1.0, {"size": 3})])
     none = wrapped(x, t)
-    one, two = wrapped(x, t, label=torch.ones(4).long()), wrapped(x, t, place=place.expand(4, 2))
-    three = wrapped(x, t, size=torch.full((4,), 3.0))
+    one, two = wrapped(x, t, {"label": torch.ones(4).long()}), wrapped(x, t, {"place": place.expand(4, 2)})
+    three = wrapped(x, t, {"size": torch.full((4,), 3.0)})
     # float32 sums of a few terms
     expected = none + 2 * (one - none) + 1.5 * (two - none) - (three - none)
     room = 1e-5 * float(none.detach().abs().max())

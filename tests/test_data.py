@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 import subprocess
@@ -27,10 +26,9 @@ from scoresde.data import (
     load_parquet,
     random_flip,
     reader_of,
+    reads,
 )
-from scoresde.data.dataset import RESERVED as data_reserved
-from scoresde.guidance import classifier_free, projected
-from scoresde.nn.conditions import RESERVED as nn_reserved
+from scoresde.data.readers import READERS
 
 
 def images(count: int = 6, shape: tuple[int, ...] = (3, 4, 5), levels: int = 256) -> Tensor:
@@ -243,19 +241,15 @@ def spoilt(*shape: int, number: float = math.nan) -> Tensor:
     return value
 
 
-OPTIONS = ("model", "scale", "null", "negative", "interval", "rescale", "parallel", "norm")
-
-
-def test_names_in_use_are_those_of_networks_and_of_guidance() -> None:
-    """The data may not import the networks, so each has its own copy; and guidance its options."""
-    assert data_reserved == nn_reserved
-    options = {
-        name
-        for function in (classifier_free, projected)
-        for name, parameter in inspect.signature(function).parameters.items()
-        if parameter.kind is not parameter.VAR_KEYWORD
-    }
-    assert options == set(OPTIONS) and options < set(nn_reserved)
+def test_any_keyword_of_a_network_is_a_name() -> None:
+    """Those of options of guidance and of training, and "label" where there are no class numbers by that name."""
+    names = ("t", "label", "model", "scale", "null", "negative", "interval", "rescale", "parallel", "norm", "data")
+    dataset = from_tensors(images(), conditions={name: torch.full((6, 2), float(i)) for i, name in enumerate(names)})
+    assert list(dataset.batch([2])) == ["x", *names] and dataset.num_classes is None
+    assert all(bool((dataset[3][name] == i).all()) for i, name in enumerate(names))
+    assert list(dataset.subset([1, 2])[:]) == ["x", *names]
+    with pytest.raises(ValueError, match="label is given twice"):
+        from_tensors(images(), torch.arange(6), conditions={"label": torch.zeros(6)})
 
 
 @pytest.mark.parametrize(
@@ -282,10 +276,8 @@ def test_names_in_use_are_those_of_networks_and_of_guidance() -> None:
         (ValueError, r"'a' holds NaN in part of a token, .*samples \[1\].*padding", {"a": spoilt(6, 4, 3)}),
         (ValueError, r"'a' holds infinite values, .*samples \[1\]", {"a": spoilt(6, 4, 3, number=-math.inf)}),
         (ValueError, "cannot be called 'x'", {"x": torch.zeros(6)}),
-        (ValueError, "class numbers go into label=", {"label": torch.zeros(6).long()}),
-        (ValueError, "cannot be called 't': that is the network's own", {"t": torch.zeros(6)}),
-        *((ValueError, f"'{name}': that is classifier_free's", {name: torch.zeros(6)}) for name in OPTIONS),
-        (ValueError, "identifier; got 'low res'", {"low res": torch.zeros(6)}),
+        (ValueError, "cannot be called 'c': that is the network's own argument", {"c": torch.zeros(6)}),
+        (ValueError, "name 'low res'; expected a word, an identifier", {"low res": torch.zeros(6)}),
     ],
 )
 def test_bad_conditions_are_refused(error: type[Exception], message: str, conditions: Any) -> None:
@@ -441,6 +433,22 @@ def test_the_reader_of_a_path_is_told(tmp_path: Path, monkeypatch: pytest.Monkey
         reader_of("~/d.csv")
     with pytest.raises(FileNotFoundError, match=r"f\.npy"):
         reader_of("~/f.npy")
+
+
+def test_a_reader_of_ones_own_is_found_by_its_ending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for ending in (".csv", ".txt"):  # what is entered below is gone after the test
+        monkeypatch.setitem(READERS, ending, load_array)
+
+    @reads(".csv", ".txt")
+    def load_csv(path: Path, *, delimiter: str = ",") -> Dataset:
+        return from_tensors(torch.from_numpy(np.loadtxt(path, delimiter=delimiter)), scaling=Scaling(0.0, 1.0))
+
+    (tmp_path / "a.CSV").write_text("1;2\n3;4\n")
+    assert reader_of(tmp_path / "a.CSV") is load_csv
+    assert load(tmp_path / "a.CSV", delimiter=";")[:]["x"].tolist() == [[1, 2], [3, 4]]
+    (tmp_path / "b.zip").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"a folder .* one of \.csv, \.npy, \.npz, \.parquet, \.txt, got '\.zip'"):
+        load(tmp_path / "b.zip")
 
 
 def test_damaged_pages_are_named_and_the_file_is_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

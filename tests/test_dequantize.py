@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from scoresde import VP, ScoreModel, dsm_loss
 from scoresde.data import Dataset, from_tensors
+from scoresde.losses import dsm_loss
+from scoresde.models import ScoreModel
 from scoresde.nn import MLP
+from scoresde.sde import VP
 from scoresde.times import UniformTime
 from scoresde.train import train
 from scoresde.train.draws import DataOrder, Uniforms, step_noise

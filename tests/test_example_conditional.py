@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,23 +14,14 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+import conditional
 from scoresde.data import Dataset, from_tensors
 from scoresde.nn import UNet
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
-
-import caption_reader
-import caption_task
-import captioned
-import classifier_task
-import conditional
-import conditioned
-import image_tasks
-import label_task
-import segments
-from captioned import Attributes
-from digits import load
-from test_examples import test_help_lists_and_explains_every_flag as help_lists_and_explains
+from shared import measures
+from shared.conditional import TASKS, caption, caption_reader, captioned, classifier, images, label, segments, task
+from shared.conditional.captioned import Attributes
+from shared.digits import load
+from shared.training import of_each_class
 
 TINY: dict[str, Any] = {
     "steps": 3, "batch_size": 8, "width": 8, "samples": 20, "draws": 2, "sampling_steps": 4, "guidance": (1.0, 2.0),
@@ -149,15 +139,15 @@ def test_measured_pictures_of_the_real_ones_are_at_no_distance(real: tuple[Datas
     training, held = real
     those = captioned.questions(training, held, 40, 0, unseen=True)
     scaling = captioned.captioned(those.real, those.captions).scaling
-    floor = caption_task.real_distance(scaling, those)
+    floor = caption.real_distance(scaling, those)
     reader = caption_reader.CaptionReader(training)
-    figures = caption_task.measure(scaling.to_model(those.real), scaling, those, reader, floor)
+    figures = caption.measure(scaling.to_model(those.real), scaling, those, reader, floor)
     assert (
         figures["energy_distance"] == 0
         and figures["place"] == 1
         and set(figures["by_sentence"]) == set(captioned.TEMPLATES)
     )
-    others = caption_task.measure(scaling.to_model(those.others), scaling, those, reader, floor)
+    others = caption.measure(scaling.to_model(those.others), scaling, those, reader, floor)
     assert others["energy_distance_over_real"] == pytest.approx(1)
 
 
@@ -165,7 +155,7 @@ def test_clutter_is_as_bright_as_the_digit(real: tuple[Dataset, Dataset]) -> Non
     training, _ = real
     those = segments.clutter(training, 1, 0)
     n = len(training)
-    where = image_tasks.quadrant_of(those.place)
+    where = images.quadrant_of(those.place)
     assert torch.equal(segments.ink(training.data), those.masks[where].reshape(n, 1, 8, 8))
     assert int(those.masks[~where].sum()) == 0
     light = segments.brightness(those.pictures)
@@ -177,10 +167,10 @@ def test_clutter_is_as_bright_as_the_digit(real: tuple[Dataset, Dataset]) -> Non
     share = float(where.double().mean())
     assert share == 0.25
     # A threshold finds three times as much clutter as digit, however it is chosen.
-    threshold = image_tasks.best_threshold(light, those.masks)
-    assert float(segments.iou(light >= threshold, those.masks).mean()) < 0.35
+    threshold = images.best_threshold(light, those.masks)
+    assert float(measures.iou(light >= threshold, those.masks).mean()) < 0.35
     # but in the right quadrant the ink is there to be found
-    assert float(segments.iou((light >= threshold) & where, those.masks).mean()) > 0.75
+    assert float(measures.iou((light >= threshold) & where, those.masks).mean()) > 0.75
     assert not torch.equal(segments.clutter(training, 1, 1).pictures, those.pictures)
     assert len(segments.clutter(training.subset(slice(5)), 3, 0)) == 15
 
@@ -188,15 +178,15 @@ def test_clutter_is_as_bright_as_the_digit(real: tuple[Dataset, Dataset]) -> Non
 def test_iou() -> None:
     a = torch.tensor([[1, 1, 0, 0], [0, 0, 0, 0], [1, 0, 0, 0]])
     b = torch.tensor([[0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 1]])
-    assert segments.iou(a, b).tolist() == pytest.approx([1 / 3, 1, 0])
+    assert measures.iou(a, b).tolist() == pytest.approx([1 / 3, 1, 0])
 
 
 def test_psnr_and_consistency_in_closed_form() -> None:
     truth = torch.zeros(2, 1, 4, 4)
-    assert image_tasks.psnr(truth + 0.2, truth) == pytest.approx(10 * np.log10(4 / 0.04), rel=1e-5)  # float32
-    assert image_tasks.psnr(truth + 5, truth) == pytest.approx(10 * np.log10(4), rel=1e-5)  # clamped to 1
+    assert measures.psnr(truth + 0.2, truth) == pytest.approx(10 * np.log10(4 / 0.04), rel=1e-5)  # float32
+    assert measures.psnr(truth + 5, truth) == pytest.approx(10 * np.log10(4), rel=1e-5)  # clamped to 1
     low = torch.rand(2, 1, 2, 2, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(image_tasks.pool(image_tasks.upsized(low, 2), 2), low)
+    torch.testing.assert_close(images.pool(measures.upsized(low, 2), 2), low)
 
 
 @pytest.mark.parametrize("wide", [0.5, 1.0, 2.0])
@@ -206,23 +196,23 @@ def test_spread_over_error_is_one_for_draws_from_the_posterior(wide: float) -> N
     truth = torch.randn(20_000, 1, generator=generator)
     # E |mean - truth|² = 1 + wide²/4, and the spread says (1 + 1/4) wide²; 2 % is 4 standard errors of 20 000 squares
     wanted = (1.25 * wide**2 / (1 + wide**2 / 4)) ** 0.5
-    assert image_tasks.spread_over_error(draws, truth) == pytest.approx(wanted, rel=0.02)
+    assert measures.spread_over_error(draws, truth) == pytest.approx(wanted, rel=0.02)
 
 
 def test_correlation_and_ink(real: tuple[Dataset, Dataset]) -> None:
     a, b = torch.randn(2, 50, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    assert label_task.correlation(a, b) == pytest.approx(np.corrcoef(a, b)[0, 1])
-    assert label_task.correlation(a, 0 * b) == 0
-    ink = label_task.amount(real[0].data)
-    told = label_task.InkScale(real[0])(ink)
+    assert measures.correlation(a, b) == pytest.approx(np.corrcoef(a, b)[0, 1])
+    assert measures.correlation(a, 0 * b) == 0
+    ink = label.amount(real[0].data)
+    told = label.InkScale(real[0])(ink)
     assert told.shape == (len(ink), 1) and abs(float(told.mean())) < 1e-5 and float(told.std()) == pytest.approx(1)
     assert float(ink[0]) == pytest.approx(float(real[0].data[0].double().mean()))
 
 
 def test_as_many_of_each_class(real: tuple[Dataset, Dataset]) -> None:
-    some = conditioned.of_each_class(real[1], 45)
+    some = of_each_class(real[1], 45)
     assert some.label is not None and some.label.tolist() == list(range(10)) * 4
-    most = conditioned.of_each_class(real[1], 10_000).label
+    most = of_each_class(real[1], 10_000).label
     assert most is not None and len(set(torch.bincount(most).tolist())) == 1
 
 
@@ -231,7 +221,7 @@ def test_as_many_of_each_class(real: tuple[Dataset, Dataset]) -> None:
 
 def fitted(folder: Path, **flags: Any) -> Tensor:
     """Three pictures that depend on all that a flag of training and drawing can change."""
-    given = conditioned.Flags(**{**TINY, "steps": 6, "lr": 0.05, **flags})
+    given = task.Flags(**{**TINY, "steps": 6, "lr": 0.05, **flags})
     draw = torch.Generator().manual_seed(0)
     data = from_tensors(
         torch.randint(17, (16, 1, 4, 4), generator=draw),
@@ -248,8 +238,8 @@ def fitted(folder: Path, **flags: Any) -> Tensor:
         dropout=given.dropout,
         vectors={"size": 2},
     )
-    model = conditioned.fit(given, net, data, folder, steps=4)
-    return conditioned.draw(given, model, (1, 4, 4), {"size": torch.ones(3, 2)})
+    model = task.fit(given, net, data, folder, steps=4)
+    return task.draw(given, model, (1, 4, 4), {"size": torch.ones(3, 2)})
 
 
 CHANGES: dict[str, Any] = {
@@ -270,7 +260,7 @@ def test_every_flag_of_training_and_drawing_tells(name: str, plain: Tensor, tmp_
 
 
 def test_drawing_in_pieces_draws_the_same(plain: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(conditioned, "CHUNK", 2)
+    monkeypatch.setattr(task, "CHUNK", 2)
     # other batch sizes sum in other orders
     torch.testing.assert_close(fitted(tmp_path), plain, rtol=1e-3, atol=1e-3)
 
@@ -280,21 +270,21 @@ def test_a_condition_that_decides_the_picture_is_obeyed_and_can_be_hidden(tmp_pa
     draw = torch.Generator().manual_seed(0)
     told = torch.tensor([1.0, -1.0]).repeat(32)
     x = told.reshape(-1, 1, 1, 1) + 0.1 * torch.randn(64, 1, 4, 4, generator=draw)
-    flags = conditioned.Flags(**{**TINY, "batch_size": 32, "lr": 0.01, "draws": 3, "sampling_steps": 8})
+    flags = task.Flags(**{**TINY, "batch_size": 32, "lr": 0.01, "draws": 3, "sampling_steps": 8})
     torch.manual_seed(0)
     net = UNet(1, width=8, multipliers=(1,), blocks=1, attention_levels=(), vectors={"side": 1})
     flags.steps = None
-    model = conditioned.fit(flags, net, from_tensors(x, conditions={"side": told}), tmp_path, steps=150)
+    model = task.fit(flags, net, from_tensors(x, conditions={"side": told}), tmp_path, steps=150)
     asked = {"side": told[:20]}
-    answers = conditioned.draw_many(flags, model, (1, 4, 4), asked)
+    answers = task.draw_many(flags, model, (1, 4, 4), asked)
     assert answers.shape == (3, 20, 1, 4, 4) and not torch.equal(answers[0], answers[1])
     assert (answers.mean((2, 3, 4)).sign() == told[:20]).float().mean() >= 0.95
-    assert torch.equal(answers[2], conditioned.draw(flags, model, (1, 4, 4), asked, first=40))
-    hidden = conditioned.draw(flags, model, (1, 4, 4), asked, scale=0.0)
-    assert torch.equal(hidden, conditioned.draw(flags, model, (1, 4, 4), {"side": -told[:20]}, scale=0.0))
+    assert torch.equal(answers[2], task.draw(flags, model, (1, 4, 4), asked, first=40))
+    hidden = task.draw(flags, model, (1, 4, 4), asked, scale=0.0)
+    assert torch.equal(hidden, task.draw(flags, model, (1, 4, 4), {"side": -told[:20]}, scale=0.0))
     # Each side by a coin: all 20 as asked, or all but one, once in 25 000 seeds each way.
     assert 2 <= int((hidden.mean((1, 2, 3)).sign() == told[:20]).sum()) <= 18
-    guided = conditioned.draw(flags, model, (1, 4, 4), asked, scale=3.0)
+    guided = task.draw(flags, model, (1, 4, 4), asked, scale=3.0)
     assert not torch.equal(guided, answers[0])
 
 
@@ -318,10 +308,10 @@ def test_all_tasks_write_everything_and_go_on(
     tmp_path: Path, real: tuple[Dataset, Dataset], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = (real[0].subset(slice(200)), real[1])  # of each task's data, so that this takes seconds
-    for module in (caption_task, classifier_task, image_tasks, label_task):
+    for module in (caption, classifier, images, label):
         monkeypatch.setattr(module, "load", lambda seed: few)
     reports = conditional.main(conditional.Config(out=tmp_path, **TINY))
-    assert list(reports) == list(FILES)
+    assert list(reports) == list(FILES) == list(TASKS)
     for name, files in FILES.items():
         folder = tmp_path / name
         assert {p.name for p in folder.iterdir()} == {*files, "loss.png", "report.json", "checkpoints"} | (
@@ -332,12 +322,12 @@ def test_all_tasks_write_everything_and_go_on(
         assert json.loads((folder / "report.json").read_text()) == json.loads(json.dumps(reports[name]))
         assert reports[name]["config"]["samples"] == 20
 
-    caption = reports["caption"]
-    assert caption["pictures"] == 200 * 20 and set(caption["generated"]) == {"seen", "unseen"}
+    captions = reports["caption"]
+    assert captions["pictures"] == 200 * 20 and set(captions["generated"]) == {"seen", "unseen"}
     for kind in ("seen", "unseen"):
-        assert set(caption["generated"][kind]) == {"hidden", "scale 1", "scale 2"}
-        assert caption["real"][kind]["place"] == 1.0
-        for figures in caption["generated"][kind].values():
+        assert set(captions["generated"][kind]) == {"hidden", "scale 1", "scale 2"}
+        assert captions["real"][kind]["place"] == 1.0
+        for figures in captions["generated"][kind].values():
             assert {"digit", "colour", "place", "all", "energy_distance", "energy_distance_over_real"} < set(figures)
     answers = reports["superresolution"]["answers"]
     assert set(answers) == {"nearest", "bilinear", "mean", "one_draw", "hidden"}
@@ -350,7 +340,7 @@ def test_all_tasks_write_everything_and_go_on(
     assert set(reports["label"]["generated"]) == {"hidden", "label, scale 1", "label, scale 2", "ink", "label and ink"}
 
     steered = reports["classifier"]
-    assert [row["sigma_over_alpha"] for row in steered["calibration"]] == list(classifier_task.LEVELS)
+    assert [row["sigma_over_alpha"] for row in steered["calibration"]] == list(classifier.LEVELS)
     assert all(0 <= row["accuracy"] <= 1 and row["temperature"] > 0 for row in steered["calibration"])
     assert set(steered["generated"]) == {
         "scale 0",
@@ -370,19 +360,19 @@ def test_superresolution_of_own_pictures(tmp_path: Path) -> None:
     for i in range(30):
         Image.fromarray(draw.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(tmp_path / "album" / f"{i}.png")
     flags = {**TINY, "samples": 10}
-    task = {"task": "superresolution", "data": tmp_path / "album", "factor": 4}
-    report = conditional.main(conditional.Config(out=tmp_path / "out", **task, **flags))["superresolution"]
+    asked = {"task": "superresolution", "data": tmp_path / "album", "factor": 4}
+    report = conditional.main(conditional.Config(out=tmp_path / "out", **asked, **flags))["superresolution"]
     assert report["factor"] == 4 and "accuracy" not in report["answers"]["mean"] and report["real"] == {}
-    held = image_tasks.own_pictures(tmp_path / "album", 10, 4, 0)[1][:]["x"]
+    held = images.own_pictures(tmp_path / "album", 10, 4, 0)[1][:]["x"]
     up = F.avg_pool2d(held, 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
-    assert report["answers"]["nearest"]["psnr_db"] == pytest.approx(image_tasks.psnr(up, held))
+    assert report["answers"]["nearest"]["psnr_db"] == pytest.approx(measures.psnr(up, held))
     with pytest.raises(ValueError, match=r"30 pictures, and --samples 30 of them"):
-        conditional.main(conditional.Config(out=tmp_path / "b", **task, **{**flags, "samples": 30}))
+        conditional.main(conditional.Config(out=tmp_path / "b", **asked, **{**flags, "samples": 30}))
     np.save(tmp_path / "odd.npy", draw.integers(0, 255, (20, 3, 6, 6), dtype=np.uint8))
     np.save(tmp_path / "points.npy", draw.normal(size=(20, 2)))
     for name, message in (("odd.npy", "--factor 4 does not divide"), ("points.npy", "takes images of whole levels")):
         with pytest.raises(ValueError, match=message):
-            conditional.main(conditional.Config(out=tmp_path / "c", **{**task, "data": tmp_path / name}, **flags))
+            conditional.main(conditional.Config(out=tmp_path / "c", **{**asked, "data": tmp_path / name}, **flags))
 
 
 @pytest.mark.parametrize(
@@ -411,7 +401,3 @@ def test_conditional_refuses_before_it_starts(flags: dict[str, Any], message: st
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         conditional.main(conditional.Config(**{"out": tmp_path / "out", **flags}))
     assert not any(tmp_path.rglob("*.png"))
-
-
-def test_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    help_lists_and_explains(conditional, capsys, monkeypatch)

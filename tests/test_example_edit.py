@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-import caption_task  # noqa: E402
-import captioned  # noqa: E402
-import conditioned  # noqa: E402
-import digits  # noqa: E402
-import edit  # noqa: E402
-
-from scoresde.train import CheckpointError  # noqa: E402
+import edit
+from scoresde.train import CheckpointError
+from shared.conditional import caption, captioned, task
+from shared.digits import DigitFlags, fit, load
+from shared.edits import EDITS
 
 SMALL: dict[str, Any] = {"count": 4, "steps": 2, "cpu": True}
 
@@ -28,8 +22,7 @@ SMALL: dict[str, Any] = {"count": 4, "steps": 2, "cpu": True}
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A digits model of two steps, narrow, in the folder of a run of digits.py."""
     out = tmp_path_factory.mktemp("digits")
-    config = digits.Config(steps=2, width=8, batch_size=16, cpu=True)
-    digits.fit(config, digits.SDES["vp"](), digits.load(0)[0], out)
+    fit(DigitFlags(steps=2, width=8, batch_size=16, cpu=True), load(0)[0], out)
     return out
 
 
@@ -37,12 +30,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def captions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A caption model of one step, in the folder of a run of conditional.py."""
     out = tmp_path_factory.mktemp("conditional")
-    flags = conditioned.Flags(width=8, batch_size=8, cpu=True, steps=1)
-    training, held = digits.load(0)
+    flags = task.Flags(width=8, batch_size=8, cpu=True, steps=1)
+    training, held = load(0)
     asked = captioned.questions(training, held, 16, 0, unseen=False)
-    conditioned.fit(
-        flags, caption_task.network(flags), captioned.captioned(asked.real, asked.captions), out / "caption", steps=1
-    )
+    pictures = captioned.captioned(asked.real, asked.captions)
+    task.fit(flags, caption.reading_network(flags), pictures, out / "caption", steps=1)
     return out
 
 
@@ -50,6 +42,7 @@ def test_all_edits_write_their_picture_and_figures(run: Path, captions: Path, tm
     # two columns in each picture: drawing is most of the time here
     report = edit.main(edit.Config(digits=run, captions=captions, out=tmp_path, **{**SMALL, "count": 2}))
     names = ["sdedit", "inversion", "counterfactual", "diffedit", "interpolation"]
+    assert list(EDITS) == names
     for name in names:
         assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG" and report[name]
     for name in ("digit-generated", "digit-real", "colour-generated", "colour-real"):
@@ -64,7 +57,7 @@ def test_all_edits_write_their_picture_and_figures(run: Path, captions: Path, tm
 
 def test_one_edit_of_one_digit(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = edit.Config(digits=run, out=tmp_path, edit="counterfactual", source=3, wish=8, **SMALL)
-    x, label, wish = edit.choose(config, digits.load(0)[1])
+    x, label, wish = edit.choose(config, load(0)[1])
     assert label.tolist() == [3] * 4 and wish.tolist() == [8] * 4 and x.shape == (4, 1, 8, 8)
     report = edit.main(config)
     assert "counterfactual" in report and "sdedit" not in report and "prompt_to_prompt" not in report
@@ -80,7 +73,7 @@ def test_without_a_folder_it_trains_and_resumes(tmp_path: Path) -> None:
 
 
 def test_digits_come_in_turn_and_never_as_their_own_wish() -> None:
-    held = digits.load(0)[1]
+    held = load(0)[1]
     _, label, wish = edit.choose(edit.Config(count=20), held)
     assert label.tolist() == [*range(10), *range(10)] and wish.tolist() == [(k + 5) % 10 for k in label.tolist()]
     _, label, wish = edit.choose(edit.Config(count=18, wish=8), held)

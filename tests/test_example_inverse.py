@@ -3,48 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
-import sys
 import warnings
 from pathlib import Path
-from types import ModuleType
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-sys.path.insert(0, str(EXAMPLES))
+import inverse
+import scoresde as ss
+import train
+from scoresde.data import Scaling
+from scoresde.inverse import LinearOperator, Measurement
+from scoresde.problems import Gaussian
+from scoresde.train import CheckpointError
+from shared.digits import DigitFlags, fit, load
+from shared.inverse import figures as inverse_figures
+from shared.inverse import methods as inverse_methods
+from shared.inverse.tasks import TASKS, Event, Settings, Task
 
-import digits  # noqa: E402
-import inverse_figures  # noqa: E402
-import inverse_methods  # noqa: E402
-import inverse_tasks  # noqa: E402
-import train  # noqa: E402
-
-import scoresde as ss  # noqa: E402
-from scoresde.data import Scaling  # noqa: E402
-from scoresde.inverse import LinearOperator, Measurement  # noqa: E402
-from scoresde.problems import Gaussian  # noqa: E402
-from scoresde.train import CheckpointError  # noqa: E402
-
-
-def _script() -> ModuleType:
-    """By its path and under a name of its own: a benchmark is called inverse too."""
-    spec = importlib.util.spec_from_file_location("example_inverse", EXAMPLES / "inverse.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-inverse = _script()
 SMALL: dict[str, Any] = {"count": 3, "samples": 2, "particles": 4, "steps": 2, "cpu": True}
-METHODS = get_args(inverse_methods.MethodName)
-TASKS = get_args(inverse_tasks.TaskName)
+METHODS = inverse_methods.NAMES
 SHAPES = [(1, 8, 8), (3, 8, 12)]
 
 
@@ -52,7 +33,7 @@ SHAPES = [(1, 8, 8), (3, 8, 12)]
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A digits model of two steps, narrow, in the folder of a run of digits.py."""
     out = tmp_path_factory.mktemp("digits")
-    digits.fit(digits.Config(steps=2, width=8, batch_size=16, cpu=True), ss.VP(), digits.load(0)[0], out)
+    fit(DigitFlags(steps=2, width=8, batch_size=16, cpu=True), load(0)[0], out)
     return out
 
 
@@ -72,9 +53,8 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return pictures, out
 
 
-def build(name: inverse_tasks.TaskName, event: inverse_tasks.Event, **flags: Any) -> inverse_tasks.Task:
-    given = {"side": 0.5, "kept": 0.25, "blur": None, "noise": 0.05, "seed": 0, **flags}
-    return inverse_tasks.build(name, event, **given)
+def build(name: str, event: Event, **flags: Any) -> Task:
+    return TASKS[name](event, Settings(**flags))
 
 
 # -- the script --------------------------------------------------------------------------------------------------------
@@ -161,7 +141,7 @@ def test_measurements_and_answers_to_them_are_pictures(name: Any, event: Any) ->
 
 def test_flags_reach_the_operators() -> None:
     for side in (0.25, 0.5):
-        hidden = build("hole", (1, 8, 8), side=side).hidden
+        hidden = build("hole", (1, 8, 8), hole=side).hidden
         assert hidden is not None and int(hidden.sum()) == (side * 8) ** 2
     for kept in (0.25, 0.5):
         hidden = build("pixels", (3, 8, 8), kept=kept).hidden
@@ -199,7 +179,7 @@ def _question(std: float, samples: int, **flags: Any) -> tuple[inverse_methods.P
     options: dict[str, Any] = {
         "particles": 2 * samples, "steps": 50, "dps_scale": 1.0, "batch_size": 10_000, "seed": 0, **flags
     }  # fmt: skip
-    prior = inverse_methods.Prior(law.score(sde), sde, std, EVENT, samples, device=torch.device("cpu"), **options)
+    prior = inverse_methods.Prior(law.score(sde), std, EVENT, samples, device=torch.device("cpu"), **options)
     task = build("hole", EVENT)
     truth = law.sample(4, 1)
     return prior, task, truth, Measurement.simulate(truth, task.operator, 0.3, 2)

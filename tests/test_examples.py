@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import importlib
 import itertools
 import json
 import math
@@ -25,27 +26,22 @@ import pytest
 import torch
 from PIL import Image
 
+import digits
+import likelihood
+import sample
 import scoresde as ss
-import scoresde.solvers
+import toy2d
+import train
+from scoresde import grids, solvers, times
 from scoresde.nn import presets
-from scoresde.train import load_model
+from scoresde.train import TrainOptions, load_model
+from shared import choices, command_line
+from shared.readers import QUANTILE, Judge
+from shared.toys import TOYS, Checkerboard
+from shared.training_flags import ASKED_OTHERWISE, FOUND
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
-sys.path.insert(0, str(EXAMPLES))
-
-import choices  # noqa: E402
-import command_line  # noqa: E402
-import conditional  # noqa: E402
-import digits  # noqa: E402
-import edit  # noqa: E402
-import inverse  # noqa: E402
-import likelihood  # noqa: E402
-import sample  # noqa: E402
-import toy2d  # noqa: E402
-import train  # noqa: E402
-from toys import TOYS, Checkerboard  # noqa: E402
-
-SCRIPTS = [digits, toy2d, train, sample, likelihood, conditional, edit, inverse]
+EXAMPLES = Path(digits.__file__).parent
+SCRIPTS = [importlib.import_module(path.stem) for path in sorted(EXAMPLES.glob("*.py"))]
 
 # -- data and checkpoints that several tests use -----------------------------------------------------------------------
 
@@ -133,6 +129,9 @@ def test_help_lists_and_explains_every_flag(
     shown = " ".join(re.sub("[│╭╮╰╯─]", " ", re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)).split())
     explained = {}
     for cls in (*reversed(script.Config.__mro__[:-1]),):
+        if cls.__name__ == "TrainingFlags":  # made of the options that scoresde.train has, with what it says of them
+            explained.update((name, option.text.replace("``", "")) for name, option in FOUND.items())
+            continue
         source = Path(sys.modules[cls.__module__].__file__ or "").read_text()
         (body,) = (n.body for n in ast.parse(source).body if isinstance(n, ast.ClassDef) and n.name == cls.__name__)
         for field, text in itertools.pairwise(body):
@@ -152,15 +151,22 @@ def test_bad_input_on_the_command_line_ends_in_its_message(monkeypatch: pytest.M
 
 
 def test_what_the_library_has_is_found_by_name() -> None:
-    solvers = {vars(scoresde.solvers)[name] for name in scoresde.solvers.__all__}
-    concrete = {c for c in solvers if isinstance(c, type) and issubclass(c, ss.Solver) and not c.__abstractmethods__}
-    assert concrete == set(choices.SOLVERS.values())
+    public = {vars(solvers)[name] for name in solvers.__all__}
+    concrete = {c for c in public if isinstance(c, type) and issubclass(c, ss.Solver) and not c.__abstractmethods__}
+    assert concrete - {solvers.Fitted} == set(choices.SOLVERS.values())  # which is made by a fit, not by options
     assert choices.SOLVERS["euler-maruyama"] is ss.EulerMaruyama
     assert set(choices.SDES.values()) == {ss.VP, ss.SubVP, ss.VE, ss.Cosine, ss.EDM, ss.RectifiedFlow}
-    assert set(choices.GRIDS.values()) == {ss.grids.balanced, ss.grids.uniform, ss.grids.log_snr, ss.grids.karras}
-    assert ss.times.LogNormalSigma in choices.TIMES.values()
-    assert ss.times.Stratified not in choices.TIMES.values()
+    assert set(choices.GRIDS.values()) == {grids.balanced, grids.uniform, grids.log_snr, grids.karras}
+    assert times.LogNormalSigma in choices.TIMES.values()
+    assert times.Stratified not in choices.TIMES.values()
     assert "digits" in choices.PRESETS
+
+
+def test_every_option_of_training_is_a_flag() -> None:
+    flags = {field.name for field in dataclasses.fields(train.Config)}
+    options = {field.name for field in dataclasses.fields(TrainOptions)}
+    assert options - flags == {"conditions", "folder"}  # the labels of the data; --out
+    assert set(FOUND) == options - ASKED_OTHERWISE
 
 
 def test_options_are_read_by_the_types_of_their_fields() -> None:
@@ -169,12 +175,12 @@ def test_options_are_read_by_the_types_of_their_fields() -> None:
     solver = choices.build(
         choices.SOLVERS, "predictor-corrector", ["predictor=ddim", "predictor.eta=0.5", "corrector.steps=2"]
     )
-    assert solver == ss.PredictorCorrector(ss.DDIM(0.5), ss.Langevin(steps=2))
+    assert solver == ss.PredictorCorrector(ss.DDIM(0.5), solvers.Langevin(steps=2))
     flow = choices.build(choices.SOLVERS, "probability-flow", ["method=rk4", "options.step_size=0.1", "adjoint=true"])
-    assert flow == ss.ProbabilityFlow("rk4", options={"step_size": 0.1}, adjoint=True)
-    assert choices.build(choices.SOLVERS, "annealed-langevin", ["step_size=none"]) == ss.AnnealedLangevin()
+    assert flow == solvers.ProbabilityFlow("rk4", options={"step_size": 0.1}, adjoint=True)
+    assert choices.build(choices.SOLVERS, "annealed-langevin", ["step_size=none"]) == solvers.AnnealedLangevin()
     grid = choices.grid("karras", ["rho=3", "t_end=0.1"])(ss.VP(), 5)
-    assert torch.equal(grid, ss.grids.karras(ss.VP(), 5, rho=3.0, t_end=0.1))
+    assert torch.equal(grid, grids.karras(ss.VP(), 5, rho=3.0, t_end=0.1))
 
 
 @pytest.mark.parametrize(
@@ -318,7 +324,7 @@ CHANGES: dict[str, Any] = {
     "times": "uniform-time",
     "times_options": ("std=0.5",),
     "stratified": False,
-    "label_dropout": 0.9,
+    "condition_dropout": 0.9,
     "conditional": False,
     "steps": 6,
     "batch_size": 24,
@@ -443,7 +449,7 @@ def test_resumed_training_equals_uninterrupted_training(points: tuple[Path, Path
         ({"data": "x.npy", "network": "digits"}, "the preset digits is for images"),
         ({"data": "x.npy", "flip": True}, "samples here are vectors"),
         ({"data": "x.npy", "dequantize": True}, "dequantize"),
-        ({"data": "x.npy", "label_dropout": 0.2}, "there are none to learn"),
+        ({"data": "x.npy", "condition_dropout": 0.2}, "there are none to learn"),
         ({"data": "x.npy", "mode": "L"}, "--mode says nothing"),
         ({"data": "x.npy", "levels": 4}, "outside 0 ... 3"),
         ({"data": "x.npy", "label": "label.npy", "label_column": "y"}, "--label-column says nothing"),
@@ -603,11 +609,11 @@ def test_bits_are_those_of_the_library(images: Path, album: Path, tmp_path: Path
     flags: dict[str, Any] = {"data": album, "checkpoint": images, "first": 6, "rtol": 1e-3, "atol": 1e-3, "seed": 3}
     report = likelihood.main(likelihood.Config(out=tmp_path, probes=2, **flags))
     batch = likelihood.load(likelihood.Config(**flags), likelihood.open_checkpoint(images, ema=True, cpu=True))[:6]
+    options: dict[str, Any] = {"probes": 2, "noise": ss.PerSampleNoise(3)}
+    options["solver"] = solvers.ProbabilityFlow(rtol=1e-3, atol=1e-3)
+    score = load_model(images).bind(label=batch["label"])
     with torch.no_grad():
-        bits = ss.bits_per_dim(
-            load_model(images), batch["x"], 2 / 255, label=batch["label"], probes=2, noise=ss.PerSampleNoise(3),
-            solver=ss.ProbabilityFlow(rtol=1e-3, atol=1e-3),
-        )  # fmt: skip
+        bits = ss.bits_per_dim(score, batch["x"], 2 / 255, **options)
     assert report["unit"] == "bits per dimension"
     assert np.array_equal(np.load(tmp_path / "likelihood.npy"), bits.double().numpy())
 
@@ -741,7 +747,7 @@ def test_digits_goes_on_after_a_kill_and_writes_everything(tmp_path: Path, monke
 
 def test_the_judge_of_digits_knows_real_repeated_and_mislabelled_digits() -> None:
     training, held = digits.load(0)
-    judge = digits.Judge(training, held, 0)
+    judge = Judge(training, held, 0)
     assert judge.accuracy_real >= 0.99
     rows = torch.cat([torch.where(training[:]["label"] == k)[0][:1] for k in judge.labels])
     repeated = judge(training[rows]["x"])
@@ -750,10 +756,10 @@ def test_the_judge_of_digits_knows_real_repeated_and_mislabelled_digits() -> Non
     # as many training digits with these labels, chosen differently: a repeat of one digit of each class is far off
     assert repeated["energy_distance_over_real"] > 3
     real = judge(judge.held)
-    assert real["energy_distance"] == 0.0 and real["memorised_share"] == pytest.approx(digits.QUANTILE, abs=1 / 360)
+    assert real["energy_distance"] == 0.0 and real["memorised_share"] == pytest.approx(QUANTILE, abs=1 / 360)
     assert judge(judge.held.roll(1, 0))["accuracy"] < 0.5  # ten classes in random order
     # the mean of 20 draws is within 4 of its standard errors of 20 others' mean
-    other = digits.Judge(training, held, 1)
+    other = Judge(training, held, 1)
     assert abs(judge.floor - other.floor) < 4 * (judge.floor_std**2 / 20 + other.floor_std**2 / 20) ** 0.5
     x = judge.held + 0.4 * judge.scaling.bin_width
     torch.testing.assert_close(judge.levels(x), judge.held)  # rounds to the level it came from

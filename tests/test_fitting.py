@@ -15,41 +15,38 @@ import pytest
 import torch
 from torch import Tensor
 
-from scoresde import (
+from scoresde import grids
+from scoresde.fitting import Iteration, fit, gauss_newton
+from scoresde.fitting.candidates import Candidate, candidates, fixed_grids
+from scoresde.fitting.procedure import _in_order
+from scoresde.fitting.recorded import record, run
+from scoresde.fitting.trajectories import Trajectories, reference, root_mean, square, trimmed
+from scoresde.fitting.unknowns import Unknowns
+from scoresde.models import Score, ScoreModel, as_score
+from scoresde.nn import MLP
+from scoresde.noise import PerSampleNoise
+from scoresde.problems import Gaussian, GaussianMixture
+from scoresde.reverse import Reverse
+from scoresde.sampling import sample
+from scoresde.sde import EDM, VE, VP, RectifiedFlow
+from scoresde.solvers import (
     DDIM,
     DEIS,
-    EDM,
-    VE,
-    VP,
     AdaptiveODE,
     DPMSolverPP,
     EulerMaruyama,
     Fitted,
-    Gaussian,
-    GaussianMixture,
     Heun,
     Multistep,
-    RectifiedFlow,
-    Reverse,
-    ScoreModel,
     Solver,
     UniPC,
-    grids,
-    sample,
+    VMultistep,
 )
-from scoresde.fitting import Iteration, gauss_newton
-from scoresde.fitting import fit as fit_
-from scoresde.fitting.candidates import Candidate, candidates, fixed_grids
-from scoresde.fitting.recorded import record, run
-from scoresde.fitting.trajectories import Trajectories, reference, rms, square, trimmed
-from scoresde.fitting.unknowns import Unknowns
-from scoresde.nn import MLP
-from scoresde.solvers.fitted import Method, Report, Schedule
-from scoresde.solvers.velocity import VelocityMultistep
+from scoresde.solvers.fitted import FitReport, FittedLevels, LinearMethod
 
 F64 = torch.float64
 SDES = {"VP": VP(), "EDM": EDM(), "VE": VE(), "RectifiedFlow": RectifiedFlow()}
-START = Multistep(2, True, "velocity")
+START = Multistep(2, True, "v")
 
 
 @functools.cache
@@ -59,15 +56,18 @@ def mixture() -> GaussianMixture:
     return GaussianMixture(torch.tensor([0.5, 0.3, 0.2]), means, torch.tensor([0.04, 0.02, 0.09], dtype=F64))
 
 
+def exact_score(sde: Any = None, data: GaussianMixture | None = None) -> Score:
+    return (data or mixture()).score(VP() if sde is None else sde)
+
+
 def ode(sde: Any = None, data: GaussianMixture | None = None) -> Reverse:
-    sde = VP() if sde is None else sde
-    return Reverse(sde, (data or mixture()).score(sde), 0.0)
+    return Reverse(exact_score(sde, data), 0.0)
 
 
 @functools.cache
 def fitted() -> Fitted:
     """Four evaluations on the mixture, a second's work."""
-    return grids.fit(ode(), START, 4, shape=(640, 2), batch=64, seed=3, iterations=40, dtype=F64)
+    return fit(exact_score(), 4, solver=START, shape=(640, 2), batch=64, seed=3, iterations=40, dtype=F64)
 
 
 def starts(n: int, sde: Any = None, event: tuple[int, ...] = (2,), seed: int = 99) -> Tensor:
@@ -76,7 +76,7 @@ def starts(n: int, sde: Any = None, event: tuple[int, ...] = (2,), seed: int = 9
 
 
 def noise_free_error(solver: Solver, grid: Tensor, x: Tensor, ends: Tensor, process: Reverse) -> float:
-    return rms(square(solver.solve(process, x, grid).x - ends))
+    return root_mean(square(solver.solve(process, x, grid).x - ends))
 
 
 # -- recording ---------------------------------------------------------------------------------------------------------
@@ -88,8 +88,8 @@ LINEAR: list[Solver] = [
     DPMSolverPP(3),
     DEIS(4),
     UniPC(3),
-    VelocityMultistep(),
-    Multistep(3, True, "velocity", "angle"),
+    VMultistep(),
+    Multistep(3, True, "v", "angle"),
     Multistep(2, False, "noise", "noise_level"),
 ]
 
@@ -103,9 +103,9 @@ def test_a_recorded_method_is_the_solver(solver: Solver, sde: str) -> None:
     x = starts(50, schedule)
     solution = solver.solve(process, x, grid)
     method = record(solver, schedule, grid)
-    assert len(method.asks) == solution.nfe
+    assert len(method.evaluated_at) == solution.nfe
     # sums of at most ten terms, of which the largest are of the size of x: rounding relative to those
-    torch.testing.assert_close(run(method, process, x), solution.x, rtol=1e-9, atol=1e-11 * float(x.abs().max()))
+    torch.testing.assert_close(run(method, process.score, x), solution.x, rtol=1e-9, atol=1e-11 * float(x.abs().max()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +113,7 @@ class Clipping(Solver):
     """Not linear: it clips."""
 
     def step(self, process: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Any, state: Any) -> tuple[Tensor, Any]:
-        data = process.denoise(x, t).clamp(-0.3, 0.3)
+        data = process.score.denoise(x, t).clamp(-0.3, 0.3)
         return process.sde.alpha(s) * data + process.sde.sigma(s) / process.sde.sigma(t) * (x - data), None
 
 
@@ -134,7 +134,11 @@ def jacobian(unknowns: Unknowns, theta: Tensor, process: Reverse, x: Tensor) -> 
         step = torch.zeros_like(theta)
         step[i] = 1e-6
         columns.append(
-            (run(unknowns.method(theta + step), process, x) - run(unknowns.method(theta - step), process, x)) / 2e-6
+            (
+                run(unknowns.method(theta + step), process.score, x)
+                - run(unknowns.method(theta - step), process.score, x)
+            )
+            / 2e-6
         )
     return torch.stack(columns, -1)
 
@@ -149,14 +153,14 @@ def test_rows_are_the_derivatives_of_each_sample(sde: str) -> None:
     assert len(theta) == 4 + 6 + 3
     slope = jacobian(unknowns, theta, process, x)
     end = torch.ones_like(x)
-    rows = unknowns.rows(process, theta, x, end, None)
-    error = run(unknowns.method(theta), process, x) - end
+    rows = unknowns.derivatives(process.score, theta, x, end, None)
+    error = run(unknowns.method(theta), process.score, x) - end
     torch.testing.assert_close(rows.error, error)
     close = functools.partial(torch.testing.assert_close, rtol=1e-6, atol=1e-6 * float(slope.abs().max()))
     close(rows.sketch, slope.movedim(1, 0))
     close(rows.gradient, torch.einsum("bdp,bd->bp", slope, error))
     signs = torch.tensor([[1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]], dtype=F64)[:, None].repeat(1, 6, 1)
-    rows = unknowns.rows(process, theta, x, end, signs)
+    rows = unknowns.derivatives(process.score, theta, x, end, signs)
     expected = torch.einsum("kbd,bdp->kbp", signs, slope) / math.sqrt(3)
     close(rows.sketch, expected)
     close(rows.gradient, torch.einsum("bdp,bd->bp", slope, error))
@@ -166,9 +170,9 @@ def test_random_signs_give_the_matrix_on_average() -> None:
     """Over all sign vectors the sketch's squares are the Gauss-Newton matrix exactly."""
     process, x = ode(), starts(5)
     unknowns, theta = Unknowns.of(process.sde, record(START, process.sde, grids.log_snr(process.sde, 2)))
-    exact = unknowns.rows(process, theta, x, x, None).sketch
+    exact = unknowns.derivatives(process.score, theta, x, x, None).sketch
     every = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=2)), dtype=F64)[:, None].repeat(1, 5, 1)
-    sketched = unknowns.rows(process, theta, x, x, every).sketch
+    sketched = unknowns.derivatives(process.score, theta, x, x, every).sketch
     squares = [torch.einsum("kbp,kbq->pq", s, s) for s in (exact, sketched)]
     torch.testing.assert_close(squares[1], squares[0], rtol=1e-10, atol=1e-10 * float(squares[0].abs().max()))
 
@@ -177,10 +181,10 @@ def test_the_gradient_is_that_of_the_robust_loss() -> None:
     process, x = ode(), starts(40)
     unknowns, theta = Unknowns.of(process.sde, record(START, process.sde, grids.karras(process.sde, 3, t_start=0.9)))
     blocks = Trajectories([x[:20], x[20:]], [0.5 * x[:20], 0.5 * x[20:]])
-    system = gauss_newton._assemble(process, unknowns, theta, blocks, 0.0, torch.Generator())
+    system = gauss_newton._assemble(process.score, unknowns, theta, blocks, 0.0, torch.Generator())
 
     def mean_loss(theta: Tensor) -> float:
-        squared = blocks.squared(lambda x: run(unknowns.method(theta), process, x))
+        squared = blocks.squared(lambda x: run(unknowns.method(theta), process.score, x))
         return float(gauss_newton.loss(squared, system.scale).mean())
 
     assert math.isclose(system.loss, mean_loss(theta), rel_tol=1e-12)
@@ -202,10 +206,10 @@ def test_one_step_is_exact_on_an_isotropic_gaussian(sde: str) -> None:
     schedule = SDES[sde]
     data = Gaussian(torch.tensor([0.7], dtype=F64), 0.25)
     process = ode(schedule, data)
-    made = grids.fit(process, START, 1, shape=(96, 1), batch=32, iterations=60, dtype=F64)
+    made = fit(process.score, 1, solver=START, shape=(96, 1), batch=32, iterations=60, dtype=F64)
     x = starts(64, schedule, (1,))
     exact = data.flow(schedule, x, schedule.T, schedule.t_min)
-    assert made.report.kept == "fitted" and made.report.started_from != "fit"
+    assert made.report.chosen == "fitted" and made.report.started_from != "fit"
     # what is left is the error of the reference, which the report states
     error = noise_free_error(made, made.grid, x, exact, process)
     assert error <= 3 * made.report.reference_error + 1e-9
@@ -214,12 +218,12 @@ def test_one_step_is_exact_on_an_isotropic_gaussian(sde: str) -> None:
 
 def test_a_fit_beats_every_fixed_grid_on_new_noise() -> None:
     made, process, x = fitted(), ode(), starts(500)
-    (ends,), _ = reference(process, [x], 1e-9)
+    (ends,), _ = reference(process.score, [x], 1e-9)
     best = min(noise_free_error(START, grid, x, ends, process) for grid in fixed_grids(process.sde, 4).values())
     # half is what the benchmark asks for at 5 evaluations
     assert noise_free_error(made, made.grid, x, ends, process) < 0.5 * best
     report = made.report
-    assert report.kept == "fitted" and report.rejected is None and report.held_out < 0.5 * report.fixed
+    assert report.chosen == "fitted" and report.rejected is None and report.held_out < 0.5 * report.fixed
     assert report.trajectories == (384, 128, 128) and report.event == (2,) and report.seed == 3
     assert str(report).startswith("fitted: RMS")
 
@@ -227,14 +231,12 @@ def test_a_fit_beats_every_fixed_grid_on_new_noise() -> None:
 def test_the_report_tells_the_truth() -> None:
     """Its errors are those of the sampler and of the fixed method on the trajectories held out."""
     made, process = fitted(), ode()
-    from scoresde.noise import PerSampleNoise
-
     x = process.sde.prior_sample((640, 2), PerSampleNoise(3).stream("fit"), dtype=F64)[-128:]
-    (ends,), error = reference(process, [x], 1e-9)
+    (ends,), error = reference(process.score, [x], 1e-9)
     squared = square(made.solve(process, x, made.grid).x - ends)
     # the ends differ by the errors of both references
     slack = 3 * (made.report.reference_error + error) / made.report.held_out
-    assert math.isclose(rms(squared), made.report.held_out, rel_tol=slack)
+    assert math.isclose(root_mean(squared), made.report.held_out, rel_tol=slack)
     assert math.isclose(trimmed(squared), made.report.held_out_trimmed, rel_tol=3 * slack)
     named = {f"{START!r} on {name}": grid for name, grid in fixed_grids(process.sde, 4).items()}
     fixed = noise_free_error(START, named[made.report.fixed_method], x, ends, process)
@@ -244,8 +246,8 @@ def test_the_report_tells_the_truth() -> None:
 
 def test_a_fit_of_no_iterations_is_the_fixed_method() -> None:
     process = ode()
-    made = grids.fit(process, START, 4, shape=(96, 2), batch=32, iterations=0, dtype=F64)
-    assert made.report.kept == "fixed" and made.report.iterations == 0
+    made = fit(process.score, 4, solver=START, shape=(96, 2), batch=32, iterations=0, dtype=F64)
+    assert made.report.chosen == "fixed" and made.report.iterations == 0
     named = {f"{START!r} on {name}": grid for name, grid in fixed_grids(process.sde, 4).items()}
     x = starts(20)
     expected = START.solve(process, x, named[made.report.fixed_method]).x
@@ -253,13 +255,13 @@ def test_a_fit_of_no_iterations_is_the_fixed_method() -> None:
 
 
 def test_a_fit_that_fails_leaves_the_best_fixed_method(monkeypatch: pytest.MonkeyPatch) -> None:
-    def sabotaged(process: Reverse, unknowns: Unknowns, theta: Tensor, *args: Any) -> tuple[Tensor, float, int]:
+    def sabotaged(score: Score, unknowns: Unknowns, theta: Tensor, *args: Any) -> tuple[Tensor, float, int]:
         return unknowns.inside(theta * torch.linspace(0.5, 2.0, len(theta), dtype=F64)), 0.0, 7
 
     monkeypatch.setattr("scoresde.fitting.procedure.descend", sabotaged)
-    made = grids.fit(ode(), START, 4, shape=(96, 2), batch=32, dtype=F64)
+    made = fit(exact_score(), 4, solver=START, shape=(96, 2), batch=32, dtype=F64)
     report = made.report
-    assert report.kept == "fixed" and report.held_out == report.fixed and report.rejected is not None
+    assert report.chosen == "fixed" and report.held_out == report.fixed and report.rejected is not None
     assert report.rejected >= report.fixed and "no better" in str(report) and f"{report.fixed:.3g}" in str(report)
     x = starts(20)
     named = {f"{START!r} on {name}": grid for name, grid in fixed_grids(VP(), 4).items()}
@@ -273,8 +275,8 @@ def test_the_reference_is_as_good_as_it_says() -> None:
         x = starts(20, sde)
         exact = data.flow(sde, x, sde.T, sde.t_min)
         for wanted in (math.inf, 1e-8):
-            (ends,), error = reference(ode(sde, data), [x], wanted)
-            assert rms(square(ends - exact)) <= error <= wanted
+            (ends,), error = reference(exact_score(sde, data), [x], wanted)
+            assert root_mean(square(ends - exact)) <= error <= wanted
     assert error < 1e-8
 
 
@@ -287,16 +289,16 @@ def test_samples_far_off_are_weighed_less() -> None:
 
 def test_errors_leave_out_one_in_twenty() -> None:
     squared = torch.cat([torch.ones(19), torch.tensor([400.0])]).double()
-    assert rms(squared) == math.sqrt(419 / 20) and trimmed(squared) == 1.0
-    assert rms(torch.tensor([1.0, math.nan])) == math.inf
+    assert root_mean(squared) == math.sqrt(419 / 20) and trimmed(squared) == 1.0
+    assert root_mean(torch.tensor([1.0, math.nan])) == math.inf
 
 
 # -- options -----------------------------------------------------------------------------------------------------------
 
 
-def quick(process: Reverse | None = None, **options: Any) -> Fitted:
-    given = {"shape": (24, 2), "batch": 8, "iterations": 2, "dtype": F64, **options}
-    return grids.fit(process or ode(), given.pop("solver", START), given.pop("steps", 2), **given)
+def quick(score: Score | None = None, **options: Any) -> Fitted:
+    given = {"shape": (24, 2), "batch": 8, "iterations": 2, "dtype": F64, "solver": START, "steps": 2, **options}
+    return fit(score or exact_score(), **given)
 
 
 def test_the_seed_is_the_fit() -> None:
@@ -306,8 +308,6 @@ def test_the_seed_is_the_fit() -> None:
 
 def test_given_starts_are_used() -> None:
     """Those of the seed give the same sampler as the seed; others another."""
-    from scoresde.noise import PerSampleNoise
-
     x = VP().prior_sample((24, 2), PerSampleNoise(0).stream("fit"), dtype=F64)
     assert quick(shape=None, starts=x).weights == quick().weights != quick(shape=None, starts=x.flip(0)).weights
     # and not those from which sample(seed=0) starts: a fit must not be judged on what it was fitted to
@@ -347,7 +347,7 @@ def test_dtype_and_device_are_those_of_the_starts(monkeypatch: pytest.MonkeyPatc
         kinds.add(x.dtype)
         return mixture().score(VP())(x, t)
 
-    quick(Reverse(VP(), score, 0.0), dtype=torch.float32, device="cuda:0")
+    quick(as_score(score, VP()), dtype=torch.float32, device="cuda:0")
     assert asked == [(torch.float32, torch.device("cuda:0"))]
     # float64 besides: solvers are recorded on symbols, but never with this score
     assert kinds == {torch.float32}
@@ -357,9 +357,9 @@ def test_bound_conditions_meet_the_batch_they_were_bound_for() -> None:
     """The score takes 8 samples, sample i of class i: called with any other number it raises."""
     labels = torch.arange(8) % 3
     inner = mixture().score(VP(), labels)
-    made = quick(Reverse(VP(), inner, 0.0), batch=8, shape=(40, 2), steps=3, iterations=6)
+    made = quick(inner, batch=8, shape=(40, 2), steps=3, iterations=6)
     x = starts(8)
-    assert bool(made.solve(Reverse(VP(), inner, 0.0), x, made.grid).x.isfinite().all())
+    assert bool(made.solve(Reverse(inner, 0.0), x, made.grid).x.isfinite().all())
 
 
 def test_a_network_is_left_alone() -> None:
@@ -368,7 +368,7 @@ def test_a_network_is_left_alone() -> None:
     torch.nn.init.normal_(net.head.weight)  # 0 at first: a network that is not there
     model = ScoreModel(net, VP(), sigma_data=1.0)
     before = [p.detach().clone() for p in model.parameters()]
-    made = quick(Reverse(VP(), model, 0.0), shape=(96, 3), batch=32, steps=3, iterations=10, dtype=torch.float32)
+    made = quick(model, shape=(96, 3), batch=32, steps=3, iterations=10, dtype=torch.float32)
     assert made.report.held_out <= made.report.fixed
     assert all(p.grad is None and p.requires_grad for p in model.parameters())
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
@@ -380,20 +380,20 @@ def test_a_score_without_slope_in_time_is_fitted() -> None:
     def score(x: Tensor, t: Tensor) -> Tensor:
         return mixture().score(VP())(x, t.detach())
 
-    assert quick(Reverse(VP(), score, 0.0), shape=(96, 2), batch=32, iterations=10).report.kept == "fitted"
+    assert quick(as_score(score, VP()), shape=(96, 2), batch=32, iterations=10).report.chosen == "fitted"
 
 
 @pytest.mark.parametrize("event", [(1, 2), (1, 2, 1)])
 def test_any_event_shape(event: tuple[int, ...]) -> None:
     data = GaussianMixture(torch.ones(2), torch.stack([torch.ones(event), -torch.ones(event)]), 0.1)
-    made = quick(ode(VP(), data), shape=(96, *event), batch=32, iterations=10)
-    assert made.report.event == event and made.report.kept == "fitted"
+    made = quick(exact_score(VP(), data), shape=(96, *event), batch=32, iterations=10)
+    assert made.report.event == event and made.report.chosen == "fitted"
 
 
 def test_more_coordinates_than_directions() -> None:
     """Six coordinates, four random directions: the other branch of the derivatives."""
     data = Gaussian(torch.zeros(6, dtype=F64), torch.linspace(0.1, 1.0, 6, dtype=F64))
-    made = quick(ode(VP(), data), shape=(96, 6), batch=32, steps=3, iterations=30)
+    made = quick(exact_score(VP(), data), shape=(96, 6), batch=32, steps=3, iterations=30)
     assert made.report.held_out < 0.5 * made.report.fixed
 
 
@@ -402,18 +402,18 @@ def test_more_coordinates_than_directions() -> None:
 
 def test_sample_takes_its_times() -> None:
     made, process = fitted(), ode()
-    solution = sample(process.sde, process.score, (5, 2), solver=made, steps=99, dtype=F64, seed=4, denoise=False)
+    solution = sample(process.score, (5, 2), solver=made, steps=99, dtype=F64, seed=4, denoise=False)
     assert solution.nfe == made.steps == 4 and torch.equal(solution.grid, made.grid)
-    x = sample(process.sde, process.score, (5, 2), solver=made, grid=made.grid, dtype=F64, seed=4, denoise=False).x
+    x = sample(process.score, (5, 2), solver=made, grid=made.grid, dtype=F64, seed=4, denoise=False).x
     assert torch.equal(solution.x, x)
-    one = sample(process.sde, process.score, (5, 2), solver=made, dtype=F64, seed=4)
+    one = sample(process.score, (5, 2), solver=made, dtype=F64, seed=4)
     assert one.denoised and one.nfe == 5
 
 
 def test_sample_takes_its_file(tmp_path: Path) -> None:
     made, process = fitted(), ode()
     path = made.save(tmp_path / "four.json")
-    runs = [sample(process.sde, process.score, (5, 2), solver=s, dtype=F64).x for s in (made, path)]
+    runs = [sample(process.score, (5, 2), solver=s, dtype=F64).x for s in (made, path)]
     assert torch.equal(*runs)
 
 
@@ -435,6 +435,31 @@ def test_gradients_flow_through_it() -> None:
     torch.testing.assert_close(kept, plain, rtol=1e-12, atol=1e-12)
 
 
+def test_a_process_that_starts_without_signal_is_fitted() -> None:
+    """α(T) = 0: x̂_0 there is what the score says of it, and no coefficient divides by α."""
+    sde = RectifiedFlow(T=1.0)
+    made = quick(exact_score(sde), shape=(320, 2), batch=32, steps=4, iterations=30)
+    assert made.report.chosen == "fitted" and made.report.held_out < 0.7 * made.report.fixed
+    x, near = starts(200, sde), RectifiedFlow(T=1 - 1e-9)
+    (ends,), _ = reference(exact_score(near), [x], 1e-9)
+    # the flow from α = 1e-9 is that from 0 to 1e-9
+    assert root_mean(square(made.solve(ode(sde), x, made.grid).x - ends)) < 2 * made.report.held_out
+
+
+def test_steps_come_in_their_order() -> None:
+    made, process, x = fitted(), ode(), starts(3)
+    times, noise = made.grid.unbind(), PerSampleNoise(0)
+    y, state = made.start(process, x, made.grid, noise)
+    for t, s in itertools.pairwise(times):
+        y, state = made.step(process, y, t, s, noise, state)
+    assert torch.equal(y, made.solve(process, x, made.grid).x)
+    _, state = made.start(process, x, made.grid, noise)
+    with pytest.raises(ValueError, match="number 1; none goes from"):
+        made.step(process, x, times[1], times[2], noise, state)
+    with pytest.raises(ValueError, match="its own 4 steps"):
+        made.step(process, x, times[0], times[1], noise, None)
+
+
 def test_it_refuses_what_it_was_not_fitted_for() -> None:
     made, x = fitted(), starts(3)
     with pytest.raises(ValueError, match=r"fitted for VP\(.*beta_max=20.0.*the process has VP\(.*beta_max=19.0"):
@@ -442,20 +467,18 @@ def test_it_refuses_what_it_was_not_fitted_for() -> None:
     with pytest.raises(ValueError, match="another schedule"):
         made.solve(ode(EDM()), x, made.grid)
     with pytest.raises(ValueError, match="eta = 1"):
-        made.solve(Reverse(VP(), mixture().score(VP()), 1.0), x, made.grid)
+        made.solve(Reverse(mixture().score(VP()), 1.0), x, made.grid)
     for grid in (grids.uniform(VP(), 4), grids.log_snr(VP(), 5)):
         with pytest.raises(ValueError, match="its own 4 steps"):
             made.solve(ode(), x, grid)
 
 
-def test_its_times_decrease_whatever_it_asks() -> None:
-    from scoresde.fitting.procedure import _in_order
-
-    for asks in ((1.0, 0.5, 0.5, 0.7), (0.3, 1.0, 1.0, 1.0), (1.0, 1e-3, 1e-3, 1e-3), (0.9,), (1.0, 0.2, 1e-3, 0.4)):
-        times = _in_order(ode(), asks)
-        assert len(times) == len(asks) + 1 and (times[0], times[-1]) == (1.0, 1e-3)
+def test_its_times_decrease_whatever_the_evaluations() -> None:
+    for at in ((1.0, 0.5, 0.5, 0.7), (0.3, 1.0, 1.0, 1.0), (1.0, 1e-3, 1e-3, 1e-3), (0.9,), (1.0, 0.2, 1e-3, 0.4)):
+        times = _in_order(VP(), at)
+        assert len(times) == len(at) + 1 and (times[0], times[-1]) == (1.0, 1e-3)
         assert all(a > b for a, b in itertools.pairwise(times))
-    assert _in_order(ode(), (1.0, 0.7, 0.4)) == (1.0, 0.7, 0.4, 1e-3)
+    assert _in_order(VP(), (1.0, 0.7, 0.4)) == (1.0, 0.7, 0.4, 1e-3)
 
 
 # -- files -------------------------------------------------------------------------------------------------------------
@@ -502,12 +525,12 @@ def _changed(key: str, value: Any) -> Any:
     ("change", "match"),
     [
         (_changed("format", "x"), "no fitted sampler"),
-        (_changed("version", 2), "version 2"),
-        (_changed("keep", [1.0, 1.0, math.nan, 1.0, 1.0]), "NaN"),
-        (_changed("keep", [1.0]), r"n \+ 1 of keep"),
+        (_changed("version", 1), "version 1"),
+        (_changed("of_start", [1.0, 1.0, math.nan, 1.0, 1.0]), "NaN"),
+        (_changed("of_start", [1.0]), r"n \+ 1 of_start"),
         (_changed("times", [1.0, 0.5, 0.6, 0.1, 0.001]), "strictly decreasing"),
-        (_changed("asks", "1.0"), "list of numbers"),
-        (_changed("asks", [1.0, 0.5, 0.2, True]), "list of numbers"),
+        (_changed("evaluated_at", "1.0"), "list of numbers"),
+        (_changed("evaluated_at", [1.0, 0.5, 0.2, True]), "list of numbers"),
         (_changed("schedule.alpha", [1.0]), "schedule"),
         (_changed("report", {}), "report should have"),
         (lambda content: content.pop("weights"), "weights"),
@@ -561,25 +584,25 @@ def test_bad_options_are_refused(options: dict[str, Any], error: type[Exception]
         quick(**options)
 
 
-def test_bad_processes_are_refused() -> None:
-    with pytest.raises(ValueError, match="eta must be 0"):
-        quick(Reverse(VP(), mixture().score(VP())))
-    with pytest.raises(TypeError, match="Reverse"):
-        quick(mixture())  # type: ignore[arg-type]
+def test_bad_scores_are_refused() -> None:
+    with pytest.raises(TypeError, match="must be a Score"):
+        quick(ode())  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="as_score"):
+        quick(lambda x, t: -x)  # type: ignore[arg-type]
 
     def dropout(x: Tensor, t: Tensor) -> Tensor:
         return x * torch.rand_like(x)
 
     with pytest.raises(ValueError, match=r"model\.eval"):
-        quick(Reverse(VP(), dropout, 0.0))
+        quick(as_score(dropout, VP()))
     with pytest.raises(FloatingPointError):
-        quick(Reverse(VP(), lambda x, t: torch.where(t > 0.9, -x, math.nan), 0.0))
+        quick(as_score(lambda x, t: torch.where(t > 0.9, -x, math.nan), VP()))
     with pytest.raises(ValueError, match="not finite at T"):
-        quick(Reverse(VP(), lambda x, t: x * math.nan, 0.0))
+        quick(as_score(lambda x, t: x * math.nan, VP()))
 
 
 def test_methods_that_all_diverge_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = Candidate("diverging", Method([1.0], [1.0, math.inf], [[1.0]]))
+    made = Candidate("diverging", LinearMethod([1.0], [1.0, math.inf], [[1.0]]))
     monkeypatch.setattr("scoresde.fitting.procedure.candidates", lambda *args: [made])
     with pytest.raises(FloatingPointError, match="every fixed method of 2 steps"):
         quick()
@@ -590,6 +613,6 @@ def test_the_pieces_of_a_sampler_must_fit() -> None:
     with pytest.raises(ValueError, match="rows of 1 to n"):
         dataclasses.replace(made, weights=made.weights[:-1])
     with pytest.raises(ValueError, match="NaN"):
-        dataclasses.replace(made, asks=(math.inf, *made.asks[1:]))
-    assert Schedule.of(VP(), (*made.times, *made.asks)) == made.schedule
-    assert isinstance(made.report, Report) and callable(fit_) and len(candidates(VP(), [DDIM()], 3)) >= 7
+        dataclasses.replace(made, evaluated_at=(math.inf, *made.evaluated_at[1:]))
+    assert FittedLevels.of(VP(), (*made.times, *made.evaluated_at)) == made.schedule
+    assert isinstance(made.report, FitReport) and len(candidates(VP(), [DDIM()], 3)) >= 7

@@ -18,36 +18,33 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from scoresde import (
+from scoresde import grids
+from scoresde.guidance import classifier
+from scoresde.models import as_score
+from scoresde.noise import BrownianNoise, IndependentNoise, Noise, PerSampleNoise
+from scoresde.problems import Gaussian
+from scoresde.reverse import Reverse
+from scoresde.sde import VP, LinearSDE
+from scoresde.solvers import (
     DDIM,
-    VP,
     AdjustedLangevin,
     AnnealedLangevin,
-    BrownianNoise,
     DPMSolverPP,
     EulerMaruyama,
-    Gaussian,
     Heun,
-    IndependentNoise,
     Langevin,
-    LinearSDE,
-    Noise,
-    PerSampleNoise,
     PredictorCorrector,
     ProbabilityFlow,
     Progress,
-    Reverse,
     SASolver,
     Solver,
     TorchSDE,
     UniPC,
-    certify,
-    classifier,
-    grids,
+    catalogue,
 )
+from scoresde.solvers._checkpointing import default_states, left_part
+from scoresde.solvers._closures import derived
 from scoresde.solvers.carried import mapped, tensors
-from scoresde.solvers.checkpointing import default_states, left_part
-from scoresde.solvers.closures import derived
 
 F64 = torch.float64
 
@@ -95,7 +92,7 @@ def end(solver: Solver, v: Inputs, eta: float, **options: Any) -> Tensor:
         return -x / (sde.alpha(t) ** 2 * v.theta + sde.sigma(t) ** 2) + 0.2 * torch.sin(v.theta * x) * torch.cos(t)
 
     # η is a number where the method asks for one value of it
-    process = Reverse(sde, score, v.eta if eta not in (0.0, 1.0) else eta)  # type: ignore[arg-type]
+    process = Reverse(as_score(score, sde), v.eta if eta not in (0.0, 1.0) else eta)  # type: ignore[arg-type]
     solution = solver.solve(process, v.x, v.grid, Scaled(v.scale), **options)
     value = (solution.x.sin() * normal(2, 2, seed=5)).sum()
     return value if solution.trajectory is None else value + (solution.trajectory**2).sum()
@@ -108,7 +105,7 @@ def gradients(value: Tensor, inputs: Any) -> list[Tensor]:
 
 def takes(solver: Solver, eta: float) -> bool:
     try:
-        solver.check(Reverse(VP(), lambda x, t: x, eta))
+        solver.check(Reverse(as_score(lambda x, t: x, VP()), eta))
     except ValueError:
         return False
     return True
@@ -118,15 +115,10 @@ def name(value: Any) -> str | None:
     return repr(value) if isinstance(value, Solver) else None
 
 
-def steps_on_the_grid(solver: Solver) -> bool:
-    """Adaptive methods and backends have loops of their own."""
-    return type(solver)._run is Solver._run
-
-
 def runs() -> list[tuple[Solver, float]]:
     """Every solver in each variant, at an η where all of it is in use."""
     more = [Heun(churn=2.0), PredictorCorrector(DPMSolverPP(2), Langevin(0.3, 2))]
-    found = [solver for solver in [*certify.solvers(), *more] if steps_on_the_grid(solver)]
+    found = [solver for solver in [*catalogue.variants(), *more] if solver.steps_on_grid]
     return [(solver, next(eta for eta in (0.6, 0.0, 1.0) if takes(solver, eta))) for solver in found]
 
 
@@ -158,7 +150,7 @@ def test_parameters_inside_a_linear_sde() -> None:
     def run(rate: Tensor) -> Tensor:
         sde = LinearSDE(lambda t: -rate * (1 + t), lambda t: (1 + t) * rate.sqrt(), T=1.0)
         grid = torch.linspace(0.9, 0.2, 3, dtype=F64)
-        return UniPC(2).solve(Reverse(sde, lambda x, t: -x, 0.0), normal(2, 2), grid).x
+        return UniPC(2).solve(Reverse(as_score(lambda x, t: -x, sde), 0.0), normal(2, 2), grid).x
 
     assert torch.autograd.gradcheck(run, rate)
 
@@ -178,7 +170,7 @@ def test_the_derivative_of_the_flow_on_a_gaussian() -> None:
             out = data.flow(sde, x, first, last)
         else:
             grid = first + (last - first) * torch.linspace(0, 1, steps + 1, dtype=F64)
-            out = UniPC(2).solve(Reverse(sde, data.score(sde), 0.0), x, grid).x
+            out = UniPC(2).solve(Reverse(data.score(sde), 0.0), x, grid).x
         return torch.cat([g.flatten() for g in gradients((out * normal(3, 2, seed=1)).sum(), (x, beta, first, last))])
 
     exact = differentiate(None)
@@ -187,12 +179,14 @@ def test_the_derivative_of_the_flow_on_a_gaussian() -> None:
     assert 2.6 < math.log2(errors[0] / errors[1]) < 3.4 and errors[1] < 1e-3 * float(exact.abs().max()), errors
 
 
-def test_the_derivative_by_the_dial_of_an_exact_linear_step() -> None:
+def test_the_derivative_by_eta_of_an_exact_linear_step() -> None:
     """One DDIM-like Euler step: x_s = (1 - f Δ) x + ½ (1 + η²) g² Δ s + η g sqrt(Δ) z."""
     eta, sde = torch.tensor(0.7, dtype=F64, requires_grad=True), VP()
     t, s = torch.tensor([0.5, 0.4], dtype=F64)
     x, z = normal(3, 2), PerSampleNoise(2).normal(normal(3, 2))
-    got = EulerMaruyama().solve(Reverse(sde, lambda x, t: -x, eta), x, torch.stack([t, s]), PerSampleNoise(2)).x  # type: ignore[arg-type]
+    got = (
+        EulerMaruyama().solve(Reverse(as_score(lambda x, t: -x, sde), eta), x, torch.stack([t, s]), PerSampleNoise(2)).x
+    )  # type: ignore[arg-type]
     (slope,) = torch.autograd.grad(got.sum(), eta)
     length, g = 0.1, sde.g(t)
     expected = (eta.detach() * g**2 * length * -x + g * math.sqrt(length) * z).sum()
@@ -203,7 +197,7 @@ def test_the_derivative_by_the_dial_of_an_exact_linear_step() -> None:
 
 
 def own_loops() -> list[tuple[Solver, float]]:
-    return [(s, eta) for s in certify.solvers() if not steps_on_the_grid(s) for eta in (0.0, 1.0) if takes(s, eta)]
+    return [(s, eta) for s in catalogue.variants() if not s.steps_on_grid for eta in (0.0, 1.0) if takes(s, eta)]
 
 
 @pytest.mark.parametrize(("solver", "eta"), own_loops(), ids=name)
@@ -211,7 +205,7 @@ def test_other_loops_pass_the_derivative_by_x(solver: Solver, eta: float) -> Non
     """On Gaussian data x_s = a x_t + noise with a = (α_t/α_s)^{η²} (v_s/v_t)^{(1 + η²)/2}, v = α² λ + σ²."""
     data, sde = Gaussian(torch.zeros(2, dtype=F64), torch.tensor([0.5, 2.0], dtype=F64)), VP(beta_max=9.0)
     x, grid = normal(3, 2).requires_grad_(), torch.linspace(0.9, 0.2, 101 if isinstance(solver, TorchSDE) else 2)
-    out = solver.solve(Reverse(sde, data.score(sde), eta), x, grid, 5).x
+    out = solver.solve(Reverse(data.score(sde), eta), x, grid, 5).x
     (got,) = torch.autograd.grad(out.sum(), x)
     t, s = (torch.diagonal(data.moments(sde, end)[1]) for end in (0.9, 0.2))
     exact = (sde.alpha(0.9) / sde.alpha(0.2)) ** (eta**2) * (s / t) ** ((1 + eta**2) / 2)
@@ -224,7 +218,7 @@ def test_torchdiffeq_differentiates_ends_of_the_grid(adjoint: bool) -> None:
     data, sde = Gaussian(torch.zeros(2, dtype=F64), torch.tensor([0.5, 2.0], dtype=F64)), VP()
     solver = ProbabilityFlow(rtol=1e-9, atol=1e-9, adjoint=adjoint)
     x, ends = normal(3, 2).requires_grad_(), torch.tensor([0.9, 0.2], dtype=F64, requires_grad=True)
-    got = gradients(solver.solve(Reverse(sde, data.score(sde), 0.0), x, ends).x.sum(), (x, ends))
+    got = gradients(solver.solve(Reverse(data.score(sde), 0.0), x, ends).x.sum(), (x, ends))
     exact = gradients(data.flow(sde, x, *ends.unbind()).sum(), (x, ends))
     for a, b in zip(got, exact, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)  # the tolerance of the solver, amplified
@@ -232,7 +226,7 @@ def test_torchdiffeq_differentiates_ends_of_the_grid(adjoint: bool) -> None:
 
 def test_torchsde_refuses_a_grid_that_asks_for_gradients() -> None:
     grid = grids.uniform(VP(), 3).requires_grad_()
-    process = Reverse(VP(), lambda x, t: -x, 1.0)
+    process = Reverse(as_score(lambda x, t: -x, VP()), 1.0)
     with pytest.raises(ValueError, match="detach the grid"):
         TorchSDE().solve(process, normal(2, 2), grid, 0)
     with torch.no_grad():
@@ -280,12 +274,14 @@ def test_closures_of_every_kind_get_their_gradients(states: int, noise: Callable
     def run(checkpoint: int | bool) -> tuple[int, list[Tensor]]:
         given = net.label(torch.ones(1, dtype=F64)) * shift.exp()  # computed before the run, then used in each step
         guided = classifier(
-            functools.partial(by_experts, net, given), lambda x, t: -((x - shift) ** 2).sum(1) * shift.cos(), scale=0.5
+            as_score(functools.partial(by_experts, net, given), VP()),
+            lambda x, t: -((x - shift) ** 2).sum(1) * shift.cos(),
+            scale=0.5,
         )
         x = normal(4, 2).requires_grad_()
         torch.manual_seed(11)
         solution = SASolver(2).solve(
-            Reverse(VP(), guided, 0.8), x, grids.uniform(VP(), 9), noise(), denoise=True, checkpoint=checkpoint
+            Reverse(guided, 0.8), x, grids.uniform(VP(), 9), noise(), denoise=True, checkpoint=checkpoint
         )
         return solution.nfe, gradients((solution.x**2).sum(), [x, shift, *net.parameters()])
 
@@ -301,7 +297,9 @@ def test_parameters_accumulate_as_they_do_without_checkpoints() -> None:
     for checkpoint in (False, True):
         net = Experts().eval()
         for seed in (0, 1):
-            process = Reverse(VP(), lambda x, t, net=net: by_experts(net, torch.ones((), dtype=F64), x, t), 1.0)
+            process = Reverse(
+                as_score(lambda x, t, net=net: by_experts(net, torch.ones((), dtype=F64), x, t), VP()), 1.0
+            )
             EulerMaruyama().solve(
                 process, normal(3, 2), grids.uniform(VP(), 5), seed, checkpoint=checkpoint
             ).x.sum().backward()
@@ -317,7 +315,7 @@ def test_autocast_is_the_same_in_the_repetition() -> None:
         torch.manual_seed(0)
         net, x = nn.Linear(2, 2), normal(3, 2, dtype=torch.float32).requires_grad_()
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            process = Reverse(VP(), lambda x, t: net(x) - x, 0.0)
+            process = Reverse(as_score(lambda x, t: net(x) - x, VP()), 0.0)
             out = DDIM().solve(process, x, grids.uniform(VP(), 4), checkpoint=checkpoint).x
             value = net(out).float().sum()  # a cast kept from the run would have no gradient
         return gradients(value, [x, *net.parameters()])
@@ -333,7 +331,7 @@ def test_random_streams_go_on_as_if_nothing_had_been_repeated() -> None:
         noise, x = IndependentNoise(4), normal(2, 2).requires_grad_()
         torch.manual_seed(3)
         out = EulerMaruyama().solve(
-            Reverse(VP(), lambda x, t: -x), x, grids.uniform(VP(), 5), noise, checkpoint=checkpoint
+            Reverse(as_score(lambda x, t: -x, VP())), x, grids.uniform(VP(), 5), noise, checkpoint=checkpoint
         )
         drawn = [noise.normal(x.detach()), torch.rand(2)]
         out.x.sum().backward()
@@ -344,7 +342,7 @@ def test_random_streams_go_on_as_if_nothing_had_been_repeated() -> None:
 def test_callbacks_are_called_once_and_see_no_graph() -> None:
     seen: list[Progress] = []
     x = normal(2, 2).requires_grad_()
-    process = Reverse(VP(), lambda x, t: -x, 0.0)
+    process = Reverse(as_score(lambda x, t: -x, VP()), 0.0)
     out = DDIM().solve(process, x, grids.uniform(VP(), 5), checkpoint=True, callback=seen.append)
     out.x.sum().backward()
     assert [p.step for p in seen] == [1, 2, 3, 4, 5]
@@ -361,7 +359,9 @@ def test_states_that_do_not_move_pass_their_gradient_on() -> None:
             return x, state
 
     x = normal(2, 2).requires_grad_()
-    out = Still().solve(Reverse(VP(), lambda x, t: x, 0.0), x, grids.uniform(VP(), 3), trajectory=True, checkpoint=True)
+    out = Still().solve(
+        Reverse(as_score(lambda x, t: x, VP()), 0.0), x, grids.uniform(VP(), 3), trajectory=True, checkpoint=True
+    )
     (grad,) = torch.autograd.grad(out.x.sum() + out.trajectory.sum(), x)  # type: ignore[union-attr]
     assert torch.equal(grad, torch.full_like(x, 5.0))  # itself, three states and the end
 
@@ -390,7 +390,9 @@ def test_states_of_any_container_are_carried() -> None:
     for checkpoint in (False, True, 1):
         x = normal(2, 2).requires_grad_()
         out = (
-            Remembering().solve(Reverse(VP(), lambda x, t: x, 0.0), x, grids.uniform(VP(), 7), checkpoint=checkpoint).x
+            Remembering()
+            .solve(Reverse(as_score(lambda x, t: x, VP()), 0.0), x, grids.uniform(VP(), 7), checkpoint=checkpoint)
+            .x
         )
         grads.append(torch.autograd.grad(out.sum(), x)[0])
     torch.testing.assert_close(grads[0], grads[1], rtol=1e-12, atol=1e-14)
@@ -446,7 +448,7 @@ def test_the_number_of_repeated_steps_is_the_schedules(states: int) -> None:
         return -x
 
     x = normal(2, 2).requires_grad_()
-    solution = EulerMaruyama().solve(Reverse(VP(), score), x, grids.uniform(VP(), 23), 0, checkpoint=states)
+    solution = EulerMaruyama().solve(Reverse(as_score(score, VP())), x, grids.uniform(VP(), 23), 0, checkpoint=states)
     assert solution.nfe == calls == 23
     solution.x.sum().backward()
     # one pass forward, one with graphs, and what the schedule repeats between
@@ -505,7 +507,7 @@ def memory(solver: Solver, steps: int, checkpoint: bool | int) -> tuple[float, f
     gc.collect()
     live = Live()
     with live, saved_tensors_hooks(pack, lambda held: held.value):
-        process = Reverse(VP(), lambda x, t: net(x) - x, 1.0 if takes(solver, 1.0) else 0.0)
+        process = Reverse(as_score(lambda x, t: net(x) - x, VP()), 1.0 if takes(solver, 1.0) else 0.0)
         out = solver.solve(process, x, grids.uniform(VP(), steps), 0, checkpoint=checkpoint).x
         out.sum().backward()
     state = x.numel() * x.element_size()
@@ -516,6 +518,7 @@ def memory(solver: Solver, steps: int, checkpoint: bool | int) -> tuple[float, f
 def test_memory_grows_with_the_logarithm_of_the_steps_or_not_at_all(solver: Solver, each: int) -> None:
     """``each``: tensors of x's size in a kept state, x and past evaluations."""
     counts = (4, 16, 64)
+    memory(solver, 4, False)  # tables that are made once
     plain = [memory(solver, n, False) for n in counts[1:]]
     log, fixed = ([memory(solver, n, states) for n in counts] for states in (True, 3))
     assert plain[1][0] - plain[0][0] > 48 * 2 and plain[1][1] - plain[0][1] > 48 * 2  # two tensors for each step
@@ -537,7 +540,7 @@ def failing(**options: Any) -> None:
     arguments: dict[str, Any] = {"solver": EulerMaruyama(), "noise": 0, "checkpoint": True, "score": lambda x, t: -x}
     arguments |= options
     solver = arguments["solver"]
-    process = Reverse(VP(), arguments["score"], 0.0 if isinstance(solver, ProbabilityFlow) else 1.0)
+    process = Reverse(as_score(arguments["score"], VP()), 0.0 if isinstance(solver, ProbabilityFlow) else 1.0)
     solver.solve(process, x, grids.uniform(VP(), 4), arguments["noise"], checkpoint=arguments["checkpoint"])
 
 
@@ -583,7 +586,7 @@ def test_tensors_changed_before_backward_are_noticed() -> None:
     grid = grids.uniform(VP(), 6)
     weight = torch.tensor(0.5, dtype=F64, requires_grad=True)
     x = normal(2, 2).requires_grad_()
-    process = Reverse(VP(), lambda x, t: -weight * x, 0.0)
+    process = Reverse(as_score(lambda x, t: -weight * x, VP()), 0.0)
     for touched in (weight, x):
         out = DDIM().solve(process, x, grid, checkpoint=True).x
         with torch.no_grad():
@@ -601,15 +604,17 @@ def test_steps_that_work_in_place_are_noticed(when: float) -> None:
 
     x = normal(2, 2).requires_grad_()
     with pytest.raises((TypeError, RuntimeError), match=r"in.?place"):
-        InPlace().solve(Reverse(VP(), lambda x, t: x, 0.0), x, torch.linspace(1, 0, 8), checkpoint=2).x.sum().backward()
+        InPlace().solve(
+            Reverse(as_score(lambda x, t: x, VP()), 0.0), x, torch.linspace(1, 0, 8), checkpoint=2
+        ).x.sum().backward()
 
 
 def test_second_derivatives_and_second_passes_are_refused() -> None:
     x = normal(2, 2).requires_grad_()
-    out = DDIM().solve(Reverse(VP(), lambda x, t: -(x**3), 0.0), x, grids.uniform(VP(), 4), checkpoint=True).x
+    out = DDIM().solve(Reverse(as_score(lambda x, t: -(x**3), VP()), 0.0), x, grids.uniform(VP(), 4), checkpoint=True).x
     with pytest.raises(RuntimeError, match="first derivatives only"):
         torch.autograd.grad(out.sum(), x, create_graph=True)
-    out = DDIM().solve(Reverse(VP(), lambda x, t: -(x**3), 0.0), x, grids.uniform(VP(), 4), checkpoint=True).x
+    out = DDIM().solve(Reverse(as_score(lambda x, t: -(x**3), VP()), 0.0), x, grids.uniform(VP(), 4), checkpoint=True).x
     first = torch.autograd.grad(out.sum(), x, retain_graph=True)[0]
     assert torch.equal(first, torch.autograd.grad(out.sum(), x)[0])
     with pytest.raises(RuntimeError, match="second time"):

@@ -11,11 +11,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import DEFAULTS, name, sdes
+from strategies import DEFAULTS, ZERO_TERMINAL, name, sdes
 from torch import Tensor
 
 from scoresde import checks, grids
-from scoresde.sde import EDM, SDE, VE, VP, Cosine, RectifiedFlow
+from scoresde.sde import EDM, SDE, VE, VP, ChainSDE, Cosine, RectifiedFlow
 
 Grid = Callable[..., Tensor]
 GRIDS: dict[str, Grid] = {
@@ -137,6 +137,26 @@ def test_balanced_steps_spend_nothing_below_their_floor() -> None:
     assert bool((below.diff() < 0).all())
 
 
+@pytest.mark.parametrize("key", GRIDS)
+@pytest.mark.parametrize("sde", [*ZERO_TERMINAL.values(), Cosine(), RectifiedFlow()], ids=lambda s: repr(s)[:20])
+def test_from_where_no_signal_is_left(sde: SDE, key: str) -> None:
+    """All but uniform steps are those from σ/α = 1000, whose first time is T; rounding makes no difference to it."""
+    for steps in (1, 2, 9, 40):
+        grid = GRIDS[key](sde, steps, t_start=1.0)
+        assert (grid[0].item(), grid[-1].item()) == (1.0, sde.t_min) and bool((grid.diff() < 0).all())
+        if key != "uniform":
+            late = sde.t_of_log_snr(-2 * math.log(1000.0))
+            expected = GRIDS[key](sde, steps, t_start=late)
+            torch.testing.assert_close(grid[1:], expected[1:], rtol=1e-9, atol=0.0)  # two inversions' roundings
+    if key == "balanced" and not isinstance(sde, ChainSDE):  # in units of the data, ends alike
+        fine = {scale: grids.balanced(sde, 9, sigma_data=scale, t_start=1.0, t_end=1e-6) for scale in (1.0, 3.0)}
+        one, three = ((sde.sigma(g) / sde.alpha(g))[1:-1] for g in fine.values())
+        torch.testing.assert_close(three, 3 * one, rtol=1e-9, atol=0.0)
+    for end in (0.95, 0.9999):  # also beyond σ/α = 1000
+        grid = GRIDS[key](sde, 6, t_start=1.0, t_end=end)
+        assert (grid[0].item(), grid[-1].item()) == (1.0, end) and bool((grid.diff() < 0).all())
+
+
 # -- bad input -----------------------------------------------------------------------------------------------------
 
 
@@ -158,10 +178,6 @@ def test_bad_requests(key: str) -> None:
     for options, error, message in bad:
         with pytest.raises(error, match=message):
             make(VP(), 5, **options)
-    if key != "uniform":
-        for sde in (Cosine(), RectifiedFlow()):
-            with pytest.raises(ValueError, match="α = 0 at t_start = 1"):
-                make(sde, 5, t_start=1.0)
     for rho in (0.0, -1.0, math.nan):
         with pytest.raises(ValueError, match="rho must be positive"):
             grids.karras(VP(), 5, rho=rho)

@@ -10,23 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scoresde import (
-    EDM,
-    SDE,
-    VE,
-    VP,
-    Cosine,
-    GaussianMixture,
-    RectifiedFlow,
-    ScoreModel,
-    SubVP,
-    classifier,
-    classifier_free,
-    sample,
-)
-from scoresde.guidance import ClassifierModel, LinearGuidance, Twist, TwistedGuidance
+from scoresde.guidance import LinearGuidance, Twist, TwistedGuidance, classifier, classifier_free
 from scoresde.guidance.classifier import ClassifierGuided
 from scoresde.guidance.leaf import on_leaf
+from scoresde.models import ClassifierModel, ScoreModel, as_score
+from scoresde.models.combination import SCORE, X0
+from scoresde.problems import GaussianMixture
+from scoresde.sampling import sample
+from scoresde.sde import EDM, SDE, VE, VP, Cosine, RectifiedFlow, SubVP
 
 SDES: list[SDE] = [VP(), SubVP(), VE(), EDM(), Cosine(), RectifiedFlow()]
 # Sums of a few terms, in two orders.
@@ -63,6 +54,7 @@ def model() -> ScoreModel:
 
 
 X, T, Y = normals(4, 2, seed=4), torch.tensor(0.4, dtype=torch.float64), torch.tensor([0, 1, 2, 1])
+PLAIN = as_score(lambda x, t: x, VP())
 
 
 # ---- classifier-free ----
@@ -72,9 +64,9 @@ X, T, Y = normals(4, 2, seed=4), torch.tensor(0.4, dtype=torch.float64), torch.t
 @pytest.mark.parametrize("t", [T, torch.tensor([0.1, 0.4, 0.7, 1.0], dtype=torch.float64)], ids=["one t", "each t"])
 def test_classifier_free_is_its_formula_in_one_call(scale: float, t: Tensor) -> None:
     net = model()
-    conditional, unconditional = net(X, t, label=Y), net(X, t, label=torch.full((4,), 3))
+    conditional, unconditional = net(X, t, {"label": Y}), net(X, t, {"label": torch.full((4,), 3)})
     net.net.batches.clear()
-    got = classifier_free(net, scale, label=Y)(X, t)
+    got = classifier_free(net, {"label": Y}, scale)(X, t)
     torch.testing.assert_close(got, unconditional + scale * (conditional - unconditional), **ROUNDING)
     assert net.net.batches == [8]
 
@@ -82,27 +74,27 @@ def test_classifier_free_is_its_formula_in_one_call(scale: float, t: Tensor) -> 
 @pytest.mark.parametrize(("scale", "label"), [(1.0, Y), (1, Y), (0.0, torch.full((4,), 3)), (0, torch.full((4,), 3))])
 def test_scale_one_is_conditional_and_zero_unconditional_at_the_price_of_one(scale: float, label: Tensor) -> None:
     net = model()
-    expected = net(X, T, label=label)
+    expected = net(X, T, {"label": label})
     net.net.batches.clear()
-    assert torch.equal(classifier_free(net, scale, label=Y)(X, T), expected)
+    assert torch.equal(classifier_free(net, {"label": Y}, scale)(X, T), expected)
     assert net.net.batches == [4]
-    assert torch.equal(classifier_free(net, label=Y)(X, T), net(X, T, label=Y))  # the default is 1
+    assert torch.equal(classifier_free(net, {"label": Y})(X, T), net(X, T, {"label": Y}))  # the default is 1
 
 
 def test_a_number_is_a_label_for_the_whole_batch() -> None:
     net = model()
     for scale in (0.0, 1.0, 3.0):
-        a, b = (classifier_free(net, scale, label=label)(X, T) for label in (1, torch.ones(4, dtype=torch.long)))
+        a, b = (classifier_free(net, {"label": label}, scale)(X, T) for label in (1, torch.ones(4, dtype=torch.long)))
         assert torch.equal(a, b)
 
 
 def test_null_is_the_networks_own_a_value_or_a_mapping() -> None:
     net = model()
-    own = classifier_free(net, 3.0, label=Y)(X, T)
+    own = classifier_free(net, {"label": Y}, 3.0)(X, T)
     for null in (3, torch.tensor(3), {"label": 3}, {"label": torch.tensor(3), "unused": 1}):
-        assert torch.equal(classifier_free(net, 3.0, null=null, label=Y)(X, T), own)
-    other = classifier_free(net, 3.0, null=0, label=Y)(X, T)
-    a, b = net(X, T, label=Y), net(X, T, label=torch.zeros(4, dtype=torch.long))
+        assert torch.equal(classifier_free(net, {"label": Y}, 3.0, null=null)(X, T), own)
+    other = classifier_free(net, {"label": Y}, 3.0, null=0)(X, T)
+    a, b = net(X, T, {"label": Y}), net(X, T, {"label": torch.zeros(4, dtype=torch.long)})
     torch.testing.assert_close(other, b + 3 * (a - b), **ROUNDING)
 
 
@@ -112,9 +104,9 @@ def test_several_conditions_of_any_shape() -> None:
 
     wrapped = ScoreModel(net, VP())
     text, empty = normals(4, 5, 2, seed=6), normals(5, 2, seed=7)
-    got = classifier_free(wrapped, 2.0, null={"label": 0, "text": empty}, label=Y, text=text)(X, T)
-    a = wrapped(X, T, label=Y, text=text)
-    b = wrapped(X, T, label=torch.zeros(4, dtype=torch.long), text=empty.expand(4, 5, 2))
+    got = classifier_free(wrapped, {"label": Y, "text": text}, 2.0, null={"label": 0, "text": empty})(X, T)
+    a = wrapped(X, T, {"label": Y, "text": text})
+    b = wrapped(X, T, {"label": torch.zeros(4, dtype=torch.long), "text": empty.expand(4, 5, 2)})
     torch.testing.assert_close(got, b + 2 * (a - b), **ROUNDING)
 
 
@@ -123,7 +115,7 @@ def test_dtype_is_kept(dtype: torch.dtype) -> None:
     net = ScoreModel(lambda x, c, label: x * label[:, None], VP())
     data = mixture()
     x = X.to(dtype)
-    assert classifier_free(net, 2.0, null=0, label=Y)(x, T).dtype == dtype
+    assert classifier_free(net, {"label": Y}, 2.0, null=0)(x, T).dtype == dtype
     if dtype == torch.float32:  # the mixture's own arithmetic wants no half precision
         assert classifier(data.score(VP()), data.label_log_prob(VP()), 2.0, label=Y)(x, T).dtype == dtype
 
@@ -131,23 +123,33 @@ def test_dtype_is_kept(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize(
     ("build", "error", "match"),
     [
-        (lambda: classifier_free(model(), 2.0), ValueError, "needs a condition"),
-        (lambda: classifier_free(model().bind(label=Y), 2.0, label=Y), TypeError, "ScoreModel"),  # type: ignore[arg-type]
-        (lambda: classifier_free(lambda x, t: x, 2.0, label=Y), TypeError, "ScoreModel"),  # type: ignore[arg-type]
-        (lambda: classifier_free(ScoreModel(lambda x, c, label: x, VP()), 2.0, label=Y), ValueError, "null condition"),
-        (lambda: classifier_free(model(), 2.0, null={"class": 1}, label=Y), ValueError, "no null condition for label"),
-        (lambda: classifier_free(model(), 2.0, text=Y), ValueError, "takes no condition text"),
+        (lambda: classifier_free(model(), {}, 2.0), ValueError, "needs a condition"),
+        (lambda: classifier_free(model(), 2.0), TypeError, "conditions must be a mapping by name"),  # type: ignore[arg-type]
+        (lambda: classifier_free(model(), label=Y, scale=2.0), TypeError, "label"),  # type: ignore[call-arg]
+        (lambda: classifier_free(model().bind(label=Y), {"label": Y}, 2.0), TypeError, "ScoreModel"),  # type: ignore[arg-type]
+        (lambda: classifier_free(lambda x, t: x, {"label": Y}, 2.0), TypeError, "ScoreModel"),  # type: ignore[arg-type]
         (
-            lambda: classifier_free(ScoreModel(lambda x, c, **cond: x, VP()), 2.0, null=3, label=Y, text=Y),
+            lambda: classifier_free(ScoreModel(lambda x, c, label: x, VP()), {"label": Y}, 2.0),
+            ValueError,
+            "null condition",
+        ),
+        (
+            lambda: classifier_free(model(), {"label": Y}, 2.0, null={"class": 1}),
+            ValueError,
+            "no null condition for label",
+        ),
+        (lambda: classifier_free(model(), {"text": Y}, 2.0), ValueError, "takes no condition text"),
+        (
+            lambda: classifier_free(ScoreModel(lambda x, c, **cond: x, VP()), {"label": Y, "text": Y}, 2.0, null=3),
             ValueError,
             "mapping by name",
         ),
-        (lambda: classifier_free(model(), math.nan, label=Y), ValueError, "finite number"),
-        (lambda: classifier_free(model(), math.inf, label=Y), ValueError, "finite number"),
-        (lambda: classifier_free(model(), True, label=Y), ValueError, "finite number"),
-        (lambda: classifier_free(model(), "3", label=Y), ValueError, "finite number"),  # type: ignore[arg-type]
-        (lambda: classifier_free(model(), 2.0, label=Y[:3])(X, T), ValueError, "3 rows but x has 4"),
-        (lambda: classifier_free(model(), 2.0, null=torch.zeros(2), label=Y)(X, T), ValueError, "does not fit"),
+        (lambda: classifier_free(model(), {"label": Y}, math.nan), ValueError, "finite number"),
+        (lambda: classifier_free(model(), {"label": Y}, math.inf), ValueError, "finite number"),
+        (lambda: classifier_free(model(), {"label": Y}, True), ValueError, "finite number"),
+        (lambda: classifier_free(model(), {"label": Y}, "3"), ValueError, "finite number"),  # type: ignore[arg-type]
+        (lambda: classifier_free(model(), {"label": Y[:3]}, 2.0)(X, T), ValueError, "3 rows but x has 4"),
+        (lambda: classifier_free(model(), {"label": Y}, 2.0, null=torch.zeros(2))(X, T), ValueError, "does not fit"),
         (lambda: classifier(mixture().score(VP()), mixture().label_log_prob(VP()), math.nan), ValueError, "finite"),
     ],
 )
@@ -215,9 +217,9 @@ def test_bad_classifiers(log_prob: Any, label: Any, match: str) -> None:
     def never(x: Tensor, t: Tensor) -> Tensor:
         raise AssertionError("the score was evaluated before the classifier was checked")
 
-    guided = classifier(never, log_prob, 1.0, label=label)
+    guided = classifier(as_score(never, VP()), log_prob, 1.0, label=label)
     assert isinstance(guided, ClassifierGuided)
-    for use in (guided, guided.parts, guided.twist):
+    for use in (guided, guided.denoise, lambda x, t: guided.parts(x, t, SCORE), guided.twist):
         with pytest.raises(ValueError, match=match):
             use(X, T)
 
@@ -229,7 +231,7 @@ def test_bad_classifiers(log_prob: Any, label: Any, match: str) -> None:
 )
 def test_a_label_is_whole_numbers(label: Any) -> None:
     with pytest.raises(ValueError, match="label must be a whole number"):
-        classifier(lambda x, t: x, lambda x, t: x, 1.0, label=label)
+        classifier(PLAIN, lambda x, t: x, 1.0, label=label)
 
 
 def test_one_row_of_labels_is_for_all_samples() -> None:
@@ -292,15 +294,15 @@ def test_a_classifier_is_a_known_twist() -> None:
     every = data.label_log_prob(sde)
     guided = classifier(data.score(sde), every, 2.5, label=Y, t_end=0.0)
     assert isinstance(guided, TwistedGuidance) and isinstance(guided, LinearGuidance)
-    score, log_psi, gradient = guided.twist(X, T)
+    x0, log_psi, gradient = guided.twist(X, T)
     with torch.no_grad():
         assert not guided.twist(X, T).log_psi.requires_grad
-    assert torch.equal(score, data.score(sde)(X, T))
+    assert torch.equal(x0, data.score(sde).denoise(X, T))
     x = X.clone().requires_grad_(True)
     value = 2.5 * every(x, T)[torch.arange(4), Y]
     torch.testing.assert_close(log_psi, value, **ROUNDING)
     torch.testing.assert_close(gradient, torch.autograd.grad(value.sum(), x)[0], **ROUNDING)
-    torch.testing.assert_close(score + gradient, guided(X, T), **ROUNDING)
+    torch.testing.assert_close(data.score(sde)(X, T) + gradient, guided(X, T), **ROUNDING)
     # at t_end = 0 the exact classifier is that of the data
     tilt = data.tilted_log_prob(X, Y, 2.5) - data.log_prob(X)
     torch.testing.assert_close(guided.log_potential(X), tilt, **ROUNDING)
@@ -311,7 +313,9 @@ def test_a_classifier_is_a_known_twist() -> None:
 
 def test_a_classifier_model_knows_its_last_time() -> None:
     learned = ClassifierModel(lambda x, c: x * c[:, None], VP(t_min=0.02))
-    guided, unknown = (classifier(lambda x, t: x, by, 2.0, label=1) for by in (learned, lambda x, t: x))
+    guided, unknown = (
+        classifier(as_score(lambda x, t: x, VP(t_min=0.02)), by, 2.0, label=1) for by in (learned, lambda x, t: x)
+    )
     assert isinstance(guided, TwistedGuidance) and isinstance(unknown, TwistedGuidance)
     torch.testing.assert_close(guided.log_potential(X), 2 * learned(X, 0.02)[:, 1], **ROUNDING)
     guided.check()
@@ -322,6 +326,8 @@ def test_a_classifier_model_knows_its_last_time() -> None:
 
 def test_a_twist_has_its_potential_unless_it_says_otherwise() -> None:
     class Flat(TwistedGuidance):
+        sde = VP()
+
         def twist(self, x: Tensor, t: Tensor) -> Twist:
             return Twist(x, x.sum(1), torch.ones_like(x))
 
@@ -329,6 +335,10 @@ def test_a_twist_has_its_potential_unless_it_says_otherwise() -> None:
             return x0.sum(1)
 
     Flat().check()
+    # and the score follows from the twist: x̂_0 = x says ε̂ = x (1 - α)/σ, and ψ bends it
+    alpha, sigma = VP().alpha(T), VP().sigma(T)
+    torch.testing.assert_close(Flat()(X, T), -X * (1 - alpha) / sigma**2 + 1, **ROUNDING)
+    torch.testing.assert_close(Flat().denoise(X, T), X + sigma**2 / alpha, **ROUNDING)
 
 
 @pytest.mark.parametrize("grad", [True, False])
@@ -345,13 +355,13 @@ def test_the_leaf_is_x_itself_only_where_the_caller_differentiates(grad: bool, r
 
 
 def test_classifier_guidance_keeps_its_tilt_over_other_guidance() -> None:
-    """Over classifier_free: the twist's score is the guided one, and the classifier bends what is left."""
+    """Over classifier_free: the twist's law is the guided one, and the classifier bends what is left."""
     data, sde, net = mixture(), VP(), model()
-    free = classifier_free(net, 2.0, label=Y)
+    free = classifier_free(net, {"label": Y}, 2.0)
     outer, alone = (classifier(s, data.label_log_prob(sde), 1.5, label=1) for s in (free, data.score(sde)))
     assert isinstance(outer, TwistedGuidance) and isinstance(alone, TwistedGuidance)
     twist = outer.twist(X, T)
-    assert torch.equal(twist.score, free(X, T)) and torch.equal(twist.gradient, alone.twist(X, T).gradient)
+    assert torch.equal(twist.x0, free.denoise(X, T)) and torch.equal(twist.gradient, alone.twist(X, T).gradient)
 
 
 @pytest.mark.parametrize(
@@ -370,7 +380,7 @@ def test_classifier_guidance_keeps_its_tilt_over_other_guidance() -> None:
 )
 def test_refusals_of_temperature_and_end(options: dict[str, Any], error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
-        classifier(**{"score": lambda x, t: x, "log_prob": lambda x, t: x, "label": 1, **options})
+        classifier(**{"score": PLAIN, "log_prob": lambda x, t: x, "label": 1, **options})
 
 
 @pytest.mark.parametrize(
@@ -384,7 +394,7 @@ def test_refusals_of_temperature_and_end(options: dict[str, Any], error: type[Ex
 )
 def test_bad_temperatures_of_t(temperature: Any, match: str) -> None:
     with pytest.raises(ValueError, match=match):
-        classifier(lambda x, t: x, lambda x, t: x, 1.0, label=1, temperature=temperature)(X, T)
+        classifier(PLAIN, lambda x, t: x, 1.0, label=1, temperature=temperature)(X, T)
 
 
 # ---- both, and gradients ----
@@ -406,14 +416,14 @@ def test_classifier_free_with_exact_scores_is_exact_classifier_guidance() -> Non
     """s(x) + w (s(x|y) - s(x)) = s(x) + w ∇ log p(y|x), by Bayes."""
     data, sde = mixture(), VP()
     for scale in (0.0, 1.0, 3.0):
-        free = classifier_free(exact_model(sde, data), scale, null=3, label=Y)(X, T)
+        free = classifier_free(exact_model(sde, data), {"label": Y}, scale, null=3)(X, T)
         guided = classifier(data.score(sde), data.label_log_prob(sde), scale, label=Y)(X, T)
         torch.testing.assert_close(free, guided, rtol=1e-8, atol=1e-8)  # t found from log(σ/α): 1e-10 relative
 
 
 def test_guidances_compose_and_add() -> None:
     data, sde = mixture(), VP()
-    free = classifier_free(exact_model(sde, data), 1.5, null=3, label=Y)
+    free = classifier_free(exact_model(sde, data), {"label": Y}, 1.5, null=3)
     both = classifier(free, data.label_log_prob(sde), 0.5, label=Y)(X, T)
     once = classifier(data.score(sde), data.label_log_prob(sde), 2.0, label=Y)(X, T)
     torch.testing.assert_close(both, once, rtol=1e-8, atol=1e-8)
@@ -427,7 +437,7 @@ def test_guidances_compose_and_add() -> None:
 def test_values_do_not_depend_on_the_grad_mode(wants_grad: bool) -> None:
     data, sde = mixture(), VP()
     x = X.clone().requires_grad_(wants_grad)
-    score = classifier(classifier_free(model(), 2.0, label=Y), data.label_log_prob(sde), 2.0, label=Y)
+    score = classifier(classifier_free(model(), {"label": Y}, 2.0), data.label_log_prob(sde), 2.0, label=Y)
     with torch.enable_grad():
         a = score(x, T)
     with torch.no_grad():
@@ -448,7 +458,7 @@ def test_gradients_pass_through_guidance_to_x_and_to_both_networks() -> None:
     temperature = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
     every = data.label_log_prob(sde)
     score = classifier(
-        classifier_free(net, 2.0, label=Y), lambda x, t: (every(x, t) / temperature).log_softmax(1), 2.0, label=Y
+        classifier_free(net, {"label": Y}, 2.0), lambda x, t: (every(x, t) / temperature).log_softmax(1), 2.0, label=Y
     )
 
     def value(x: Tensor, weight: Tensor, temperature_: Tensor) -> Tensor:
@@ -467,7 +477,7 @@ def test_guided_sampling_reaches_the_component() -> None:
     data = GaussianMixture(torch.tensor([0.8, 0.2]), torch.tensor([[-1.0], [1.0]]), torch.tensor([0.2, 0.05]))
     score = classifier(data.score(VP()), data.label_log_prob(VP()), label=1)
     n = 2000
-    x = sample(VP(), score, (n, 1), steps=25, denoise=False, seed=3).x
+    x = sample(score, (n, 1), steps=25, denoise=False, seed=3).x
     # 0.02: Heun's bias at 25 steps (see test_orders); unguided the mean is -0.6
     assert abs(float(x.mean()) - 1) < 5 * math.sqrt(0.05 / n) + 0.02
 
@@ -478,8 +488,8 @@ def test_at_scale_zero_no_classifier_is_asked() -> None:
 
     score = mixture().score(VP())
     guided: Any = classifier(score, forbidden, 0.0)
-    assert torch.equal(guided(X, T), score(X, T)) and torch.equal(guided.twist(X, T).score, score(X, T))
-    assert [part.weight for part in guided.parts(X, T)] == [1.0]
+    assert torch.equal(guided(X, T), score(X, T)) and torch.equal(guided.twist(X, T).x0, score.denoise(X, T))
+    assert [part.weight for part in guided.parts(X, T, X0)] == [1.0]
     assert not guided.twist(X, T).log_psi.any() and not guided.twist(X, T).gradient.any()
     guided.check()
     assert not guided.log_potential(X).any()

@@ -14,37 +14,28 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scoresde import (
-    DDIM,
-    EDM,
-    SDE,
-    VE,
-    VP,
-    Cosine,
-    GaussianMixture,
-    Heun,
-    RectifiedFlow,
-    Reverse,
-    ScoreModel,
-    SubVP,
-    classifier,
-    classifier_free,
-    grids,
-    sample,
-)
+from scoresde import grids
 from scoresde.guidance import (
     LinearGuidance,
     NonlinearGuidance,
     Part,
     autoguidance,
     cfg_plus_plus,
+    classifier,
+    classifier_free,
     compose,
     from_scale,
     projected,
     to_scale,
 )
 from scoresde.guidance.parts import weighted_sum
-from scoresde.score import modules_of
+from scoresde.models import ScoreModel, as_score, modules_of
+from scoresde.models.combination import SCORE, X0
+from scoresde.problems import GaussianMixture
+from scoresde.reverse import Reverse
+from scoresde.sampling import sample
+from scoresde.sde import EDM, SDE, VE, VP, Cosine, RectifiedFlow, SubVP
+from scoresde.solvers import DDIM, Heun
 
 SDES: list[SDE] = [VP(), SubVP(), VE(), EDM(), Cosine(), RectifiedFlow()]
 # Sums of a few terms, in two orders.
@@ -92,7 +83,7 @@ EACH = torch.tensor([0.05, 0.3, 0.6, 0.9], dtype=torch.float64)
 
 def two(net: ScoreModel, x: Tensor, t: Tensor, label: Any = Y) -> tuple[Tensor, Tensor]:
     """The unconditional and the conditional score, from calls of their own that are not counted."""
-    found = net(x, t, label=torch.full((len(x),), NONE)), net(x, t, label=label)
+    found = net(x, t, {"label": torch.full((len(x),), NONE)}), net(x, t, {"label": label})
     net.net.batches.clear()  # type: ignore[union-attr,operator]
     return found
 
@@ -111,7 +102,7 @@ def denoised(sde: SDE, x: Tensor, t: Tensor, score: Tensor) -> Tensor:
 
 def test_a_schedule_is_asked_at_every_evaluation() -> None:
     net = model()
-    guided = classifier_free(net, lambda t: 1 + 2 * t, label=Y)
+    guided = classifier_free(net, {"label": Y}, lambda t: 1 + 2 * t)
     for t in (T, EACH):
         none, cond = two(net, X, t)
         scale = (1 + 2 * t).reshape(-1, 1)
@@ -121,7 +112,7 @@ def test_a_schedule_is_asked_at_every_evaluation() -> None:
 
 def test_a_schedule_costs_one_branch_where_it_is_0_or_1() -> None:
     net = model()
-    guided = classifier_free(net, lambda t: torch.where(t < 0.2, 1.0, torch.where(t < 0.5, 0.0, 2.5)), label=Y)
+    guided = classifier_free(net, {"label": Y}, lambda t: torch.where(t < 0.2, 1.0, torch.where(t < 0.5, 0.0, 2.5)))
     none, cond = two(net, X, EACH)
     expected = torch.stack([cond[0], none[1], *(none + 2.5 * (cond - none))[2:]])
     torch.testing.assert_close(guided(X, EACH), expected, **ROUNDING)
@@ -136,7 +127,9 @@ def test_a_constant_schedule_is_the_constant() -> None:
     net = model()
     for t in (T, EACH):
         torch.testing.assert_close(
-            classifier_free(net, lambda t: 2.0, label=Y)(X, t), classifier_free(net, 2.0, label=Y)(X, t), **ROUNDING
+            classifier_free(net, {"label": Y}, lambda t: 2.0)(X, t),
+            classifier_free(net, {"label": Y}, 2.0)(X, t),
+            **ROUNDING,
         )
 
 
@@ -147,7 +140,7 @@ def test_a_constant_schedule_is_the_constant() -> None:
 def test_the_interval_is_in_sigma_over_alpha_open_below_and_closed_above(sde: SDE) -> None:
     net, levels = model(sde), torch.tensor([0.2, 0.3, 0.7, 0.71], dtype=torch.float64)
     t = sde.t_of_log_snr(-2 * levels.log())
-    guided = classifier_free(net, 3.0, interval=(0.2, 0.7), label=Y)
+    guided = classifier_free(net, {"label": Y}, 3.0, interval=(0.2, 0.7))
     none, cond = two(net, X, t)
     inside = torch.tensor([False, True, True, False])[:, None]
     got = guided(X, t)
@@ -162,15 +155,15 @@ def test_the_interval_is_in_sigma_over_alpha_open_below_and_closed_above(sde: SD
 
 def test_an_interval_without_a_sample_inside_costs_one_branch() -> None:
     net = model()
-    got = classifier_free(net, 3.0, interval=(1e4, math.inf), label=Y)(X, EACH)
-    assert batches(net) == [4] and torch.equal(got, net(X, EACH, label=Y))
+    got = classifier_free(net, {"label": Y}, 3.0, interval=(1e4, math.inf))(X, EACH)
+    assert batches(net) == [4] and torch.equal(got, net(X, EACH, {"label": Y}))
 
 
 def test_steps_inside_the_interval_are_what_a_run_pays_for() -> None:
     net, sde = model(EDM()), EDM()
     grid = grids.karras(sde, 12)
-    guided = classifier_free(net, 2.0, interval=(0.3, 3.0), label=1)
-    solution = sample(sde, guided, (5, 2), solver=DDIM(), grid=grid, seed=0, dtype=torch.float64, denoise=False)
+    guided = classifier_free(net, {"label": 1}, 2.0, interval=(0.3, 3.0))
+    solution = sample(guided, (5, 2), solver=DDIM(), grid=grid, seed=0, dtype=torch.float64, denoise=False)
     level = sde.sigma(grid[:-1]) / sde.alpha(grid[:-1])
     inside = int(((level > 0.3) & (level <= 3.0)).sum())
     assert 0 < inside < 12 and solution.nfe == 12
@@ -193,7 +186,7 @@ def test_rescale_brings_back_the_deviation_of_the_conditional_prediction(
         wanted = denoised(sde, x, t, cond)
         axes = tuple(range(1, x.ndim))
         ratio = wanted.std(axes, keepdim=True) / guided.std(axes, keepdim=True)
-        got = denoised(sde, x, t, classifier_free(net, 4.0, rescale=share, label=Y)(x, t))
+        got = denoised(sde, x, t, classifier_free(net, {"label": Y}, 4.0, rescale=share)(x, t))
         torch.testing.assert_close(got, share * guided * ratio + (1 - share) * guided, rtol=1e-8, atol=1e-8)
         if share == 1:
             torch.testing.assert_close(got.std(axes), wanted.std(axes), rtol=1e-8, atol=1e-8)
@@ -202,16 +195,16 @@ def test_rescale_brings_back_the_deviation_of_the_conditional_prediction(
 def test_rescale_leaves_the_conditional_score_alone() -> None:
     net = model()
     for guided in (
-        classifier_free(net, 1.0, rescale=0.7, label=Y),
-        classifier_free(net, 4.0, rescale=0.7, interval=(50.0, 60.0), label=Y),
+        classifier_free(net, {"label": Y}, 1.0, rescale=0.7),
+        classifier_free(net, {"label": Y}, 4.0, rescale=0.7, interval=(50.0, 60.0)),
     ):
-        assert torch.equal(guided(X, T), net(X, T, label=Y))
+        assert torch.equal(guided(X, T), net(X, T, {"label": Y}))
 
 
 def test_rescale_of_a_constant_prediction_is_finite() -> None:
     flat = ScoreModel(lambda x, c, label: 0 * x + label[:, None], VP(), "x0")
     x = X.clone().requires_grad_(True)
-    got = classifier_free(flat, 2.0, rescale=1.0, null=0, label=1)(x, T)
+    got = classifier_free(flat, {"label": 1}, 2.0, rescale=1.0, null=0)(x, T)
     (gradient,) = torch.autograd.grad(got.sum(), x)
     # x̂_0 is 2 everywhere but for rounding, whose deviation is what the ratio is made of
     assert bool(got.isfinite().all()) and bool(gradient.isfinite().all())
@@ -222,20 +215,20 @@ def test_rescale_of_a_constant_prediction_is_finite() -> None:
 
 def test_negative_conditions_take_the_place_of_none() -> None:
     net = model()
-    cond, other = net(X, T, label=Y), net(X, T, label=torch.zeros(4, dtype=torch.long))
+    cond, other = net(X, T, {"label": Y}), net(X, T, {"label": torch.zeros(4, dtype=torch.long)})
     expected = other + 3 * (cond - other)
     zero = torch.zeros(4, dtype=torch.long)
     for negative in (0, zero[0], zero[:1], zero, {"label": 0}, {"label": zero}):
-        guided = classifier_free(net, 3.0, negative=negative, label=Y)
+        guided = classifier_free(net, {"label": Y}, 3.0, negative=negative)
         assert isinstance(guided, LinearGuidance)
         torch.testing.assert_close(guided(X, T), expected, **ROUNDING)
-    torch.testing.assert_close(projected(net, 3.0, parallel=1.0, negative=0, label=Y)(X, T), expected, **ROUNDING)
+    torch.testing.assert_close(projected(net, {"label": Y}, 3.0, parallel=1.0, negative=0)(X, T), expected, **ROUNDING)
 
 
 def test_negative_conditions_need_no_null_where_they_say_all() -> None:
     net = ScoreModel(lambda x, c, label: x * label[:, None], VP())
-    a, b = net(X, T, label=Y), net(X, T, label=torch.full((4,), 5))
-    torch.testing.assert_close(classifier_free(net, 2.0, negative=5, label=Y)(X, T), b + 2 * (a - b), **ROUNDING)
+    a, b = net(X, T, {"label": Y}), net(X, T, {"label": torch.full((4,), 5)})
+    torch.testing.assert_close(classifier_free(net, {"label": Y}, 2.0, negative=5)(X, T), b + 2 * (a - b), **ROUNDING)
 
 
 def test_negative_conditions_may_be_others_than_the_positive_ones() -> None:
@@ -244,9 +237,9 @@ def test_negative_conditions_may_be_others_than_the_positive_ones() -> None:
 
     net.null_conditions = {"label": 9, "size": math.nan}  # type: ignore[attr-defined]
     wrapped = ScoreModel(net, VP())
-    got = classifier_free(wrapped, 2.0, negative={"size": 3}, label=Y)(X, T)
-    a = wrapped(X, T, label=Y, size=torch.full((4,), math.nan))
-    b = wrapped(X, T, label=torch.full((4,), 9), size=torch.full((4,), 3.0))
+    got = classifier_free(wrapped, {"label": Y}, 2.0, negative={"size": 3})(X, T)
+    a = wrapped(X, T, {"label": Y, "size": torch.full((4,), math.nan)})
+    b = wrapped(X, T, {"label": torch.full((4,), 9), "size": torch.full((4,), 3.0)})
     torch.testing.assert_close(got, b + 2 * (a - b), **ROUNDING)
 
 
@@ -264,7 +257,7 @@ def test_cfg_plus_plus_is_the_papers_step(sde: SDE, rule: Callable[[SDE, int], T
     net, grid = model(sde), rule(sde, 7)
     schedule = cfg_plus_plus(sde, grid, strength)
     x = normals(4, 2, seed=8) * sde.sigma(grid[0])
-    process = Reverse(sde, classifier_free(net, schedule, label=Y), 0.0)
+    process = Reverse(classifier_free(net, {"label": Y}, schedule), 0.0)
     got = DDIM().solve(process, x, grid, denoise=True)
     size = sde.sigma(grid[0]).item()
     for i, t in enumerate(grid):
@@ -331,27 +324,27 @@ def test_projected_is_the_papers_algorithm(sde: SDE, parallel: float, norm: floa
         unit = cond / cond.norm(dim=1, keepdim=True)
         along = (delta * unit).sum(1, keepdim=True) * unit
         expected = cond + (5.0 - 1) * (delta - along + parallel * along)
-        score = projected(net, 5.0, parallel=parallel, norm=norm, label=Y)(x, t)
+        score = projected(net, {"label": Y}, 5.0, parallel=parallel, norm=norm)(x, t)
         torch.testing.assert_close(denoised(sde, x, t, score).flatten(1), expected, rtol=1e-8, atol=1e-8)
 
 
 def test_projected_with_all_of_the_parallel_part_is_classifier_free() -> None:
     net = model()
     for t in (T, EACH):
-        a = projected(net, 3.0, parallel=1.0, label=Y)(X, t)
-        torch.testing.assert_close(a, classifier_free(net, 3.0, label=Y)(X, t), **ROUNDING)
+        a = projected(net, {"label": Y}, 3.0, parallel=1.0)(X, t)
+        torch.testing.assert_close(a, classifier_free(net, {"label": Y}, 3.0)(X, t), **ROUNDING)
 
 
 def test_projected_takes_schedules_and_intervals_and_spares_branches() -> None:
     net = model()
-    guided = projected(net, lambda t: 1 + t, parallel=1.0, interval=(0.3, 2.0), label=Y)
-    same = classifier_free(net, lambda t: 1 + t, interval=(0.3, 2.0), label=Y)
+    guided = projected(net, {"label": Y}, lambda t: 1 + t, parallel=1.0, interval=(0.3, 2.0))
+    same = classifier_free(net, {"label": Y}, lambda t: 1 + t, interval=(0.3, 2.0))
     for t in (T, EACH):
         torch.testing.assert_close(guided(X, t), same(X, t), **ROUNDING)
     for scale, label in ((1.0, Y), (0.0, torch.full((4,), NONE))):
         net.net.batches.clear()  # type: ignore[union-attr,operator]
-        got = projected(net, scale, parallel=1.0, label=Y)(X, T)
-        assert batches(net) == [4] and torch.equal(got, net(X, T, label=label))
+        got = projected(net, {"label": Y}, scale, parallel=1.0)(X, T)
+        assert batches(net) == [4] and torch.equal(got, net(X, T, {"label": label}))
 
 
 # ---- at scale 0 ----
@@ -373,7 +366,7 @@ def test_no_guidance_jumps_at_scale_0(build: Callable[..., Any]) -> None:
     """Each is smooth in its scale, so that its value at 0 is the mean of those at ±h, up to h²."""
     net, h = model(), 1e-4
     for t in (T, EACH):
-        low, at, high = (build(net, scale, label=Y)(X, t) for scale in (-h, 0.0, h))
+        low, at, high = (build(net, {"label": Y}, scale)(X, t) for scale in (-h, 0.0, h))
         assert float((high - low).detach().abs().max()) > 1e-5  # the scale is at work
         # h² times a second derivative of order 1
         torch.testing.assert_close(at, (low + high) / 2, rtol=0, atol=1e-6)
@@ -381,27 +374,27 @@ def test_no_guidance_jumps_at_scale_0(build: Callable[..., Any]) -> None:
         def each(t: Tensor) -> Tensor:
             return torch.tensor([0.0, 1.0, 2.5, 0.0], dtype=torch.float64)
 
-        mixed = build(net, each, label=Y)(X, EACH)
+        mixed = build(net, {"label": Y}, each)(X, EACH)
         for i, scale in enumerate(each(EACH).tolist()):
-            torch.testing.assert_close(mixed[i], build(net, scale, label=Y)(X, EACH)[i], **ROUNDING)
+            torch.testing.assert_close(mixed[i], build(net, {"label": Y}, scale)(X, EACH)[i], **ROUNDING)
 
 
 def test_what_bends_the_difference_needs_both_branches_at_0_and_one_at_1() -> None:
     net, scales = model(), torch.tensor([0.0, 1.0, 1.0, 2.0], dtype=torch.float64)
     for build, size in ((projected, 4 + 2), (partial(classifier_free, rescale=0.5), 4 + 2), (classifier_free, 4 + 1)):
         net.net.batches.clear()  # type: ignore[union-attr,operator]
-        build(net, lambda t: scales, label=Y)(X, EACH)  # type: ignore[operator]
+        build(net, {"label": Y}, lambda t: scales)(X, EACH)  # type: ignore[operator]
         assert batches(net) == [size]
-        build(net, 0.0, label=Y)(X, T)  # type: ignore[operator]
+        build(net, {"label": Y}, 0.0)(X, T)  # type: ignore[operator]
         assert batches(net)[1] == (4 if build is classifier_free else 8)
 
 
 def test_a_parallel_that_learns_gets_its_gradient_at_scale_0() -> None:
     def value(parallel: Tensor) -> Tensor:
-        return projected(model(), 0.0, parallel=parallel, label=Y)(X, T).detach()  # type: ignore[arg-type]
+        return projected(model(), {"label": Y}, 0.0, parallel=parallel)(X, T).detach()  # type: ignore[arg-type]
 
     one = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
-    got = projected(model(), 0.0, parallel=one, label=Y)(X, T)  # type: ignore[arg-type]
+    got = projected(model(), {"label": Y}, 0.0, parallel=one)(X, T)  # type: ignore[arg-type]
     (gradient,) = torch.autograd.grad(got.sum(), one)
     # affine in parallel
     slope = (value(torch.tensor(2.0)) - value(torch.tensor(1.0))).sum()
@@ -423,9 +416,9 @@ def test_autoguidance_at_0_and_1_evaluates_one_score() -> None:
     def never(x: Tensor, t: Tensor) -> Tensor:
         raise AssertionError("called")
 
-    score = model().bind(label=Y)
-    assert torch.equal(autoguidance(score, never)(X, T), score(X, T))
-    assert torch.equal(autoguidance(never, score, 0.0)(X, T), score(X, T))
+    score, other = model().bind(label=Y), as_score(never, VP())
+    assert torch.equal(autoguidance(score, other)(X, T), score(X, T))
+    assert torch.equal(autoguidance(other, score, 0.0)(X, T), score(X, T))
 
 
 # ---- what is a weighted sum, and what is none ----
@@ -433,26 +426,26 @@ def test_autoguidance_at_0_and_1_evaluates_one_score() -> None:
 
 def linear(net: ScoreModel) -> dict[str, Any]:
     score, log_prob = net.bind(label=Y), mixture().label_log_prob(net.sde)
-    free = classifier_free(net, 3.0, label=Y)
+    free = classifier_free(net, {"label": Y}, 3.0)
     return {
         "classifier_free": free,
-        "negative": classifier_free(net, 3.0, negative=1, label=Y),
+        "negative": classifier_free(net, {"label": Y}, 3.0, negative=1),
         "classifier": classifier(score, log_prob, 1.5, label=Y, temperature=2.0),
         "autoguidance": autoguidance(score, mixture().score(VP()), 2.5),
         "compose": compose(net, [(2.0, {"label": Y}), (-0.5, {"label": 1})]),
         "classifier over classifier_free": classifier(free, log_prob, 0.5, label=Y),
         "classifier over classifier": classifier(classifier(score, log_prob, 2.0, label=1), log_prob, 0.5, label=Y),
-        "autoguidance of classifier_free": autoguidance(free, classifier_free(net, 2.0, label=1), 1.5),
+        "autoguidance of classifier_free": autoguidance(free, classifier_free(net, {"label": 1}, 2.0), 1.5),
         "autoguidance of compose": autoguidance(compose(net, [(2.0, {"label": Y})]), score, 1.5),
     }
 
 
 def bent(net: ScoreModel) -> dict[str, Any]:
     return {
-        "schedule": classifier_free(net, lambda t: 1 + t, label=Y),
-        "interval": classifier_free(net, 3.0, interval=(0.1, 5.0), label=Y),
-        "rescale": classifier_free(net, 3.0, rescale=0.5, label=Y),
-        "projected": projected(net, 3.0, parallel=0.2, norm=2.0, label=Y),
+        "schedule": classifier_free(net, {"label": Y}, lambda t: 1 + t),
+        "interval": classifier_free(net, {"label": Y}, 3.0, interval=(0.1, 5.0)),
+        "rescale": classifier_free(net, {"label": Y}, 3.0, rescale=0.5),
+        "projected": projected(net, {"label": Y}, 3.0, parallel=0.2, norm=2.0),
     }
 
 
@@ -460,11 +453,12 @@ def bent(net: ScoreModel) -> dict[str, Any]:
 @pytest.mark.parametrize("t", [T, EACH], ids=["one t", "each t"])
 def test_parts_are_the_score_and_their_weights_constant_and_one_in_sum(kind: str, t: Tensor) -> None:
     guided = linear(model())[kind]
-    parts = guided.parts(X, t)
+    parts = guided.parts(X, t, SCORE)
     assert isinstance(guided, LinearGuidance) and all(isinstance(part, Part) for part in parts)
     torch.testing.assert_close(weighted_sum(parts), guided(X, t), **ROUNDING)
+    torch.testing.assert_close(weighted_sum(guided.parts(X, t, X0)), guided.denoise(X, t), **ROUNDING)
     assert math.isclose(sum(part.weight for part in parts), 1, rel_tol=1e-12)
-    assert [p.weight for p in parts] == [p.weight for p in guided.parts(-X, torch.tensor(0.7))]
+    assert [p.weight for p in parts] == [p.weight for p in guided.parts(-X, torch.tensor(0.7), SCORE)]
 
 
 def test_each_part_is_the_score_of_a_law_that_diffuses() -> None:
@@ -472,18 +466,18 @@ def test_each_part_is_the_score_of_a_law_that_diffuses() -> None:
     data, sde, net = mixture(), VP(), model()
     laws = [data.score(sde)(X, T), data.score(sde, Y)(X, T), data.score(sde, 1)(X, T)]
     log_prob = data.label_log_prob(sde)
-    free = classifier_free(net, 3.0, label=Y)
+    free = classifier_free(net, {"label": Y}, 3.0)
     for guided in (
         free,
         classifier(data.score(sde), log_prob, 2.0, label=Y),
         classifier(free, log_prob, 0.5, label=1),
         classifier(classifier(data.score(sde), log_prob, 2.0, label=1), log_prob, 0.5, label=Y),
-        autoguidance(free, classifier_free(net, 2.0, label=1), 1.5),
+        autoguidance(free, classifier_free(net, {"label": 1}, 2.0), 1.5),
         compose(net, [(2.0, {"label": Y}), (-0.5, {"label": 1})]),
     ):
-        for part in guided.parts(X, T):  # type: ignore[attr-defined]
+        for part in guided.parts(X, T, SCORE):  # type: ignore[attr-defined]
             # the times of the network are found to about 1e-10
-            assert min(float((part.score - law).detach().abs().max()) for law in laws) < 1e-8
+            assert min(float((part.value - law).detach().abs().max()) for law in laws) < 1e-8
 
 
 @pytest.mark.parametrize("kind", bent(model()))
@@ -500,7 +494,7 @@ def test_what_has_no_density_says_why_by_its_type(kind: str) -> None:
     for outer in nested:
         assert outer(X, T).shape == X.shape  # as a score it is as good as any
         with pytest.raises(TypeError, match=word[kind]):
-            outer.parts(X, T)  # type: ignore[attr-defined]
+            outer.parts(X, T, SCORE)  # type: ignore[attr-defined]
 
 
 # ---- everything, for all of them ----
@@ -523,16 +517,16 @@ class Plain(nn.Module):
 
 
 def plain(kind: str, net: ScoreModel) -> Any:
-    free = classifier_free(net, 3.0, label=1)
+    free = classifier_free(net, {"label": 1}, 3.0)
     return {
         "classifier_free": free,
         "classifier": classifier(free, lambda x, t: x * 2, 1.5, label=1, temperature=lambda t: 1 + t),
         "autoguidance": autoguidance(free, net.bind(label=torch.tensor(1)), 2.5),
         "compose": compose(net, [(2.0, {"label": 0}), (-0.5, {"label": 1})]),
-        "schedule": classifier_free(net, lambda t: 1 + t, label=1),
-        "interval": classifier_free(net, 3.0, interval=(0.1, 2.0), label=1),
-        "rescale": classifier_free(net, 3.0, rescale=0.5, label=1),
-        "projected": projected(net, 3.0, parallel=0.2, norm=2.0, label=1),
+        "schedule": classifier_free(net, {"label": 1}, lambda t: 1 + t),
+        "interval": classifier_free(net, {"label": 1}, 3.0, interval=(0.1, 2.0)),
+        "rescale": classifier_free(net, {"label": 1}, 3.0, rescale=0.5),
+        "projected": projected(net, {"label": 1}, 3.0, parallel=0.2, norm=2.0),
     }[kind]
 
 
@@ -577,7 +571,7 @@ def test_gradients_reach_what_a_schedule_holds() -> None:
     net = model()
 
     def value(slope: Tensor) -> Tensor:
-        built = [build(net, lambda t: 1 + slope * t, label=Y) for build in (classifier_free, projected)]
+        built = [build(net, {"label": Y}, lambda t: 1 + slope * t) for build in (classifier_free, projected)]
         return torch.cat([guided(X, t) for t in (T, EACH) for guided in built])
 
     assert torch.autograd.gradcheck(value, torch.tensor(0.8, dtype=torch.float64, requires_grad=True))
@@ -611,12 +605,12 @@ def test_samples_end_at_the_label(kind: str) -> None:
     net.null_conditions = {"label": 2}  # type: ignore[attr-defined]
     wrapped = ScoreModel(net, sde, "score")
     guided = {
-        "schedule": classifier_free(wrapped, lambda t: 1 + t, label=1),
-        "interval": classifier_free(wrapped, 3.0, interval=(0.1, 5.0), label=1),
-        "rescale": classifier_free(wrapped, 3.0, rescale=0.5, label=1),
-        "projected": projected(wrapped, 3.0, parallel=0.2, norm=2.0, label=1),
+        "schedule": classifier_free(wrapped, {"label": 1}, lambda t: 1 + t),
+        "interval": classifier_free(wrapped, {"label": 1}, 3.0, interval=(0.1, 5.0)),
+        "rescale": classifier_free(wrapped, {"label": 1}, 3.0, rescale=0.5),
+        "projected": projected(wrapped, {"label": 1}, 3.0, parallel=0.2, norm=2.0),
     }[kind]
-    x = sample(sde, guided, (64, 2), solver=Heun(), steps=10, seed=0, dtype=torch.float64).x
+    x = sample(guided, (64, 2), solver=Heun(), steps=10, seed=0, dtype=torch.float64).x
     assert float(x[:, 0].mean()) > 0.5
 
 
@@ -648,7 +642,7 @@ def test_a_converted_scale_gives_what_is_written_there(convention: str, value: f
     net = model()
     none, cond = two(net, X, T)
     scale = to_scale(value, convention)
-    got = classifier_free(net, scale, label=Y)(X, T)
+    got = classifier_free(net, {"label": Y}, scale)(X, T)
     torch.testing.assert_close(got, written(convention, value, none, cond), **ROUNDING)
     if convention != "diffusers" or value >= 1:
         assert from_scale(scale, convention) == value
@@ -678,13 +672,13 @@ def scales() -> Iterator[tuple[str, Any]]:
 def by_scale(scale: Any) -> list[Any]:
     net, data = model(), mixture()
     return [
-        classifier_free(net, scale, label=Y),
-        classifier_free(net, scale, rescale=0.5, label=Y),
-        projected(net, scale, label=Y),
+        classifier_free(net, {"label": Y}, scale),
+        classifier_free(net, {"label": Y}, scale, rescale=0.5),
+        projected(net, {"label": Y}, scale),
         classifier(data.score(VP()), data.label_log_prob(VP()), scale, label=Y),
         autoguidance(net.bind(label=Y), data.score(VP()), scale),
         compose(net, [(scale, {"label": Y})]),
-        classifier_free(net, cfg_plus_plus(VP(), grids.uniform(VP(), 4), scale), label=Y),
+        classifier_free(net, {"label": Y}, cfg_plus_plus(VP(), grids.uniform(VP(), 4), scale)),
     ]
 
 
@@ -715,7 +709,7 @@ def test_numbers_of_numpy_are_scales() -> None:
 )  # fmt: skip
 def test_no_scale(scale: Any) -> None:
     builds = [by_scale, lambda s: to_scale(s, "imagen"), lambda s: from_scale(s, "imagen")]
-    builds += [lambda s: compose(model(), [(s, {"label": 1})]), lambda s: projected(model(), s, label=1)]
+    builds += [lambda s: compose(model(), [(s, {"label": 1})]), lambda s: projected(model(), {"label": 1}, s)]
     for build in builds:
         with pytest.raises(ValueError, match="must be a finite number, got"):
             build(scale)
@@ -736,56 +730,28 @@ class Named(nn.Module):
         return found + cond[self.name].nan_to_num(7.0)[:, None] if self.name in cond else found
 
 
-OPTIONS = ["null", "negative", "interval", "rescale", "parallel", "norm", "scale", "model"]
+OPTIONS = ["null", "negative", "interval", "rescale", "parallel", "norm", "scale", "model", "conditions", "t"]
 
 
+@pytest.mark.parametrize(
+    "build",
+    [classifier_free, partial(projected, parallel=1.0), "compose"],
+    ids=["classifier_free", "projected", "compose"],
+)
 @pytest.mark.parametrize("option", OPTIONS)
-def test_compose_takes_conditions_that_are_called_like_options(option: str) -> None:
+def test_a_condition_may_be_called_like_an_option(build: Any, option: str) -> None:
+    """Conditions are a mapping, so that no name is reserved."""
     net, value = ScoreModel(Named(option), VP()), torch.tensor([0.1, 0.2, 0.3, 0.4], dtype=torch.float64)
-    got = compose(net, [(2.0, {"label": Y, option: value})])(X, T)
-    none = net(X, T, label=torch.full((4,), NONE), **{option: torch.full((4,), math.nan)})
-    there = net(X, T, label=Y, **{option: value})
-    torch.testing.assert_close(got, none + 2 * (there - none), **ROUNDING)
-
-
-@pytest.mark.parametrize("build", [classifier_free, projected])
-@pytest.mark.parametrize("option", OPTIONS[:7])
-def test_a_condition_that_is_called_like_an_option_is_not_taken_for_it(build: Callable[..., Any], option: str) -> None:
-    net, value = ScoreModel(Named(option), VP()), torch.full((4,), 0.5, dtype=torch.float64)
-    foreign = {classifier_free: ("parallel", "norm"), projected: ("rescale",)}[build]  # type: ignore[index]
-    if option in foreign:  # it has no such option, so it is a condition
-        assert bool(build(net, 2.0, label=Y, **{option: value})(X, T).isfinite().all())
-        return
-    for further in ({"label": Y}, {}):
-        with pytest.raises(ValueError, match=rf'compose\(model, \[\(w, {{"{option}": v}}\)\]\)'):
-            build(net, **{option: value}, **further)
-    assert bool(build(net, 2.0, label=Y)(X, T).isfinite().all())  # without the name there is no doubt
-
-
-@pytest.mark.parametrize("build", [classifier_free, projected])
-def test_a_number_or_value_for_an_ambiguous_name_is_refused_and_a_mapping_is_the_option(
-    build: Callable[..., Any],
-) -> None:
-    for option, value in (("null", NONE), ("negative", 1), ("interval", (0.1, 5.0))):
-        with pytest.raises(ValueError, match=rf"a condition '{option}'.*compose"):
-            build(ScoreModel(Named(option), VP()), 2.0, label=Y, **{option: value})
-    for option in ("null", "negative"):
-        a, b = (
-            build(ScoreModel(Named(name), VP()), 2.0, label=Y, **{option: {"label": 1}})(X, T) for name in (option, "c")
-        )
-        assert torch.equal(a, b)
-    with pytest.raises(ValueError, match=r"'rescale'.*compose"):
-        classifier_free(ScoreModel(Named("rescale"), VP()), 2.0, label=Y, rescale=0.5)
-    assert classifier_free(ScoreModel(Named("rescale"), VP()), 2.0, label=Y, rescale=0.0)(X, T).shape == X.shape
-    for option in ("parallel", "norm"):
-        with pytest.raises(ValueError, match=f"'{option}'.*compose"):
-            projected(ScoreModel(Named(option), VP()), 2.0, label=Y, **{option: 0.5})  # type: ignore[arg-type]
-
-
-def test_no_condition_at_all_says_where_taken_names_go() -> None:
-    for build in (classifier_free, projected):
-        with pytest.raises(ValueError, match=r"needs a condition.*compose"):
-            build(ScoreModel(lambda x, c, **cond: x, VP()), null=torch.ones(4))
+    given = {"label": Y, option: value}
+    guided = compose(net, [(2.0, given)]) if build == "compose" else build(net, given, 2.0)
+    none = net(X, T, {"label": torch.full((4,), NONE), option: torch.full((4,), math.nan)})
+    there = net(X, T, given)
+    torch.testing.assert_close(guided(X, T), none + 2 * (there - none), **ROUNDING)
+    assert not torch.allclose(there, net(X, T, {"label": Y, option: 0 * value}))
+    if build != "compose":  # and the options are the options
+        other = build(net, given, 2.0, negative={"label": 1, option: 0.5}, interval=(0.0, math.inf))
+        weak = net(X, T, {"label": torch.ones(4).long(), option: torch.full((4,), 0.5)})
+        torch.testing.assert_close(other(X, T), weak + 2 * (there - weak), **ROUNDING)
 
 
 # ---- refusals, before the network runs ----
@@ -807,38 +773,62 @@ def refusals() -> Iterator[tuple[str, Callable[[], Any], type[Exception], str]]:
     bare = ScoreModel(lambda x, c, label: x, VP())
     grid = grids.uniform(VP(), 4)
     for at, bad in enumerate(((1.0, 0.5), (0.5, 0.5), (-1.0, 2.0), (0.1,), 3.0, (0.1, math.nan), (math.inf, math.inf))):
-        build: Callable[[], Any] = partial(classifier_free, net, 2.0, interval=bad, label=1)
+        build: Callable[[], Any] = partial(classifier_free, net, {"label": 1}, 2.0, interval=bad)
         yield f"interval {at}", build, ValueError, "low < high"
-    for share in (-0.1, 1.5, math.nan, True, "1"):
-        build = partial(classifier_free, net, 2.0, rescale=share, label=1)
+    for share in (-0.1, 1.5, math.nan):
+        build = partial(classifier_free, net, {"label": 1}, 2.0, rescale=share)
         yield f"rescale {share}", build, ValueError, "from 0 to 1"
-    yield "null and negative", lambda: classifier_free(net, 2.0, null=3, negative=1, label=1), ValueError, "not both"
-    yield "negative value", lambda: classifier_free(wide, 2.0, negative=1, label=1, size=2.0), ValueError, "mapping"
-    yield "empty negative", lambda: classifier_free(net, 2.0, negative={}, label=1), ValueError, "no condition"
-    yield "unknown negative", lambda: classifier_free(net, 2.0, negative={"text": 1}, label=1), ValueError, "text"
-    yield "unknown name", lambda: classifier_free(net, 2.0, null={"text": 1}, text=1), ValueError, "takes label"
-    yield "unknown argument", lambda: classifier_free(bare, 2.0, null=1, text=1), ValueError, "takes label"
-    yield "float label", lambda: classifier_free(net, 2.0, label=torch.ones(4)), ValueError, "whole numbers.*long"
-    yield "int size", lambda: classifier_free(wide, 2.0, size=torch.ones(4).long()), ValueError, "NaN.*float"
-    yield "bool", lambda: classifier_free(net, 2.0, label=torch.ones(4).bool()), ValueError, "real numbers"
-    yield "words", lambda: classifier_free(net, 2.0, label="three"), ValueError, "Encode words"
-    yield "rows", lambda: classifier_free(net, 2.0, label=Y[:3])(X, T), ValueError, "3 rows but x has 4"
-    yield "rows negative", lambda: classifier_free(net, 2.0, negative=Y[:3], label=Y)(X, T), ValueError, "3 rows"
+    for share in (True, "1"):
+        build = partial(classifier_free, net, {"label": 1}, 2.0, rescale=share)
+        yield f"rescale {share}", build, TypeError, "rescale must be a real number"
+    yield (
+        "null and negative",
+        lambda: classifier_free(net, {"label": 1}, 2.0, null=3, negative=1),
+        ValueError,
+        "not both",
+    )
+    yield (
+        "negative value",
+        lambda: classifier_free(wide, {"label": 1, "size": 2.0}, 2.0, negative=1),
+        ValueError,
+        "mapping",
+    )
+    yield "empty negative", lambda: classifier_free(net, {"label": 1}, 2.0, negative={}), ValueError, "no condition"
+    yield "unknown negative", lambda: classifier_free(net, {"label": 1}, 2.0, negative={"text": 1}), ValueError, "text"
+    yield "unknown name", lambda: classifier_free(net, {"text": 1}, 2.0, null={"text": 1}), ValueError, "takes label"
+    yield "unknown argument", lambda: classifier_free(bare, {"text": 1}, 2.0, null=1), ValueError, "takes label"
+    yield "float label", lambda: classifier_free(net, {"label": torch.ones(4)}, 2.0), ValueError, "whole numbers.*long"
+    yield "int size", lambda: classifier_free(wide, {"size": torch.ones(4).long()}, 2.0), ValueError, "NaN.*float"
+    yield "bool", lambda: classifier_free(net, {"label": torch.ones(4).bool()}, 2.0), ValueError, "real numbers"
+    yield "words", lambda: classifier_free(net, {"label": "three"}, 2.0), ValueError, "Encode words"
+    yield "rows", lambda: classifier_free(net, {"label": Y[:3]}, 2.0)(X, T), ValueError, "3 rows but x has 4"
+    yield "rows negative", lambda: classifier_free(net, {"label": Y}, 2.0, negative=Y[:3])(X, T), ValueError, "3 rows"
     pair = torch.ones(4, 2)
-    yield "shapes", lambda: classifier_free(wide, 2.0, negative={"size": pair}, size=1.0)(X, T), ValueError, "one shape"
-    yield "null shape", lambda: classifier_free(net, 2.0, null=torch.zeros(2).long(), label=Y)(X, T), ValueError, "fit"
-    yield "no model", lambda: projected(net.bind(label=1), 2.0, label=1), TypeError, "ScoreModel"  # type: ignore[arg-type]
-    yield "no condition", lambda: projected(net, 2.0), ValueError, "needs a condition"
-    yield "no null", lambda: projected(bare, 2.0, label=1), ValueError, "null condition"
-    yield "projected scale", lambda: projected(net, math.nan, label=1), ValueError, "finite"
-    yield "parallel", lambda: projected(net, 2.0, parallel=math.inf, label=1), ValueError, "parallel"
-    yield "norm", lambda: projected(net, 2.0, norm=0.0, label=1), ValueError, "norm must be positive"
-    yield "projected interval", lambda: projected(net, 2.0, interval=(2.0, 1.0), label=1), ValueError, "low < high"
-    yield "schedule nan", lambda: classifier_free(net, lambda t: t * math.nan, label=1)(X, T), ValueError, "finite"
+    yield (
+        "shapes",
+        lambda: classifier_free(wide, {"size": 1.0}, 2.0, negative={"size": pair})(X, T),
+        ValueError,
+        "one shape",
+    )
+    yield (
+        "null shape",
+        lambda: classifier_free(net, {"label": Y}, 2.0, null=torch.zeros(2).long())(X, T),
+        ValueError,
+        "fit",
+    )
+    yield "no model", lambda: projected(net.bind(label=1), {"label": 1}, 2.0), TypeError, "ScoreModel"  # type: ignore[arg-type]
+    yield "no condition", lambda: projected(net, {}, 2.0), ValueError, "needs a condition"
+    yield "no mapping", lambda: projected(net, 2.0), TypeError, "mapping by name"  # type: ignore[arg-type]
+    yield "no null", lambda: projected(bare, {"label": 1}, 2.0), ValueError, "null condition"
+    yield "projected scale", lambda: projected(net, {"label": 1}, math.nan), ValueError, "finite"
+    yield "parallel", lambda: projected(net, {"label": 1}, 2.0, parallel=math.inf), ValueError, "parallel"
+    yield "norm", lambda: projected(net, {"label": 1}, 2.0, norm=0.0), ValueError, "norm must be positive"
+    yield "projected interval", lambda: projected(net, {"label": 1}, 2.0, interval=(2.0, 1.0)), ValueError, "low < high"
+    yield "schedule nan", lambda: classifier_free(net, {"label": 1}, lambda t: t * math.nan)(X, T), ValueError, "finite"
     for shape in ((3,), (4, 1)):
-        guided = classifier_free(net, lambda t, shape=shape: torch.ones(shape), label=1)  # type: ignore[misc]
+        guided = classifier_free(net, {"label": 1}, lambda t, shape=shape: torch.ones(shape))  # type: ignore[misc]
         yield f"schedule {shape}", partial(guided, X, EACH), ValueError, "one for each"
-    yield "schedule type", lambda: classifier_free(net, lambda t: "2", label=1)(X, T), TypeError, "number"  # type: ignore[arg-type,return-value]
+    yield "schedule type", lambda: classifier_free(net, {"label": 1}, lambda t: "2")(X, T), TypeError, "number"  # type: ignore[arg-type,return-value]
     yield "autoguidance", lambda: autoguidance(net.bind(label=1), None, 2.0), TypeError, "weak must be"  # type: ignore[arg-type]
     yield "autoguidance scale", lambda: autoguidance(net, net, math.inf), ValueError, "finite"
     yield "plus plus rule", lambda: cfg_plus_plus(VP(), grids.karras, 0.5), TypeError, "call it first"
@@ -856,7 +846,7 @@ def test_refusals(build: Callable[[], Any], error: type[Exception], match: str) 
 def test_rescale_needs_events_with_a_deviation() -> None:
     net = ScoreModel(lambda x, c, label: x, VP())
     with pytest.raises(ValueError, match="too few"):
-        classifier_free(net, 2.0, rescale=0.5, null=0, label=1)(X[:, :1], T)
+        classifier_free(net, {"label": 1}, 2.0, rescale=0.5, null=0)(X[:, :1], T)
 
 
 # ---- the benchmark of what it costs ----

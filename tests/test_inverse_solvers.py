@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from scoresde import (
-    DDIM,
-    EDM,
-    VP,
-    Ancestral,
-    AnnealedLangevin,
-    BrownianNoise,
-    DPMSolverPP,
-    EulerMaruyama,
-    GaussianMixture,
-    Heun,
-    IndependentNoise,
-    Noise,
-    PredictorCorrector,
-    ProbabilityFlow,
-    RectifiedFlow,
-    Reverse,
-    Solver,
-    SubVP,
-    UniPC,
-    VelocityMultistep,
-    grids,
-    sample,
-)
+import posteriors
+from scoresde import grids
+from scoresde.fitting import fit
 from scoresde.inverse import (
     DiffPIR,
     Downsample,
@@ -43,11 +22,30 @@ from scoresde.inverse import (
     LinearOperator,
     Mask,
     Matrix,
+    MeasuredSolver,
     Measurement,
     RePaint,
     Replacement,
 )
-from scoresde.sde import SDE
+from scoresde.models import as_score
+from scoresde.noise import BrownianNoise, IndependentNoise, Noise
+from scoresde.problems import GaussianMixture
+from scoresde.reverse import Reverse
+from scoresde.sampling import sample
+from scoresde.sde import EDM, SDE, VP, RectifiedFlow, SubVP
+from scoresde.solvers import (
+    DDIM,
+    Ancestral,
+    AnnealedLangevin,
+    DPMSolverPP,
+    EulerMaruyama,
+    Heun,
+    PredictorCorrector,
+    ProbabilityFlow,
+    Solver,
+    UniPC,
+    VMultistep,
+)
 
 F64 = torch.float64
 RHO, Y = 0.8, 1.0
@@ -97,7 +95,7 @@ def law(solver: Solver, sde: SDE, steps: int, *, rows: int = 1600, rho: float = 
     """Mean (2,) and covariance (2, 2) of the samples of a pair."""
     options = {"grid": grids.karras, "denoise": True} | options
     score = pair(rho).score(sde)
-    x = sample(sde, score, (rows, 2), solver=solver, steps=steps, noise=Units(), dtype=F64, **options).x
+    x = sample(score, (rows, 2), solver=solver, steps=steps, noise=Units(), dtype=F64, **options).x
     spread = x[1:] - x[0]
     return x[0], spread.mT @ spread
 
@@ -164,10 +162,10 @@ def test_the_stated_bias_is_the_limit_of_small_steps(sde: SDE, rho: float) -> No
     assert abs(mean - rho * Y) > 0.09  # which is not the posterior's mean
 
 
-@pytest.mark.parametrize("inner", [VelocityMultistep(), DPMSolverPP()], ids=name)
-def test_a_memory_of_past_steps_does_not_move_the_limit(inner: Solver) -> None:
+@pytest.mark.parametrize("solver", [VMultistep(), DPMSolverPP()], ids=name)
+def test_a_memory_of_past_steps_does_not_move_the_limit(solver: Solver) -> None:
     mean, variance = (1 - math.sqrt(1 - RHO**2)) / RHO, (1 - RHO**2) * math.atanh(RHO) / RHO
-    got = law(Replacement(measured(), inner), VP(t_min=1e-5), 160, eta=1.0)
+    got = law(Replacement(measured(), solver), VP(t_min=1e-5), 160, eta=1.0)
     # of first order, as for solvers without memory; they are 0.015 away at as many steps
     assert float(got[0][1]) == pytest.approx(mean, abs=0.015)
     assert float(got[1][1, 1]) == pytest.approx(variance, abs=0.015)
@@ -199,7 +197,7 @@ def test_the_measured_part_has_its_law_at_every_time(kind: Any, noise_std: float
 @pytest.mark.parametrize("sde", SDES, ids=name)
 def test_the_start_is_drawn_given_the_measurement(sde: SDE) -> None:
     x = torch.full((500, 2), 1e3, dtype=F64)
-    process = Reverse(sde, pair().score(sde), 1.0)
+    process = Reverse(pair().score(sde), 1.0)
     started, _ = Replacement(measured(0.3)).start(process, x, torch.tensor([sde.T, sde.t_min], dtype=F64), Units())
     alpha, sigma = float(sde.alpha(sde.T)), float(sde.sigma(sde.T))
     assert bool((started[:, 1] == 1e3).all())
@@ -215,7 +213,7 @@ def test_a_clean_measurement_is_kept_to_rounding(kind: Any) -> None:
     a = Matrix(torch.tensor([[2.0, 1.0]], dtype=F64), event=(1, 2, 1))
     for operator in (a, Mask(torch.tensor([[[True], [False]]])), Downsample((1, 2, 1), event=(1, 2, 1))):
         y = operator(data.sample(5, 0))
-        x = sample(sde, data.score(sde), (5, 1, 2, 1), solver=kind(Measurement(y, operator, 0.0)), steps=8, dtype=F64).x
+        x = sample(data.score(sde), (5, 1, 2, 1), solver=kind(Measurement(y, operator, 0.0)), steps=8, dtype=F64).x
         torch.testing.assert_close(operator(x), y, rtol=0, atol=1e-12)
 
 
@@ -258,7 +256,7 @@ def test_the_bias_falls_with_resamplings(jump: int) -> None:
 def test_going_back_follows_the_forward_transition() -> None:
     """One stretch of one step from a known x: the second pass starts from N(r x_s, v), here with a score of 0."""
     sde, t, s = VP(), torch.tensor(0.7, dtype=F64), torch.tensor(0.4, dtype=F64)
-    process = Reverse(sde, lambda x, t: 0 * x, 1.0)
+    process = Reverse(as_score(lambda x, t: 0 * x, sde), 1.0)
     x = torch.ones(40, 2, dtype=F64)
     end, _ = RePaint(measured(), DDIM(eta=0.0), resamplings=2).step(process, x, t, s, Units(), None)
     ratio, variance = (float(v) for v in sde.transition_coefficients(s, t))
@@ -273,7 +271,7 @@ def test_evaluations_are_resamplings_times_steps(steps: int, jump: int, monkeypa
     back: list[Any] = []
     forward = VP.transition
     monkeypatch.setattr(VP, "transition", lambda self, *a: (back.append(a), forward(self, *a))[1])
-    solution = sample(VP(), pair().score(VP()), (2, 2), solver=solver, steps=steps, trajectory=True, dtype=F64)
+    solution = sample(pair().score(VP()), (2, 2), solver=solver, steps=steps, trajectory=True, dtype=F64)
     assert solution.nfe == 3 * steps + 1
     assert len(back) == 2 * math.ceil(steps / jump)  # each stretch is gone back twice, as a whole
     assert solution.trajectory is not None and len(solution.trajectory) == steps + 1
@@ -286,7 +284,7 @@ def test_passes_do_not_share_a_paths_noise() -> None:
     """
     sde = VP()
     grid = torch.tensor([0.5, 0.3], dtype=F64)
-    process = Reverse(sde, lambda x, t: 0 * x, 1.0)
+    process = Reverse(as_score(lambda x, t: 0 * x, sde), 1.0)
     x = torch.zeros(4000, 2, dtype=F64)
     end = RePaint(measured(), EulerMaruyama(), resamplings=2).solve(process, x, grid, BrownianNoise(0, sde.T)).x[:, 1]
     g = float(sde.g(grid[0])) ** 2 * 0.2
@@ -308,10 +306,10 @@ def test_the_proximal_point_minimises(noise_std: float) -> None:
     a = Matrix(torch.tensor([[2.0, 1.0, 0.0], [0.0, 1.0, -1.0]], dtype=F64))
     data = GaussianMixture(torch.ones(2), torch.tensor([[1.0, 0, 2], [0, -1, 0]], dtype=F64), 0.2)
     y = torch.tensor([[1.0, -2.0], [0.5, 0.0]], dtype=F64)
-    process = Reverse(sde, data.score(sde))
+    process = Reverse(data.score(sde))
     x = torch.tensor([[0.3, -0.5, 1.0], [0.0, 2.0, 1.0]], dtype=F64)
     solver = DiffPIR(Measurement(y, a, noise_std), regularisation=3.0)
-    point, x0 = solver.clean(process, x, t), process.denoise(x, t)
+    point, x0 = solver.denoised(process, x, t), process.score.denoise(x, t)
     if noise_std:
         rho = 3.0 * float(sde.alpha(t) / sde.sigma(t)) ** 2
         gradient = (point @ a.matrix().mT - y) @ a.matrix() / noise_std**2 + rho * (point - x0)
@@ -326,12 +324,12 @@ def test_the_proximal_point_minimises(noise_std: float) -> None:
 def test_a_step_of_diffpir(zeta: float) -> None:
     """Mean and covariance of one step: α_s x̂_0' + σ_s (sqrt(1 - ζ) ε̂' + sqrt(ζ) z)."""
     sde, t, s = EDM(), torch.tensor(2.0, dtype=F64), torch.tensor(1.2, dtype=F64)
-    process = Reverse(sde, pair().score(sde))
+    process = Reverse(pair().score(sde))
     x = torch.tensor([[0.7, -1.1]], dtype=F64).expand(5, 2)
     solver = DiffPIR(measured(0.4), 2.0, zeta)
     assert solver.draws_noise(process) == (zeta > 0)
     end, _ = solver.step(process, x, t, s, Units(), None)
-    x0 = solver.clean(process, x[:1], t)
+    x0 = solver.denoised(process, x[:1], t)
     mean = x0 + 1.2 * math.sqrt(1 - zeta) * (x[:1] - x0) / 2.0
     torch.testing.assert_close(end[:1], mean, rtol=1e-12, atol=0)
     spread = end[1:] - end[:1]
@@ -345,21 +343,40 @@ def test_the_spread_of_diffpir_is_not_the_posteriors() -> None:
     assert float(at_2[1, 1]) < float(at_1[1, 1]) * 1.05 < 0.6 * exact  # more steps do not mend it
 
 
+# -- zero terminal SNR: α(T) = 0 -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("noise_std", [0.0, 0.5])
+@pytest.mark.parametrize("kind", KINDS)
+def test_runs_start_where_nothing_is_left_of_the_picture(kind: Any, noise_std: float) -> None:
+    """The law at α(T) = 0 is the limit of those at T = 1 - ε, on the same times but the first."""
+    times = grids.karras(RectifiedFlow(), 12)
+    moments = []
+    for sde in (RectifiedFlow(T=1.0), RectifiedFlow(T=1 - 1e-9)):
+        grid = torch.cat([torch.tensor([sde.T], dtype=F64), times[1:]])
+        moments.append(
+            law(kind(measured(noise_std), **({"resamplings": 2} if kind is RePaint else {})), sde, 12, grid=grid)
+        )
+    for a, b in zip(*moments, strict=True):
+        # the prior's covariance beside α² of it: 1e-9 in x̂_0, and 1e-7 where σ/α = 1e9 multiplies roundings
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
+
+
 # -- composition -----------------------------------------------------------------------------------------------------
 
-INNER: list[Solver] = [
+INSIDE: list[Solver] = [
     Ancestral(), DDIM(), EulerMaruyama(), Heun(), Heun(churn=1.0), PredictorCorrector(), AnnealedLangevin(steps=2),
     ProbabilityFlow(method="euler"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("inner", INNER, ids=repr)
+@pytest.mark.parametrize("solver", INSIDE, ids=repr)
 @pytest.mark.parametrize("kind", [Replacement, RePaint])
-def test_any_solver_that_steps_fits_inside(kind: Any, inner: Solver) -> None:
+def test_any_solver_that_steps_fits_inside(kind: Any, solver: Solver) -> None:
     data, sde = plane(), VP()
     operator = Mask(torch.tensor([[[True], [False]]]))
     y = operator(data.sample(3, 0)).float()
-    x = sample(sde, data.score(sde), (3, 1, 2, 1), solver=kind(Measurement(y, operator, 0.0), inner), steps=6).x
+    x = sample(data.score(sde), (3, 1, 2, 1), solver=kind(Measurement(y, operator, 0.0), solver), steps=6).x
     assert x.dtype == torch.float32
     torch.testing.assert_close(operator(x), y, rtol=0, atol=1e-5)  # float32
 
@@ -374,14 +391,14 @@ def test_every_schedule_and_batch_size(kind: Any, sde: SDE) -> None:
 
     def run(y: Tensor, steps: int) -> Tensor:
         shape = (len(y), 1, 2, 1)
-        return sample(sde, score, shape, solver=kind(Measurement(y, operator, 0.1)), steps=steps, dtype=F64, seed=3).x
+        return sample(score, shape, solver=kind(Measurement(y, operator, 0.1)), steps=steps, dtype=F64, seed=3).x
 
     for steps in (1, 5):
         assert run(y[:0], steps).shape == (0, 1, 2, 1)
         together = run(y, steps)
         torch.testing.assert_close(run(y[:1], steps), together[:1], rtol=1e-12, atol=1e-12)  # sums in other orders
     one = kind(Measurement(y[0], operator, 0.1))
-    shared = sample(sde, score, (4, 1, 2, 1), solver=one, steps=5, dtype=F64, seed=3).x
+    shared = sample(score, (4, 1, 2, 1), solver=one, steps=5, dtype=F64, seed=3).x
     torch.testing.assert_close(shared, run(y[:1].expand_as(y), 5), rtol=0, atol=0)
 
 
@@ -394,7 +411,7 @@ def test_gradients_to_x_y_and_the_grid(kind: Any, checkpoint: bool) -> None:
 
     def run(x: Tensor, y: Tensor, grid: Tensor) -> Tensor:
         solver = kind(Measurement(y, operator, 0.2), **options)
-        process = Reverse(sde, score, 1.0)
+        process = Reverse(score, 1.0)
         return solver.solve(process, x, grid, IndependentNoise(0), denoise=True, checkpoint=checkpoint).x
 
     x = torch.randn(2, 1, 2, 1, dtype=F64, generator=torch.Generator().manual_seed(0)).requires_grad_()
@@ -415,29 +432,29 @@ def test_measurements_that_do_not_serve(kind: Any) -> None:
     score = pair().score(VP())
     each = kind(Measurement(torch.zeros(3, 1), FIRST, 0.1))
     with pytest.raises(ValueError, match="3 measurements, one for each sample, but x has 4"):
-        sample(VP(), score, (4, 2), solver=each, steps=2)
+        sample(score, (4, 2), solver=each, steps=2)
     with pytest.raises(ValueError, match=r"x must be \(B, 2\)"):
-        sample(VP(), score, (4, 3), solver=kind(measured()), steps=2)
+        sample(score, (4, 3), solver=kind(measured()), steps=2)
 
 
-@pytest.mark.parametrize("inner", [UniPC(), DPMSolverPP(), VelocityMultistep()], ids=name)
-def test_passes_gone_again_want_no_memory(inner: Solver) -> None:
+@pytest.mark.parametrize("solver", [UniPC(), DPMSolverPP(), VMultistep()], ids=name)
+def test_passes_gone_again_want_no_memory(solver: Solver) -> None:
     with pytest.raises(ValueError, match="remembers past steps"):
-        RePaint(measured(), inner)
-    with pytest.raises(ValueError, match="remembers past steps"):  # one inside another is found at its first step
-        solver = RePaint(measured(), PredictorCorrector(inner))
-        sample(VP(), pair().score(VP()), (2, 2), solver=solver, steps=3)
+        RePaint(measured(), solver)
+    with pytest.raises(ValueError, match="remembers past steps"):  # a solver around one says so, too
+        RePaint(measured(), PredictorCorrector(solver))
+    assert RePaint(measured(), DPMSolverPP(order=1)).solver.has_memory is False
 
 
 def test_a_fitted_sampler_has_no_states_to_replace() -> None:
-    process = Reverse(VP(), pair().score(VP()), 0.0)
-    fitted = grids.fit(process, steps=3, shape=(24, 2), batch=8, iterations=0, dtype=F64)
-    with pytest.raises(ValueError, match="fitted"):
-        Replacement(measured(), fitted)
+    fitted = fit(pair().score(VP()), steps=3, shape=(24, 2), batch=8, iterations=0, dtype=F64)
+    for solver in (fitted, PredictorCorrector(fitted)):
+        with pytest.raises(ValueError, match="do not follow the process, so that no part of them can be replaced"):
+            Replacement(measured(), solver)
 
 
 def test_options_out_of_range() -> None:
-    with pytest.raises(TypeError, match="inner must be a Solver"):
+    with pytest.raises(TypeError, match="solver must be a Solver"):
         Replacement(measured(), "ddim")  # type: ignore[arg-type]
     for bad in (0, 1.5, True):
         with pytest.raises(ValueError, match="resamplings must be a whole number"):
@@ -451,32 +468,78 @@ def test_options_out_of_range() -> None:
             DiffPIR(measured(), zeta=zeta)
 
 
-def test_the_inner_solvers_own_checks_hold() -> None:
+def test_the_checks_of_the_solver_inside_hold() -> None:
     with pytest.raises(ValueError, match="eta = 1"):
-        sample(VP(), pair().score(VP()), (2, 2), solver=Replacement(measured(), Ancestral()), eta=0.5, steps=2)
+        sample(pair().score(VP()), (2, 2), solver=Replacement(measured(), Ancestral()), eta=0.5, steps=2)
     assert Replacement(measured(), DDIM()).default_eta == 0.0
     with pytest.raises(ValueError, match="pass noise="):
         Replacement(measured(), DDIM()).solve(
-            Reverse(VP(), pair().score(VP()), 0.0), torch.zeros(1, 2), torch.tensor([1.0, 0.5])
+            Reverse(pair().score(VP()), 0.0), torch.zeros(1, 2), torch.tensor([1.0, 0.5])
         )
+
+
+class Zeros(Noise):
+    """No noise at all."""
+
+    def initial(self, shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=device)
+
+    def normal(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [Replacement(measured(), DPMSolverPP()), RePaint(measured(), Heun(), resamplings=2, jump=3)],
+    ids=["replacement", "repaint"],
+)
+def test_a_state_can_be_taken_of_some_samples(solver: Solver) -> None:
+    """As particles do between steps: what follows is what follows for those samples."""
+    process, grid = Reverse(pair().score(VP()), 0.0), grids.karras(VP(), 6)
+    x = torch.randn(4, 2, dtype=F64, generator=torch.Generator().manual_seed(0))
+    rows = torch.tensor([2, 0, 2])
+
+    def run(at: int) -> Tensor:
+        now, state = solver.start(process, x, grid, Zeros())
+        for i, (t, s) in enumerate(itertools.pairwise(grid)):
+            if i == at:
+                now, state = now[rows], solver.selected(state, lambda v: v[rows])
+            now, state = solver.step(process, now, t, s, Zeros(), state)
+        return now
+
+    torch.testing.assert_close(run(2), run(-1)[rows], rtol=1e-12, atol=1e-12)
+
+
+@dataclasses.dataclass(frozen=True)
+class Projected(MeasuredSolver):
+    """The example of ``MeasuredSolver``."""
+
+    def denoised(self, process: Reverse, x: Tensor, t: Tensor) -> Tensor:
+        return self.operator.project(process.score.denoise(x, t), self.measurement_of(x))
+
+    def step(self, process: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise, state: Any) -> tuple[Tensor, Any]:
+        x0 = self.denoised(process, x, t)
+        return process.sde.alpha(s) * x0 + process.sde.sigma(s) * noise.between(x, t, s), state
+
+
+def test_a_solver_of_ones_own_is_two_methods() -> None:
+    solution = sample(pair().score(VP()), (50, 2), solver=Projected(measured()), steps=20)
+    torch.testing.assert_close(solution.x[:, 0], torch.ones(50), rtol=0, atol=1e-6)
+    assert solution.nfe == 21
 
 
 def test_the_users_own_operator() -> None:
     """A function with its adjoint derived: the mean of both coordinates."""
     operator: LinearOperator = FunctionOperator(lambda x: x.mean(1, keepdim=True), event=(2,))
     solver = Replacement(Measurement(torch.tensor([0.3]), operator, 0.0))
-    x = sample(VP(), pair().score(VP()), (6, 2), solver=solver, steps=10).x
+    x = sample(pair().score(VP()), (6, 2), solver=solver, steps=10).x
     torch.testing.assert_close(x.mean(1), torch.full((6,), 0.3), rtol=0, atol=1e-5)
 
 
 # -- the benchmark ---------------------------------------------------------------------------------------------------
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples" / "benchmarks"))
-
 
 def test_the_benchmark_runs_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    import posteriors
-
     config = posteriors.Config(quick=True, problems=("plane-projection",), out=tmp_path / "cells.jsonl")
     config.markdown = tmp_path / "table.md"
     config.methods = ("replacement", "PiGDM", "particles, moment matching")
@@ -495,8 +558,6 @@ def test_the_benchmark_runs_and_resumes(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_the_benchmark_judges_rightly() -> None:
     """Exact samples come out at the floor and calibrated; the prior's, which ignore y, do not."""
-    import posteriors
-
     truth = posteriors.known("plane-coordinate", 4, 100, 5)
     setting = posteriors.SETTINGS["plane-coordinate"]()
     laws = [setting.mixture.posterior(setting.operator, y, setting.noise_std) for y in truth.y]
@@ -511,8 +572,6 @@ def test_the_benchmark_judges_rightly() -> None:
 
 def test_evaluations_and_gradients_are_counted() -> None:
     """Moment matching of 16 numbers: as many gradients in each evaluation; the last one is the denoising step's."""
-    import posteriors
-
     setting = posteriors.SETTINGS["digits-projections"]()
     score = posteriors.Counted(setting.mixture.score(posteriors.SDE))
     task = posteriors.Task(setting, score, torch.zeros(2, 16, dtype=F64), 3, 0, 4, 0)

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from scoresde import VP, Gaussian, GaussianMixture
+from scoresde.problems import Gaussian, GaussianMixture
+from scoresde.sde import VP
 
 
 def normals(*shape: int, seed: int = 0) -> Tensor:

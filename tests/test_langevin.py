@@ -12,19 +12,13 @@ import torch
 from strategies import normal
 from torch import Tensor
 
-from scoresde import (
-    VE,
-    VP,
-    Gaussian,
-    GaussianMixture,
-    IndependentNoise,
-    Langevin,
-    Noise,
-    PerSampleNoise,
-    Reverse,
-    grids,
-)
-from scoresde.solvers import DDIM, AdjustedLangevin, PredictorCorrector
+from scoresde import grids
+from scoresde.models import as_score
+from scoresde.noise import IndependentNoise, Noise, PerSampleNoise
+from scoresde.problems import Gaussian, GaussianMixture
+from scoresde.reverse import Reverse
+from scoresde.sde import VE, VP
+from scoresde.solvers import DDIM, AdjustedLangevin, Langevin, PredictorCorrector
 from scoresde.solvers.metropolis import _lobatto
 
 F64 = torch.float64
@@ -60,7 +54,7 @@ def exact(problem: GaussianMixture, **options: Any) -> AdjustedLangevin:
 
 
 def on(problem: GaussianMixture) -> Reverse:
-    return Reverse(SDE, problem.score(SDE))
+    return Reverse(problem.score(SDE))
 
 
 def log_ratio(method: AdjustedLangevin, process: Reverse, x: Tensor, y: Tensor) -> Tensor:
@@ -244,7 +238,7 @@ def test_samples_do_not_depend_on_their_batch() -> None:
 )  # fmt: skip
 def test_evaluations_are_counted_and_none_is_repeated(method: AdjustedLangevin, each: int) -> None:
     solver = PredictorCorrector(DDIM(), method)
-    solution = solver.solve(Reverse(SDE, PLANE.score(SDE)), normal(4, 2), grids.karras(SDE, 5, t_end=0.2), 0)
+    solution = solver.solve(Reverse(PLANE.score(SDE)), normal(4, 2), grids.karras(SDE, 5, t_end=0.2), 0)
     assert solution.nfe == 5 * (1 + 1 + 3 * each)
 
 
@@ -252,7 +246,7 @@ def test_the_corrector_mends_a_predictor() -> None:
     """Large steps of DDIM are off in law; enough corrections at each time bring the law back."""
     n, sde = 20_000, VP()
     grid = grids.log_snr(sde, 4, t_end=0.3)
-    process = Reverse(sde, PLANE.score(sde), 0.0)
+    process = Reverse(PLANE.score(sde), 0.0)
     ends = []
     for steps in (None, 12):
         corrector = AdjustedLangevin(lambda x, t: PLANE.log_prob(x, sde, t), snr=0.8, steps=steps or 1)
@@ -276,10 +270,10 @@ def test_any_event_shape_and_dtype(shape: tuple[int, ...], dtype: torch.dtype) -
         AdjustedLangevin(snr=0.7, steps=2),
         AdjustedLangevin(lambda x, t: -(x.flatten(1) ** 2).sum(1) if x.ndim > 1 else -(x**2)),
     ):
-        out = method.correct(Reverse(VP(), lambda x, t: -x), x, TIME, PerSampleNoise(0))
+        out = method.correct(Reverse(as_score(lambda x, t: -x, VP())), x, TIME, PerSampleNoise(0))
         assert out.shape == x.shape and out.dtype == dtype
     if x.numel():
-        move = AdjustedLangevin().transition(Reverse(VP(), lambda x, t: -x), x, TIME, PerSampleNoise(0))
+        move = AdjustedLangevin().transition(Reverse(as_score(lambda x, t: -x, VP())), x, TIME, PerSampleNoise(0))
         assert move.accepted.shape == x.shape[:1] and move.log_ratio.dtype == torch.float32
 
 
@@ -288,9 +282,9 @@ def test_nothing_moves_without_noise_and_nowhere_else_is_gone_to_without_a_densi
         raise AssertionError("asked at σ = 0")
 
     x = normal(3, 2)
-    assert AdjustedLangevin().correct(Reverse(VP(), never), x, tensor(0.0)[0], PerSampleNoise(0)) is x
+    assert AdjustedLangevin().correct(Reverse(as_score(never, VP())), x, tensor(0.0)[0], PerSampleNoise(0)) is x
     # a score that is NaN beyond a wall: proposals there are refused
-    walled = Reverse(SDE, lambda x, t: torch.where(x.abs() < 1.2, -x, math.nan * x))
+    walled = Reverse(as_score(lambda x, t: torch.where(x.abs() < 1.2, -x, math.nan * x), SDE))
     out = AdjustedLangevin(snr=0.7, steps=20).correct(
         walled, 0.5 * normal(200, 1).clamp(-2, 2), TIME, PerSampleNoise(0)
     )

@@ -189,7 +189,8 @@ def test_bad_coefficients(f: Any, g: Any, options: dict[str, float], error: type
 
 
 BAD_SCHEDULE: list[tuple[Any, Any, dict[str, float], str]] = [
-    (lambda t: 1 - t, lambda t: t, {}, r"α\(t\) > 0"),
+    (lambda t: 0.9 - t, lambda t: t, {}, r"α\(t\) > 0"),
+    (lambda t: (0.9 - t).clamp_min(0), lambda t: t, {}, r"α\(t\) > 0 but at T"),
     (lambda t: -torch.ones_like(t), lambda t: t, {}, r"α\(t\) > 0"),
     (torch.ones_like, lambda t: -t, {}, r"σ\(t\) >= 0"),
     (lambda t: t * math.nan, lambda t: t, {}, r"α\(t\) > 0"),

@@ -12,13 +12,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import DEFAULTS, DTYPES, EVENTS, draw_times, members, name, normal
+from strategies import DEFAULTS, DTYPES, EVENTS, ZERO_TERMINAL, draw_times, members, name, normal, rescaled_ddpm
 from torch import Tensor, nn
 
 from scoresde import losses
 from scoresde.losses import WEIGHTINGS, Weighting, dsm_loss
+from scoresde.models import PREDICTIONS, ScoreModel
 from scoresde.problems import Gaussian
-from scoresde.score import PREDICTIONS, ScoreModel
 from scoresde.sde import EDM, SDE, VE, VP, ChainSDE, Cosine, RectifiedFlow
 from scoresde.times import LevelTime
 
@@ -95,11 +95,12 @@ def test_conditions_reach_the_network() -> None:
     label, x0 = torch.tensor([1, 0]), normal(2, 3)
     model = ScoreModel(conditional, VP())
     assert not torch.equal(
-        dsm_loss(model, x0, 0.5, x0, label=label, scale=2.0), dsm_loss(model, x0, 0.5, x0, label=label, scale=3.0)
+        dsm_loss(model, x0, 0.5, x0, conditions={"label": label, "scale": 2.0}),
+        dsm_loss(model, x0, 0.5, x0, conditions={"label": label, "scale": 3.0}),
     )
     assert seen["label"] is label and seen["scale"] == 3.0
     with pytest.raises(TypeError):
-        dsm_loss(model, x0, 0.5, x0, lable=label, scale=2.0)  # misspelt
+        dsm_loss(model, x0, 0.5, x0, conditions={"lable": label, "scale": 2.0})  # misspelt
 
 
 # -- the minimiser -------------------------------------------------------------------------------------------------
@@ -288,6 +289,62 @@ def test_weightings_are_finite_where_noise_begins_and_ends() -> None:
             assert bool((weighting(sde, end).isfinite() & (weighting(sde, end) >= 0)).all())
 
 
+# -- zero terminal SNR ---------------------------------------------------------------------------------------------
+
+SAYS_X0 = ("x0", "v", "velocity", "edm")
+"""Predictions that say x_0 where α = 0."""
+
+
+@pytest.mark.parametrize("key", sorted(WEIGHTINGS))
+@pytest.mark.parametrize("predicts", SAYS_X0)
+@pytest.mark.parametrize("sde", ZERO_TERMINAL.values(), ids=ZERO_TERMINAL)
+def test_losses_where_no_signal_is_left_are_the_limits_before_it(sde: SDE, predicts: str, key: str) -> None:
+    near = sde.t_of_log_snr(-2 * math.log(1e5)).item()
+    x0, eps = normal(3, 4), normal(3, 4, seed=1)
+    model = ScoreModel(lambda x, c: torch.tanh(x), sde, predicts)  # no c, which at T stands for σ/α = 1e8
+    t = torch.tensor([sde.T, 0.4, sde.T], dtype=torch.float64)
+    loss = dsm_loss(model, x0, t, eps, key)
+    expected = dsm_loss(model, x0, torch.where(t == sde.T, near, t), eps, key)
+    if key == "likelihood":  # w α²/σ⁴ falls like α: 4e-5 at the one, 4e-7 at the other
+        assert bool((loss[[0, 2]] < 1e-4).all()) and loss[1] == expected[1]
+        return
+    # the law of x_t moves by α = 1e-5; errors of the noise by α²
+    torch.testing.assert_close(loss, expected, rtol=1e-3, atol=1e-8)
+    assert loss[0] == pytest.approx(dsm_loss(model, x0, sde.T, eps, key)[0].item(), rel=1e-12)
+    x_hat = model.denoise(sde.sigma(sde.T) * eps, sde.T)
+    if key in ("x0", "truncated_snr"):
+        assert loss[0].item() == pytest.approx((x_hat - x0)[0].square().sum().item(), rel=1e-6)
+    if key in ("simple", "min_snr"):
+        assert loss[0].item() < 1e-12  # the score is known there: no x_0 in it
+
+
+def test_zero_terminal_snr_training_of_lin_et_al() -> None:
+    """arXiv:2305.08891: v-prediction on the rescaled chain, |v - v_θ|² at every level, the last included."""
+    chain = rescaled_ddpm(40)
+    sde = ChainSDE(chain)
+    times = LevelTime(chain).sample(sde, (torch.arange(40) + 0.5) / 40)
+    torch.testing.assert_close(times.t, chain.times, rtol=1e-10, atol=0.0)
+    x0, eps = normal(40, 3), normal(40, 3, seed=1)
+    model = ScoreModel(lambda x, c: torch.tanh(x), sde, predicts="v")
+    alpha, sigma = chain.alpha[:, None], chain.sigma[:, None]
+    textbook = (alpha * eps - sigma * x0 - torch.tanh(alpha * x0 + sigma * eps)).square().sum(1)
+    # the squared error of v is SNR + 1 of that of x_0, which is EDM's weighting at σ_data = 1
+    torch.testing.assert_close(dsm_loss(model, x0, times.t, eps, losses.edm(1.0)), textbook, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("predicts", ["noise", "score"])
+def test_what_a_prediction_of_noise_can_be_trained_on_there(predicts: str) -> None:
+    sde, x0, eps = RectifiedFlow(T=1.0), normal(3, 4), normal(3, 4, seed=1)
+    model = ScoreModel(net, sde, predicts)
+    t = torch.tensor([1.0, 0.4, 1.0], dtype=torch.float64)
+    loss = dsm_loss(model, x0, t, eps)
+    expected = (model.noise(eps, 1.0) - eps).square().sum(1)
+    torch.testing.assert_close(loss[[0, 2]], expected[[0, 2]], rtol=1e-12, atol=0.0)
+    for key in ("x0", "edm", "truncated_snr", "likelihood"):
+        with pytest.raises(ValueError, match="says nothing of x_0 where α"):
+            dsm_loss(model, x0, t, eps, key)
+
+
 def test_any_function_is_a_weighting() -> None:
     model, x = ScoreModel(net, VP()), normal(3, 2)
     t = torch.tensor([0.1, 0.5, 0.9], dtype=torch.float64)
@@ -321,7 +378,7 @@ def test_bad_input() -> None:
         ((x, None, x), TypeError, "t must be a number"),
         ((x, torch.zeros(2), x), ValueError, "2 entries but x has 3"),
         ((x, torch.full((3, 1), 0.5), x), ValueError, "one per sample"),
-        ((x, 0.0, x), ValueError, "no score where"),
+        ((x, 0.0, x), ValueError, "no noise where"),
         ((x, 0.5, x, "uniform"), ValueError, "weighting must be one of simple, snr"),
         ((x, 0.5, x, losses.edm), TypeError, r"losses\.edm makes a weighting: call it"),
         ((x, 0.5, x, losses.min_snr), TypeError, r"losses\.min_snr makes a weighting: call it"),

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from scoresde import VP, ScoreModel
-from scoresde.guidance import classifier_free
+from scoresde.guidance import classifier_free, compose, projected
+from scoresde.models import ScoreModel
+from scoresde.models.conditions import Caption, Conditions, Embedding
 from scoresde.nn import (
     MLP,
-    Caption,
     CaptionEncoder,
     Context,
     ContextEncoder,
@@ -29,9 +29,9 @@ from scoresde.nn import (
     Vocabulary,
     presets,
 )
-from scoresde.nn.conditions import RESERVED
 from scoresde.nn.context import TokenBlock
-from scoresde.nn.unet import beside
+from scoresde.nn.unet import image_channels
+from scoresde.sde import VP
 
 NAN = math.nan
 SIZES: dict[int, tuple[int, ...]] = {1: (12,), 2: (6, 8), 3: (4, 4, 6)}
@@ -141,10 +141,10 @@ def test_embedding_encoder_is_linear_with_nan_as_padding() -> None:
 
 
 def test_context_joins_captions_then_embeddings() -> None:
-    captions = [Caption(3, 2, 8, 1), Caption(4, 3, 4, 1)]
-    encode = awake(ContextEncoder(captions, [5], 6))
+    conditions = Conditions({"text": Embedding(5), "first": Caption(3, 2, 8, 1), "second": Caption(4, 3, 4, 1)})
+    encode = awake(ContextEncoder(conditions, 6))
     x, first, text = randn(2, 1), torch.tensor([[1, 0], [3, 2]]), randn(2, 2, 5)
-    out = encode(x, [first, None], [text])
+    out = encode(conditions.read({"first": first, "text": text}, x))
     left_out = encode.captions[1](torch.zeros(2, 0, dtype=torch.long))
     parts = [encode.captions[0](first), left_out, encode.embeddings[0](text)]
     assert torch.equal(out.tokens, torch.cat([part.tokens for part in parts], 1))
@@ -164,22 +164,22 @@ def test_vector_embedding_is_its_equation() -> None:
 @pytest.mark.parametrize("event_dims", [1, 2, 3])
 def test_pictures_are_enlarged_by_repeating_pixels(event_dims: int) -> None:
     x, image = randn(2, 1, *SIZES[event_dims]), randn(2, 3, *HALF[event_dims])
-    out = beside(x, image, 3)
+    out = image_channels(x, image, 3)
     for place in torch.cartesian_prod(*map(torch.arange, SIZES[event_dims])).reshape(-1, event_dims).tolist():
         factors = [size // half for size, half in zip(SIZES[event_dims], HALF[event_dims], strict=True)]
         source = [i // factor for i, factor in zip(place, factors, strict=True)]
         assert torch.equal(out[(slice(None), slice(3), *place)], image[(slice(None), slice(None), *source)])
     assert torch.equal(out[:, 3], torch.ones_like(x[:, 0]))  # the presence channel
     image[1] = NAN
-    assert torch.equal(beside(x, image, 3)[0], out[0]) and not beside(x, image, 3)[1].any()
-    assert not beside(x, None, 3).any() and beside(x, None, 3).shape == out.shape
+    assert torch.equal(image_channels(x, image, 3)[0], out[0]) and not image_channels(x, image, 3)[1].any()
+    assert not image_channels(x, None, 3).any() and image_channels(x, None, 3).shape == out.shape
 
 
 def test_enlarging_is_exact_for_all_factors() -> None:
     """In single precision, n times 1/n is not always 1: indices made of it may fall one short."""
     for size in range(1, 70):
         x, image = torch.zeros(1, 1, 3 * size), torch.arange(3.0)[None, None]
-        assert torch.equal(beside(x, image, 1)[0, 0], torch.arange(3.0).repeat_interleave(size))
+        assert torch.equal(image_channels(x, image, 1)[0, 0], torch.arange(3.0).repeat_interleave(size))
 
 
 # --- the networks ------------------------------------------------------------------------------------------
@@ -352,9 +352,12 @@ def test_without_conditions_nothing_is_added() -> None:
         assert empty.config == plain.config and empty.state_dict().keys() == plain.state_dict().keys()
 
 
-def test_names_of_any_kind_work() -> None:
-    """Names that a module already uses for itself: parameters are kept by position, not by name."""
-    names = ("type", "float", "keys", "values", "training", "forward")
+FREE = ("t", "label", "model", "scale", "null", "negative", "interval", "rescale", "parallel", "norm", "sde", "net")
+
+
+@pytest.mark.parametrize("names", [("type", "float", "keys", "values", "training", "forward", "conditions"), FREE])
+def test_names_of_any_kind_work(names: tuple[str, ...]) -> None:
+    """Names that a module uses for itself, for parameters are held by position, and those of options of guidance."""
     net = awake(MLP(3, 8, 1, vectors=dict.fromkeys(names, 1)))
     x, c = randn(2, 3), torch.zeros(2).double()
     outs = [net(x, c, **{name: torch.ones(2).double()}) for name in names]
@@ -365,24 +368,43 @@ def test_mlp_vectors() -> None:
     net = awake(MLP(5, 16, 2, num_classes=3, vectors={"size": 2, "age": 1}))
     x, c, cond = randn(3, 5), torch.zeros(3).double(), {"size": randn(3, 2), "age": randn(3, seed=1)}
     label = torch.tensor([0, 1, 2])
-    out = net(x, c, label, **cond)
+    out = net(x, c, label=label, **cond)
     for name, value in cond.items():
         others = {key: other for key, other in cond.items() if key != name}
-        without = net(x, c, label, **others)
+        without = net(x, c, label=label, **others)
         assert ((out - without).abs().amax(1) > 1e-4).all()
-        torch.testing.assert_close(net(x, c, label, **others, **{name: null(value, name)}), without, **SAME)
+        torch.testing.assert_close(net(x, c, label=label, **others, **{name: null(value, name)}), without, **SAME)
     with pytest.raises(TypeError, match="unknown condition 'sise': this network takes label, size, age"):
         net(x, c, sise=cond["size"])
     with pytest.raises(ValueError, match=r"size has shape \(3,\); expected \(3, 2\)"):
         net(x, c, size=cond["age"])
 
 
+@pytest.mark.parametrize("name", FREE)
+def test_guidance_takes_conditions_of_any_name(name: str) -> None:
+    net = awake(unet(vectors={name: 2, "size": 1}))
+    x, _, given = inputs()
+    model, t, value = ScoreModel(net, VP()), torch.tensor(0.5).double(), given["size"]
+    told, none = model(x, t, {name: value}), model(x, t)
+    assert (told - none).abs().max() > 1e-4
+    torch.testing.assert_close(model.bind(**{name: value})(x, t), told, **SAME)
+    expected = none + 2 * (told - none)
+    for guided in (
+        classifier_free(model, {name: value}, 2.0),
+        projected(model, {name: value}, 2.0, parallel=1.0),
+        compose(model, [(2.0, {name: value})]),
+        classifier_free(model, {name: value}, 2.0, null={name: NAN}),
+        classifier_free(model, {name: value}, 2.0, negative={name: torch.full((1, 2), NAN).double()}),
+    ):
+        torch.testing.assert_close(guided(x, t), expected, **SAME)
+
+
 def test_guidance_finds_the_null_conditions() -> None:
     net = awake(unet(**KINDS))
     x, _, given = inputs()
     model, t = ScoreModel(net, VP()), torch.tensor(0.5).double()
-    guided = classifier_free(model, 2.0, **given)(x, t)
-    with_all, without = model(x, t, **given), model(x, t)
+    guided = classifier_free(model, {**given}, 2.0)(x, t)
+    with_all, without = model(x, t, {**given}), model(x, t)
     torch.testing.assert_close(guided, without + 2 * (with_all - without), **SAME)
 
 
@@ -432,7 +454,11 @@ def spoiled(value: Tensor, index: Any, number: float) -> Tensor:
         ({"size": lambda v: v[:2]}, ValueError, r"size has shape \(2, 2\); expected \(3, 2\).*expand"),
         ({"size": lambda v: v[:, 0]}, ValueError, r"size has shape \(3,\); expected \(3, 2\)"),
         ({"age": lambda v: v[0]}, ValueError, r"age has shape \(\); expected \(3, 1\) or \(3,\)"),
-        ({"age": lambda v: torch.arange(3)}, TypeError, r"age has dtype torch.int64.*age\.float\(\)"),
+        (
+            {"age": lambda v: torch.arange(3)},
+            TypeError,
+            r"age must be a floating tensor, got torch.int64.*age\.float\(\)",
+        ),
         ({"size": lambda v: spoiled(v, (1, 0), NAN)}, ValueError, r"size holds NaN in part of a row.*samples \[1\]"),
         ({"size": lambda v: spoiled(v, (2, 0), math.inf)}, ValueError, r"size holds infinite values.*samples \[2\]"),
         ({"age": lambda v: spoiled(v, 2, -math.inf)}, ValueError, "age holds infinite values"),
@@ -441,7 +467,7 @@ def spoiled(value: Tensor, index: Any, number: float) -> Tensor:
         ({"low": lambda v: v[..., :3]}, ValueError, r"\(3, 3\), which do not divide those of x, \(6, 8\).*interpolate"),
         ({"mask": lambda v: v.repeat(1, 1, 2, 2)}, ValueError, r"\(12, 16\), which do not divide"),
         ({"mask": lambda v: v[..., :0]}, ValueError, r"\(6, 0\), which do not divide"),
-        ({"mask": lambda v: v > 0}, TypeError, r"mask has dtype torch.bool.*mask\.float\(\)"),
+        ({"mask": lambda v: v > 0}, TypeError, r"mask must be a floating tensor, got torch.bool.*mask\.float\(\)"),
         ({"mask": lambda v: spoiled(v, (0, 0, 1), NAN)}, ValueError, "mask holds NaN in part of a row"),
         ({"caption": lambda v: v.double()}, TypeError, "caption has dtype torch.float64; expected torch.int64.*encode"),
         ({"caption": lambda v: v.int()}, TypeError, "torch.int32; expected torch.int64"),
@@ -452,7 +478,7 @@ def spoiled(value: Tensor, index: Any, number: float) -> Tensor:
         ({"caption": lambda v: v - 1}, ValueError, "run from -1 to 6"),
         ({"text": lambda v: v[:, 0]}, ValueError, r"text has shape \(3, 6\); expected \(3, L, 6\).*text\[:, None\]"),
         ({"text": lambda v: v[..., :5]}, ValueError, r"shape \(3, 4, 5\); expected \(3, L, 6\)"),
-        ({"text": lambda v: v.long()}, TypeError, "text has dtype torch.int64"),
+        ({"text": lambda v: v.long()}, TypeError, "text must be a floating tensor, got torch.int64"),
         ({"text": lambda v: spoiled(v, (1, 2, 3), NAN)}, ValueError, r"NaN in part of a token.*samples \[1\].*padding"),
         ({"text": lambda v: spoiled(v, (2, 0, 3), math.inf)}, ValueError, r"text holds infinite values.*samples \[2\]"),
         ({"label": lambda v: v + 2}, ValueError, "labels run from 2 to 4; expected 0 to 2, or 3"),
@@ -478,19 +504,27 @@ def test_a_network_without_conditions_says_so() -> None:
     [
         ({"vectors": {"low": 2}, "images": {"low": 3}}, ValueError, "'low' is in vectors and in images"),
         ({"captions": {"a": KINDS["captions"]["caption"]}, "embeddings": {"a": 3}}, ValueError, "in captions and in"),
-        *(({"vectors": {name: 2}}, ValueError, f"name '{name}', which") for name in RESERVED),
+        (
+            {"captions": {"label": KINDS["captions"]["caption"]}, "num_classes": 3},
+            ValueError,
+            "in num_classes and in captions",
+        ),
+        *(
+            ({"vectors": {name: 2}}, ValueError, f"cannot be called '{name}'.*own argument")
+            for name in ("x", "c", "self")
+        ),
         ({"vectors": {"two words": 2}}, ValueError, "'two words'; expected a word"),
         ({"vectors": {3: 2}}, ValueError, "name 3"),
-        ({"vectors": {"size": 0}}, ValueError, r"vectors\['size'\]=0: expected a positive whole number"),
-        ({"images": {"low": 1.5}}, TypeError, r"images\['low'\]=1.5"),
-        ({"embeddings": {"text": True}}, TypeError, r"embeddings\['text'\]=True"),
+        ({"vectors": {"size": 0}}, ValueError, r"vectors\['size'\]=0: expected positive whole numbers"),
+        ({"images": {"low": 1.5}}, ValueError, r"images\['low'\]=1.5: expected positive whole numbers"),
+        ({"embeddings": {"text": True}}, ValueError, r"embeddings\['text'\]=True: expected positive whole numbers"),
         ({"vectors": ["size"]}, TypeError, r"vectors=\['size'\]: expected a mapping by name"),
-        ({"captions": {"a": 24}}, TypeError, r"captions\['a'\]=24: expected e.g. \{'vocabulary': 24, 'length': 6\}"),
-        ({"captions": {"a": {"vocabulary": 24}}}, TypeError, "'vocabulary' and 'length'.*missing.*length"),
+        ({"captions": {"a": 24}}, TypeError, r"captions\['a'\]=24: expected .*e.g. \{'vocabulary': 24, 'length': 6\}"),
+        ({"captions": {"a": {"vocabulary": 24}}}, TypeError, "'vocabulary': 24, 'length': 6.*missing.*'length'"),
         ({"captions": {"a": {"vocabulary": 2, "length": 6, "heads": 2}}}, TypeError, "unexpected.*'heads'"),
-        ({"captions": {"a": {"vocabulary": 0, "length": 6}}}, ValueError, "vocabulary=0"),
-        ({"captions": {"a": {"vocabulary": 2, "length": 6, "layers": 0}}}, ValueError, "layers=0"),
-        ({"num_classes": 0, "vectors": {"size": 2}}, ValueError, "num_classes=0"),
+        ({"captions": {"a": {"vocabulary": 0, "length": 6}}}, ValueError, "vocabulary must be .* got 0"),
+        ({"captions": {"a": {"vocabulary": 2, "length": 6, "layers": 0}}}, ValueError, "layers must be .* got 0"),
+        ({"num_classes": 0, "vectors": {"size": 2}}, ValueError, "num_classes must be .* got 0"),
     ],
 )
 def test_bad_descriptions(options: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -520,7 +554,7 @@ def test_vocabulary_encodes_and_decodes() -> None:
         (lambda v: v.encode(["a red three"], 2), ValueError, "'a red three' has 3 words; expected at most length=2"),
         (lambda v: v.encode("a red", 4), TypeError, "expected a list of texts"),
         (lambda v: v.encode([3], 4), TypeError, "texts holds 3"),
-        (lambda v: v.encode(["a"], 0), ValueError, "length=0"),
+        (lambda v: v.encode(["a"], 0), ValueError, "length must be .* got 0"),
         (lambda v: v.decode(torch.tensor([[4]])), ValueError, "token 4 is out of range; expected 1 to 3"),
         (lambda v: v.decode(torch.tensor([[-1]])), ValueError, "token -1"),
         (lambda v: v.decode(torch.tensor([1])), ValueError, r"shape \(1,\); expected \(B, L\)"),

@@ -16,7 +16,15 @@ from scipy.stats import chi2, kstest
 from strategies import DTYPES, EVENTS, generator, normal, seeds
 from torch import Tensor
 
-from scoresde.noise import BrownianNoise, IndependentNoise, Noise, PerSampleNoise, as_noise, counter_normal
+from scoresde.noise import (
+    BrownianNoise,
+    IndependentNoise,
+    Noise,
+    PerSampleNoise,
+    as_noise,
+    brownian_path,
+    counter_normal,
+)
 from scoresde.noise.counter import Counter, absorb, atoms, begin
 
 CPU = torch.device("cpu")
@@ -224,13 +232,13 @@ def test_equal_seeds_in_different_roles_are_independent() -> None:
         *(initial(as_noise(5, p), n) for p in ("data", "probe", "dequantise", "slices")),
         as_noise(5, "probe").normal(x),
         path.between(x, whole, half),
-        one.path(1.0).between(x, whole, half),
-        one.path(1.0).between(x, whole, half),
-        as_noise(5, "data").path(1.0).between(x, whole, half),
+        brownian_path(one, 1.0).between(x, whole, half),
+        brownian_path(one, 1.0).between(x, whole, half),
+        brownian_path(as_noise(5, "data"), 1.0).between(x, whole, half),
         IndependentNoise(5).normal(x),
         IndependentNoise(5).stream("data").normal(x),
-        IndependentNoise(5).path(1.0).between(x, whole, half),
-        BrownianNoise(5, 1.0).stream("data").path(1.0).between(x, whole, half),
+        brownian_path(IndependentNoise(5), 1.0).between(x, whole, half),
+        brownian_path(BrownianNoise(5, 1.0).stream("data"), 1.0).between(x, whole, half),
     ]
     # the last is the same stream as the one before IndependentNoise's: one seed, one purpose, one role
     assert torch.equal(draws.pop(), draws[10])
@@ -251,9 +259,9 @@ def test_a_seed_a_noise_and_a_path_are_one_stream_where_they_should_be() -> None
     probes = as_noise(noise, "probe")
     assert as_noise(noise, "probe") is probes and not torch.equal(probes.normal(x), probes.normal(x))
     path = BrownianNoise(5, 1.0)
-    assert path.path(0.5) is path
+    assert brownian_path(path, 0.5) is path
     with pytest.raises(ValueError, match="a larger T"):
-        path.path(2.0)
+        brownian_path(path, 2.0)
 
 
 def test_one_device_has_one_generator_whatever_it_is_called() -> None:
@@ -290,9 +298,9 @@ def test_a_rewound_source_of_paths_gives_the_same_path() -> None:
     x, t, s = torch.zeros(4, 3), torch.tensor(0.7), torch.tensor(0.3)
     for noise in (PerSampleNoise(1), IndependentNoise(1)):
         start = noise.position()
-        first, second = (noise.path(1.0).between(x, t, s) for _ in range(2))
+        first, second = (brownian_path(noise, 1.0).between(x, t, s) for _ in range(2))
         noise.rewind(start)
-        assert torch.equal(noise.path(1.0).between(x, t, s), first) and not torch.equal(first, second)
+        assert torch.equal(brownian_path(noise, 1.0).between(x, t, s), first) and not torch.equal(first, second)
 
 
 def test_a_position_is_for_its_kind_of_noise_and_a_users_noise_says_what_it_lacks() -> None:

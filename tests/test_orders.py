@@ -15,30 +15,28 @@ import pytest
 import torch
 from torch import Tensor
 
-from scoresde import (
+from scoresde import certify, grids
+from scoresde.certify import weak
+from scoresde.certify.affine import propagate
+from scoresde.certify.cases import GAUSSIAN as DATA
+from scoresde.certify.rounding import BARS
+from scoresde.certify.table import HEADER, cells
+from scoresde.models import as_score
+from scoresde.noise import Noise
+from scoresde.reverse import Reverse
+from scoresde.sde import EDM, SDE, VE, VP, RectifiedFlow, SubVP
+from scoresde.solvers import (
     DDIM,
-    EDM,
-    SDE,
-    VE,
-    VP,
     Ancestral,
     EulerMaruyama,
     Heun,
     Langevin,
-    Noise,
     PredictorCorrector,
-    RectifiedFlow,
-    Reverse,
     ReverseDiffusion,
     Solver,
-    SubVP,
-    certify,
-    grids,
+    catalogue,
 )
-from scoresde.certify import weak
-from scoresde.certify.cases import GAUSSIAN as DATA
-from scoresde.certify.table import HEADER, cells, label
-from scoresde.certify.weak import propagate
+from scoresde.solvers.catalogue import label
 
 SDES: dict[str, SDE] = {
     "VP": VP(beta_max=10.0, t_min=0.1),
@@ -48,7 +46,7 @@ SDES: dict[str, SDE] = {
     "RectifiedFlow": RectifiedFlow(T=0.85, t_min=0.1),
 }
 PAGE = Path(__file__).parents[1] / "docs" / "solvers.md"
-SOLVERS = certify.solvers()
+SOLVERS = catalogue.variants()
 
 
 def law(sde: SDE, t: float | Tensor) -> tuple[Tensor, Tensor]:
@@ -74,11 +72,15 @@ def test_solvers_are_found_in_all_their_variants() -> None:
 @pytest.mark.parametrize("solver", SOLVERS, ids=label)
 def test_what_a_solver_claims_is_so_and_what_the_page_says_of_it(solver: Solver) -> None:
     found = certify.certify(solver)
-    if found.claims:
-        found.require()
+    assert found.holds, str(found)
     row = printed().get(f"`{label(solver)}`")
     assert row is not None, "not in docs/solvers.md: run python -m scoresde.certify > docs/solvers.md"
     for title, fresh, told in zip(HEADER, cells(found), row, strict=True):
+        if title.startswith("Rounding"):
+            # rounding depends on how the machine computes an exponential; the bars are held above
+            now, page = ([float(part) for part in text.split(", ")] for text in (fresh, told))
+            assert len(now) == len(page) == len(BARS) and all(0.05 < a / b < 20 for a, b in zip(now, page, strict=True))
+            continue
         measured = re.fullmatch(r"(\S+) \((\S+)\)", fresh)
         if measured is None:
             assert told == fresh, f"{title}: run python -m scoresde.certify > docs/solvers.md"
@@ -93,11 +95,26 @@ def test_the_page_lists_nothing_else() -> None:
     assert set(printed()) == {f"`{label(s)}`" for s in SOLVERS}
 
 
+# At η = 1 multistep methods through three values of ε̂ or more are unstable in so few steps: float64's own law is
+# far off there, and what the network's answers are rounded by is amplified with it.
+UNSTABLE = {"DEIS(order=3, interpolates='time')", "UniPC(predictor=3, predicts='noise')",
+            "UniPC(predictor=4, predicts='noise')"}  # fmt: skip
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("solver", SOLVERS, ids=label)
+def test_rounding_costs_little_at_every_number_of_steps_and_eta(solver: Solver) -> None:
+    single, half = certify.floors(solver, thorough=True)
+    assert single.passed, str(single)
+    amplified = [cell for cell in half.missed if label(solver) in UNSTABLE and cell.where.endswith("η = 1")]
+    assert list(half.missed) == amplified, str(half)
+
+
 def test_an_sde_solver_claims_a_weak_order_and_takes_eta_one() -> None:
     weak_ones = [s for s in SOLVERS if s.weak_order is not None]
     assert weak_ones
     for solver in weak_ones:
-        solver.check(Reverse(SDES["VP"], lambda x, t: x, 1.0))
+        solver.check(Reverse(as_score(lambda x, t: x, SDES["VP"]), 1.0))
 
 
 def test_ddim_with_its_own_eta_has_the_law_of_that_eta() -> None:
@@ -123,7 +140,7 @@ def test_corrector_keeps_the_mean_and_follows_the_variance_recursion(sde: str, s
 
     schedule = SDES[sde]
     t = 0.5 * schedule.T
-    process = Reverse(schedule, DATA.score(schedule))
+    process = Reverse(DATA.score(schedule))
     grid = torch.tensor([t, 0.9 * t], dtype=torch.float64)
     mean, c = law(schedule, t)
     size = 2 * (snr * schedule.sigma(t)) ** 2  # τ
@@ -152,7 +169,7 @@ def test_predictor_corrector_leaves_exact_marginals_but_for_the_corrector_bias()
     grid = grids.log_snr(sde, 12)
     mean, variance = law(sde, sde.T)
     got_mean, got = propagate(
-        PredictorCorrector(Exact(), Langevin(snr)), Reverse(sde, DATA.score(sde), 0.0), grid, mean, variance
+        PredictorCorrector(Exact(), Langevin(snr)), Reverse(DATA.score(sde), 0.0), grid, mean, variance
     )
     for t, s in itertools.pairwise(grid):
         c = law(sde, s)[1]
@@ -171,7 +188,7 @@ def test_predictor_corrector_converges_to_the_corrector_bias(eta: float) -> None
     sde, snr = SDES["VP"], 0.2
     mean, variance = law(sde, sde.T)
     solver = PredictorCorrector(ReverseDiffusion(), Langevin(snr, steps=20))
-    _, got = propagate(solver, Reverse(sde, DATA.score(sde), eta), grids.log_snr(sde, 16), mean, variance)
+    _, got = propagate(solver, Reverse(DATA.score(sde), eta), grids.log_snr(sde, 16), mean, variance)
     c = law(sde, sde.t_min)[1]
     # 20 steps forget all but (1 - τ/c)^40 of what the predictor left wrong: at c = 2.0 that is the slowest mode.
     size = 2 * (snr * sde.sigma(sde.t_min)) ** 2

@@ -11,25 +11,13 @@ import numpy as np
 import pytest
 import scipy.integrate
 import torch
+from strategies import ZERO_TERMINAL
 from torch import Tensor
 
 import scoresde.sde as family
-from scoresde import (
-    EDM,
-    SDE,
-    VE,
-    VP,
-    ChainSDE,
-    Cosine,
-    Empirical,
-    Gaussian,
-    GaussianMixture,
-    LinearSDE,
-    PerSampleNoise,
-    RectifiedFlow,
-    ScheduleSDE,
-    SubVP,
-)
+from scoresde.noise import PerSampleNoise
+from scoresde.problems import Empirical, Gaussian, GaussianMixture
+from scoresde.sde import EDM, SDE, VE, VP, ChainSDE, Cosine, LinearSDE, RectifiedFlow, ScheduleSDE, SubVP
 
 SDES: dict[str, SDE] = {
     "VP": VP(),
@@ -41,7 +29,7 @@ SDES: dict[str, SDE] = {
     "LinearSDE": LinearSDE(lambda t: -t, lambda t: 1 + t),
     "ScheduleSDE": ScheduleSDE(lambda t: (-t).exp(), lambda t: 2 * t, T=1.5),
     "ChainSDE": ChainSDE(VP().discretize(30)),
-}
+} | {f"{name} to zero terminal SNR": sde for name, sde in ZERO_TERMINAL.items()}
 EVENTS = [(3,), (2, 2), (1, 2, 2)]
 
 
@@ -83,6 +71,76 @@ def autograd_score(problem: Any, sde: SDE, x: Tensor, t: Tensor) -> Tensor:
 def test_every_sde_is_here() -> None:
     kinds = {k for n in family.__all__ if isinstance(k := getattr(family, n), type) and issubclass(k, SDE)} - {SDE}
     assert kinds == {type(s) for s in SDES.values()}
+
+
+# ---- what a score is asked ----
+
+
+@pytest.mark.parametrize("kind", ["full", "diagonal", "number", "empirical"])
+@pytest.mark.parametrize("sde", SDES)
+def test_scores_answer_every_combination(sde: str, kind: str) -> None:
+    """Against x̂_0 = Σ_k r_k E_k[x_0 | x_t] in full, one component after the other, and ε̂ = (x - α x̂_0)/σ."""
+    schedule = SDES[sde]
+    problem = Empirical(mixture("number", (2, 2)).sample(7, 2)) if kind == "empirical" else mixture(kind, (2, 2))
+    score = problem.score(schedule)
+    parts = [Gaussian(m, 0.0) for m in problem.data] if isinstance(problem, Empirical) else [
+        Gaussian(problem.means[k], problem._covariances()[k]) for k in range(3)
+    ]  # fmt: skip
+    rows = torch.tensor([0.3, -1.0, 2.0, 0.0], dtype=torch.float64)
+    for t in (times(schedule), times(schedule)[3], times(schedule)[1]):
+        x = points(problem, schedule, t, 4)
+        alpha, sigma = (v.reshape(-1, 1, 1) for v in (schedule.alpha(t), schedule.sigma(t)))
+        share = problem.label_log_prob(schedule)(x, t).exp()
+        x0 = torch.zeros_like(x)
+        for k, part in enumerate(parts):
+            cov = part._covariances()[0]
+            inside = alpha**2 * cov + sigma**2 * torch.eye(4, dtype=torch.float64)
+            gain = alpha * torch.linalg.solve(inside, cov.expand(len(inside), 4, 4)).mT
+            moved = (gain @ (x - alpha * part.means[0]).reshape(4, 4, 1)).reshape(x.shape)
+            x0 += share[:, k].reshape(4, 1, 1) * (part.means[0] + moved)
+        noise = (x - alpha * x0) / sigma
+        # x - α x̂_0 cancels down to σ, 1e-3 at the least
+        close = {"rtol": 1e-8, "atol": 1e-10}
+        torch.testing.assert_close(score.denoise(x, t), x0, **close)
+        torch.testing.assert_close(score.noise(x, t), noise, rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(score(x, t), -noise / sigma, rtol=1e-8, atol=1e-8 / float(sigma.min()))
+        for a, b in [(0.5, 2.0), (rows, rows.flip(0)), (rows[2], 0.0)]:
+            of_a, of_b = (torch.as_tensor(c, dtype=torch.float64).reshape(-1, 1, 1) for c in (a, b))
+            torch.testing.assert_close(score.expect(x, t, a, b), of_a * x0 + of_b * noise, rtol=1e-8, atol=1e-8)
+            expected = of_a * x - of_b * noise / sigma
+            torch.testing.assert_close(score.linear(x, t, a, b), expected, rtol=1e-8, atol=1e-8 / float(sigma.min()))
+
+
+@pytest.mark.parametrize("sde", [VE(sigma_max=1e6), RectifiedFlow(T=1 - 1e-6), RectifiedFlow(T=1.0)], ids=repr)
+@pytest.mark.parametrize("kind", ["full", "number", "empirical"])
+def test_float32_predicts_x0_where_nothing_is_left_of_it(sde: SDE, kind: str) -> None:
+    """Through the score it would be off by eps σ/α = 0.06, or not to be had."""
+    problem = mixture(kind, (3,)) if kind != "empirical" else Empirical(mixture("number", (3,)).sample(7, 2))
+    t = torch.tensor(sde.T, dtype=torch.float64)
+    x = points(problem, sde, t, 50, torch.float32)
+    exact = problem.score(sde).denoise(x.double(), t)
+    for time in (t, t.expand(50)):
+        got = problem.score(sde).denoise(x, time)
+        assert float((got.double() - exact).norm() / exact.norm()) < 1e-5
+        assert bool(problem.score(sde)(x, time).isfinite().all())
+
+
+@pytest.mark.parametrize("sde", [VP(), EDM(), Cosine(T=1.0), RectifiedFlow(T=1.0)], ids=repr)
+def test_the_score_of_the_data_themselves(sde: SDE) -> None:
+    """Where σ = 0 ε̂ is 0 times the score; also among other times, one of them without signal."""
+    problem = mixture("full", (3,))
+    score, x = problem.score(sde), problem.sample(4, 3)
+    zero = torch.tensor(0.0, dtype=torch.float64)
+    expected = autograd_score(problem, sde, x, zero)
+    torch.testing.assert_close(score(x, 0.0), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(score.linear(x, 0.0, 0.5, 2.0), 0.5 * x + 2 * expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(score.denoise(x, 0.0), x, rtol=1e-12, atol=1e-12)
+    assert float(score.noise(x, 0.0).abs().max()) < 1e-100
+    mixed = torch.tensor([0.0, 0.5 * sde.T, sde.T, 0.0], dtype=torch.float64)
+    for row, t in enumerate(mixed):
+        for ask in (score, score.denoise):
+            one = ask(x[row : row + 1], t)[0]
+            torch.testing.assert_close(ask(x, mixed)[row], one, rtol=1e-12, atol=1e-12)  # roundings
 
 
 # ---- GaussianMixture ----

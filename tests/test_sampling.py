@@ -13,32 +13,24 @@ import torch
 from torch import Tensor, nn
 
 import scoresde.solvers as package
-from scoresde import (
+from scoresde import grids, metrics
+from scoresde.models import ScoreModel, as_score
+from scoresde.noise import BrownianNoise, IndependentNoise, PerSampleNoise
+from scoresde.problems import GaussianMixture
+from scoresde.reverse import Reverse
+from scoresde.sampling import sample
+from scoresde.sde import EDM, SDE, VE, VP, Cosine, RectifiedFlow, SubVP
+from scoresde.solvers import (
     DDIM,
-    EDM,
-    SDE,
-    VE,
-    VP,
-    BrownianNoise,
-    Cosine,
     EulerMaruyama,
-    GaussianMixture,
     Heun,
-    IndependentNoise,
-    PerSampleNoise,
     PredictorCorrector,
     ProbabilityFlow,
-    RectifiedFlow,
-    Reverse,
     ReverseDiffusion,
-    ScoreModel,
     Solver,
-    SubVP,
     TorchSDE,
-    VelocityMultistep,
-    grids,
-    metrics,
-    sample,
+    VMultistep,
+    catalogue,
 )
 
 SDES: list[SDE] = [VP(), SubVP(), VE(), EDM(), Cosine(), RectifiedFlow()]
@@ -49,8 +41,7 @@ def named(value: Any) -> str | None:
 
 
 def all_solvers() -> list[Solver]:
-    kinds = [getattr(package, name) for name in package.__all__]
-    return [k() for k in kinds if isinstance(k, type) and issubclass(k, Solver) and k is not Solver]
+    return [kind() for kind in catalogue.classes()]
 
 
 def mixture(dtype: torch.dtype = torch.float32, event: tuple[int, ...] = (2,)) -> GaussianMixture:
@@ -64,10 +55,10 @@ def mixture(dtype: torch.dtype = torch.float32, event: tuple[int, ...] = (2,)) -
 @pytest.mark.parametrize("solver", all_solvers(), ids=named)
 def test_same_seed_same_samples_another_seed_others(solver: Solver) -> None:
     score = mixture().score(VP())
-    a, b, c = (sample(VP(), score, (3, 2), solver=solver, steps=4, seed=seed).x for seed in (5, 5, 6))
+    a, b, c = (sample(score, (3, 2), solver=solver, steps=4, seed=seed).x for seed in (5, 5, 6))
     assert torch.equal(a, b) and not torch.allclose(a, c)
-    assert torch.equal(sample(VP(), score, (3, 2), solver=solver, steps=4).x,
-                       sample(VP(), score, (3, 2), solver=solver, steps=4, seed=0).x)  # fmt: skip
+    assert torch.equal(sample(score, (3, 2), solver=solver, steps=4).x,
+                       sample(score, (3, 2), solver=solver, steps=4, seed=0).x)  # fmt: skip
 
 
 # Those whose samples do not share anything: adaptive steps share an error norm, torchsde's own path a batch shape.
@@ -83,7 +74,7 @@ def test_any_batch_split_gives_the_same_samples(solver: Solver, path: bool) -> N
 
     def run(first: int, count: int) -> Tensor:
         noise = BrownianNoise(5, T=1.0, first=first) if path else PerSampleNoise(5, first=first)
-        return sample(VP(), score, (count, 2), solver=solver, steps=4, noise=noise).x
+        return sample(score, (count, 2), solver=solver, steps=4, noise=noise).x
 
     whole = run(0, 5)
     for sizes in ((2, 3), (1, 1, 1, 1, 1), (4, 1)):
@@ -95,7 +86,7 @@ def test_any_batch_split_gives_the_same_samples(solver: Solver, path: bool) -> N
 
 def test_a_longer_run_continues_the_same_set() -> None:
     score = mixture().score(VP())
-    a, b = (sample(VP(), score, (n, 2), solver=EulerMaruyama(), steps=4, seed=9).x for n in (3, 7))
+    a, b = (sample(score, (n, 2), solver=EulerMaruyama(), steps=4, seed=9).x for n in (3, 7))
     torch.testing.assert_close(a, b[:3], rtol=1e-5, atol=1e-5)  # float32 rounding, as above
 
 
@@ -103,7 +94,7 @@ def test_seed_is_the_seed_of_per_sample_noise_and_a_generator_will_do() -> None:
     score = mixture().score(VP())
 
     def run(**keywords: Any) -> Tensor:
-        return sample(VP(), score, (3, 2), solver=EulerMaruyama(), steps=4, **keywords).x
+        return sample(score, (3, 2), solver=EulerMaruyama(), steps=4, **keywords).x
 
     assert torch.equal(run(seed=4), run(noise=PerSampleNoise(4)))
     assert torch.equal(run(noise=torch.Generator().manual_seed(1)), run(noise=IndependentNoise(1)))
@@ -115,7 +106,7 @@ def test_global_randomness_is_neither_read_nor_moved() -> None:
     for seed in (0, 1):
         torch.manual_seed(seed)
         before = torch.get_rng_state()
-        runs.append([sample(VP(), score, (2, 2), solver=s, steps=3).x for s in all_solvers()])
+        runs.append([sample(score, (2, 2), solver=s, steps=3).x for s in all_solvers()])
         assert torch.equal(before, torch.get_rng_state())
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
     torch.set_rng_state(state)
@@ -133,16 +124,16 @@ def test_the_start_is_the_prior_at_the_first_time() -> None:
 
     sde = VE()
     z = PerSampleNoise(3).initial((4, 2), dtype=torch.float32, device=torch.device("cpu"))
-    sample(sde, score, (4, 2), steps=2, seed=3)
+    sample(as_score(score, sde), (4, 2), steps=2, seed=3)
     torch.testing.assert_close(seen[0], z * sde.sigma_max, rtol=1e-6, atol=0)  # float32
     seen.clear()
-    sample(sde, score, (4, 2), grid=torch.tensor([0.5, 0.1]), seed=3)
+    sample(as_score(score, sde), (4, 2), grid=torch.tensor([0.5, 0.1]), seed=3)
     torch.testing.assert_close(seen[0], z * float(sde.sigma(0.5)), rtol=1e-6, atol=0)
 
 
 def test_a_given_start_is_used_and_its_dtype_kept() -> None:
     score, x = mixture().score(VP()), torch.full((3, 2), 0.7, dtype=torch.float64)
-    solution = sample(VP(), score, (3, 2), x=x, trajectory=True, steps=3)
+    solution = sample(score, (3, 2), x=x, trajectory=True, steps=3)
     assert solution.trajectory is not None and torch.equal(solution.trajectory[0], x)
     assert solution.x.dtype == torch.float64
     assert bool((solution.x == solution.x[0]).all())
@@ -150,31 +141,31 @@ def test_a_given_start_is_used_and_its_dtype_kept() -> None:
 
 def test_grids_as_functions_tensors_and_the_default() -> None:
     score, sde = mixture().score(VP()), VP()
-    default = sample(sde, score, (2, 2), steps=7)
+    default = sample(score, (2, 2), steps=7)
     assert torch.equal(default.grid, grids.balanced(sde, 7)) and default.nfe == 7  # six, and one to denoise
-    wide = sample(sde, score, (2, 2), steps=7, solver=VelocityMultistep(sigma_data=2.0))
+    wide = sample(score, (2, 2), steps=7, solver=VMultistep(sigma_data=2.0))
     assert torch.equal(wide.grid, grids.balanced(sde, 7, sigma_data=2.0))
-    assert torch.equal(sample(sde, score, (2, 2), steps=7, solver=Heun()).grid, grids.karras(sde, 7))
-    assert len(sample(sde, score, (2, 2)).grid) == 26
-    own = sample(sde, score, (2, 2), steps=7, grid=grids.uniform)
+    assert torch.equal(sample(score, (2, 2), steps=7, solver=Heun()).grid, grids.karras(sde, 7))
+    assert len(sample(score, (2, 2)).grid) == 26
+    own = sample(score, (2, 2), steps=7, grid=grids.uniform)
     assert torch.equal(own.grid, grids.uniform(sde, 7))
-    given = sample(sde, score, (2, 2), steps=99, grid=grids.uniform(sde, 7))
+    given = sample(score, (2, 2), steps=99, grid=grids.uniform(sde, 7))
     assert torch.equal(given.x, own.x)
-    listed = sample(sde, score, (2, 2), grid=grids.uniform(sde, 7).tolist())  # type: ignore[arg-type]
+    listed = sample(score, (2, 2), grid=grids.uniform(sde, 7).tolist())  # type: ignore[arg-type]
     assert torch.equal(listed.x, own.x)
 
 
 def test_eta_is_the_solvers_own_unless_given() -> None:
-    score, sde = mixture().score(VP()), VP()
+    score = mixture().score(VP())
 
     def run(**keywords: Any) -> Tensor:
-        return sample(sde, score, (2, 2), steps=4, seed=1, **keywords).x
+        return sample(score, (2, 2), steps=4, seed=1, **keywords).x
 
     assert torch.equal(run(solver=EulerMaruyama()), run(solver=EulerMaruyama(), eta=1.0))
     assert torch.equal(run(solver=DDIM()), run(solver=DDIM(), eta=0.0))
     assert torch.equal(run(solver=DDIM(eta=0.5)), run(solver=DDIM(), eta=0.5))
     assert not torch.allclose(run(solver=EulerMaruyama()), run(solver=EulerMaruyama(), eta=0.5))
-    assert torch.equal(run(), run(solver=VelocityMultistep()))
+    assert torch.equal(run(), run(solver=VMultistep()))
     assert torch.equal(run(), run(eta=0.0)) and not torch.allclose(run(), run(eta=1.0))
     with pytest.raises(ValueError, match="probability-flow ODE"):
         run(solver=Heun(), eta=1.0)
@@ -183,12 +174,12 @@ def test_eta_is_the_solvers_own_unless_given() -> None:
 @pytest.mark.parametrize("solver", all_solvers(), ids=named)
 def test_denoise_is_tweedie_at_the_last_time_and_costs_one(solver: Solver) -> None:
     sde, data = VP(), mixture()
-    a, b = (sample(sde, data.score(sde), (3, 2), solver=solver, steps=3, denoise=d) for d in (False, True))
+    a, b = (sample(data.score(sde), (3, 2), solver=solver, steps=3, denoise=d) for d in (False, True))
     assert b.nfe == a.nfe + 1 and b.denoised and not a.denoised
     alpha, sigma, t = (float(v) for v in (sde.alpha(1e-3), sde.sigma(1e-3), 1e-3))
     expected = (a.x + sigma**2 * data.score(sde)(a.x, torch.tensor(t))) / alpha
     torch.testing.assert_close(b.x, expected, rtol=1e-5, atol=1e-6)  # float32
-    denoised = sample(sde, data.score(sde), (3, 2), solver=solver, steps=3, trajectory=True)
+    denoised = sample(data.score(sde), (3, 2), solver=solver, steps=3, trajectory=True)
     assert denoised.trajectory is not None and torch.equal(denoised.trajectory[-1], a.x)  # never denoised
 
 
@@ -209,7 +200,7 @@ def test_evaluations_are_counted(solver: Solver, nfe: int) -> None:
         calls += 1
         return -x
 
-    solution = sample(VP(), score, (2, 2), solver=solver, steps=6, denoise=False)
+    solution = sample(as_score(score, VP()), (2, 2), solver=solver, steps=6, denoise=False)
     assert solution.nfe == calls == nfe
 
 
@@ -217,19 +208,19 @@ def test_samples_carry_no_graph_and_leave_parameters_alone() -> None:
     net = nn.Linear(2, 2)
     model = ScoreModel(lambda x, c: net(x), VP())
     for solver in all_solvers():
-        assert not sample(VP(), model, (2, 2), solver=solver, steps=2).x.requires_grad
+        assert not sample(model, (2, 2), solver=solver, steps=2).x.requires_grad
     assert net.weight.grad is None and net.weight.requires_grad
 
 
 def test_device_and_dtype() -> None:
     score = mixture().score(VP())
     for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        assert sample(VP(), score, (2, 2), steps=2, dtype=dtype).x.dtype == dtype
+        assert sample(score, (2, 2), steps=2, dtype=dtype).x.dtype == dtype
     model = ScoreModel(nn.Linear(2, 2), VP())
     model.net.forward = lambda x, c: x  # type: ignore[method-assign,assignment]
     for source in (model, model.bind()):
-        assert sample(VP(), source, (2, 2), steps=2).x.device.type == "cpu"
-    assert sample(VP(), score, (2, 2), steps=2, device="cpu").x.device.type == "cpu"
+        assert sample(source, (2, 2), steps=2).x.device.type == "cpu"
+    assert sample(score, (2, 2), steps=2, device="cpu").x.device.type == "cpu"
 
 
 # ---- progress and callbacks ----
@@ -240,14 +231,21 @@ def test_progress_bar_and_callback_together() -> None:
     err = io.StringIO()
     score = mixture().score(VP())
     with redirect_stderr(err):
-        a = sample(VP(), score, (2, 2), steps=5, progress=True, callback=lambda p: seen.append(p.step), trajectory=True)
-    assert seen == [1, 2, 3, 4, 5] and "VelocityMultistep" in err.getvalue() and "5/5" in err.getvalue()
+        a = sample(
+            score,
+            (2, 2),
+            steps=5,
+            progress=True,
+            callback=lambda p: seen.append(p.step),
+            trajectory=True,
+        )
+    assert seen == [1, 2, 3, 4, 5] and "VMultistep" in err.getvalue() and "5/5" in err.getvalue()
     quiet = io.StringIO()
     with redirect_stderr(quiet):
-        b = sample(VP(), score, (2, 2), steps=5, trajectory=True)
+        b = sample(score, (2, 2), steps=5, trajectory=True)
     assert quiet.getvalue() == "" and torch.equal(a.x, b.x) and a.nfe == b.nfe
     assert a.trajectory is not None and a.trajectory.shape == (6, 2, 2)
-    assert sample(VP(), score, (2, 2), steps=5).trajectory is None
+    assert sample(score, (2, 2), steps=5).trajectory is None
 
 
 # ---- the law ----
@@ -265,7 +263,7 @@ def floor(data: GaussianMixture, n: int) -> tuple[float, float]:
 def test_default_solver_samples_the_exact_law(sde: SDE) -> None:
     data, n = mixture(event=(3,)), 600
     mean, std = floor(data, n)
-    x = sample(sde, data.score(sde), (n, 3), steps=30, seed=1, denoise=False).x
+    x = sample(data.score(sde), (n, 3), steps=30, seed=1, denoise=False).x
     # Within 5 standard deviations of what two real sets show, estimated from 12 pairs (so 20 per cent loose).
     assert metrics.energy_distance(x, data.sample(n, 7)) < mean + 6 * std
     share = float((x.mean(1) < 0).float().mean())
@@ -277,7 +275,7 @@ def test_every_solver_samples_nearly_the_law(solver: Solver) -> None:
     """No sharper than the method: first-order bias of 40 steps or the corrector's 2 per cent, but no wrong law."""
     data, n = mixture(), 500
     mean, _ = floor(data, n)
-    x = sample(VP(), data.score(VP()), (n, 2), solver=solver, steps=40, seed=2).x
+    x = sample(data.score(VP()), (n, 2), solver=solver, steps=40, seed=2).x
     # 0.02: a tenth of the energy distance (0.2) that a component of half or twice the weight would give
     assert metrics.energy_distance(x, data.sample(n, 8)) < mean + 0.02
 
@@ -299,7 +297,7 @@ def test_gradients_to_the_start_and_to_parameters(solver: Solver, eta: float) ->
     exact = data.score(sde)
 
     def end(x: Tensor, strength: Tensor) -> Tensor:
-        process = Reverse(sde, lambda x, t: strength * exact(x, t), eta)
+        process = Reverse(as_score(lambda x, t: strength * exact(x, t), sde), eta)
         return solver.solve(process, x, grids.log_snr(sde, 3), BrownianNoise(4, T=1.0)).x
 
     x = torch.randn(2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
@@ -332,7 +330,7 @@ def test_gradients_to_the_grid(solver: Solver, sde: SDE) -> None:
 
     def end(levels: Tensor) -> Tensor:
         grid = sde.t_of_log_snr(levels)
-        return solver.solve(Reverse(sde, score, 0.0), x, grid, Fixed()).x
+        return solver.solve(Reverse(score, 0.0), x, grid, Fixed()).x
 
     ends = sde.log_snr(torch.tensor([0.8 * sde.T, 0.1 * sde.T], dtype=torch.float64))
     levels = torch.linspace(float(ends[0]), float(ends[1]), 4, dtype=torch.float64).requires_grad_(True)
@@ -348,7 +346,7 @@ def test_gradients_to_eta(solver: Solver) -> None:
     x = torch.randn(2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
     def end(eta: Tensor) -> Tensor:
-        process = Reverse(sde, score, eta)  # type: ignore[arg-type]
+        process = Reverse(score, eta)  # type: ignore[arg-type]
         return solver.solve(process, x, grids.log_snr(sde, 3), PerSampleNoise(1)).x
 
     assert torch.autograd.gradcheck(end, (torch.tensor(0.6, dtype=torch.float64, requires_grad=True),), atol=1e-4)
@@ -360,7 +358,7 @@ def test_gradients_to_parameters_of_the_schedule() -> None:
 
     def end(beta_max: Tensor) -> Tensor:
         sde = VP(beta_max=beta_max, t_min=0.05)  # type: ignore[arg-type]
-        return Heun().solve(Reverse(sde, score.score(sde), 0.0), x, torch.linspace(1.0, 0.1, 4)).x
+        return Heun().solve(Reverse(score.score(sde), 0.0), x, torch.linspace(1.0, 0.1, 4)).x
 
     assert torch.autograd.gradcheck(end, (torch.tensor(9.0, dtype=torch.float64, requires_grad=True),), atol=1e-4)
 
@@ -397,14 +395,15 @@ def never(x: Tensor, t: Tensor) -> Tensor:
         ({"x": torch.full((2, 2), math.nan)}, ValueError, "NaN"),
         ({"dtype": torch.int64}, TypeError, "floating dtype"),
         ({"dtype": torch.complex64}, TypeError, "floating dtype"),
-        ({"score": None}, TypeError, "score must be a function"),
-        ({"sde": never}, TypeError, "must be an SDE"),
+        ({"score": None}, TypeError, "score must be a Score"),
+        ({"score": never}, TypeError, r"write as_score\(score, sde\)"),
+        ({"score": VP()}, TypeError, "a score knows its own, leave it out"),
     ],
 )
 def test_bad_arguments(change: dict[str, Any], error: type[Exception], match: str) -> None:
-    arguments: dict[str, Any] = {"sde": VP(), "score": never, "shape": (2, 2)} | change
+    arguments: dict[str, Any] = {"score": as_score(never, VP()), "shape": (2, 2)} | change
     with pytest.raises(error, match=match):
-        sample(arguments.pop("sde"), arguments.pop("score"), arguments.pop("shape"), **arguments)
+        sample(arguments.pop("score"), arguments.pop("shape"), **arguments)
 
 
 @pytest.mark.parametrize(
@@ -417,4 +416,4 @@ def test_bad_arguments(change: dict[str, Any], error: type[Exception], match: st
 )
 def test_bad_scores(score: Callable[[Tensor, Tensor], Tensor], error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
-        sample(VP(), score, (2, 2))
+        sample(as_score(score, VP()), (2, 2))

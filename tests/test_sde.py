@@ -13,11 +13,38 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.integrate import quad, solve_ivp
-from strategies import DEFAULTS, DTYPES, EVENTS, at, bare, draw_times, fractions, grid_of, members, name, normal, sdes
+from strategies import (
+    DEFAULTS,
+    DTYPES,
+    EVENTS,
+    ZERO_TERMINAL,
+    at,
+    bare,
+    draw_times,
+    fractions,
+    grid_of,
+    members,
+    name,
+    normal,
+    sdes,
+)
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from scoresde.sde import EDM, SDE, VE, VP, Cosine, LinearSDE, RectifiedFlow, ScheduleSDE, SubVP
+from scoresde.problems import Gaussian
+from scoresde.sde import (
+    EDM,
+    SDE,
+    VE,
+    VP,
+    Cosine,
+    LinearSDE,
+    RectifiedFlow,
+    ScheduleSDE,
+    SubVP,
+    has_signal,
+    signal_left,
+)
 
 EPS = torch.finfo(torch.float64).eps
 FUNCTIONS = ("alpha", "sigma", "f", "g", "log_snr")
@@ -390,11 +417,82 @@ def test_ends_where_no_signal_is_left(sde: SDE) -> None:
     for call in (sde.f, sde.g):
         with pytest.raises(ValueError, match=r"no finite value at t = 1\. Stay inside"):
             call(1.0)
-    for call in (lambda: sde.transition(x, 1.0, 1.0), lambda: sde.posterior(x, x, 1.0, 1.0)):
-        with pytest.raises(ValueError, match=r"nothing starts from s = 1\.0"):
-            call()
-    with pytest.raises(ValueError, match="T < 1"):
-        dataclasses.replace(sde, T=1.0)
+    # from there a time leads to itself alone, as every other does
+    y = normal(2, 3, seed=1)
+    for mean, std in (sde.transition(y, 1.0, 1.0), sde.posterior(x, y, 1.0, 1.0), sde.bridge(x, y, 0.5, 1.0, 1.0)):
+        assert torch.equal(mean, y) and not std.any()
+    assert dataclasses.replace(sde, T=1.0).prior_std == sde.sigma(1.0)
+
+
+@pytest.mark.parametrize("sde", ZERO_TERMINAL.values(), ids=ZERO_TERMINAL)
+def test_zero_terminal_snr(sde: SDE) -> None:
+    """The prior is the law of x_T, whatever x_0; up to T all is as everywhere."""
+    assert sde.T == 1.0 and not has_signal(sde.alpha(sde.T), sde.sigma(sde.T))
+    t = grid_of(sde)
+    assert signal_left(sde.alpha(t), sde.sigma(t)).tolist() == [True] * 32 + [False]
+    assert bool((sde.sigma(t[:-1]) / sde.alpha(t[:-1])).diff().gt(0).all())
+    level = sde.log_snr(t)
+    # -inf, or -75 where rounding left 6e-17 of α; dt/dλ = σ²/g² times the rounding of λ <= 25
+    assert level[-1].item() < -70 and bool(level.diff().lt(0).all())
+    torch.testing.assert_close(sde.t_of_log_snr(level), t, rtol=1e-10, atol=1e-11)
+    # no signal at all is none of it, too, however little rounding leaves
+    assert sde.t_of_log_snr(torch.tensor([-math.inf, -80.0])).tolist() == pytest.approx([1.0, 1.0], rel=1e-15)
+    x = normal(3, 2)
+    mean, std = sde.marginal(x, sde.T)
+    assert mean.abs().max() < 1e-15 and std == sde.prior_std
+    wide = Gaussian(torch.tensor([5.0, -3.0]).double(), 4.0)
+    torch.testing.assert_close(sde.prior_log_prob(x), wide.log_prob(x, sde, sde.T), rtol=1e-14, atol=1e-14)
+    # transitions into T forget: ratio 0, all variance new; and they chain
+    ratio, variance = sde.transition_coefficients(t[:-1], sde.T)
+    assert bool(ratio.abs().max() < 1e-12)  # 6e-17 over the α of the time before
+    torch.testing.assert_close(variance, (sde.prior_std**2).expand(32), rtol=1e-14, atol=0.0)
+    mean, std = sde.bridge(x, normal(3, 2, seed=1), 0.1, 0.6, sde.T)  # the end says nothing of the middle
+    torch.testing.assert_close((mean, std), sde.transition(x, 0.1, 0.6), rtol=1e-14, atol=1e-15)
+    mean, std = sde.posterior(x, normal(3, 2, seed=1), 0.6, sde.T)
+    torch.testing.assert_close((mean, std), sde.marginal(x, 0.6), rtol=1e-14, atol=1e-15)
+
+
+@given(key=st.sampled_from(sorted(ZERO_TERMINAL)), parts=st.tuples(fractions(), fractions()))
+def test_transitions_chain_up_to_zero_terminal_snr(key: str, parts: tuple[float, float]) -> None:
+    """In particular the way to the last level of a chain, which is linear in nothing, is that of a Markov process."""
+    sde = ZERO_TERMINAL[key]
+    s, u, t = at(sde, *(0.999 * part for part in parts), 1.0)
+    (r_su, v_su), (r_ut, v_ut), (r_st, v_st) = (sde.transition_coefficients(*pair) for pair in ((s, u), (u, t), (s, t)))
+    torch.testing.assert_close(r_su * r_ut, r_st, rtol=16 * EPS, atol=0.0)
+    torch.testing.assert_close(v_ut + r_ut**2 * v_su, v_st, rtol=16 * EPS, atol=16 * EPS)
+    assert v_su.item() >= 0 and (s == u or v_su.item() > 0)
+
+
+@pytest.mark.parametrize("sde", [*DEFAULTS, *map(bare, DEFAULTS), *ZERO_TERMINAL.values()], ids=lambda s: repr(s)[:30])
+def test_slopes_of_alpha_and_sigma(sde: SDE) -> None:
+    """``derivatives`` by central differences; at T, where f diverges if α = 0, by one-sided ones."""
+    t = sde.t_min + (sde.T - sde.t_min) * torch.tensor([0.1, 0.31, 0.5, 0.77, 0.96], dtype=torch.float64)
+    short = 1e-6 * sde.T
+    for got, function in zip(sde.derivatives(t), (sde.alpha, sde.sigma), strict=True):
+        expected = (function(t + short) - function(t - short)) / (2 * short)
+        # third derivatives of up to (20/T)³ times short²; roundings of σ <= 80 over short
+        torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-8 * sde.sigma(sde.T).item())
+        (end,), last = sde.derivatives(torch.tensor([sde.T]))[0 if function == sde.alpha else 1], sde.T - 1e-12
+        expected = 1.5 * function(last) - 2 * function(last - short) + 0.5 * function(last - 2 * short)
+        assert end.dtype == torch.float32
+        assert end.item() == pytest.approx(expected.item() / short, rel=1e-5, abs=1e-6 * sde.sigma(sde.T).item())
+    mixed = torch.tensor([sde.T, 0.3 * sde.T], dtype=torch.float64)  # one of them without signal
+    for row, one in enumerate(mixed):
+        for both, alone in zip(sde.derivatives(mixed), sde.derivatives(one), strict=True):
+            assert both[row].item() == pytest.approx(alone.item(), rel=1e-9, abs=1e-12)
+
+
+def test_slopes_are_refused_where_they_are_infinite() -> None:
+    for sde in (VP(), bare(VP()), Cosine()):
+        with pytest.raises(ValueError, match="no finite value at t = 0"):
+            sde.derivatives(0.0)  # σ ~ sqrt(t)
+
+
+@pytest.mark.parametrize("sde", [RectifiedFlow(T=1.0), Cosine(T=1.0), ZERO_TERMINAL["chain"]], ids=name)
+def test_a_chain_ends_where_its_sde_does(sde: SDE) -> None:
+    chain = sde.discretize(10)
+    assert chain.ratio[-1] == 0 and chain.variance[-1] == sde.prior_std**2
+    torch.testing.assert_close(chain.sigma, sde.sigma(chain.times), rtol=1e-12, atol=0.0)  # sums of 10 terms
 
 
 @pytest.mark.parametrize(
@@ -517,6 +615,19 @@ def test_a_member_is_ten_lines() -> None:
     assert sde == Power(power=3.0) and hash(sde) == hash(Power(power=3.0)) and sde != Power()
     with pytest.raises(dataclasses.FrozenInstanceError):
         sde.power = 1.0  # type: ignore[misc]
+
+
+def test_nothing_starts_where_no_signal_is_left() -> None:
+    @dataclasses.dataclass(frozen=True)
+    class Early(SDE):
+        def alpha(self, t: Tensor) -> Tensor:  # type: ignore[override]
+            return (1 - 2 * t).clamp_min(0)
+
+        def sigma(self, t: Tensor) -> Tensor:  # type: ignore[override]
+            return t
+
+    with pytest.raises(ValueError, match=r"nothing starts from s = 0\.6"):
+        Early().transition(normal(2, 3), 0.6, 0.7)
 
 
 def test_a_schedule_that_gains_signal_is_refused() -> None:

@@ -16,49 +16,33 @@ from scipy.integrate import quad, solve_ivp
 from scipy.interpolate import make_interp_spline
 from torch import Tensor
 
-from scoresde import (
+from scoresde import grids
+from scoresde.models import as_score
+from scoresde.noise import BrownianNoise, IndependentNoise, Noise
+from scoresde.problems import Gaussian, GaussianMixture
+from scoresde.reverse import Reverse
+from scoresde.sde import EDM, SDE, VE, VP, Cosine, RectifiedFlow
+from scoresde.solvers import (
     DDIM,
-    EDM,
-    SDE,
-    VE,
-    VP,
-    BrownianNoise,
-    Cosine,
     DPMSolver,
     ExponentialRungeKutta,
-    Gaussian,
-    GaussianMixture,
     Heun,
-    IndependentNoise,
-    Noise,
-    RectifiedFlow,
-    Reverse,
     RungeKutta,
     Solver,
     StochasticRungeKutta,
-    grids,
 )
-from scoresde.solvers import tableaus
-from scoresde.solvers.frames import frame_of, levels
-from scoresde.solvers.stages import (
-    LOG_SNR,
-    NOISE_LEVEL,
-    Moments,
-    Scheme,
-    Singlestep,
-    Step,
-    angle,
-    plan_stages,
-    run_stages,
-)
-from scoresde.solvers.tableaus import Tableau
+from scoresde.solvers import _tableaus as tableaus
+from scoresde.solvers._frames import frame_of, levels
+from scoresde.solvers._stages import Moments, Scheme, Singlestep, StepRow, plan_stages, run_stages
+from scoresde.solvers._tableaus import Tableau
+from scoresde.solvers._variables import LOG_SNR, NOISE_LEVEL, angle
 
 ODE: list[Any] = [
-    *(DPMSolver(order, predicts) for order in (1, 2, 3) for predicts in ("noise", "data")),
-    *(ExponentialRungeKutta(predicts, 0.8) for predicts in ("data", "noise", "velocity")),
-    *(RungeKutta(order, predicts, 0.8) for order in (2, 3, 4) for predicts in ("noise", "velocity")),
+    *(DPMSolver(order, predicts) for order in (1, 2, 3) for predicts in ("noise", "x0")),
+    *(ExponentialRungeKutta(predicts, 0.8) for predicts in ("x0", "noise", "v")),
+    *(RungeKutta(order, predicts, 0.8) for order in (2, 3, 4) for predicts in ("noise", "v")),
 ]  # fmt: skip
-SRK = [StochasticRungeKutta(stages, predicts, 0.8) for stages in (2, 3, 4) for predicts in ("data", "velocity")]
+SRK = [StochasticRungeKutta(stages, predicts, 0.8) for stages in (2, 3, 4) for predicts in ("x0", "v")]
 ALL = [*ODE, *SRK]
 # Without the last decades of noise: there the constants, not the orders, of low-order methods are extreme.
 SDES: dict[str, SDE] = {"VP": VP(beta_max=10.0, t_min=0.1), "VE": VE(0.3, 5.0), "Cosine": Cosine(T=0.85, t_min=0.1)}
@@ -90,7 +74,7 @@ def slope(errors: list[float]) -> float:
 
 
 @pytest.mark.parametrize("variable", [LOG_SNR, NOISE_LEVEL, angle(0.7)], ids=["h", "noise_level", "angle"])
-@pytest.mark.parametrize(("predicts", "eta"), [("data", 0.0), ("data", 1.3), ("noise", 0.5), ("velocity", 1.0)])
+@pytest.mark.parametrize(("predicts", "eta"), [("x0", 0.0), ("x0", 1.3), ("noise", 0.5), ("v", 1.0)])
 @pytest.mark.parametrize("times", [(0.6, 0.35), (0.6, 0.6 - 1e-7)], ids=["long", "short"])
 def test_moments_are_integrals(times: tuple[float, float], predicts: Any, eta: float, variable: Any) -> None:
     at = levels(VP(), torch.tensor(times, dtype=torch.float64))
@@ -121,7 +105,7 @@ def test_moments_in_log_snr_are_the_phi_functions() -> None:
     for length in (1e-9, 1e-3, 1.0, 5.0):
         ends = sde.t_of_log_snr(2 * torch.stack([h, h + length]).T).T
         t, s = levels(sde, ends[0]), levels(sde, ends[1])
-        moments = Moments(frame_of("data", eta, 1.0), LOG_SNR, t, [t, s])
+        moments = Moments(frame_of("x0", eta, 1.0), LOG_SNR, t, [t, s])
         for j in (1, 2, 3):
             z = -k * (s.h - t.h)
             phi = sum(z**m / float(math.factorial(m + j)) for m in range(60))  # |z| < 8: terms reach 1e2, end at 1e-20
@@ -152,30 +136,30 @@ def published(order: int, predicts: str, process: Reverse, x: Tensor, t: float, 
     a0, s0, l0, t0 = step.at(0.0)
     a, sigma, end, _ = step.at(1.0)
     h = end - l0
-    if predicts == "data":
+    if predicts == "x0":
         a1, s1, _, t1 = step.at(0.5)
-        d = process.denoise(x, t0)
+        d = process.score.denoise(x, t0)
         u = s1 / s0 * x - a1 * math.expm1(-0.5 * h) * d
-        mixed = (1 - 1 / (2 * 0.5)) * d + 1 / (2 * 0.5) * process.denoise(u, t1)
+        mixed = (1 - 1 / (2 * 0.5)) * d + 1 / (2 * 0.5) * process.score.denoise(u, t1)
         return sigma / s0 * x - a * math.expm1(-h) * mixed
     if order == 2:
         a1, s1, _, t1 = step.at(0.5)
-        u = a1 / a0 * x - s1 * math.expm1(h / 2) * process.noise(x, t0)
-        return a / a0 * x - sigma * math.expm1(h) * process.noise(u, t1)
+        u = a1 / a0 * x - s1 * math.expm1(h / 2) * process.score.noise(x, t0)
+        return a / a0 * x - sigma * math.expm1(h) * process.score.noise(u, t1)
     r1, r2 = 1 / 3, 2 / 3
     (a1, s1, _, t1), (a2, s2, _, t2) = step.at(r1), step.at(r2)
-    e = process.noise(x, t0)
+    e = process.score.noise(x, t0)
     u1 = a1 / a0 * x - s1 * math.expm1(r1 * h) * e
-    d1 = process.noise(u1, t1) - e
+    d1 = process.score.noise(u1, t1) - e
     u2 = a2 / a0 * x - s2 * math.expm1(r2 * h) * e - s2 * r2 / r1 * (math.expm1(r2 * h) / (r2 * h) - 1) * d1
-    d2 = process.noise(u2, t2) - e
+    d2 = process.score.noise(u2, t2) - e
     return a / a0 * x - sigma * math.expm1(h) * e - sigma / r2 * (math.expm1(h) / h - 1) * d2
 
 
 @pytest.mark.parametrize("sde", SDES)
-@pytest.mark.parametrize(("order", "predicts"), [(2, "noise"), (3, "noise"), (2, "data")])
+@pytest.mark.parametrize(("order", "predicts"), [(2, "noise"), (3, "noise"), (2, "x0")])
 def test_steps_of_dpm_solver_are_the_published_ones(order: Any, predicts: Any, sde: str) -> None:
-    process = Reverse(SDES[sde], MIXTURE.score(SDES[sde]), 0.0)
+    process = Reverse(MIXTURE.score(SDES[sde]), 0.0)
     x, grid = start(process.sde), grids.uniform(process.sde, 3)
     expected = x
     for t, s in itertools.pairwise(grid.tolist()):
@@ -186,10 +170,10 @@ def test_steps_of_dpm_solver_are_the_published_ones(order: Any, predicts: Any, s
 
 @pytest.mark.parametrize("sde", SDES)
 def test_order_one_is_ddim(sde: str) -> None:
-    process, grid = Reverse(SDES[sde], MIXTURE.score(SDES[sde]), 0.0), grids.uniform(SDES[sde], 4)
+    process, grid = Reverse(MIXTURE.score(SDES[sde]), 0.0), grids.uniform(SDES[sde], 4)
     x = start(process.sde)
     expected = DDIM().solve(process, x, grid).x
-    for predicts in ("noise", "data"):
+    for predicts in ("noise", "x0"):
         got = DPMSolver(1, predicts).solve(process, x, grid).x  # type: ignore[arg-type]
         torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)  # rounding
 
@@ -203,11 +187,11 @@ def test_plain_runge_kutta_is_the_textbooks_in_sigma_over_alpha(order: Any) -> N
         4: ([0, 1 / 2, 1 / 2, 1], [[], [1 / 2], [0, 1 / 2], [0, 0, 1]], [1 / 6, 1 / 3, 1 / 3, 1 / 6]),
     }[order]
     sde = SDES["Cosine"]
-    process, x, grid = Reverse(sde, MIXTURE.score(sde), 0.0), start(sde), grids.uniform(sde, 3)
+    process, x, grid = Reverse(MIXTURE.score(sde), 0.0), start(sde), grids.uniform(sde, 3)
 
     def rate(v: float, y: Tensor) -> Tensor:
         time = sde.t_of_log_snr(torch.tensor(-2 * math.log(v), dtype=torch.float64))
-        return process.noise(sde.alpha(time) * y, time)
+        return process.score.noise(sde.alpha(time) * y, time)
 
     y = x / sde.alpha(grid[0])
     for t, s in itertools.pairwise(grid):
@@ -224,7 +208,7 @@ def test_plain_runge_kutta_is_the_textbooks_in_sigma_over_alpha(order: Any) -> N
 def test_krogstads_weights_are_the_published_ones() -> None:
     """On u' = L u + N(u) by φ-functions: u = x/σ, L = 1, N = -ε̂ in h, one step."""
     sde = SDES["VP"]
-    process, x = Reverse(sde, MIXTURE.score(sde), 0.0), start(sde)
+    process, x = Reverse(MIXTURE.score(sde), 0.0), start(sde)
     step = Schedule(sde, 0.6, 0.3)
     points = {c: step.at(c) for c in (0.0, 0.5, 1.0)}
     z = points[1.0][2] - points[0.0][2]
@@ -233,7 +217,7 @@ def test_krogstads_weights_are_the_published_ones() -> None:
         return sum(z**m / math.factorial(m + k) for m in range(40))
 
     def force(u: Tensor, c: float) -> Tensor:
-        return -process.noise(points[c][1] * u, points[c][3])
+        return -process.score.noise(points[c][1] * u, points[c][3])
 
     u, half = x / points[0.0][1], 0.5 * z
     n1 = force(u, 0.0)
@@ -255,7 +239,7 @@ def test_krogstads_weights_are_the_published_ones() -> None:
 def reference(sde: str) -> Tensor:
     """The mixture's flow by scipy's DOP853, an integrator that shares no line with ours."""
     schedule = SDES[sde]
-    process, x = Reverse(schedule, MIXTURE.score(schedule), 0.0), start(schedule)
+    process, x = Reverse(MIXTURE.score(schedule), 0.0), start(schedule)
 
     def rate(t: float, y: Any) -> Any:
         return process.drift(torch.from_numpy(y).reshape(x.shape), t).numpy().ravel()
@@ -267,7 +251,7 @@ def reference(sde: str) -> Tensor:
 
 def ode_slope(solver: Solver, sde: str, grid: str) -> float:
     schedule = SDES[sde]
-    process, x = Reverse(schedule, MIXTURE.score(schedule), 0.0), start(schedule)
+    process, x = Reverse(MIXTURE.score(schedule), 0.0), start(schedule)
     ends = [solver.solve(process, x, GRIDS[grid](schedule, n), 0).x for n in (24, 48, 96)]
     return slope([float((end - reference(sde)).norm()) for end in ends])
 
@@ -286,7 +270,7 @@ class Custom(Singlestep):
     """Any tableau, for wrong ones."""
 
     tableau: Tableau = tableaus.EULER
-    predicts: Any = "data"
+    predicts: Any = "x0"
 
     def scheme(self, process: Reverse) -> Scheme:
         return Scheme(frame_of(self.predicts, process.eta, 1.0), LOG_SNR, self.tableau)
@@ -329,20 +313,20 @@ def test_constant_data_are_reached_in_one_step() -> None:
     mean = torch.tensor([0.7, -1.1], dtype=torch.float64)
     sde = SDES["VP"]
     point = Gaussian(mean, 0.0)
-    process, x = Reverse(sde, point.score(sde), 0.0), start(sde)
+    process, x = Reverse(point.score(sde), 0.0), start(sde)
     ends = sde.alpha(sde.t_min) * mean + sde.sigma(sde.t_min) / sde.sigma(sde.T) * (x - sde.alpha(sde.T) * mean)
     grid = torch.tensor([sde.T, sde.t_min], dtype=torch.float64)
-    for solver in (DPMSolver(2, "data"), DPMSolver(3, "data"), ExponentialRungeKutta("data"), *SRK[::2]):
+    for solver in (DPMSolver(2, "x0"), DPMSolver(3, "x0"), ExponentialRungeKutta("x0"), *SRK[::2]):
         torch.testing.assert_close(solver.solve(process, x, grid, 0).x, ends, rtol=1e-11, atol=1e-11)
 
 
-@pytest.mark.parametrize("solver", [ExponentialRungeKutta("velocity", 0.6), RungeKutta(3, "velocity", 0.6)], ids=repr)
-def test_velocity_is_exact_on_a_gaussian_of_its_scale(solver: Solver) -> None:
+@pytest.mark.parametrize("solver", [ExponentialRungeKutta("v", 0.6), RungeKutta(3, "v", 0.6)], ids=repr)
+def test_v_is_exact_on_a_gaussian_of_its_scale(solver: Solver) -> None:
     data = Gaussian(torch.zeros(2, dtype=torch.float64), 0.36)
     for sde in (EDM(), VP()):
-        process, x = Reverse(sde, data.score(sde), 0.0), start(sde)
+        process, x = Reverse(data.score(sde), 0.0), start(sde)
         got = solver.solve(process, x, grids.log_snr(sde, 2)).x
-        # the velocity is a difference of terms of the size of x, and that of the end is 1e3 to 1e4 times smaller
+        # v is a difference of terms of the size of x, and that of the end is 1e3 to 1e4 times smaller
         torch.testing.assert_close(got, data.flow(sde, x, sde.T, sde.t_min), rtol=1e-9, atol=0)
 
 
@@ -350,8 +334,8 @@ def test_stochastic_velocity_is_exact_in_law_on_a_gaussian_of_its_scale() -> Non
     """Two steps over the whole range: the variance at the end is that of the data, to rounding."""
     data, sde = Gaussian(torch.zeros(1, dtype=torch.float64), 0.36), VP()
     for stages, eta in itertools.product((2, 3, 4), (0.5, 1.0)):
-        process = Reverse(sde, data.score(sde), eta)
-        plan = StochasticRungeKutta(stages, "velocity", 0.6).plan(process, grids.log_snr(sde, 2))
+        process = Reverse(data.score(sde), eta)
+        plan = StochasticRungeKutta(stages, "v", 0.6).plan(process, grids.log_snr(sde, 2))
         variance = float(data.moments(sde, sde.T)[1])
         for step in plan:
             keep, noises = linear_step(process, step)
@@ -359,7 +343,7 @@ def test_stochastic_velocity_is_exact_in_law_on_a_gaussian_of_its_scale() -> Non
         assert variance == pytest.approx(float(data.moments(sde, sde.t_min)[1]), rel=1e-9)  # cancellation as above
 
 
-def linear_step(process: Reverse, step: Step) -> tuple[float, Tensor]:
+def linear_step(process: Reverse, step: StepRow) -> tuple[float, Tensor]:
     """(a, c) of x_s = a x + Σ c_k z_k, for a score that is linear in x."""
     basis = torch.eye(1 + len(step.draws), dtype=torch.float64)
     x, draws = basis[:, :1], list(basis[:, 1:].T[:, :, None])
@@ -381,7 +365,7 @@ def linear_step(process: Reverse, step: Step) -> tuple[float, Tensor]:
 # ---- noises of a step ----
 
 
-def noises_of(step: Step) -> Tensor:
+def noises_of(step: StepRow) -> Tensor:
     """(stages + 1, draws): the factors of the increments in each stage and in the end; a score of 0 leaves these."""
     draws = len(step.draws)
     mixes = [*(stage.mix for stage in step.stages), step.end]
@@ -389,7 +373,7 @@ def noises_of(step: Step) -> Tensor:
 
 
 @pytest.mark.parametrize("eta", [0.4, 1.0, 1.5])
-@pytest.mark.parametrize("frame", ["noise", "data", "velocity"])
+@pytest.mark.parametrize("frame", ["noise", "x0", "v"])
 @pytest.mark.parametrize("tableau", ["RALSTON", "THIRDS", "ANTITHETIC"])
 def test_noises_have_the_exact_covariances(tableau: str, frame: Any, eta: float) -> None:
     """Every stage's variance and covariance with the end are those of the path; between stages too, without signs.
@@ -410,7 +394,7 @@ def test_noises_have_the_exact_covariances(tableau: str, frame: Any, eta: float)
     variance = [float(scheme.frame.noise(t, place) ** 2) for place in places]
     for i, j in itertools.combinations_with_replacement(range(len(places)), 2):
         if i == j or j == len(places) - 1 or chosen.signs is None:
-            expected = float(scheme.frame.keep(places[i], places[j])) * variance[i]
+            expected = float(scheme.frame.linear(places[i], places[j])) * variance[i]
             assert float(covariance[i, j]) == pytest.approx(expected, rel=1e-10, abs=1e-14)  # rounding of t(h) and back
     if chosen.signs is not None:
         # the last two lie on opposite sides of their mean given the end's noise, and the last is the path's own
@@ -468,7 +452,7 @@ def law_error(solver: Singlestep, sde: SDE, steps: int, eta: float, wide: float 
 
     The truth is known, since the exact law at T, in which x starts, becomes the exact law at t_min.
     """
-    process, grid = Reverse(sde, LINE.score(sde), eta), grids.log_snr(sde, steps)
+    process, grid = Reverse(LINE.score(sde), eta), grids.log_snr(sde, steps)
     plan = solver.plan(process, grid)
     draws = len(plan[0].draws)
     nodes, weights = np.polynomial.hermite_e.hermegauss({2: 10, 3: 5}[draws])
@@ -547,7 +531,7 @@ def test_a_step_draws_nested_increments_of_the_path() -> None:
     grid = grids.uniform(sde, 2)
     for stages, increments in ((2, 2), (3, 3), (4, 2)):
         asked.clear()
-        StochasticRungeKutta(stages).solve(Reverse(sde, MIXTURE.score(sde), 1.0), start(sde), grid, Recording(0))
+        StochasticRungeKutta(stages).solve(Reverse(MIXTURE.score(sde), 1.0), start(sde), grid, Recording(0))
         assert len(asked) == 2 * increments
         assert asked[0][0] == sde.T and asked[-1][1] == sde.t_min
         assert all(a[1] == b[0] for a, b in itertools.pairwise(asked)) and all(t > s for t, s in asked)
@@ -555,8 +539,8 @@ def test_a_step_draws_nested_increments_of_the_path() -> None:
 
 def test_without_noise_the_stochastic_methods_are_their_deterministic_ones() -> None:
     sde = SDES["Cosine"]
-    process, x, grid = Reverse(sde, MIXTURE.score(sde), 0.0), start(sde), grids.uniform(sde, 4)
-    expected = DPMSolver(3, "data").solve(process, x, grid).x
+    process, x, grid = Reverse(MIXTURE.score(sde), 0.0), start(sde), grids.uniform(sde, 4)
+    expected = DPMSolver(3, "x0").solve(process, x, grid).x
     got = StochasticRungeKutta(3).solve(process, x, grid).x  # nothing drawn: no noise needed
     torch.testing.assert_close(got, expected, rtol=0, atol=0)
 
@@ -569,7 +553,7 @@ def test_without_noise_the_stochastic_methods_are_their_deterministic_ones() -> 
 @pytest.mark.parametrize("solver", [*ALL, Heun()], ids=repr)
 def test_last_step_to_the_data(solver: Solver, sde: SDE, eta: float) -> None:
     """Where σ(s) = 0 the step ends at α E[x_0 | x_t] after one evaluation, whatever η: nothing is NaN."""
-    process, grid = Reverse(sde, MIXTURE.score(sde), eta), grids.karras(sde, 4)
+    process, grid = Reverse(MIXTURE.score(sde), eta), grids.karras(sde, 4)
     if eta and not isinstance(solver, StochasticRungeKutta):
         return
     solution = solver.solve(process, start(sde), grid, 0, trajectory=True)
@@ -577,16 +561,16 @@ def test_last_step_to_the_data(solver: Solver, sde: SDE, eta: float) -> None:
     assert solution.nfe == 3 * stages_of(solver) + 1
     before = solution.trajectory[-2]
     # the score times σ² and x cancel down to x_0
-    torch.testing.assert_close(solution.x, process.denoise(before, grid[-2]), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(solution.x, process.score.denoise(before, grid[-2]), rtol=1e-10, atol=1e-10)
 
 
 def test_one_step_to_the_data() -> None:
     sde = EDM(t_min=0.0)
-    process, x = Reverse(sde, MIXTURE.score(sde), 1.0), start(sde)
+    process, x = Reverse(MIXTURE.score(sde), 1.0), start(sde)
     grid = torch.tensor([80.0, 0.0], dtype=torch.float64)
     got = StochasticRungeKutta().solve(process, x, grid, 0)
     assert got.nfe == 1
-    torch.testing.assert_close(got.x, process.denoise(x, grid[0]), rtol=1e-12, atol=1e-12)  # rounding
+    torch.testing.assert_close(got.x, process.score.denoise(x, grid[0]), rtol=1e-12, atol=1e-12)  # rounding
 
 
 @pytest.mark.parametrize("solver", ALL, ids=repr)
@@ -599,7 +583,7 @@ def test_where_the_score_is_asked(solver: Any) -> None:
         return MIXTURE.score(sde)(x, t)
 
     grid = grids.uniform(sde, 3)
-    solution = solver.solve(Reverse(sde, score, 0.0), start(sde), grid)
+    solution = solver.solve(Reverse(as_score(score, sde), 0.0), start(sde), grid)
     each = stages_of(solver)
     assert solution.nfe == len(asked) == 3 * each
     assert all(t.shape == () and t.dtype == torch.float64 for t in asked)
@@ -622,7 +606,7 @@ def test_a_schedule_that_rests_moves_nothing() -> None:
     sde = Resting()
     grid = torch.tensor([0.58, 0.35], dtype=torch.float64)
     for solver in ALL:
-        process = Reverse(sde, MIXTURE.score(sde), 0.7 if isinstance(solver, StochasticRungeKutta) else 0.0)
+        process = Reverse(MIXTURE.score(sde), 0.7 if isinstance(solver, StochasticRungeKutta) else 0.0)
         got = solver.solve(process, start(sde), grid, BrownianNoise(0, 1.0)).x
         torch.testing.assert_close(got, start(sde), rtol=0, atol=1e-12)  # rounding of log σ
 
@@ -630,7 +614,7 @@ def test_a_schedule_that_rests_moves_nothing() -> None:
 @pytest.mark.parametrize("solver", ALL, ids=repr)
 def test_samples_are_independent_and_dtypes_are_kept(solver: Any) -> None:
     sde = VP()
-    process = Reverse(sde, MIXTURE.score(sde), solver.default_eta)
+    process = Reverse(MIXTURE.score(sde), solver.default_eta)
     x, grid = start(sde), grids.log_snr(sde, 6)
     both, one = solver.solve(process, x, grid, 3).x, solver.solve(process, x[:1], grid, 3).x
     torch.testing.assert_close(both[:1], one, rtol=1e-12, atol=1e-12)  # rounding: other kernels for other shapes
@@ -644,7 +628,7 @@ def test_samples_are_independent_and_dtypes_are_kept(solver: Any) -> None:
 @pytest.mark.parametrize("solver", ALL, ids=repr)
 def test_gradients_through_state_and_times(solver: Any) -> None:
     sde = SDES["VP"]
-    process = Reverse(sde, MIXTURE.score(sde), solver.default_eta)
+    process = Reverse(MIXTURE.score(sde), solver.default_eta)
     grid = grids.uniform(sde, 2)
 
     def end(x: Tensor, middle: Tensor) -> Tensor:
@@ -661,7 +645,7 @@ def test_gradients_through_state_and_times(solver: Any) -> None:
 def test_gradients_with_an_end_at_the_data_are_finite(solver: Any) -> None:
     sde = EDM(t_min=0.0)
     grid = grids.karras(sde, 3).requires_grad_()
-    end = solver.solve(Reverse(sde, MIXTURE.score(sde), solver.default_eta), start(sde), grid, 0).x
+    end = solver.solve(Reverse(MIXTURE.score(sde), solver.default_eta), start(sde), grid, 0).x
     (gradient,) = torch.autograd.grad(end.sum(), grid)
     assert bool(gradient.isfinite().all()) and bool((gradient[1:-1] != 0).any())
 
@@ -671,10 +655,10 @@ def test_gradients_with_an_end_at_the_data_are_finite(solver: Any) -> None:
 
 def test_every_option_matters() -> None:
     sde = SDES["VP"]
-    process, x, grid = Reverse(sde, MIXTURE.score(sde), 0.0), start(sde), grids.uniform(sde, 3)
+    process, x, grid = Reverse(MIXTURE.score(sde), 0.0), start(sde), grids.uniform(sde, 3)
     variants = [s for s in ALL if s.order != 1 and not (isinstance(s, StochasticRungeKutta) and s.stages == 3)]
-    variants += [ExponentialRungeKutta("velocity", 1.1), RungeKutta(4, "velocity", 1.1)]
-    variants += [StochasticRungeKutta(2, "velocity", 1.1)]
+    variants += [ExponentialRungeKutta("v", 1.1), RungeKutta(4, "v", 1.1)]
+    variants += [StochasticRungeKutta(2, "v", 1.1)]
     ends = [solver.solve(process, x, grid).x for solver in variants]
     for (i, a), (j, b) in itertools.combinations(enumerate(ends), 2):
         # they are at least as far apart as their errors, far above rounding
@@ -685,9 +669,9 @@ def test_every_option_matters() -> None:
     ("make", "match"),
     [
         (lambda: DPMSolver(4), "order must be one of 1, 2, 3"),
-        (lambda: DPMSolver(2, "velocity"), "predicts must be one of"),
+        (lambda: DPMSolver(2, "v"), "predicts must be one of"),
         (lambda: RungeKutta(1), "order must be one of"),
-        (lambda: ExponentialRungeKutta("x0"), "predicts must be one of"),
+        (lambda: ExponentialRungeKutta("score"), "predicts must be one of"),
         (lambda: ExponentialRungeKutta(sigma_data=0.0), "sigma_data"),
         (lambda: RungeKutta(sigma_data=-1.0), "sigma_data"),
         (lambda: StochasticRungeKutta(1), "stages must be one of 2, 3, 4"),
@@ -705,10 +689,12 @@ def test_processes_and_grids_that_do_not_fit_are_refused() -> None:
     x = torch.ones(1, 2, dtype=torch.float64)
     for solver in (DPMSolver(), ExponentialRungeKutta(), RungeKutta()):
         with pytest.raises(ValueError, match="probability-flow ODE"):
-            solver.solve(Reverse(sde, MIXTURE.score(sde), 1.0), x, grids.uniform(sde, 2), 0)
+            solver.solve(Reverse(MIXTURE.score(sde), 1.0), x, grids.uniform(sde, 2), 0)
     with pytest.raises(ValueError, match="draws noise"):
-        StochasticRungeKutta().solve(Reverse(sde, MIXTURE.score(sde), 1.0), x, grids.uniform(sde, 2))
-    beyond = torch.tensor([1.0, 0.5], dtype=torch.float64)
+        StochasticRungeKutta().solve(Reverse(MIXTURE.score(sde), 1.0), x, grids.uniform(sde, 2))
+    alone, twice = as_score(MIXTURE.score(sde).__call__, sde), torch.tensor([1.0, 1 - 1e-9, 0.5], dtype=torch.float64)
     for solver in (DPMSolver(), StochasticRungeKutta(), Heun()):
-        with pytest.raises(ValueError, match="α = 0 at t = 1"):
-            solver.solve(Reverse(sde, MIXTURE.score(sde), 0.0), x, beyond, 0)
+        with pytest.raises(ValueError, match="says nothing of x_0 where α"):
+            solver.solve(Reverse(alone, 0.0), x, torch.tensor([1.0, 0.5]), 0)
+        with pytest.raises(ValueError, match=r"α = 0 at t = 1, .* only a first step starts there"):
+            solver.solve(Reverse(MIXTURE.score(sde), 0.0), x, twice, 0)

@@ -13,34 +13,25 @@ import pytest
 import torch
 from torch import Tensor
 
-import scoresde.solvers as package
-from scoresde import (
+from scoresde import grids
+from scoresde.models import Score, as_score
+from scoresde.noise import BrownianNoise, Noise, PerSampleNoise
+from scoresde.problems import GaussianMixture
+from scoresde.reverse import Reverse
+from scoresde.sde import EDM, SDE, VE, VP, ChainSDE, Cosine, RectifiedFlow, SubVP
+from scoresde.solvers import (
     DDIM,
-    EDM,
-    SDE,
-    VE,
-    VP,
     Ancestral,
     AnnealedLangevin,
-    BrownianNoise,
-    ChainSDE,
-    Cosine,
     EulerMaruyama,
-    GaussianMixture,
     Heun,
     Langevin,
-    Noise,
-    PerSampleNoise,
     PredictorCorrector,
     ProbabilityFlow,
-    RectifiedFlow,
-    Reverse,
     ReverseDiffusion,
-    Score,
     Solver,
-    SubVP,
     TorchSDE,
-    grids,
+    catalogue,
 )
 from scoresde.solvers.base import Progress
 
@@ -115,7 +106,7 @@ def test_ancestral_is_ddpm_algorithm_2(variance: Any) -> None:
             x = x + square.sqrt() * z[n - i + 1]
 
     sde = ChainSDE(chain)
-    process = Reverse(sde, chain_score(network, (1 - bar).sqrt(), n))
+    process = Reverse(as_score(chain_score(network, (1 - bar).sqrt(), n), sde))
     got = Ancestral(variance).solve(process, z[0], chain.times.flip(0), Listed(z[1:]), denoise=True)
     torch.testing.assert_close(got.x, x, **ROUNDING)
     assert got.nfe == n and got.denoised
@@ -132,7 +123,7 @@ def test_ancestral_on_a_ve_chain_is_its_own_formula() -> None:
         high, low = sigma[i - 1] ** 2, sigma[i - 2] ** 2
         step = torch.tensor(i / n, dtype=torch.float64)
         x = x + (high - low) * score(x, step) + (low * (high - low) / high).sqrt() * z[n - i + 1]
-    got = Ancestral().solve(Reverse(ChainSDE(chain), score), z[0], chain.times.flip(0), Listed(z[1:]))
+    got = Ancestral().solve(Reverse(as_score(score, ChainSDE(chain))), z[0], chain.times.flip(0), Listed(z[1:]))
     torch.testing.assert_close(got.x, x, **ROUNDING)
 
 
@@ -151,7 +142,7 @@ def test_ddim_is_equations_12_and_16(eta: float, own: bool) -> None:
         x = b.sqrt() * (x - (1 - a).sqrt() * eps) / a.sqrt() + (1 - b - d**2).sqrt() * eps  # eq. 12
         if eta:
             x = x + d * next(draws)
-    process = Reverse(ChainSDE(chain), chain_score(network, (1 - bar).sqrt(), n), 0.0 if own else eta)
+    process = Reverse(as_score(chain_score(network, (1 - bar).sqrt(), n), ChainSDE(chain)), 0.0 if own else eta)
     grid = torch.stack([chain.time(i) for i in levels])
     got = DDIM(eta if own else None).solve(process, z[0], grid, Listed(z[1:]) if eta else None)
     torch.testing.assert_close(got.x, x, **ROUNDING)
@@ -159,7 +150,7 @@ def test_ddim_is_equations_12_and_16(eta: float, own: bool) -> None:
 
 def test_ddim_at_eta_one_is_ancestral_sampling() -> None:
     for sde in (VP(), VE(), Cosine(), RectifiedFlow()):
-        process, grid = Reverse(sde, mixture().score(sde)), grids.karras(sde, 6)
+        process, grid = Reverse(mixture().score(sde)), grids.karras(sde, 6)
         x, z = normals(1, 5)[0] * sde.prior_std, normals(6, 6)
         a, b = (solver.solve(process, x, grid, Listed(z)).x for solver in (DDIM(), Ancestral()))
         torch.testing.assert_close(a, b, **ROUNDING)
@@ -176,7 +167,9 @@ def test_reverse_diffusion_is_equation_46(eta: float) -> None:
         b = beta[i - 1]
         s = score(x, torch.tensor(i / n, dtype=torch.float64))
         x = (2 - (1 - b).sqrt()) * x + 0.5 * (1 + eta**2) * b * s + eta * b.sqrt() * z[n - i + 1]
-    got = ReverseDiffusion().solve(Reverse(ChainSDE(chain), score, eta), z[0], chain.times.flip(0), Listed(z[1:]))
+    got = ReverseDiffusion().solve(
+        Reverse(as_score(score, ChainSDE(chain)), eta), z[0], chain.times.flip(0), Listed(z[1:])
+    )
     torch.testing.assert_close(got.x, x, **ROUNDING)
 
     sigma = torch.logspace(-2, 1, n, dtype=torch.float64)
@@ -185,7 +178,9 @@ def test_reverse_diffusion_is_equation_46(eta: float) -> None:
         v = sigma[i - 1] ** 2 - sigma[i - 2] ** 2
         s = score(x, torch.tensor(i / n, dtype=torch.float64))
         x = x + 0.5 * (1 + eta**2) * v * s + eta * v.sqrt() * z[n - i + 1]
-    got = ReverseDiffusion().solve(Reverse(ChainSDE(chain), score, eta), z[0], chain.times.flip(0), Listed(z[1:]))
+    got = ReverseDiffusion().solve(
+        Reverse(as_score(score, ChainSDE(chain)), eta), z[0], chain.times.flip(0), Listed(z[1:])
+    )
     torch.testing.assert_close(got.x, x, **ROUNDING)
 
 
@@ -197,7 +192,7 @@ def test_euler_maruyama_written_out(eta: float) -> None:
     for k, (t, s) in enumerate(itertools.pairwise(grid)):
         h, beta = t - s, 0.1 + t * 19.9
         x = x + h * (0.5 * beta * x + 0.5 * (1 + eta**2) * beta * score(x, t)) + eta * (beta * h).sqrt() * z[k + 1]
-    got = EulerMaruyama().solve(Reverse(sde, score, eta), z[0], grid, Listed(z[1:]))
+    got = EulerMaruyama().solve(Reverse(as_score(score, sde), eta), z[0], grid, Listed(z[1:]))
     torch.testing.assert_close(got.x, x, **ROUNDING)
 
 
@@ -217,7 +212,7 @@ def test_annealed_langevin_is_ncsn_algorithm_1(given: bool) -> None:
         for _ in range(steps):
             x = x + 0.5 * a * score(x, torch.tensor(i / n, dtype=torch.float64)) + a.sqrt() * next(draws)
     solver = AnnealedLangevin(step_size=epsilon if given else None, steps=steps)
-    got = solver.solve(Reverse(ChainSDE(chain), score), z[0], chain.times.flip(0), Listed(z[1:]))
+    got = solver.solve(Reverse(as_score(score, ChainSDE(chain))), z[0], chain.times.flip(0), Listed(z[1:]))
     torch.testing.assert_close(got.x, x, **ROUNDING)
     assert got.nfe == n * steps
 
@@ -229,13 +224,13 @@ def test_langevin_corrector_is_algorithm_4_with_its_expected_norms() -> None:
     for k in range(steps):
         e = 2 * (r * sde.sigma(t)) ** 2
         x = x + e * score(x, t) + (2 * e).sqrt() * z[k + 1]
-    got = Langevin(steps=steps).correct(Reverse(sde, score), z[0], t, Listed(z[1:]))
+    got = Langevin(steps=steps).correct(Reverse(as_score(score, sde)), z[0], t, Listed(z[1:]))
     torch.testing.assert_close(got, x, **ROUNDING)
 
 
 def test_predictor_corrector_alternates_at_the_new_time() -> None:
     sde, z, corrector = VE(), normals(7), Langevin(0.2, 2)
-    process, grid, x = Reverse(sde, mixture().score(sde)), torch.tensor([1.0, 0.5, 0.1], dtype=torch.float64), z[0]
+    process, grid, x = Reverse(mixture().score(sde)), torch.tensor([1.0, 0.5, 0.1], dtype=torch.float64), z[0]
     noise = Listed(z[1:])
     for t, s in itertools.pairwise(grid):
         x = corrector.correct(process, EulerMaruyama().step(process, x, t, s, noise, None)[0], s, noise)
@@ -247,7 +242,7 @@ def test_predictor_corrector_alternates_at_the_new_time() -> None:
 def test_predictor_corrector_keeps_the_state_of_its_predictor() -> None:
     """Heun's γ depends on the number of steps, which only its ``start`` sees."""
     sde, z = EDM(T=200.0), normals(9)
-    process, grid = Reverse(sde, mixture().score(sde), 0.0), grids.karras(sde, 4, t_start=80.0)
+    process, grid = Reverse(mixture().score(sde), 0.0), grids.karras(sde, 4, t_start=80.0)
     solver = PredictorCorrector(Heun(churn=2.0), Langevin(1e-9))
     plain = Heun(churn=2.0).solve(process, z[0], grid, Listed(z[1::2])).x
     got = solver.solve(process, z[0], grid, Listed(z[1:])).x
@@ -308,9 +303,9 @@ def test_heun_is_edm_algorithm_2(options: dict[str, float]) -> None:
     n, z = 8, normals(9)
     sde, times = EDM(T=200.0), edm_times(n)  # room above 80 for the first step's churn
     torch.testing.assert_close(grids.karras(EDM(), n - 1), times[:-1], rtol=1e-12, atol=0)
-    process, x = Reverse(sde, mixture().score(sde), 0.0), 80 * z[0]
+    process, x = Reverse(mixture().score(sde), 0.0), 80 * z[0]
     expected = edm_sampler(
-        lambda x, t: process.denoise(x, t),
+        process.score.denoise,
         times,
         x,
         Listed(z[1:]),
@@ -328,7 +323,7 @@ def test_heun_is_edm_algorithm_2(options: dict[str, float]) -> None:
 def test_churn_stops_at_the_largest_noise_the_sde_has() -> None:
     """At T there is no room: the first step adds nothing, a later one at most what leads to T."""
     sde, z = VP(), normals(3)
-    process = Reverse(sde, mixture().score(sde), 0.0)
+    process = Reverse(mixture().score(sde), 0.0)
     top = torch.tensor([1.0, 0.5], dtype=torch.float64)
     plain, churned = (Heun(churn=c).solve(process, z[0], top, Listed(z[1:])).x for c in (0.0, 1.0))
     torch.testing.assert_close(plain, churned, rtol=0, atol=0)
@@ -357,9 +352,9 @@ def test_methods_in_the_noise_level_do_not_see_the_schedule(solver: Solver, othe
     z, eta = normals(40), solver.default_eta
     times = other.t_of_log_snr(-2 * ratio.log())
     noise = Listed(z[1:]), Listed(z[1:])
-    a = solver.solve(Reverse(reference, mixture().score(reference), eta), 30 * z[0], ratio, noise[0]).x
+    a = solver.solve(Reverse(mixture().score(reference), eta), 30 * z[0], ratio, noise[0]).x
     b = solver.solve(
-        Reverse(other, mixture().score(other), eta), 30 * z[0] * other.alpha(times[0]), times, noise[1]
+        Reverse(mixture().score(other), eta), 30 * z[0] * other.alpha(times[0]), times, noise[1]
     ).x / other.alpha(times[-1])
     # times come from a root of the log-SNR: 1e-10 relative at worst, amplified by the steps
     torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-7)
@@ -370,8 +365,7 @@ def test_methods_in_the_noise_level_do_not_see_the_schedule(solver: Solver, othe
 
 
 def default_solvers() -> list[Solver]:
-    kinds = [getattr(package, name) for name in package.__all__]
-    return [k() for k in kinds if isinstance(k, type) and issubclass(k, Solver) and k is not Solver]
+    return [kind() for kind in catalogue.classes()]
 
 
 @pytest.mark.parametrize("solver", default_solvers(), ids=lambda s: type(s).__name__)
@@ -382,14 +376,14 @@ def test_every_solver_is_a_frozen_dataclass_that_states_its_orders(solver: Solve
     for order in (solver.order, solver.weak_order, solver.strong_order):
         assert order is None or order > 0
     assert solver.default_eta in (0.0, 1.0)
-    solver.check(Reverse(VP(), lambda x, t: x, solver.default_eta))
+    solver.check(Reverse(as_score(lambda x, t: x, VP()), solver.default_eta))
     assert type(solver).__doc__
 
 
 @pytest.mark.parametrize("solver", default_solvers(), ids=lambda s: type(s).__name__)
 def test_one_step_grids_empty_batches_and_batches_of_one(solver: Solver) -> None:
     sde = VP()
-    process = Reverse(sde, mixture().score(sde), solver.default_eta)
+    process = Reverse(mixture().score(sde), solver.default_eta)
     grid = torch.tensor([1.0, 0.8], dtype=torch.float64)
     for n in (0, 1):
         solution = solver.solve(process, torch.zeros(n, 2), grid, 0, denoise=True, trajectory=True)
@@ -404,13 +398,15 @@ def test_states_keep_their_dtype_and_times_are_never_rounded_to_it(solver: Solve
     sde, asked = VP(), []
 
     def score(x: Tensor, t: Tensor) -> Tensor:
-        assert x.dtype == dtype
+        assert x.dtype == torch.promote_types(dtype, torch.float32)  # the state of a run
         asked.extend(t.flatten().tolist())  # an adaptive method asks each sample at its own time
         return -x  # of N(0, I), which is stationary
 
     grid = torch.tensor([0.999, 0.501, 0.0499], dtype=torch.float64)
     x = torch.ones(2, 3, dtype=dtype)
-    solution = solver.solve(Reverse(sde, score, solver.default_eta), x, grid, 0, denoise=True, trajectory=True)
+    solution = solver.solve(
+        Reverse(as_score(score, sde), solver.default_eta), x, grid, 0, denoise=True, trajectory=True
+    )
     assert solution.x.dtype == dtype and solution.trajectory is not None and solution.trajectory.dtype == dtype
     # 1e-7: torchdiffeq keeps times in float32 where the state is one
     assert min(abs(t - 0.0499) for t in asked) < 1e-7
@@ -429,7 +425,7 @@ def test_grids_may_end_where_no_noise_is_left(solver: Solver) -> None:
             raise AssertionError("asked at σ = 0")
         return -x / (1 - 2 * t + 2 * t**2).reshape(-1, 1)  # of N(0, 1): variance (1 - t)² + t²
 
-    process = Reverse(sde, score, solver.default_eta)
+    process = Reverse(as_score(score, sde), solver.default_eta)
     grid = torch.tensor([0.9, 0.4, 0.0], dtype=torch.float64)
     x = torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     a, b = (solver.solve(process, x, grid, 0, denoise=d) for d in (False, True))
@@ -439,7 +435,7 @@ def test_grids_may_end_where_no_noise_is_left(solver: Solver) -> None:
 @pytest.mark.parametrize("solver", default_solvers(), ids=lambda s: type(s).__name__)
 def test_a_score_in_another_dtype_does_not_change_the_state(solver: Solver) -> None:
     for wide in (torch.float64, torch.bfloat16):
-        process = Reverse(VP(), lambda x, t: -x.to(wide), solver.default_eta)  # noqa: B023
+        process = Reverse(as_score(lambda x, t: -x.to(wide), VP()), solver.default_eta)  # noqa: B023
         solution = solver.solve(process, torch.ones(2, 2), torch.tensor([1.0, 0.5, 0.1]), 0, denoise=True)
         assert solution.x.dtype == torch.float32
 
@@ -449,15 +445,15 @@ def test_the_process_written_out_for_one_time_and_for_each(sde: SDE) -> None:
     data, x = mixture(), normals(1)[0]
     score, t = data.score(sde), torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64) * sde.T
     for eta in (0.0, 0.5, 1.0, 2.0):
-        process = Reverse(sde, score, eta)
+        process = Reverse(score, eta)
         f, g, s = sde.f(t)[:, None], sde.g(t)[:, None], score(x, t)
         torch.testing.assert_close(process.drift(x, t), f * x - 0.5 * (1 + eta**2) * g**2 * s, **ROUNDING)
         torch.testing.assert_close(process.diffusion(t), eta * sde.g(t), **ROUNDING)
         alpha, sigma = sde.alpha(t)[:, None], sde.sigma(t)[:, None]
-        torch.testing.assert_close(process.noise(x, t), -sigma * s, **ROUNDING)
-        torch.testing.assert_close(process.denoise(x, t), (x + sigma**2 * s) / alpha, **ROUNDING)
+        torch.testing.assert_close(score.noise(x, t), -sigma * s, **ROUNDING)
+        torch.testing.assert_close(score.denoise(x, t), (x + sigma**2 * s) / alpha, **ROUNDING)
         for i in range(3):
-            for method in (process.drift, process.noise, process.denoise):
+            for method in (process.drift, score.noise, score.denoise):
                 torch.testing.assert_close(method(x, t)[i : i + 1], method(x[i : i + 1], t[i]), **ROUNDING)
     # E[x_0 | x_t] of a mixture: Σ_k p(k | x) [μ_k + c α/(α² c + σ²) (x - α μ_k)], by hand
     means, c = data.means, torch.tensor([0.1, 0.3]).double()
@@ -466,12 +462,12 @@ def test_the_process_written_out_for_one_time_and_for_each(sde: SDE) -> None:
         away = x[i] - a * means
         weight = (data.weights.log() - away.square().sum(1) / (2 * v) - v.log()).softmax(0)
         expected = (weight[:, None] * (means + (c * a / v)[:, None] * away)).sum(0)
-        torch.testing.assert_close(Reverse(sde, score).denoise(x, t)[i], expected, rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(score.denoise(x, t)[i], expected, rtol=1e-8, atol=1e-8)
 
 
 def test_steps_by_hand_equal_solve() -> None:
     sde, z = VP(), normals(4)
-    process, grid = Reverse(sde, mixture().score(sde)), grids.uniform(sde, 3)
+    process, grid = Reverse(mixture().score(sde)), grids.uniform(sde, 3)
     solver, noise = EulerMaruyama(), Listed(z[1:])
     x, state = solver.start(process, z[0], grid, noise)
     for t, s in itertools.pairwise(grid):
@@ -484,7 +480,7 @@ def test_deterministic_runs_need_no_noise_and_draw_none() -> None:
     x, grid = normals(1)[0], grids.uniform(sde, 3)
     for solver in (DDIM(), Heun(), EulerMaruyama(), ReverseDiffusion(), DDIM(eta=0.0), ProbabilityFlow()):
         eta = 1.0 if solver == DDIM(eta=0.0) else 0.0
-        solver.solve(Reverse(sde, mixture().score(sde), eta), x, grid)
+        solver.solve(Reverse(mixture().score(sde), eta), x, grid)
 
 
 # ---- what is refused, before any work ----
@@ -523,7 +519,7 @@ GRID = torch.tensor([1.0, 0.5, 0.1])
 def test_bad_arguments_of_solve(change: dict[str, Any], error: type[Exception], match: str) -> None:
     arguments = {"x": X, "grid": GRID, "noise": 0} | change
     with pytest.raises(error, match=match):
-        EulerMaruyama().solve(Reverse(VP(), never), **arguments)
+        EulerMaruyama().solve(Reverse(as_score(never, VP())), **arguments)
 
 
 @pytest.mark.parametrize(
@@ -544,13 +540,13 @@ def test_bad_arguments_of_solve(change: dict[str, Any], error: type[Exception], 
 )
 def test_processes_that_a_solver_does_not_take(solver: Solver, eta: float, match: str) -> None:
     with pytest.raises(ValueError, match=match):
-        solver.solve(Reverse(VP(), never, eta), X, torch.tensor([1.0, 0.9]), 0)
+        solver.solve(Reverse(as_score(never, VP()), eta), X, torch.tensor([1.0, 0.9]), 0)
 
 
 def test_default_noise_is_refused_by_methods_that_always_draw() -> None:
     for solver in (PredictorCorrector(DDIM()), AnnealedLangevin(), Heun(churn=1.0), TorchSDE(), DDIM(eta=0.1)):
         with pytest.raises(ValueError, match="draws noise"):
-            solver.solve(Reverse(VP(), never, 0.0), X, GRID)
+            solver.solve(Reverse(as_score(never, VP()), 0.0), X, GRID)
 
 
 @pytest.mark.parametrize(
@@ -576,10 +572,11 @@ def test_default_noise_is_refused_by_methods_that_always_draw() -> None:
         (lambda: ProbabilityFlow(rtol=0.0), ValueError, "rtol"),
         (lambda: ProbabilityFlow(atol=-1.0), ValueError, "atol"),
         (lambda: TorchSDE("rk4"), ValueError, "method must be one of"),
-        (lambda: Reverse(VP(), never, eta=-1.0), ValueError, "eta"),
-        (lambda: Reverse(VP(), never, eta=math.nan), ValueError, "eta"),
-        (lambda: Reverse(never, VP()), TypeError, "must be an SDE"),  # type: ignore[arg-type]
-        (lambda: Reverse(VP(), None), TypeError, "must be a function"),  # type: ignore[arg-type]
+        (lambda: Reverse(as_score(never, VP()), eta=-1.0), ValueError, "eta"),
+        (lambda: Reverse(as_score(never, VP()), eta=math.nan), ValueError, "eta"),
+        (lambda: Reverse(never), TypeError, r"must be a Score .* write as_score\(score, sde\)"),  # type: ignore[arg-type]
+        (lambda: Reverse(VP()), TypeError, "a score knows its own"),  # type: ignore[arg-type]
+        (lambda: Reverse(None), TypeError, "must be a Score"),  # type: ignore[arg-type]
     ],
 )
 def test_bad_options(build: Callable[[], Any], error: type[Exception], match: str) -> None:
@@ -589,21 +586,23 @@ def test_bad_options(build: Callable[[], Any], error: type[Exception], match: st
 
 def test_a_step_size_relative_to_no_noise_is_refused() -> None:
     with pytest.raises(ValueError, match="σ = 0 at the last time"):
-        AnnealedLangevin(step_size=0.1).solve(Reverse(VP(), never), X, torch.tensor([1.0, 0.0]), 0)
+        AnnealedLangevin(step_size=0.1).solve(Reverse(as_score(never, VP())), X, torch.tensor([1.0, 0.0]), 0)
 
 
 def test_brownian_path_too_short_or_without_areas() -> None:
     with pytest.raises(ValueError, match="lives on"):
-        EulerMaruyama().solve(Reverse(EDM(), lambda x, t: -x), X, torch.tensor([80.0, 1.0]), BrownianNoise(0, T=1.0))
+        EulerMaruyama().solve(
+            Reverse(as_score(lambda x, t: -x, EDM())), X, torch.tensor([80.0, 1.0]), BrownianNoise(0, T=1.0)
+        )
     for method in ("srk", "log_ode"):
         with pytest.raises(ValueError, match="Lévy"):
-            TorchSDE(method).solve(Reverse(VP(), never), X, GRID, BrownianNoise(0, T=1.0))
+            TorchSDE(method).solve(Reverse(as_score(never, VP())), X, GRID, BrownianNoise(0, T=1.0))
 
 
 @pytest.mark.parametrize("solver", default_solvers(), ids=lambda s: type(s).__name__)
 def test_scores_of_the_wrong_shape_or_not_finite(solver: Solver) -> None:
     def solve(score: Any, denoise: bool = False) -> None:
-        solver.solve(Reverse(VP(), score, solver.default_eta), X + 1, GRID, 0, denoise=denoise)
+        solver.solve(Reverse(as_score(score, VP()), solver.default_eta), X + 1, GRID, 0, denoise=denoise)
 
     for wrong in (lambda x, t: x[:, :1], lambda x, t: x.sum(), lambda x, t: None):
         with pytest.raises(ValueError, match="shaped like x"):
@@ -618,7 +617,7 @@ def test_a_solver_given_the_priors_seed_draws_other_normals() -> None:
     """With the score 0 and f = 0, one step adds g sqrt(h) z alone: z must not be the normals of x_T."""
     sde, n = VE(), 8000
     x = sde.prior_sample((n,), 3, dtype=torch.float64)
-    end = EulerMaruyama().solve(Reverse(sde, lambda x, t: 0 * x), x, torch.tensor([1.0, 0.5]), 3).x
+    end = EulerMaruyama().solve(Reverse(as_score(lambda x, t: 0 * x, sde)), x, torch.tensor([1.0, 0.5]), 3).x
     correlation = torch.corrcoef(torch.stack([x, end - x]))[0, 1]
     assert abs(float(correlation)) < 5 / math.sqrt(n)  # five standard errors
 
@@ -627,7 +626,7 @@ def test_a_solver_given_the_priors_seed_draws_other_normals() -> None:
 def test_a_black_box_predicts(predictor: Solver) -> None:
     """A step is the black box's run on one interval, then the correction at its end."""
     sde = VP()
-    process, grid = Reverse(sde, mixture().score(sde), predictor.default_eta), grids.uniform(sde, 3)
+    process, grid = Reverse(mixture().score(sde), predictor.default_eta), grids.uniform(sde, 3)
     x, noise = normals(1)[0], PerSampleNoise(1)
     got = PredictorCorrector(predictor, Langevin(0.2)).solve(process, x, grid, PerSampleNoise(1)).x
     for ends in itertools.pairwise(grid):
@@ -640,7 +639,7 @@ def test_a_black_box_predicts(predictor: Solver) -> None:
 def test_ddim_keeps_its_digits_at_short_times(eta: float) -> None:
     """kept = σ_s² - d² in exact fractions: on EDM α = 1 and σ = t, so d² = η² s² (t² - s²) / t²."""
     t, s = torch.tensor([1.0, 1e-9], dtype=torch.float64)
-    process = Reverse(EDM(t_min=0.0), lambda x, t: x, eta)  # ε = -t x, here -t
+    process = Reverse(as_score(lambda x, t: x, EDM(t_min=0.0)), eta)  # ε = -t x, here -t
     got = DDIM().step(process, torch.ones(1, dtype=torch.float64), t, s, Listed([torch.zeros(1)]), None)[0]
     # x_s = x + (kept^½ - t) ε with kept = s² ((1 - η²) + η² s²/t²)
     root = 1e-9 * math.sqrt((1 - eta**2) + eta**2 * 1e-18)
@@ -650,13 +649,13 @@ def test_ddim_keeps_its_digits_at_short_times(eta: float) -> None:
 @pytest.mark.parametrize("sde", [EDM(t_min=0.0), VP(t_min=0.0), Cosine(t_min=0.0)], ids=lambda s: type(s).__name__)
 def test_ddim_at_eta_one_is_never_refused(sde: SDE) -> None:
     """kept = r² σ_s⁴ / σ_t² > 0; as the difference σ_s² - d² it would come out as minus a rounding for small s."""
-    process, t, x = Reverse(sde, lambda x, t: -x, 1.0), torch.tensor(0.9, dtype=torch.float64), normals(1)[0]
+    process, t, x = Reverse(as_score(lambda x, t: -x, sde), 1.0), torch.tensor(0.9, dtype=torch.float64), normals(1)[0]
     for s in torch.logspace(-12, -1, 200, dtype=torch.float64):
         DDIM().step(process, x, t, s, Listed([x]), None)
 
 
 def test_denoised_says_whether_the_step_was_taken() -> None:
-    process = Reverse(VP(), mixture().score(VP()), 0.0)
+    process = Reverse(mixture().score(VP()), 0.0)
     for end, taken in ((0.0, False), (0.1, True)):
         grid = torch.tensor([1.0, 0.5, end], dtype=torch.float64)
         assert DDIM().solve(process, normals(1)[0], grid, denoise=True).denoised is taken
@@ -665,10 +664,10 @@ def test_denoised_says_whether_the_step_was_taken() -> None:
 def test_a_path_that_cannot_serve_the_grid_is_refused_before_any_work() -> None:
     for solver in (EulerMaruyama(), TorchSDE()):
         with pytest.raises(ValueError, match="give BrownianNoise a larger T"):
-            solver.solve(Reverse(EDM(), never), X, torch.tensor([80.0, 1.0]), BrownianNoise(0, T=1.0))
+            solver.solve(Reverse(as_score(never, EDM())), X, torch.tensor([80.0, 1.0]), BrownianNoise(0, T=1.0))
         with pytest.raises(ValueError, match="more levels"):
             grid = torch.tensor([1.0, 0.45, 0.44999])
-            solver.solve(Reverse(VP(), never), X, grid, BrownianNoise(0, T=1.0, levels=12))
+            solver.solve(Reverse(as_score(never, VP())), X, grid, BrownianNoise(0, T=1.0, levels=12))
 
 
 @pytest.mark.parametrize(
@@ -678,9 +677,9 @@ def test_a_path_that_cannot_serve_the_grid_is_refused_before_any_work() -> None:
 def test_gradients_on_a_grid_that_ends_at_zero_are_finite(solver: Solver, make: Any) -> None:
     parameter = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
     sde = make(parameter)
-    score = mixture().score(VP())
+    score = mixture().score(VP()).__call__  # as a function, which does not hang on the parameter
     grid = torch.tensor([0.9, 0.4, 0.0], dtype=torch.float64)
-    end = solver.solve(Reverse(sde, score, solver.default_eta), normals(1)[0], grid, 0).x
+    end = solver.solve(Reverse(as_score(score, sde), solver.default_eta), normals(1)[0], grid, 0).x
     (gradient,) = torch.autograd.grad(end.square().sum(), parameter)
     assert bool(gradient.isfinite()) and float(gradient.abs()) > 1e-6
 
@@ -691,7 +690,7 @@ def test_callbacks_see_each_step() -> None:
     grid = grids.uniform(sde, 3)
     for solver in default_solvers():
         seen.clear()
-        process = Reverse(sde, mixture().score(sde), solver.default_eta)
+        process = Reverse(mixture().score(sde), solver.default_eta)
         solution = solver.solve(process, X.double(), grid, 0, trajectory=True, callback=seen.append)
         assert [p.step for p in seen] == [1, 2, 3] and {p.steps for p in seen} == {3}
         assert [float(p.t) for p in seen] == grid[1:].tolist()
@@ -707,6 +706,6 @@ def test_a_users_own_solver_is_one_method() -> None:
             return x + process.drift(x, t) * (s - t), (state or 0) + 1
 
     sde = VP()
-    process, grid = Reverse(sde, mixture().score(sde), 0.0), grids.uniform(sde, 3)
+    process, grid = Reverse(mixture().score(sde), 0.0), grids.uniform(sde, 3)
     # the same sums in another order: a few roundings of float32
     torch.testing.assert_close(Mine().solve(process, X, grid).x, EulerMaruyama().solve(process, X, grid).x)

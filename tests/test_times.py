@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import kstest, norm, truncnorm
-from strategies import DEFAULTS, generator, members, name
+from strategies import DEFAULTS, ZERO_TERMINAL, generator, members, name, rescaled_ddpm
 from torch import Tensor
 
 from scoresde.sde import EDM, SDE, VE, VP, ChainSDE, RectifiedFlow
@@ -207,6 +207,22 @@ def test_no_time_where_there_is_no_noise(density: TimeDensity) -> None:
     with pytest.raises(ValueError, match="t_min > 0"):
         density.sample(VP(t_min=0.0), U)
     density.sample(VE(t_min=0.0), U)  # σ(0) = σ_min
+
+
+@pytest.mark.parametrize("density", [*DENSITIES, Stratified(), LevelTime(rescaled_ddpm(30))], ids=repr)
+@pytest.mark.parametrize("sde", ZERO_TERMINAL.values(), ids=ZERO_TERMINAL)
+def test_times_up_to_where_no_signal_is_left(sde: SDE, density: TimeDensity) -> None:
+    """Every density but that of a uniform log-SNR, which has no end there even if rounding leaves some α."""
+    u = torch.cat([U, torch.ones(1, dtype=torch.float64)])
+    if isinstance(density, LogSNRTime):
+        with pytest.raises(ValueError, match=r"α\(T = 1\) = 0.*UniformTime"):
+            density.sample(sde, u)
+        return
+    t, weight = density.sample(sde, u)
+    assert bool(((t >= sde.t_min) & (t <= sde.T) & (weight == 1)).all())
+    assert t[-1].item() == pytest.approx(sde.T, rel=1e-12)
+    if isinstance(density, (UniformTime, LogNormalSigma, LogitNormalTime)):
+        np.testing.assert_allclose(distribution(density, sde, t[:-1]), U, rtol=0, atol=1e-9)  # as above
 
 
 @pytest.mark.parametrize("mean", [50.0, -50.0, math.nan])

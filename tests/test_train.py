@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
 import math
 import os
@@ -10,7 +12,7 @@ import subprocess
 import sys
 from itertools import combinations, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 import pytest
@@ -18,13 +20,18 @@ import torch
 from torch import Tensor, nn
 
 import scoresde.train.batches as batches_module
-from scoresde import VP, ClassifierModel, ScoreModel, dsm_loss, losses, times
+from scoresde import losses, times
 from scoresde.data import Dataset, Scaling, from_tensors
+from scoresde.losses import dsm_loss
+from scoresde.models import ClassifierModel, ScoreModel
+from scoresde.models.conditions import drop_conditions
 from scoresde.nn import MLP, UNet
+from scoresde.sde import VP
 from scoresde.train import (
     EMA,
     CheckpointError,
     Run,
+    TrainOptions,
     average_decay,
     ema_model,
     learning_rate,
@@ -34,9 +41,9 @@ from scoresde.train import (
     train_classifier,
 )
 from scoresde.train.batches import batches
-from scoresde.train.conditions import drop_conditions
 from scoresde.train.draws import DataOrder, Uniforms, seeded, step_noise
 from scoresde.train.optimizer import Optimizer
+from scoresde.train.options import option_fields
 
 CLASSES = 3
 
@@ -199,7 +206,7 @@ def test_noise_of_a_row_does_not_depend_on_who_asks() -> None:
 
 def test_uniforms_differ_between_uses_and_steps() -> None:
     draws = [Uniforms.draw(0, step, 16) for step in (0, 1)]
-    rows = [row for d in draws for row in (d.time, d.label_dropout, d.flip)]
+    rows = [row for d in draws for row in (d.time, d.condition_dropout, d.flip)]
     assert len({tuple(row.tolist()) for row in rows}) == len(rows)
     assert all(bool(((row >= 0) & (row < 1)).all()) for row in rows)
 
@@ -216,7 +223,7 @@ def test_the_first_step_is_the_loss_of_its_declared_draws() -> None:
         seed=seed,
         times=density,
         weighting=weighting,
-        label_dropout=0.5,
+        condition_dropout=0.5,
         flip=True,
         progress=False,
     )
@@ -227,9 +234,9 @@ def test_the_first_step_is_the_loss_of_its_declared_draws() -> None:
     t, weight = density.sample(model.sde, u.time)
     assert weight.std() > 0.1
     x = torch.where((u.flip < 0.5)[:, None], batch["x"].flip(-1), batch["x"])
-    label = torch.where(u.label_dropout < 0.5, CLASSES, batch["label"])
+    label = torch.where(u.condition_dropout < 0.5, CLASSES, batch["label"])
     assert 0 < int((label == CLASSES).sum()) < size
-    per_sample = dsm_loss(model, x, t, step_noise(seed, 0, 0, x), weighting, label=label)
+    per_sample = dsm_loss(model, x, t, step_noise(seed, 0, 0, x), weighting, conditions={"label": label})
     expected = (per_sample * weight).mean() / 2  # per number of the event
     expected.backward()  # type: ignore[no-untyped-call]
     norm = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).norm()
@@ -281,7 +288,7 @@ def test_network_dropout_is_seeded_by_step_and_run() -> None:
         {"clip": 1e-9},  # far below AdamW's eps of 1e-8 times a few: steps shrink
         {"weighting": "likelihood"},
         {"times": times.LogSNRTime()},
-        {"label_dropout": 0.9},
+        {"condition_dropout": 0.9},
         {"conditions": ()},
         {"flip": True},
         {"seed": 1},
@@ -294,6 +301,61 @@ def test_options_change_the_weights(option: dict[str, Any]) -> None:
     assert not torch.equal(weights(trained(**option).model), weights(trained().model))
 
 
+def test_options_may_come_as_an_object_and_be_changed() -> None:
+    options = TrainOptions(steps=4, batch_size=8, progress=False, ema=0.9)
+    for given in ((options, {}), (dataclasses.replace(options, lr=0.5, seed=7), {"lr": 1e-3, "seed": 0})):
+        run = train(mlp(), points(), given[0], **given[1])
+        list(run)
+        assert torch.equal(weights(run.model), weights(trained().model))
+    run = train(mlp(), points(), options, lr=1e-2)
+    list(run)
+    assert torch.equal(weights(run.model), weights(trained(lr=1e-2).model))
+    assert options.lr == 1e-3
+
+
+def test_options_tell_what_they_are() -> None:
+    """In help, and to editors: each with its type, its default and what it means, from its field alone."""
+    fields = {field.name: field for field in dataclasses.fields(TrainOptions)}
+    parameters = inspect.signature(train).parameters
+    assert list(parameters) == ["model", "dataset", "options", *fields]
+    types = get_type_hints(TrainOptions)
+    help_text, of_the_object = (" ".join((one.__doc__ or "").split()) for one in (train, TrainOptions))
+    for name, field in fields.items():
+        required = field.default is dataclasses.MISSING
+        assert parameters[name].default == (inspect.Parameter.empty if required else field.default)
+        assert parameters[name].annotation == types[name]
+        text = option_fields()[name].text
+        assert text and f" {name}: {text}" in help_text and f" {name}: {text}" in of_the_object
+    assert "AdamW's peak learning rate." in help_text and help_text.count("Raises:") == 1
+
+
+def test_an_option_is_recorded_unless_it_changes_no_number() -> None:
+    recorded = TrainOptions(steps=4, batch_size=8, decay="cosine").recorded("score")
+    assert json.loads(json.dumps(recorded)) == recorded
+    assert set(inspect.signature(TrainOptions).parameters) - recorded.keys() == {
+        "folder", "resume", "save_every", "keep", "log_every", "max_seconds", "num_workers", "cpu", "progress",
+    }  # fmt: skip
+    assert "steps" not in TrainOptions(steps=4, batch_size=8).recorded("score")  # a constant rate does not depend on it
+    assert recorded.keys() - TrainOptions(steps=4, batch_size=8, decay="cosine").recorded("classifier").keys() == {
+        "weighting", "condition_dropout", "conditions",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((), {"steps": 1, "batch_size": 4, "learning_rate": 1.0}, "no option 'learning_rate'; it has steps, batch_s"),
+        ((), {"steps": 1, "batch_size": 4, "label_dropout": 0.1}, "it is called condition_dropout now"),
+        ((), {}, r"train needs steps=\.\.\. and batch_size=\.\.\."),
+        ((), {"steps": 1}, r"train needs batch_size=\.\.\."),
+        (({"steps": 1, "batch_size": 4},), {}, r"takes TrainOptions\(\.\.\.\) or options by keyword, got dict"),
+    ],
+)
+def test_options_that_do_not_exist_or_are_missing_are_named(arguments: Any, options: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        train(mlp(), points(), *arguments, **options)
+
+
 @pytest.mark.parametrize("option", [{"ema": 0.15}, {"ema_warmup": False}], ids=str)
 def test_options_change_the_average_alone(option: dict[str, Any]) -> None:
     base, other = trained(), trained(**option)
@@ -302,7 +364,7 @@ def test_options_change_the_average_alone(option: dict[str, Any]) -> None:
 
 
 def test_accumulation_gives_the_same_step() -> None:
-    base, split = trained(label_dropout=0.5, flip=True), trained(label_dropout=0.5, flip=True, accumulate=4)
+    base, split = trained(condition_dropout=0.5, flip=True), trained(condition_dropout=0.5, flip=True, accumulate=4)
     # the same gradients but for the order of summation; Adam divides by their size, so 1e-3 per step is the scale
     assert torch.allclose(weights(base.model), weights(split.model), rtol=0, atol=1e-5)
     assert not torch.equal(weights(base.model), weights(mlp()))
@@ -427,19 +489,22 @@ def test_the_optimizer_is_adamw() -> None:
         assert module.weight.grad is None
 
 
+class Watch(nn.Module):
+    """Looks at no label, as on a GPU, and remembers what it was told."""
+
+    null_conditions = {"label": CLASSES}  # noqa: RUF012
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.labels: list[Tensor] = []
+
+    def forward(self, x: Tensor, c: Tensor, label: Tensor) -> Tensor:
+        self.labels.append(label)
+        return self.weight * x
+
+
 def test_labels_are_dropped_at_the_rate_asked_for() -> None:
-    class Watch(nn.Module):
-        null_conditions = {"label": CLASSES}  # noqa: RUF012
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = nn.Parameter(torch.zeros(()))
-            self.labels: list[Tensor] = []
-
-        def forward(self, x: Tensor, c: Tensor, label: Tensor) -> Tensor:
-            self.labels.append(label)
-            return self.weight * x
-
     def rate(**options: Any) -> float:
         net = Watch()
         trained(ScoreModel(net, VP()), steps=40, batch_size=100, **options)
@@ -448,9 +513,9 @@ def test_labels_are_dropped_at_the_rate_asked_for() -> None:
     for probability in (0.1, 0.3):
         # five standard deviations of a binomial share of 4000
         bound = 5 * math.sqrt(probability * (1 - probability) / 4000)
-        assert abs(rate(label_dropout=probability) - probability) < bound
-    assert rate(label_dropout=0.0) == 0
-    assert rate() == rate(label_dropout=0.1)
+        assert abs(rate(condition_dropout=probability) - probability) < bound
+    assert rate(condition_dropout=0.0) == 0
+    assert rate() == rate(condition_dropout=0.1)
 
 
 def test_all_conditions_of_a_row_are_dropped_together() -> None:
@@ -632,9 +697,10 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
         ({"times": OneTime()}, ValueError, r"shaped like u, \(2,\); t is"),
         ({"model": ScoreModel(nn.Bilinear(2, 1, 2), VP())}, ValueError, "no loss for dataset|shape"),
         ({"model": ScoreModel(MLP(3, width=8, depth=1, num_classes=CLASSES), VP())}, ValueError, "dim=3"),
-        ({"label_dropout": 1.0}, ValueError, "probability"),
+        ({"condition_dropout": 1.0}, ValueError, "probability"),
         ({"conditions": ("text",)}, ValueError, r"\['text'\].*\['label', 'x'\]"),
         ({"seed": 0.5}, TypeError, "seed"),
+        ({"flip": "yes"}, ValueError, "flip must be one of True, False; got 'yes'"),
         ({"save_every": 2}, ValueError, "save_every needs a folder"),
         ({"resume": True}, ValueError, "resume needs a folder"),
         ({"keep": 0}, ValueError, "keep"),
@@ -646,7 +712,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
         ({"model": ScoreModel(lambda x, c: x, VP())}, ValueError, "no parameters"),
         ({"model": mlp().half()}, TypeError, "mixed_precision='bf16'"),
         ({"model": mlp().under(VP(T=0.9))}, TypeError, "under another schedule"),
-        ({"model": mlp(num_classes=None), "label_dropout": 0.1}, ValueError, "null_conditions"),
+        ({"model": mlp(num_classes=None), "condition_dropout": 0.1}, ValueError, "null_conditions"),
         ({"dataset": []}, ValueError, "empty"),
         ({"dataset": 3}, TypeError, "from_tensors"),
         ({"dataset": [torch.zeros(2)]}, TypeError, "a dict with a tensor 'x'"),
@@ -667,14 +733,12 @@ def test_bad_arguments_are_refused_before_training(
     assert not (tmp_path / "run").exists()
 
 
-def test_labels_out_of_range_are_named_before_they_reach_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Tensor] = []
-    monkeypatch.setattr("scoresde.nn.mlp.check_label", lambda label, *_: seen.append(label) or label)  # as on a GPU
+def test_labels_out_of_range_are_named_before_they_reach_the_device() -> None:
     for bad, text in ((CLASSES + 4, "0 to 7"), (-2, "-2 to 2")):
-        data = [{"x": torch.zeros(2), "label": k} for k in (0, 1, 2, bad)]
-        with pytest.raises(ValueError, match=f"labels of step 1 run from {text}.*built for {CLASSES} classes"):
-            trained(dataset=data, batch_size=4)
-    assert len(seen) == 2  # the trials with a good sample
+        net, data = Watch(), [{"x": torch.zeros(2), "label": k} for k in (0, 1, 2, bad)]
+        with pytest.raises(ValueError, match=f"labels of the batch of step 1 run from {text}.*for {CLASSES} classes"):
+            trained(ScoreModel(net, VP()), data, batch_size=4)
+        assert len(net.labels) == 1  # the trial with a good sample
     data[3]["label"] = CLASSES  # the null label is one of the network's own
     trained(dataset=data, batch_size=4)
 
@@ -698,25 +762,25 @@ def test_a_folder_that_cannot_be_written_is_refused_before_training(tmp_path: Pa
 
 _SCRIPT = """
 import os, re, sys, torch
-sys.path.insert(0, {tests!r})
 from pathlib import Path
 from accelerate.utils import gather_object
 from test_train import classifier, levels, mlp
 from scoresde import times
-from scoresde.train import CheckpointError, train, train_classifier
+from scoresde.train import CheckpointError, describe, train, train_classifier
+from scoresde.train.checkpoint import read_training
 torch.set_num_threads(1)
 rank, folder = int(os.environ["RANK"]), Path(sys.argv[1])
 options = dict(
-    steps=3, batch_size=8, accumulate={accumulate}, flip=True, label_dropout=0.5, times=times.Stratified(),
+    steps=3, batch_size=8, accumulate=2, flip=True, condition_dropout=0.5, times=times.Stratified(),
     dequantize=True, cpu=True, progress=False, log_every=1,
 )
 
 run = train(mlp(seed=rank), levels(), folder=folder, **options)
-assert run._processes == 2
 for step in run:
     if step.step == 2:
         break
 assert run.save() == folder / "step-00000002"
+assert read_training(describe(folder))["options"]["processes"] == 2
 
 model, seeds = mlp(seed=5 + rank), []
 model.net.register_forward_pre_hook(lambda module, _: seeds.append(torch.initial_seed()) if module.training else None)
@@ -726,10 +790,10 @@ assert run.save() == folder / "step-00000003"
 assert len(set(gather_object(seeds[:1]))) == 2  # that of dropout inside the network
 
 # Conditions dropped by name, and a classifier.
-by_name = {{**options, "label_dropout": {{"label": 0.5}}}}
+by_name = {**options, "condition_dropout": {"label": 0.5}}
 for _ in train(mlp(), levels(), folder=folder.with_name("named"), **by_name):
     pass
-without = {{name: value for name, value in options.items() if name != "label_dropout"}}
+without = {name: value for name, value in options.items() if name != "condition_dropout"}
 for _ in train_classifier(classifier(), levels(), folder=folder.with_name("classified"), **without):
     pass
 
@@ -752,12 +816,12 @@ os._exit(0)
 
 def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
     """With a resumption, on levels; each refusal of one process is one of all."""
-    options: dict[str, Any] = {"flip": True, "label_dropout": 0.5, "times": times.Stratified(), "log_every": 1}
+    options: dict[str, Any] = {"flip": True, "condition_dropout": 0.5, "times": times.Stratified(), "log_every": 1}
     alone = trained(dataset=levels(), steps=3, folder=tmp_path / "one", dequantize=True, **options)
     script = tmp_path / "script.py"
-    script.write_text(_SCRIPT.format(tests=str(Path(__file__).parent), accumulate=2))
+    script.write_text(_SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
     done = subprocess.run(
         [*command, str(tmp_path / "two")], env=environment, capture_output=True, text=True, timeout=120, check=False
     )
@@ -766,11 +830,11 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
     # gradients summed in another order; Adam's first steps magnify small components to the size of lr = 1e-3
     assert torch.allclose(weights(alone.model), weights(together), rtol=0, atol=1e-5)
     assert not torch.allclose(weights(mlp()), weights(together), rtol=0, atol=1e-4)
-    named = trained(dataset=levels(), steps=3, dequantize=True, **{**options, "label_dropout": {"label": 0.5}})
+    named = trained(dataset=levels(), steps=3, dequantize=True, **{**options, "condition_dropout": {"label": 0.5}})
     same = load_model(tmp_path / "named", ema=False)
     assert torch.allclose(weights(named.model), weights(same), rtol=0, atol=1e-5)
     assert not torch.allclose(weights(together), weights(same), rtol=0, atol=1e-4)
-    del options["label_dropout"]
+    del options["condition_dropout"]
     list(classified := train_classifier(classifier(), levels(), steps=3, batch_size=8, dequantize=True, **options))
     same_classifier = load_classifier(tmp_path / "classified", ema=False)
     assert torch.allclose(weights(classified.model), weights(same_classifier), rtol=0, atol=1e-5)

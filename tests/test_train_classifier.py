@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +12,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scoresde import VP, ClassifierModel, GaussianMixture, IndependentNoise, ScoreModel, classifier, sample, times
+from scoresde import times
 from scoresde.data import Dataset, Scaling, from_tensors
+from scoresde.guidance import classifier
+from scoresde.models import ClassifierModel, ScoreModel
 from scoresde.nn import MLP, NoiseClassifier
-from scoresde.train import CheckpointError, Run, describe, load_classifier, load_model, save, train, train_classifier
+from scoresde.noise import IndependentNoise
+from scoresde.problems import GaussianMixture
+from scoresde.sampling import sample
+from scoresde.sde import VP
+from scoresde.train import (
+    CheckpointError,
+    Run,
+    TrainOptions,
+    describe,
+    load_classifier,
+    load_model,
+    save,
+    train,
+    train_classifier,
+)
 from scoresde.train.draws import DataOrder, Uniforms, seeded, step_noise
 
 CLASSES = 3
@@ -105,8 +122,8 @@ def test_training_reaches_the_exact_classifier_at_every_time() -> None:
 def test_the_result_guides() -> None:
     given, score = trained().ema_model(), DATA.score(VP())
     label = torch.tensor([0, 2])
-    plain = sample(VP(), score, (2, 2), steps=4).x
-    guided = sample(VP(), classifier(score, given, 3.0, label=label), (2, 2), steps=4).x
+    plain = sample(score, (2, 2), steps=4).x
+    guided = sample(classifier(score, given, 3.0, label=label), (2, 2), steps=4).x
     assert guided.isfinite().all() and not torch.equal(plain, guided)
 
 
@@ -270,10 +287,20 @@ def test_bad_arguments_are_refused_before_training(
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("name", ["weighting", "label_dropout", "conditions"])
-def test_what_makes_no_sense_for_a_classifier_is_no_argument(name: str) -> None:
-    with pytest.raises(TypeError, match=name):
-        train_classifier(model(), points(), steps=1, batch_size=4, **{name: None})  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("name", "value"), [("weighting", "likelihood"), ("condition_dropout", 0.2), ("conditions", ["label"])]
+)
+def test_what_makes_no_sense_for_a_classifier_is_no_option(name: str, value: Any, tmp_path: Path) -> None:
+    message = f"{name} is an option of training a score model; leave it out of train_classifier"
+    options: dict[str, Any] = {"steps": 1, "batch_size": 4, "folder": tmp_path / "run"}
+    default = getattr(TrainOptions(**options), name)
+    for given in (value, default):  # by keyword, what is the default is refused, too
+        with pytest.raises(TypeError, match=message):
+            train_classifier(model(), points(), **options, **{name: given})
+    with pytest.raises(TypeError, match=message):
+        train_classifier(model(), points(), TrainOptions(**options, **{name: value}))
+    assert name not in inspect.signature(train_classifier).parameters
+    assert not (tmp_path / "run").exists()
 
 
 class _Flat(nn.Module):
@@ -295,11 +322,11 @@ def test_an_answer_that_is_no_row_of_logits_is_refused() -> None:
 @pytest.mark.parametrize(("bad", "text"), [(CLASSES, "0 to 3"), (-2, "-2 to 2")])
 def test_labels_out_of_range_are_named(bad: int, text: str) -> None:
     data = [{"x": torch.zeros(2), "label": k} for k in (0, 1, 2, bad)]
-    with pytest.raises(ValueError, match=f"labels of step 1 run from {text}.*built for {CLASSES} classes"):
+    with pytest.raises(ValueError, match=f"labels of the batch of step 1 run from {text}.*built for {CLASSES} classes"):
         trained(dataset=data, batch_size=4)
 
 
 @pytest.mark.parametrize("t", [0.0, torch.tensor([0.0, 0.5])], ids=["one", "each"])
 def test_a_classifier_is_not_asked_where_the_noise_level_is_infinitely_low(t: Any) -> None:
-    with pytest.raises(ValueError, match=r"log\(σ/α\), which is infinite.*t_min = "):
+    with pytest.raises(ValueError, match=r"no noise where σ\(t\) = 0.*t_min = "):
         model()(torch.zeros(2, 2), torch.as_tensor(t))

@@ -6,7 +6,6 @@ import json
 import math
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 import scoresde.train.checkpoint as checkpoint_module
-from scoresde import VP, ScoreModel
 from scoresde.data import Dataset, Scaling, from_tensors, random_flip
+from scoresde.models import ScoreModel
+from scoresde.models.conditions import Caption, Conditions, drop_conditions
 from scoresde.nn import MLP, UNet
+from scoresde.sde import VP
 from scoresde.train import CheckpointError, Run, describe, load_model, train
-from scoresde.train.conditions import drop_conditions
 from scoresde.train.draws import DataOrder, Uniforms, named_uniforms, seeded
 
 COUNT, CLASSES = 24, 3
@@ -62,7 +62,7 @@ class Watch(nn.Module):
 def watched(net: Watch | None = None, data: Any = None, **options: Any) -> Watch:
     """The network after a run."""
     net = Watch() if net is None else net
-    given: dict[str, Any] = {"steps": 1, "batch_size": COUNT, "progress": False, "label_dropout": 0.0, **options}
+    given: dict[str, Any] = {"steps": 1, "batch_size": COUNT, "progress": False, "condition_dropout": 0.0, **options}
     for _ in train(ScoreModel(net, VP()), dataset() if data is None else data, **given):
         pass
     return net
@@ -113,6 +113,25 @@ def test_the_network_is_told_the_conditions_of_its_samples() -> None:
             assert torch.equal(value, batch[name]), name
 
 
+def test_conditions_of_any_name_are_trained_dropped_and_loaded(tmp_path: Path) -> None:
+    """Names of options of guidance and of training, and "label" for numbers."""
+    names = ("t", "label", "model", "scale", "null", "negative", "steps", "seed", "folder", "weight", "eps")
+    draw = torch.Generator().manual_seed(0)
+    x, given = (torch.randn(COUNT, 2, generator=draw), {name: torch.randn(COUNT, 2, generator=draw) for name in names})
+    data = from_tensors(x, scaling=Scaling(0.0, 1.0), conditions=given)
+    with seeded(torch.device("cpu"), 0):
+        model = ScoreModel(MLP(2, width=8, depth=1, vectors=dict.fromkeys(names, 2)), VP())
+        for parameter in model.net.parameters():  # type: ignore[union-attr]
+            nn.init.normal_(parameter, std=0.5)
+    before = weights(model)
+    run = trained(model, data, folder=tmp_path, condition_dropout={"label": 0.5, "scale": 0.5})
+    assert not torch.equal(weights(run.model), before) and run.model.net.null_conditions.keys() == given.keys()
+    back, t = load_model(tmp_path, ema=False), torch.tensor(0.4)
+    assert torch.equal(back(x, t, given), run.model.eval()(x, t, given))
+    for name in names:
+        assert not torch.equal(back(x, t, {**given, name: given[name].flip(0)}), back(x, t, given)), name
+
+
 def test_a_choice_of_conditions_leaves_the_others_out() -> None:
     assert watched(conditions=["size", "caption"]).seen[0].keys() == {"size", "caption"}
 
@@ -128,16 +147,16 @@ def test_floating_conditions_take_the_dtype_of_the_weights() -> None:
 
 
 class Firm(Watch):
-    """A network with conditions of the duck type, that checks no token: as on a GPU, where none is looked at."""
+    """A network of anybody's that tells a kind and checks no token: as on a GPU, where none is looked at."""
 
-    conditions = SimpleNamespace(captions={"caption": SimpleNamespace(vocabulary=5)})
+    conditions = Conditions({"caption": Caption(5, length=4)})
 
 
 def test_nan_for_not_given_goes_through_training() -> None:
     draw = torch.Generator().manual_seed(1)
     size, text = torch.randn(COUNT, 2, generator=draw), torch.randn(COUNT, 3, 6, generator=draw)
     size[::2], text[1::3], text[::4, 1:] = math.nan, math.nan, math.nan
-    run = trained(data=dataset(size=size, text=text), steps=1, batch_size=COUNT, label_dropout=0.0)
+    run = trained(data=dataset(size=size, text=text), steps=1, batch_size=COUNT, condition_dropout=0.0)
     assert bool(weights(run.model).isfinite().all()) and not torch.equal(weights(run.model), weights(unet()))
     told = watched(data=dataset(size=size, text=text)).seen[0]
     batch = dataset(size=size, text=text).batch(DataOrder(COUNT, COUNT, 0).indices(0))
@@ -172,8 +191,8 @@ def test_captions_of_a_data_set_of_ones_own_are_looked_at_before_they_reach_the_
 
 
 def test_a_number_drops_all_conditions_of_a_row_together() -> None:
-    marks = dropped(watched(label_dropout=0.4, seed=5))
-    expected = Uniforms.draw(5, 0, COUNT).label_dropout < 0.4
+    marks = dropped(watched(condition_dropout=0.4, seed=5))
+    expected = Uniforms.draw(5, 0, COUNT).condition_dropout < 0.4
     assert 0 < int(expected.sum()) < COUNT
     assert all(torch.equal(mark, expected) for mark in marks.values())
     net = watched()  # rows that are kept hold no null
@@ -182,7 +201,7 @@ def test_a_number_drops_all_conditions_of_a_row_together() -> None:
 
 def test_a_mapping_drops_each_condition_by_draws_of_its_own() -> None:
     rates = {"label": 0.5, "caption": 0.25, "low": 0.4, "text": 0.0}
-    marks = dropped(watched(label_dropout=rates, seed=5))
+    marks = dropped(watched(condition_dropout=rates, seed=5))
     for name in NULLS:
         rate = rates.get(name, 0.0)
         assert torch.equal(marks[name], named_uniforms(5, 0, COUNT, f"label dropout of {name}") < rate), name
@@ -192,7 +211,7 @@ def test_a_mapping_drops_each_condition_by_draws_of_its_own() -> None:
 def test_the_draws_of_a_mapping_are_independent_at_the_rates_asked_for() -> None:
     steps, batch = 40, 100
     rates = {"label": 0.3, "caption": 0.2, "low": 0.5}
-    net = watched(label_dropout=rates, steps=steps, batch_size=batch)
+    net = watched(condition_dropout=rates, steps=steps, batch_size=batch)
     marks, n = dropped(net), steps * batch
     for name, rate in rates.items():
         assert abs(marks[name].double().mean().item() - rate) < 5 * math.sqrt(rate * (1 - rate) / n)
@@ -205,24 +224,24 @@ def test_the_draws_of_a_mapping_are_independent_at_the_rates_asked_for() -> None
 
 def test_dropout_by_name_changes_what_is_learnt() -> None:
     results = [
-        weights(trained(label_dropout=dropout).model)
+        weights(trained(condition_dropout=dropout).model)
         for dropout in (0.0, 0.5, {"label": 0.5}, {"label": 0.5, "caption": 0.5}, {"low": 0.5})
     ]
     assert len({tuple(result.tolist()) for result in results}) == len(results)
-    assert torch.equal(weights(trained(label_dropout={}).model), results[0])
-    assert torch.equal(weights(trained().model), weights(trained(label_dropout=0.1).model))
+    assert torch.equal(weights(trained(condition_dropout={}).model), results[0])
+    assert torch.equal(weights(trained().model), weights(trained(condition_dropout=0.1).model))
 
 
 def test_accumulated_parts_drop_what_the_whole_batch_drops() -> None:
     rates = {"label": 0.5, "caption": 0.5}
-    whole, parts = (dropped(watched(label_dropout=rates, accumulate=a)) for a in (1, 4))
+    whole, parts = (dropped(watched(condition_dropout=rates, accumulate=a)) for a in (1, 4))
     assert all(torch.equal(whole[name], parts[name]) for name in NULLS)
 
 
 def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
     options: dict[str, Any] = {
         "steps": 6, "save_every": 3, "batch_size": 8, "ema": 0.5, "progress": False, "flip": True,
-        "label_dropout": {"label": 0.4, "caption": 0.4, "low": 0.4, "size": 0.4, "text": 0.4},
+        "condition_dropout": {"label": 0.4, "caption": 0.4, "low": 0.4, "size": 0.4, "text": 0.4},
     }  # fmt: skip
     whole = trained(folder=tmp_path / "whole", **options)
     for step in train(unet(), dataset(), folder=tmp_path / "parts", **options):
@@ -230,8 +249,8 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path) -
             break
     resumed = trained(unet(seed=1), folder=tmp_path / "parts", resume=True, **options)
     assert torch.equal(weights(resumed.model), weights(whole.model))
-    with pytest.warns(UserWarning, match="label_dropout"):
-        train(unet(), dataset(), folder=tmp_path / "parts", resume=True, **{**options, "label_dropout": 0.4})
+    with pytest.warns(UserWarning, match="condition_dropout"):
+        train(unet(), dataset(), folder=tmp_path / "parts", resume=True, **{**options, "condition_dropout": 0.4})
 
 
 def test_nulls_take_the_place_of_the_rows_named() -> None:
@@ -258,8 +277,8 @@ def test_nulls_take_the_place_of_the_rows_named() -> None:
     [
         (torch.ones(2, 3).long(), math.nan, "cannot hold that.*whole-number null"),
         (torch.ones(2).long(), 0.5, "the null of 'a' is 0.5, but its values are torch.int64"),
-        (torch.ones(2, 3), torch.zeros(4), r"shape \(4,\), which does not expand to one condition \(3,\)"),
-        (torch.ones(2), torch.zeros(2, 2), r"does not expand to one condition \(\)"),
+        (torch.ones(2, 3), torch.zeros(4), r"shape \(4,\), which does not fit one condition \(3,\)"),
+        (torch.ones(2), torch.zeros(2, 2), r"does not fit one condition \(\)"),
     ],
 )
 def test_nulls_that_do_not_fit_are_refused(value: Tensor, null: Any, message: str) -> None:
@@ -320,19 +339,19 @@ def test_networks_with_conditions_are_rebuilt_from_their_files(tmp_path: Path) -
     x, cond, t = batch.pop("x"), batch, torch.tensor(0.4)
     # without gradients, as averages are: torch chooses kernels, which round otherwise, by whether one may be asked for
     back = load_model(tmp_path / "unet").requires_grad_(False)
-    assert torch.equal(back(x, t, **cond), run.ema_model()(x, t, **cond))
+    assert torch.equal(back(x, t, cond), run.ema_model()(x, t, cond))
     for name in cond:  # each is heard
         rest = {other: value for other, value in cond.items() if other != name}
-        assert not torch.equal(back(x, t, **rest), back(x, t, **cond)), name
+        assert not torch.equal(back(x, t, rest), back(x, t, cond)), name
 
     with seeded(torch.device("cpu"), 0):
         net = MLP(16, width=8, depth=1, num_classes=CLASSES, vectors={"size": 2})
     flat = from_tensors(dataset().data.flatten(1), dataset().label, scaling=Scaling(0.0, 1.0),
                         conditions={"size": dataset().conditions["size"]})  # fmt: skip
-    run = trained(ScoreModel(net, VP()), flat, folder=tmp_path / "mlp", label_dropout={"size": 0.5})
+    run = trained(ScoreModel(net, VP()), flat, folder=tmp_path / "mlp", condition_dropout={"size": 0.5})
     cond = {name: cond[name] for name in ("label", "size")}
     model = load_model(tmp_path / "mlp").requires_grad_(False)
-    assert torch.equal(model(x.flatten(1), t, **cond), run.ema_model()(x.flatten(1), t, **cond))
+    assert torch.equal(model(x.flatten(1), t, cond), run.ema_model()(x.flatten(1), t, cond))
 
 
 def test_a_checkpoint_tells_its_conditions_and_resumes_with_the_same_only(tmp_path: Path) -> None:
@@ -392,19 +411,23 @@ class NoNull(Watch):
 @pytest.mark.parametrize(
     ("option", "error", "message"),
     [
-        ({"label_dropout": {"captoin": 0.1}}, ValueError, r"names 'captoin', but the conditions in training are \["),
-        ({"label_dropout": {"low": 0.1}, "conditions": ["label"]}, ValueError, "names 'low'"),
-        ({"label_dropout": {"label": 1.0}}, ValueError, r"label_dropout\['label'\] must be a probability"),
-        ({"label_dropout": {"label": "often"}}, TypeError, r"label_dropout\['label'\] must be a number"),
-        ({"label_dropout": "often"}, TypeError, "or numbers by the names of conditions"),
-        ({"label_dropout": True}, TypeError, "label_dropout must be a number"),
         (
-            {"net": NoNull(), "conditions": ["label", "low"], "label_dropout": {"low": 0.1}},
+            {"condition_dropout": {"captoin": 0.1}},
+            ValueError,
+            r"names 'captoin', but the conditions in training are \[",
+        ),
+        ({"condition_dropout": {"low": 0.1}, "conditions": ["label"]}, ValueError, "names 'low'"),
+        ({"condition_dropout": {"label": 1.0}}, ValueError, r"condition_dropout\['label'\] must be a probability"),
+        ({"condition_dropout": {"label": "often"}}, TypeError, r"condition_dropout\['label'\] must be a number"),
+        ({"condition_dropout": "often"}, TypeError, "or numbers by the names of conditions"),
+        ({"condition_dropout": True}, TypeError, "condition_dropout must be a number"),
+        (
+            {"net": NoNull(), "conditions": ["label", "low"], "condition_dropout": {"low": 0.1}},
             ValueError,
             "needs a null value for low",
         ),
         ({"net": WholeNull()}, ValueError, "the null of 'caption' is nan.*whole-number null"),
-        ({"net": WholeNull(), "label_dropout": {"caption": 0.1}}, ValueError, "the null of 'caption' is nan"),
+        ({"net": WholeNull(), "condition_dropout": {"caption": 0.1}}, ValueError, "the null of 'caption' is nan"),
         ({"conditions": "label"}, TypeError, r"a list of names, got 'label'; write \['label'\]"),
         ({"data": from_tensors(torch.randn(8, 1, 4, 4))}, ValueError, r"Give the data set labels, conditions=\{'size'"),
         ({"net": unet().net, "data": dataset(low=torch.zeros(COUNT, 2, 2, 2))}, ValueError, "low"),
@@ -415,7 +438,7 @@ class NoNull(Watch):
 def test_bad_arguments_are_refused_before_training(
     option: dict[str, Any], error: type[Exception], message: str, tmp_path: Path
 ) -> None:
-    arguments = {"steps": 1, "batch_size": 8, "progress": False, "folder": tmp_path / "run", "label_dropout": 0.1}
+    arguments = {"steps": 1, "batch_size": 8, "progress": False, "folder": tmp_path / "run", "condition_dropout": 0.1}
     arguments.update(option)
     net, data = arguments.pop("net", None) or Watch(), arguments.pop("data", None) or dataset()
     with pytest.raises(error, match=message):

@@ -12,26 +12,19 @@ import torch
 from scipy.integrate import quad
 from torch import Tensor
 
-from scoresde import (
-    EDM,
-    SDE,
-    VP,
-    Cosine,
-    Gaussian,
-    GaussianMixture,
-    IndependentNoise,
-    RectifiedFlow,
-    Reverse,
-    UniPC,
-    VelocityMultistep,
-    grids,
-)
+from scoresde import grids
+from scoresde.models import as_score
+from scoresde.noise import IndependentNoise
+from scoresde.problems import Gaussian, GaussianMixture
+from scoresde.reverse import Reverse
+from scoresde.sde import EDM, SDE, VP, Cosine, RectifiedFlow
+from scoresde.solvers import UniPC, VMultistep
 
-R, S = (0.0, -0.56, 2.38, 5.76), (0.0, 0.0, 3.6, 7.7, 5.4)  # as in the docstring
+R, S = (0.0, -0.56, 2.38, 5.76), (0.0, 0.0, 3.6, 7.7, 5.4)  # as fitted
 
 
 def scales(n: int, few: bool) -> tuple[float, float]:
-    """d and c of the docstring."""
+    """d and c, written out again."""
     n = max(4, n)
     if few:
         return 1.247 * math.exp(2.23 / n), 0.204 * math.exp(9.96 / n)
@@ -68,7 +61,7 @@ def newton(nodes: list[float], values: list[float], shares: list[float]) -> Any:
 @pytest.mark.parametrize("sde", [VP(), EDM(), RectifiedFlow(), Cosine(t_min=0.01)], ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize("steps", [4, 6, 10, 21])
 def test_the_formula_of_few_evaluations(sde: SDE, steps: int) -> None:
-    """A velocity that depends on time alone, v(φ): the end is a sum of integrals of Newton forms, here by scipy."""
+    """A v that depends on time alone, v(φ): the end is a sum of integrals of Newton forms, here by scipy."""
     n = steps - 1
     d, c = scales(n, few=True)
     grid = grids.balanced(sde, steps)
@@ -106,19 +99,18 @@ def test_the_formula_of_few_evaluations(sde: SDE, steps: int) -> None:
 
     first, last = (((sde.alpha(t) * d) ** 2 + sde.sigma(t) ** 2).sqrt() for t in (grid[0], grid[-1]))
     x = 0.7 * first.reshape(1, 1)
-    found = VelocityMultistep().solve(Reverse(sde, score, 0.0), x, grid)
+    found = VMultistep().solve(Reverse(as_score(score, sde), 0.0), x, grid)
     assert found.nfe == n
     # quadrature of 20 points on steps that span up to 6 in log σ/α at 4 steps; rounding otherwise
     assert float(found.x / last) == pytest.approx(expected, abs=1e-5 if steps == 4 else 1e-7)
 
 
 def test_evaluations() -> None:
-    score = mixture().score(VP())
     far, x = VP(), torch.randn(4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
     def nfe(steps: int, sde: SDE = far, eta: float = 0.0, scale: float = 1.0) -> int:
         grid = grids.balanced(sde, steps, sigma_data=scale)
-        return VelocityMultistep(scale).solve(Reverse(sde, score, eta), x, grid, 0).nfe
+        return VMultistep(scale).solve(Reverse(mixture().score(sde), eta), x, grid, 0).nfe
 
     assert [nfe(s) for s in (1, 2, 3, 4, 10, 21, 22, 50)] == [1, 2, 3, 3, 9, 20, 22, 50]
     assert nfe(10, eta=0.5) == 10  # noise is drawn from the first step on
@@ -129,13 +121,13 @@ def test_evaluations() -> None:
 @pytest.mark.parametrize("sde", [VP(), EDM(), RectifiedFlow(), VP(t_min=0.0)], ids=repr)
 @pytest.mark.parametrize("steps", [3, 5, 9, 21, 30])
 def test_exact_on_data_of_the_frames_scale(sde: SDE, steps: int) -> None:
-    """On N(0, d² I) the velocity is 0, free step or not."""
+    """On N(0, d² I) v is 0, free step or not."""
     few = 4 <= steps <= 21
     d, _ = scales(steps - few, few)
     data = Gaussian(torch.zeros(2, dtype=torch.float64), d**2)
     x = torch.randn(5, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * sde.prior_std
     grid = grids.balanced(sde, steps)
-    found = VelocityMultistep().solve(Reverse(sde, data.score(sde), 0.0), x, grid).x
+    found = VMultistep().solve(Reverse(data.score(sde), 0.0), x, grid).x
     # rounding: v is a difference of two numbers that agree, summed with weights below 10
     torch.testing.assert_close(found, data.flow(sde, x, grid[0], grid[-1]), rtol=1e-10, atol=1e-10)
 
@@ -149,7 +141,7 @@ def test_scaled_data_with_their_scale_are_the_same_problem(steps: int, scale: fl
     def end(s: float, told: float) -> Tensor:
         sde = EDM(T=80.0 * s, t_min=0.002 * s)
         grid = grids.balanced(sde, steps, sigma_data=told)
-        return VelocityMultistep(told).solve(Reverse(sde, mixture(s).score(sde), 0.0), s * x, grid).x / s
+        return VMultistep(told).solve(Reverse(mixture(s).score(sde), 0.0), s * x, grid).x / s
 
     torch.testing.assert_close(end(scale, scale), end(1.0, 1.0), rtol=1e-8, atol=1e-8)  # rounding of times near 0.002
     assert not torch.allclose(end(scale, 1.0), end(1.0, 1.0), atol=1e-5)
@@ -160,10 +152,10 @@ def test_scaled_data_with_their_scale_are_the_same_problem(steps: int, scale: fl
 def test_it_needs_fewer_evaluations(sde: SDE, steps: int) -> None:
     """What it is for: a third at most of the error of a good method with as many evaluations."""
     data = mixture()
-    process = Reverse(sde, data.score(sde), 0.0)
+    process = Reverse(data.score(sde), 0.0)
     x = torch.randn(200, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64) * sde.prior_std
-    exact = VelocityMultistep().solve(process, x, grids.balanced(sde, 400)).x
-    ours = VelocityMultistep().solve(process, x, grids.balanced(sde, steps))
+    exact = VMultistep().solve(process, x, grids.balanced(sde, 400)).x
+    ours = VMultistep().solve(process, x, grids.balanced(sde, steps))
     peer = UniPC(2).solve(process, x, grids.karras(sde, ours.nfe))
     assert peer.nfe == ours.nfe
     errors = [float((run.x - exact).square().mean().sqrt()) for run in (ours, peer)]
@@ -173,7 +165,7 @@ def test_it_needs_fewer_evaluations(sde: SDE, steps: int) -> None:
 def test_stochastic_runs_have_the_right_law() -> None:
     data, sde = mixture(), VP()
     x = torch.randn(4000, 2, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
-    run = partial(VelocityMultistep().solve, Reverse(sde, data.score(sde), 1.0), x, grids.balanced(sde, 40))
+    run = partial(VMultistep().solve, Reverse(data.score(sde), 1.0), x, grids.balanced(sde, 40))
     found, truth = run(IndependentNoise(5)).x, data.sample(4000, 6)
     # means and second moments of 4000 samples: 5 standard errors
     for a, b in ((found, truth), (found**2, truth**2)):
@@ -187,7 +179,7 @@ def test_gradients_reach_the_grid(steps: int) -> None:
     x = torch.full((1, 1), 30.0, dtype=torch.float64)
 
     def end(grid: Tensor) -> Tensor:
-        return VelocityMultistep().solve(Reverse(sde, data.score(sde), 0.0), x, grid).x
+        return VMultistep().solve(Reverse(data.score(sde), 0.0), x, grid).x
 
     grid = grids.balanced(sde, steps).requires_grad_()
     (gradient,) = torch.autograd.grad(end(grid).sum(), grid)
@@ -201,7 +193,7 @@ def test_gradients_reach_the_grid(steps: int) -> None:
 def test_bad_scales() -> None:
     for bad in (0.0, -1.0, math.nan):
         with pytest.raises(ValueError, match="sigma_data must be positive"):
-            VelocityMultistep(bad)
+            VMultistep(bad)
         with pytest.raises(ValueError, match="sigma_data must be positive"):
             grids.balanced(VP(), 5, sigma_data=bad)
 
@@ -212,7 +204,7 @@ def test_noise_is_corrected_from_fifteen_eta_squared_steps_on(eta: float, steps:
     sde = VP()
 
     def values(steps: int) -> int:
-        plan = VelocityMultistep().plan(Reverse(sde, lambda x, t: -x, eta), grids.balanced(sde, steps))
+        plan = VMultistep().plan(Reverse(as_score(lambda x, t: -x, sde), eta), grids.balanced(sde, steps))
         return max(len(row.weights) for row in plan)
 
     assert values(steps) == 3

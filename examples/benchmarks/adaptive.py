@@ -19,11 +19,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import tyro
-from problems import NAMES, Problem, end_points, problem
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
 import scoresde as ss
+from contest.problems import NAMES, Problem, end_points, problem
+from contest.results import CACHE
+from scoresde.solvers import AdaptiveODE, ProbabilityFlow
 
 ERRORS = (1e-2, 1e-3, 1e-4, 1e-5)
 
@@ -40,7 +42,7 @@ class Config:
     """Which problems."""
     seed: int = 0
     """Of the starting noise."""
-    cache: Path = Path("runs/benchmarks")
+    cache: Path = CACHE
     """Folder of the exact end points."""
 
 
@@ -61,7 +63,7 @@ def ours(solver: Callable[[float], ss.Solver]) -> Method:
     def run(problem: Problem, x: Tensor, tolerance: float) -> tuple[Tensor, float, float]:
         ends = torch.tensor([problem.sde.T, problem.sde.t_min], dtype=torch.float64)
         with torch.no_grad():
-            done = solver(tolerance).solve(ss.Reverse(problem.sde, problem.score, 0.0), x, ends)
+            done = solver(tolerance).solve(ss.Reverse(problem.score, 0.0), x, ends)
         each = done.nfe if done.nfe_per_sample is None else float(done.nfe_per_sample.double().mean())
         return done.x, done.nfe, each
 
@@ -70,7 +72,7 @@ def ours(solver: Callable[[float], ss.Solver]) -> Method:
 
 def scipy_rk45(problem: Problem, x: Tensor, tolerance: float, method: str = "RK45") -> tuple[Tensor, float, float]:
     """The whole batch as one system, dx/dt = drift."""
-    process = ss.Reverse(problem.sde, problem.score, 0.0)
+    process = ss.Reverse(problem.score, 0.0)
 
     def drift(t: float, flat: np.ndarray) -> np.ndarray:
         with torch.no_grad():
@@ -90,13 +92,13 @@ def scipy_each(problem: Problem, x: Tensor, tolerance: float) -> tuple[Tensor, f
 
 
 OURS: dict[str, Method] = {
-    "AdaptiveODE adams": ours(lambda tolerance: ss.AdaptiveODE(rtol=tolerance, atol=tolerance)),
-    "AdaptiveODE dopri5": ours(lambda tolerance: ss.AdaptiveODE(method="dopri5", rtol=tolerance, atol=tolerance)),
+    "AdaptiveODE adams": ours(lambda tolerance: AdaptiveODE(rtol=tolerance, atol=tolerance)),
+    "AdaptiveODE dopri5": ours(lambda tolerance: AdaptiveODE(method="dopri5", rtol=tolerance, atol=tolerance)),
 }
 BATCHED: dict[str, Method] = {
-    "torchdiffeq dopri5": ours(lambda tolerance: ss.ProbabilityFlow("dopri5", tolerance, tolerance)),
-    "torchdiffeq dopri8": ours(lambda tolerance: ss.ProbabilityFlow("dopri8", tolerance, tolerance)),
-    "torchdiffeq bosh3": ours(lambda tolerance: ss.ProbabilityFlow("bosh3", tolerance, tolerance)),
+    "torchdiffeq dopri5": ours(lambda tolerance: ProbabilityFlow("dopri5", tolerance, tolerance)),
+    "torchdiffeq dopri8": ours(lambda tolerance: ProbabilityFlow("dopri8", tolerance, tolerance)),
+    "torchdiffeq bosh3": ours(lambda tolerance: ProbabilityFlow("bosh3", tolerance, tolerance)),
     "scipy RK45": scipy_rk45,
 }
 ALONE: dict[str, Method] = {"scipy RK45 each alone": scipy_each}

@@ -1,4 +1,4 @@
-"""Bar 1, fitted: samplers made by ``grids.fit``, on noise that the fit has not seen, beside the best peer.
+"""Bar 1, fitted: samplers made by ``scoresde.fitting.fit``, on noise that the fit has not seen, beside the best peer.
 
     python examples/benchmarks/fitted.py --problems mixture2d-vp --nfe 5 6 8 10
 
@@ -7,19 +7,19 @@ Peers are free to use their best solver and grid; their results are those that o
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import contest
 import torch
 import tyro
+
+import contest
 from contest import Result
-from problems import NAMES
+from contest.problems import NAMES
+from scoresde.fitting import fit
+from scoresde.solvers import Fitted
 
-import scoresde as ss
-from scoresde import grids
-
-# The issue's bars by number of evaluations, as shares of the best peer's error; without the worst 5 % of the samples.
+# The bars by number of evaluations, as shares of the best peer's error; without the worst 5 % of the samples.
 BARS = {5: 0.5}
 BAR, TRIMMED_BAR = 0.4, 0.25
 
@@ -54,12 +54,11 @@ class Config:
     """Folder for the exact end points."""
 
 
-def fitted(config: Config, name: str, nfe: int) -> tuple[Result, ss.Fitted]:
+def fitted(config: Config, name: str, nfe: int) -> tuple[Result, Fitted]:
     """A sampler and its error on the setting's own noise."""
     at = contest.setting(name, config.samples, cache=config.cache)
-    process = ss.Reverse(at.problem.sde, at.problem.score, eta=0.0)
-    sampler = grids.fit(
-        process,
+    sampler = fit(
+        at.problem.score,
         steps=nfe,
         shape=(config.trajectories, *at.x.shape[1:]),
         batch=config.batch,
@@ -70,12 +69,23 @@ def fitted(config: Config, name: str, nfe: int) -> tuple[Result, ss.Fitted]:
         dtype=torch.float32 if name in NAMES else torch.float64,
     )
     result = contest.evaluate(sampler, lambda sde, steps: sampler.grid, at, nfe)
-    rms, trimmed = result.rms, result.trimmed
-    return Result(name, nfe, result.nfe, f"scoresde {sampler.report.kept}", "its own", len(at.x), rms, trimmed), sampler
+    return replace(result, solver=f"scoresde {sampler.report.chosen}", grid="its own"), sampler
 
 
-def row(result: Result, peers: list[Result], sampler: ss.Fitted) -> str:
-    """One line of Markdown."""
+HEADS = [
+    "problem",
+    "NFE:",
+    "fitted",
+    "best peer",
+    "fitted / peer",
+    "bar met",
+    "fitted / our best fixed",
+    "fit, iterations",
+]
+
+
+def row(result: Result, peers: list[Result], sampler: Fitted) -> list[str]:
+    """One line of the table."""
     report = sampler.report
     cells = [result.problem, str(result.nfe), f"{result.rms:.2e} ({result.trimmed:.2e})"]
     if peers:
@@ -86,11 +96,7 @@ def row(result: Result, peers: list[Result], sampler: ss.Fitted) -> str:
     else:
         cells += ["–", "–", "–"]
     cells += [f"{report.held_out / report.fixed:.3f} ({report.held_out_trimmed / report.fixed_trimmed:.3f})"]
-    return f"| {' | '.join([*cells, f'{report.seconds:.0f} s, {report.iterations}'])} |"
-
-
-HEADER = """| problem | NFE | fitted | best peer | fitted / peer | bar met | fitted / our best fixed | fit, iterations |
-| --- | ---: | --- | --- | --- | --- | --- | --- |"""
+    return [*cells, f"{report.seconds:.0f} s, {report.iterations}"]
 
 
 def main(config: Config) -> None:
@@ -99,14 +105,16 @@ def main(config: Config) -> None:
     peers = [r for r in contest.read(config.peers, Result) if r.samples == config.samples]
     results = contest.read(config.out, Result)
     config.folder.mkdir(parents=True, exist_ok=True)
-    print(HEADER, flush=True)
+    rows = []
     for name in config.problems:
         for nfe in config.nfe:
             result, sampler = fitted(config, name, nfe)
             sampler.save(config.folder / f"{Path(name).name}-{nfe}.json")
             results = [r for r in results if (r.problem, r.budget) != (name, nfe)] + [result]
             contest.write(config.out, results)
-            print(row(result, [p for p in peers if (p.problem, p.budget) == (name, nfe)], sampler), flush=True)
+            rows.append(row(result, [p for p in peers if (p.problem, p.budget) == (name, nfe)], sampler))
+            print(", ".join(rows[-1]), flush=True)
+    print(contest.markdown(HEADS, rows))
 
 
 if __name__ == "__main__":

@@ -9,21 +9,18 @@ what its network calls cost, which is proportional to the share of steps inside.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import timing
 import torch
 import tyro
-from contest import CACHE
-from timing import Work
 from torch import Tensor
 
+import contest
 import scoresde as ss
+from contest import timing
 from scoresde import grids
 from scoresde.guidance import autoguidance, cfg_plus_plus, compose, projected
 from scoresde.nn import UNet, presets
@@ -47,7 +44,7 @@ class Config:
     """Turns of each contestant, of which the fastest counts."""
     patience: float = 60.0
     """Seconds after which a contestant has no more turns, but for its first three."""
-    out: Path = CACHE / "guidance.json"
+    out: Path = contest.CACHE / "guidance.json"
     """File for the costs."""
 
 
@@ -72,9 +69,8 @@ class Cost:
 
 def network(config: Config) -> tuple[UNet, tuple[int, ...]]:
     """A network of ten classes, and the shape of a batch."""
-    if config.net == "digits":
-        return presets.digits(num_classes=10).eval(), (config.batch, 1, 8, 8)
-    return presets.cifar_small(num_classes=10).eval(), (config.batch, 3, 32, 32)
+    make, event = {"digits": (presets.digits, (1, 8, 8)), "cifar_small": (presets.cifar_small, (3, 32, 32))}[config.net]
+    return make(num_classes=10).eval(), (config.batch, *event)
 
 
 def interval(sde: ss.SDE, grid: Tensor, share: float) -> tuple[tuple[float, float], float]:
@@ -96,11 +92,11 @@ def guidances(config: Config, sde: ss.SDE, grid: Tensor) -> tuple[dict[str, ss.S
     limited = f"classifier_free, {share:.0%} of the steps"
     scores: dict[str, ss.Score] = {
         "unguided": model.bind(label=label),
-        "classifier_free": ss.classifier_free(model, 3.0, label=label),
-        limited: ss.classifier_free(model, 3.0, interval=bound, label=label),
-        "classifier_free, rescaled": ss.classifier_free(model, 3.0, rescale=0.7, label=label),
-        "classifier_free, CFG++": ss.classifier_free(model, cfg_plus_plus(sde, grid, 0.6), label=label),
-        "projected": projected(model, 3.0, norm=10.0, label=label),
+        "classifier_free": ss.classifier_free(model, {"label": label}, 3.0),
+        limited: ss.classifier_free(model, {"label": label}, 3.0, interval=bound),
+        "classifier_free, rescaled": ss.classifier_free(model, {"label": label}, 3.0, rescale=0.7),
+        "classifier_free, CFG++": ss.classifier_free(model, {"label": label}, cfg_plus_plus(sde, grid, 0.6)),
+        "projected": projected(model, {"label": label}, 3.0, norm=10.0),
         "compose of 2": compose(model, [(2.0, {"label": label}), (-0.5, {"label": 5})]),
         "autoguidance, networks of one size": autoguidance(model.bind(label=label), weaker.bind(label=label), 2.0),
     }
@@ -119,11 +115,11 @@ def costs(config: Config) -> list[Cost]:
         nonlocal seen
         seen += len(args[0])
 
-    work: dict[str, Work] = {}
+    work: dict[str, timing.Work] = {}
     rows: dict[str, float] = {}
     with torch.no_grad():
         for name, score in scores.items():
-            process = ss.Reverse(sde, score, 0.0)
+            process = ss.Reverse(score, 0.0)
 
             def run(process: ss.Reverse = process) -> ss.Solution:
                 return ss.DDIM().solve(process, x, grid)
@@ -145,23 +141,18 @@ def costs(config: Config) -> list[Cost]:
 
 def table(found: list[Cost]) -> str:
     """Markdown."""
-    lines = [
-        "| Guidance | Network rows per step | ms a step | Time, unguided = 1 | Bar |",
-        "| --- | ---: | ---: | ---: | --- |",
-    ]
-    for c in found:
-        verdict = "" if not c.bar else f"{c.bar:.3g}: {'met' if c.ratio <= c.bar else 'missed'}"
-        lines.append(f"| {c.name} | {c.rows:.2f} B | {c.milliseconds:.1f} | {c.ratio:.3f} | {verdict} |")
-    return "\n".join(lines)
+    rows = (
+        [c.name, f"{c.rows:.2f} B", f"{c.milliseconds:.1f}", f"{c.ratio:.3f}", contest.verdict(c.ratio, c.bar)]
+        for c in found
+    )
+    return contest.markdown(["Guidance", "Network rows per step:", "ms a step:", "Time, unguided = 1:", "Bar"], rows)
 
 
 def main(config: Config) -> None:
     """Print and keep the costs."""
-    if not timing.keep_memory_warm():
-        print("this C library hands freed memory back: larger batches pay for page faults")
+    timing.warm_up()
     found = costs(config)
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    config.out.write_text(json.dumps([dataclasses.asdict(c) for c in found], indent=1), "utf-8")
+    contest.write_array(config.out, found)
     print(table(found))
 
 

@@ -8,30 +8,26 @@ peers' results are kept in --peers and read from there the next time; remove the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import contest
-import peer_edm
-import peers_azula
-import peers_diffusers
-import peers_kdiffusion
-import torch
 import tyro
-from contest import Entry, Result
-from peer_grids import TUNED
-from peers import Peer
-from problems import NAMES
+
+import contest
+import scoresde as ss
+from contest import Result
+from contest.problems import NAMES
+from peers import tournament
+from peers.grids import TUNED
+from peers.tournament import Entry
 
 
 @dataclass
-class Config:
+class Config(contest.ContestFlags):
     """Compare integrators of the probability-flow ODE."""
 
-    ours: tuple[str, ...] = ("default",)
-    """Solvers of scoresde with their grids, "Heun()@karras(rho=5)"; "default" is what scoresde.sample takes."""
-    problems: tuple[str, ...] = NAMES
-    """Which problems; the folder of a trained network is one too (with fewer samples, for it takes longer)."""
     nfe: tuple[int, ...] = (5, 6, 8, 10, 15, 20, 35, 50, 100)
     """Score evaluations allowed."""
     samples: int = 1000
@@ -48,14 +44,9 @@ class Config:
     """Folder for the exact end points."""
 
 
-def all_peers() -> dict[str, Peer]:
-    """Every deterministic sampler by name."""
-    return {**peers_kdiffusion.ode(), **peers_diffusers.ode(), **peers_azula.ode(), **peer_edm.ode()}
-
-
-def field(name: str, nfe: int, results: list[Result]) -> list[Entry]:
+def field(name: str, nfe: int, results: Sequence[Result]) -> list[Entry]:
     """Everybody; on a network, which takes long, the three best at ``nfe`` on each of the mixtures."""
-    everybody = contest.entries(all_peers())
+    everybody = tournament.entries(tournament.ode())
     known = set()
     for mixture in NAMES:
         ran = [r for r in results if (r.problem, r.budget) == (mixture, nfe)]
@@ -63,61 +54,50 @@ def field(name: str, nfe: int, results: list[Result]) -> list[Entry]:
     return everybody if name in NAMES or not known else [e for e in everybody if (e[0], e[2]) in known]
 
 
+def run_peers(config: Config, name: str, nfe: int, results: Sequence[Result]) -> list[Result]:
+    """The best peers on one problem with one budget."""
+    at = contest.setting(name, config.samples, cache=config.cache)
+    found = tournament.best_of(field(name, nfe, results), at, nfe, screen=config.screen, keep=config.keep)
+    print(f"measured the peers on {name} at {nfe} evaluations", flush=True)
+    return found
+
+
 def peer_results(config: Config) -> list[Result]:
     """From the file, or measured and added to it."""
-    results = contest.read(config.peers, Result)
-    for name in config.problems:
-        for nfe in config.nfe:
-            if any((r.problem, r.budget, r.samples) == (name, nfe, config.samples) for r in results):
-                continue
-            at = contest.setting(name, config.samples, cache=config.cache)
-            results += contest.tournament(field(name, nfe, results), at, nfe, screen=config.screen, keep=config.keep)
-            contest.write(config.peers, results)
-            print(f"measured the peers on {name} at {nfe} evaluations", flush=True)
+    wanted: dict[contest.Key, contest.Measuring[Result]] = {
+        (name, nfe, config.samples): partial(run_peers, config, name, nfe)
+        for name in config.problems
+        for nfe in config.nfe
+    }
+    results = contest.measured(config.peers, Result, wanted, key=lambda r: (r.problem, r.budget, r.samples))
     return [r for r in results if r.samples == config.samples]
-
-
-def our_results(config: Config) -> list[Result]:
-    """Measured."""
-    results = []
-    for text in config.ours:
-        solver, grid = contest.parsed(text)
-        for name in config.problems:
-            at = contest.setting(name, config.samples, cache=config.cache)
-            results += [contest.evaluate(solver, grid, at, nfe) for nfe in config.nfe]
-    return results
 
 
 def table(name: str, peers: list[Result], ours: list[Result]) -> str:
     """Markdown for one problem: ours beside the best peer on the shipped grids, and on those tuned by hand too."""
-    lines = [
-        f"**{name}**, root-mean-square error of a coordinate (in brackets: without the worst 5 % of the samples)",
-        "",
-        "| NFE | ours | error | best peer | error | ours / peer | with a hand-tuned grid | error | ours / peer |",
-        "| ---: | --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
+    heads = ["NFE:", "ours", "error", "best peer", "error", "ours / peer"]
+    heads += ["with a hand-tuned grid", "error", "ours / peer"]
+    rows = []
     for r in (r for r in ours if r.problem == name):
         field = [p for p in peers if (p.problem, p.budget) == (name, r.budget)]
-        cells = [str(r.budget), f"{r.solver.removeprefix('scoresde ')}, {r.grid}", f"{r.rms:.2e} ({r.trimmed:.2e})"]
+        cells = [str(r.budget), r.name, f"{r.rms:.2e} ({r.trimmed:.2e})"]
         for rivals in ([p for p in field if p.grid not in TUNED], field):
             if rivals:
                 first, firm = contest.best(rivals), contest.best(rivals, "trimmed")
-                cells += [f"{first.solver}, {first.grid}", f"{first.rms:.2e} ({firm.trimmed:.2e})"]
+                cells += [first.name, f"{first.rms:.2e} ({firm.trimmed:.2e})"]
                 cells += [f"{r.rms / first.rms:.2f} ({r.trimmed / firm.trimmed:.2f})"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        rows.append(cells)
+    title = "root-mean-square error of a coordinate (in brackets: without the worst 5 % of the samples)"
+    return f"**{name}**, {title}\n\n{contest.markdown(heads, rows)}"
 
 
 def main(config: Config) -> None:
     """Measure what is missing and print the tables."""
-    torch.set_num_threads(1)
-    for text in config.ours:
-        contest.parsed(text)
-    peers = peer_results(config)
-    ours = our_results(config)
-    contest.write(config.out, ours)
-    for name in config.problems:
-        print(table(name, peers, ours), end="\n\n")
+
+    def ours(solver: ss.Solver | None, grid: contest.GridRule | None, name: str, nfe: int) -> Result:
+        return contest.evaluate(solver, grid, contest.setting(name, config.samples, cache=config.cache), nfe)
+
+    contest.compete(config, peer_results, ours, table)
 
 
 if __name__ == "__main__":

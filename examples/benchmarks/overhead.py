@@ -10,25 +10,22 @@ the fastest of many turns that the contestants take in rotation.
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
-import json
 import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import timing
 import torch
+import torchsde
 import tyro
-from contest import CACHE
-from overhead_peers import Free, contestants
-from timing import Work
 from torch import Tensor
 
+import contest
 import scoresde as ss
+from contest import timing
+from peers.overhead import Free, contestants
 from scoresde import grids
 from scoresde.nn import presets
+from scoresde.solvers import catalogue
 
 
 @dataclass
@@ -47,7 +44,7 @@ class Config:
     """Run the peers beside."""
     unet: bool = True
     """Time whole runs with a small U-Net too, which takes a minute or two."""
-    out: Path = CACHE / "overhead.json"
+    out: Path = contest.CACHE / "overhead.json"
     """File for the ratios."""
 
 
@@ -62,19 +59,10 @@ class Ratio:
     bar: float
 
 
-def fixed_step() -> Iterator[ss.Solver]:
-    """Every public solver that runs the loop's steps one by one and has a default for each of its options."""
-    for name in sorted(ss.solvers.__all__):
-        kind = getattr(ss.solvers, name)
-        if not (isinstance(kind, type) and issubclass(kind, ss.Solver)) or inspect.isabstract(kind):
-            continue
-        if kind._run is not ss.Solver._run:  # adaptive methods and backends choose their own steps
-            continue
-        if all(
-            f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
-            for f in dataclasses.fields(kind)
-        ):
-            yield kind()
+def fixed_step() -> list[ss.Solver]:
+    """Every public solver that takes the grid's steps one by one, at the defaults of its options."""
+    solvers = (kind() for kind in catalogue.classes())
+    return sorted((s for s in solvers if s.steps_on_grid), key=lambda s: type(s).__name__)
 
 
 def solver_ratios(config: Config) -> list[Ratio]:
@@ -97,11 +85,11 @@ def solver_ratios(config: Config) -> list[Ratio]:
             y = y + 0.001 * (-0.5 * y - 0.5 * free(y)) + 0.01 * torch.randn(shape)
         return y
 
-    work: dict[str, Work] = {"Euler": euler, "Euler-Maruyama": euler_maruyama}
+    work: dict[str, timing.Work] = {"Euler": euler, "Euler-Maruyama": euler_maruyama}
     noisy, evaluations = {"Euler": False, "Euler-Maruyama": True}, dict.fromkeys(work, config.steps)
     for solver in fixed_step():
         for eta in (0.0, 1.0):
-            process = ss.Reverse(sde, free, eta)
+            process = ss.Reverse(ss.as_score(free, sde), eta)
             name = f"{type(solver).__name__} eta {eta:g}"
 
             def run(solver: ss.Solver = solver, process: ss.Reverse = process) -> ss.Solution:
@@ -147,9 +135,9 @@ def network_ratios(config: Config) -> list[Ratio]:
     x, level = torch.randn(16, 3, 32, 32), torch.full((16,), 0.5)
     steps = 4
     grid = grids.uniform(sde, steps)
-    runs: dict[str, Work] = {"forward": lambda: [net(x, level) for _ in range(steps)]}
+    runs: dict[str, timing.Work] = {"forward": lambda: [net(x, level) for _ in range(steps)]}
     for solver, eta in ((ss.DDIM(), 0.0), (ss.EulerMaruyama(), 1.0)):
-        process = ss.Reverse(sde, model, eta)
+        process = ss.Reverse(model, eta)
 
         def run(solver: ss.Solver = solver, process: ss.Reverse = process) -> ss.Solution:
             return solver.solve(process, x, grid, ss.IndependentNoise(0))
@@ -164,8 +152,6 @@ def network_ratios(config: Config) -> list[Ratio]:
 
 def noise_ratios(config: Config) -> list[Ratio]:
     """Each noise's time per step over torch.randn's."""
-    import torchsde
-
     shape = (config.batch, *config.event)
     x, grid = torch.empty(shape), grids.uniform(ss.VP(), config.steps)
     times = grid.tolist()
@@ -184,7 +170,7 @@ def noise_ratios(config: Config) -> list[Ratio]:
         for i in range(config.steps):
             path(1 - times[i], 1 - times[i + 1])
 
-    work: dict[str, Work] = {
+    work: dict[str, timing.Work] = {
         "randn": lambda: [torch.randn(shape) for _ in range(config.steps)],
         "IndependentNoise": lambda: draws(ss.IndependentNoise(0)),
         "PerSampleNoise": lambda: draws(ss.PerSampleNoise(0)),
@@ -200,20 +186,15 @@ def noise_ratios(config: Config) -> list[Ratio]:
 
 def table(ratios: list[Ratio]) -> str:
     """Markdown."""
-    lines = ["| What | Contestant | Time | over | Bar |", "| --- | --- | ---: | --- | --- |"]
-    for r in ratios:
-        verdict = "" if not r.bar else f"{r.bar:g}: {'met' if r.ratio <= r.bar else 'missed'}"
-        lines.append(f"| {r.group} | {r.name} | {r.ratio:.3f} x | {r.over} | {verdict} |")
-    return "\n".join(lines)
+    rows = ([r.group, r.name, f"{r.ratio:.3f} x", r.over, contest.verdict(r.ratio, r.bar)] for r in ratios)
+    return contest.markdown(["What", "Contestant", "Time:", "over", "Bar"], rows)
 
 
 def main(config: Config) -> None:
     """Print and keep the ratios."""
-    if not timing.keep_memory_warm():
-        print("this C library hands freed memory back: the bare loops pay for page faults and the ratios flatter us")
+    timing.warm_up()
     ratios = solver_ratios(config) + noise_ratios(config) + (network_ratios(config) if config.unet else [])
-    config.out.parent.mkdir(parents=True, exist_ok=True)
-    config.out.write_text(json.dumps([dataclasses.asdict(r) for r in ratios], indent=1), "utf-8")
+    contest.write_array(config.out, ratios)
     print(table(ratios))
 
 

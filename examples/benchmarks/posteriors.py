@@ -13,73 +13,22 @@ from __future__ import annotations
 import functools
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-import contest
-import problems
 import torch
 import tyro
 from torch import Tensor
 
+import contest
 import scoresde as ss
-from scoresde.guidance import TwistedGuidance
-from scoresde.inverse import (
-    DiffPIR,
-    Downsample,
-    LinearOperator,
-    Mask,
-    Matrix,
-    Measurement,
-    RePaint,
-    Replacement,
-    dps,
-    moment_matching,
-    pigdm,
-)
+from contest.posterior_methods import METHODS, SDE, SETTINGS, Counted, Task
+from scoresde.inverse import Measurement
 from scoresde.metrics import calibration_error, coverage, energy_distance
-from scoresde.problems import GaussianMixture
-from scoresde.solvers import Solver
 
-SDE = ss.VP(0.1, 20.0, t_min=1e-3)
 TRUTHS = 50  # exact draws for each y that coverage is counted with
-
-
-@dataclass(frozen=True)
-class Setting:
-    """A prior and what is measured of it, with noise_std."""
-
-    mixture: GaussianMixture
-    operator: LinearOperator
-    noise_std: float
-
-
-def _unit_rows(rows: int, event: tuple[int, ...], seed: int) -> Matrix:
-    a = torch.randn(rows, *event, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).flatten(1)
-    return Matrix(a / a.norm(dim=1, keepdim=True), event)
-
-
-@functools.cache
-def _digits() -> GaussianMixture:
-    """digits64 as pictures (1, 8, 8)."""
-    flat = problems.digits64()
-    return GaussianMixture(flat.weights, flat.means.reshape(-1, 1, 8, 8), flat._covariances())
-
-
-def _left_half() -> Mask:
-    mask = torch.zeros(1, 8, 8, dtype=torch.bool)
-    mask[..., :4] = True
-    return Mask(mask)
-
-
-SETTINGS: dict[str, Callable[[], Setting]] = {
-    "plane-coordinate": lambda: Setting(problems.mixture2d(), Mask(torch.tensor([True, False])), 0.1),
-    "plane-projection": lambda: Setting(problems.mixture2d(), _unit_rows(1, (2,), 0), 0.1),
-    "digits-inpainting": lambda: Setting(_digits(), _left_half(), 0.1),
-    "digits-downsampling": lambda: Setting(_digits(), Downsample(2, (1, 8, 8)), 0.1),
-    "digits-projections": lambda: Setting(_digits(), _unit_rows(16, (1, 8, 8), 0), 0.1),
-}
 
 
 @dataclass
@@ -152,129 +101,6 @@ class Cell:
         return (self.problem, self.method, self.budget, self.particles, self.measurements, self.samples, self.seed)
 
 
-class Counted:
-    """A score that counts its evaluations and the backward passes through it, those that run as one as one."""
-
-    def __init__(self, score: ss.Score) -> None:
-        self.score, self.nfe, self.gradients = score, 0, 0
-
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        self.nfe += 1
-        out = self.score(x, t)
-        if out.requires_grad:
-            out.register_hook(self._count)  # type: ignore[no-untyped-call, unused-ignore]
-        return out
-
-    def _count(self, gradient: Tensor) -> None:
-        self.gradients += 1
-
-
-@dataclass(frozen=True)
-class Task:
-    """What a method is given: the score, y (n, *measured), how many samples of each, evaluations allowed."""
-
-    setting: Setting
-    score: ss.Score
-    y: Tensor
-    samples: int
-    particles: int
-    budget: int
-    seed: int
-
-    def repeated(self, count: int) -> Measurement:
-        """The measurements, each ``count`` times."""
-        y = self.y.repeat_interleave(count, 0)
-        return Measurement(y, self.setting.operator, self.setting.noise_std)
-
-    def run(self, score: ss.Score, solver: Solver | None, steps: int, eta: float | None = None) -> Tensor:
-        """(n, samples, *event) of a solver."""
-        shape = (len(self.y) * self.samples, *self.setting.mixture.event)
-        x = ss.sample(
-            SDE, score, shape, solver=solver, steps=max(1, steps), eta=eta, noise=ss.IndependentNoise(self.seed),
-            dtype=torch.float64,
-        ).x  # fmt: skip
-        return x.reshape(len(self.y), self.samples, *shape[1:])
-
-
-Method = Callable[[Task], Tensor]
-"""Samples (n, samples, *event)."""
-Twisted = Callable[[ss.Score, Measurement], TwistedGuidance]
-
-
-def _stepping(make: Callable[[Measurement], Solver], each: int = 1) -> Method:
-    """A solver with ``each`` evaluations a step, and one in the end."""
-    return lambda task: task.run(task.score, make(task.repeated(task.samples)), (task.budget - 1) // each)
-
-
-def _guided(make: Twisted, solver: Solver | None = None, eta: float | None = None) -> Method:
-    """A likelihood score; with the default solver unless told otherwise."""
-
-    def run(task: Task) -> Tensor:
-        return task.run(make(task.score, task.repeated(task.samples)), solver, task.budget - 1, eta)
-
-    return run
-
-
-def _particles(make: Twisted) -> Method:
-    def run(task: Task) -> Tensor:
-        from scoresde.particles import twisted
-
-        n, event, drawn = len(task.y), task.setting.mixture.event, ss.IndependentNoise(task.seed)
-        guidance = make(task.score, task.repeated(task.particles))
-        shape = (n * task.particles, *event)
-        found = twisted(SDE, guidance, shape, groups=n, steps=task.budget - 1, noise=drawn, dtype=torch.float64)
-        return found.draw(task.samples, ss.IndependentNoise(task.seed + 1)).reshape(n, task.samples, *event)
-
-    return run
-
-
-def _moving(make: Twisted, moves: int = 3) -> Method:
-    """Particles in the velocity's frame, with Langevin moves at each time; all within the same evaluations."""
-
-    def run(task: Task) -> Tensor:
-        from scoresde.particles import VelocityStep, twisted
-
-        n, event, drawn = len(task.y), task.setting.mixture.event, ss.IndependentNoise(task.seed)
-        guidance = make(task.score, task.repeated(task.particles))
-        steps = (task.budget - 1 + moves) // (1 + moves)  # steps + 1 + moves (steps - 1) evaluations
-        found = twisted(
-            SDE, guidance, (n * task.particles, *event), groups=n, kernel=VelocityStep(), steps=steps,
-            grid=ss.grids.balanced, moves=moves, noise=drawn, dtype=torch.float64,
-        )  # fmt: skip
-        return found.draw(task.samples, ss.IndependentNoise(task.seed + 1)).reshape(n, task.samples, *event)
-
-    return run
-
-
-def _dps(scale: float) -> Twisted:
-    return lambda score, m: dps(score, SDE, m, scale=scale)
-
-
-def _pigdm(score: ss.Score, m: Measurement) -> TwistedGuidance:
-    return pigdm(score, SDE, m)
-
-
-def _moments(score: ss.Score, m: Measurement) -> TwistedGuidance:
-    return moment_matching(score, SDE, m, chunk=1)  # one backward pass at a time, so that they are counted
-
-
-METHODS: dict[str, Method] = {
-    "replacement": _stepping(Replacement),
-    "RePaint, 5 passes": _stepping(lambda m: RePaint(m, resamplings=5), each=5),
-    "DiffPIR": _stepping(DiffPIR),
-    "DPS": _guided(_dps(1.0), ss.Ancestral()),
-    "DPS, scale 0.3": _guided(_dps(0.3), ss.Ancestral()),
-    "PiGDM": _guided(_pigdm),
-    "PiGDM, eta = 1": _guided(_pigdm, ss.Ancestral()),
-    "moment matching": _guided(_moments),
-    "moment matching, eta = 1": _guided(_moments, ss.Ancestral()),
-    "particles, PiGDM": _particles(_pigdm),
-    "particles, moment matching": _particles(_moments),
-    "particles with moves, PiGDM": _moving(_pigdm),
-    "particles with moves, moment matching": _moving(_moments),
-}
-
-
 @dataclass(frozen=True)
 class Known:
     """What a problem's answers are compared with.
@@ -332,57 +158,79 @@ def measure(config: Config, problem: str, method: str, budget: int) -> Cell:
     setting = SETTINGS[problem]()
     truth = known(problem, config.measurements, config.samples, config.seed)
     score = Counted(setting.mixture.score(SDE))
-    many = config.particles if method.startswith("particles") else 0
-    task = Task(setting, score, truth.y, config.samples, many, budget, 1000 + config.seed)
+    particles = many(config, method)
+    task = Task(setting, score, truth.y, config.samples, particles, budget, 1000 + config.seed)
     start = time.process_time()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         samples = METHODS[method](task)
     seconds = time.process_time() - start
     far = distance(samples, truth.exact)
+    inside50, inside90, error = ranks(samples, truth.truths)
     return Cell(
-        problem, method, budget, score.nfe, score.gradients, many, config.measurements, config.samples, config.seed,
-        far, truth.floor, far / truth.floor, *ranks(samples, truth.truths), seconds,
-    )  # fmt: skip
+        problem=problem,
+        method=method,
+        budget=budget,
+        nfe=score.nfe,
+        gradients=score.gradients,
+        particles=particles,
+        measurements=config.measurements,
+        samples=config.samples,
+        seed=config.seed,
+        distance=far,
+        floor=truth.floor,
+        ratio=far / truth.floor,
+        coverage50=inside50,
+        coverage90=inside90,
+        calibration=error,
+        seconds=seconds,
+    )
+
+
+def measured(config: Config, problem: str, method: str, budget: int, found: Sequence[Cell]) -> list[Cell]:
+    """One cell, told."""
+    cell = measure(config, problem, method, budget)
+    print(f"{problem}, {method}, {budget}: {cell.ratio:.2f} floors, {cell.seconds:.1f} s", flush=True)
+    return [cell]
 
 
 def results(config: Config) -> list[Cell]:
     """Every cell, from the file or measured and added to it."""
-    found = {cell.key: cell for cell in contest.read(config.out, Cell)}
-    wanted = []
-    for problem in config.problems:
-        for method in config.methods or METHODS:
-            for budget in config.nfe:
-                many = config.particles if method.startswith("particles") else 0
-                key = (problem, method, budget, many, config.measurements, config.samples, config.seed)
-                if key not in found and config.measure:
-                    cell = found[key] = measure(config, problem, method, budget)
-                    contest.write(config.out, found.values())
-                    print(f"{problem}, {method}, {budget}: {cell.ratio:.2f} floors, {cell.seconds:.1f} s", flush=True)
-                wanted += [found[key]] if key in found else []
-    return wanted
+    wanted: dict[contest.Key, contest.Measuring[Cell]] = {
+        (problem, method, budget, many(config, method), config.measurements, config.samples, config.seed): partial(
+            measured, config, problem, method, budget
+        )
+        for problem in config.problems
+        for method in config.methods or METHODS
+        for budget in config.nfe
+    }
+    cells = contest.measured(config.out, Cell, wanted if config.measure else {}, key=lambda cell: cell.key)
+    known = {cell.key: cell for cell in cells}
+    return [known[key] for key in wanted if key in known]
+
+
+def many(config: Config, method: str) -> int:
+    """Particles of a method; 0 for one without."""
+    return config.particles if method.startswith("particles") else 0
 
 
 def table(config: Config, problem: str, cells: list[Cell]) -> str:
     """Markdown, for one problem."""
     truth = known(problem, config.measurements, config.samples, config.seed)
     inside50, inside90, error = truth.rank_floor
-    lines = [
-        f"**{problem}**, {config.measurements} measurements, {config.samples} samples of each; "
-        f"energy distance between exact sets {truth.floor:.2e}",
-        "",
-        "| Method | NFE | gradients | distance / floor | coverage of 50 % | of 90 % | calibration error |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-        f"| exact samples | | | {truth.spread[0]:.2f} to {truth.spread[1]:.2f} "
-        f"| {inside50:.2f} | {inside90:.2f} | {error:.3f} |",
-    ]
+    spread = f"{truth.spread[0]:.2f} to {truth.spread[1]:.2f}"
+    rows = [["exact samples", "", "", spread, f"{inside50:.2f}", f"{inside90:.2f}", f"{error:.3f}"]]
     for c in (c for c in cells if c.problem == problem):
         name = f"{c.method} ({c.particles})" if c.particles else c.method
-        lines.append(
-            f"| {name} | {c.nfe} | {c.gradients} | {c.ratio:.3g} | {c.coverage50:.2f} | {c.coverage90:.2f} "
-            f"| {c.calibration:.3f} |"
+        cost = [str(c.nfe), str(c.gradients)]
+        rows.append(
+            [name, *cost, f"{c.ratio:.3g}", f"{c.coverage50:.2f}", f"{c.coverage90:.2f}", f"{c.calibration:.3f}"]
         )
-    return "\n".join(lines)
+    heads = ["Method", "NFE:", "gradients:", "distance / floor:", "coverage of 50 %:", "of 90 %:", "calibration error:"]
+    return (
+        f"**{problem}**, {config.measurements} measurements, {config.samples} samples of each; "
+        f"energy distance between exact sets {truth.floor:.2e}\n\n{contest.markdown(heads, rows)}"
+    )
 
 
 def checked(config: Config) -> Config:

@@ -12,14 +12,14 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import tyro
+
 import contest
 import ode
 import overhead
 import sde
-import tyro
-from contest import Result
+from contest import LawResult, Result
 from overhead import Ratio
-from sde import LawResult
 
 
 @dataclass

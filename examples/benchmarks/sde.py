@@ -10,37 +10,31 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import contest
-import peers_azula
-import peers_diffusers
-import peers_kdiffusion
-import problems
 import torch
 import tyro
-from contest import GridRule
-from peer_grids import SHIPPED
-from peers import Oracle, Peer
-from problems import NAMES, Mixture
 from torch import Tensor
 
+import contest
 import scoresde as ss
+from contest import GridRule, LawResult
+from contest.problems import Mixture, mixture
+from peers import tournament
+from peers.grids import SHIPPED
+from peers.peer import Oracle, Peer
 from scoresde.metrics import sliced_wasserstein
 
 GRIDS = {name: SHIPPED[name] for name in ("karras", "exponential", "cosine", "flow")}
 
 
 @dataclass
-class Config:
+class Config(contest.ContestFlags):
     """Compare samplers of the reverse SDE."""
 
-    ours: tuple[str, ...] = ("default",)
-    """Solvers of scoresde with their grids; "default" is what scoresde.sample takes for eta = 1."""
-    problems: tuple[str, ...] = NAMES
-    """Which problems."""
     nfe: tuple[int, ...] = (10, 20, 50, 100)
     """Score evaluations allowed."""
     samples: int = 20_000
@@ -59,38 +53,8 @@ class Config:
     """File for our results."""
 
 
-@dataclass(frozen=True)
-class LawResult:
-    """What one sampler came to.
-
-    Attributes:
-        problem: its name.
-        budget: evaluations allowed.
-        nfe: evaluations used.
-        solver: library, method and options; "exact" is the floor.
-        grid: rule of its noise levels.
-        samples: in each set.
-        distance: sliced Wasserstein-2 to the exact law, root mean square over the repeats.
-        each: the repeats.
-    """
-
-    problem: str
-    budget: int
-    nfe: int
-    solver: str
-    grid: str
-    samples: int
-    distance: float
-    each: list[float]
-
-
 Sampler = Callable[[Tensor, int], tuple[Tensor, int]]
 """(x_T (n, D), seed) -> (samples at t_min, evaluations used)."""
-
-
-def all_peers() -> dict[str, Peer]:
-    """Every stochastic sampler by name."""
-    return {**peers_kdiffusion.sde(), **peers_diffusers.sde(), **peers_azula.sde()}
 
 
 @functools.cache
@@ -140,10 +104,8 @@ def our_sampler(problem: Mixture, solver: ss.Solver | None, grid: GridRule | Non
     eta = 1.0 if solver is None or not solver.default_eta else solver.default_eta
 
     def run(x: Tensor, steps: int, noise: ss.Noise) -> ss.Solution:
-        return ss.sample(
-            problem.sde, problem.score, tuple(x.shape), solver=solver, steps=steps, grid=grid, x=x, eta=eta,
-            noise=noise, denoise=False,
-        )  # fmt: skip
+        options = {"solver": solver, "steps": steps, "grid": grid, "eta": eta, "noise": noise}
+        return ss.sample(problem.score, tuple(x.shape), x=x, denoise=False, **options)  # type: ignore[arg-type]
 
     one = problem.start(1)
     steps = contest.most(lambda n: run(one, n, noise).nfe, nfe, repr(solver))
@@ -161,90 +123,65 @@ def evaluate(
 ) -> LawResult:  # fmt: skip
     """Distance to the exact law of a solver of ours with at most ``nfe`` evaluations; None is ``sample``'s default."""
     each, used = judged(problem, our_sampler(problem, solver, grid, nfe), samples, repeats, slices)
-    names = ("default" if solver is None else repr(solver), "default" if grid is None else contest.title(grid))
-    return LawResult(problem.name, nfe, used, f"scoresde {names[0]}", names[1], samples, together(each), each)
+    return LawResult(problem.name, nfe, used, *contest.named(solver, grid), samples, together(each), each)
 
 
-def tournament(config: Config, problem: Mixture, nfe: int) -> list[LawResult]:
+def run_peers(config: Config, problem: Mixture, nfe: int, results: Sequence[LawResult]) -> list[LawResult]:
     """Every peer on every grid with few samples; then the best of them with all."""
-    entries = [(name, peer, grid) for name, peer in all_peers().items() for grid in GRIDS]
+    entries = [(name, peer, grid) for name, peer in tournament.sde().items() for grid in GRIDS]
     first = []
     for i, (_, peer, grid) in enumerate(entries):
         each, _ = judged(problem, peer_sampler(problem, peer, grid, nfe), config.screen, 1, config.slices)
         first.append((each[0], i))
-    results = []
+    found = []
     for _, i in sorted(first)[: config.keep]:
         name, peer, grid = entries[i]
         sampler = peer_sampler(problem, peer, grid, nfe)
         each, used = judged(problem, sampler, config.samples, config.repeats, config.slices)
-        results.append(LawResult(problem.name, nfe, used, name, grid, config.samples, together(each), each))
-    return results
+        found.append(LawResult(problem.name, nfe, used, name, grid, config.samples, together(each), each))
+    print(f"measured the peers on {problem.name} at {nfe} evaluations", flush=True)
+    return found
+
+
+def run_floor(config: Config, problem: Mixture, results: Sequence[LawResult]) -> list[LawResult]:
+    """The floor, of enough sets to be sure of it."""
+    return [floor(problem, config.samples, max(8, config.repeats), config.slices)]
 
 
 def peer_results(config: Config) -> list[LawResult]:
-    """The floors and the peers, from the file, or measured and added to it."""
-    results = contest.read(config.peers, LawResult)
+    """The floors, whose budget is 0, and the peers: from the file, or measured and added to it."""
+    wanted: dict[contest.Key, contest.Measuring[LawResult]] = {}
     for name in config.problems:
-        problem = problems.mixture(name)
-        if not any((r.problem, r.solver, r.samples) == (name, "exact", config.samples) for r in results):
-            results.append(floor(problem, config.samples, max(8, config.repeats), config.slices))
+        wanted[name, 0, config.samples] = partial(run_floor, config, mixture(name))
         for nfe in config.nfe:
-            if any((r.problem, r.budget, r.samples) == (name, nfe, config.samples) for r in results):
-                continue
-            results += tournament(config, problem, nfe)
-            contest.write(config.peers, results)
-            print(f"measured the peers on {name} at {nfe} evaluations", flush=True)
+            wanted[name, nfe, config.samples] = partial(run_peers, config, mixture(name), nfe)
+    results = contest.measured(config.peers, LawResult, wanted, key=lambda r: (r.problem, r.budget, r.samples))
     return [r for r in results if r.samples == config.samples]
-
-
-def our_results(config: Config) -> list[LawResult]:
-    """Measured."""
-    results = []
-    for text in config.ours:
-        solver, grid = contest.parsed(text)
-        for name in config.problems:
-            for nfe in config.nfe:
-                results.append(
-                    evaluate(
-                        solver, grid, problems.mixture(name), nfe, samples=config.samples, repeats=config.repeats,
-                        slices=config.slices,
-                    )
-                )  # fmt: skip
-    return results
 
 
 def table(name: str, peers: list[LawResult], ours: list[LawResult]) -> str:
     """Markdown: the best peer, ours, and the ratios to it and to the floor, for one problem."""
     least = next(r.distance for r in peers if (r.problem, r.solver) == (name, "exact"))
-    lines = [
-        f"**{name}**, sliced Wasserstein-2 to the exact law; between exact sets {least:.2e}",
-        "",
-        "| NFE | best peer | its distance | ours | our distance | ours / best peer | ours / floor |",
-        "| ---: | --- | --- | --- | --- | ---: | ---: |",
-    ]
+    heads = ["NFE:", "best peer", "its distance", "ours", "our distance", "ours / best peer:", "ours / floor:"]
+    rows = []
     for r in (r for r in ours if r.problem == name):
         field = [p for p in peers if (p.problem, p.budget) == (name, r.budget)]
-        if not field:
-            continue
-        first = min(field, key=lambda p: p.distance)
-        lines.append(
-            f"| {r.budget} | {first.solver}, {first.grid} | {first.distance:.2e} "
-            f"| {r.solver.removeprefix('scoresde ')}, {r.grid} | {r.distance:.2e} "
-            f"| {r.distance / first.distance:.2f} | {r.distance / least:.2f} |"
-        )
-    return "\n".join(lines)
+        if field:
+            first = min(field, key=lambda p: p.distance)
+            cells = [str(r.budget), first.name, f"{first.distance:.2e}", r.name, f"{r.distance:.2e}"]
+            rows.append([*cells, f"{r.distance / first.distance:.2f}", f"{r.distance / least:.2f}"])
+    title = f"sliced Wasserstein-2 to the exact law; between exact sets {least:.2e}"
+    return f"**{name}**, {title}\n\n{contest.markdown(heads, rows)}"
 
 
 def main(config: Config) -> None:
     """Measure what is missing and print the tables."""
-    torch.set_num_threads(1)
-    for text in config.ours:
-        contest.parsed(text)
-    peers = peer_results(config)
-    ours = our_results(config)
-    contest.write(config.out, ours)
-    for name in config.problems:
-        print(table(name, peers, ours), end="\n\n")
+    sizes = {"samples": config.samples, "repeats": config.repeats, "slices": config.slices}
+
+    def ours(solver: ss.Solver | None, grid: GridRule | None, name: str, nfe: int) -> LawResult:
+        return evaluate(solver, grid, mixture(name), nfe, **sizes)
+
+    contest.compete(config, peer_results, ours, table)
 
 
 if __name__ == "__main__":

@@ -17,12 +17,14 @@ from pathlib import Path
 
 import torch
 import tyro
-from problems import mixture2d
 from torch import Tensor
 
+import contest
 import scoresde as ss
+from contest.problems import mixture2d
 from scoresde.guidance import LinearGuidance, Part
 from scoresde.metrics import energy_distance
+from scoresde.models.combination import Combination
 from scoresde.particles import CollapseWarning, Particles, tilted
 
 
@@ -39,7 +41,7 @@ class Config:
     steps: int = 100
     """Steps for a scale of 2; in proportion for larger ones, at least as many for smaller ones."""
     eta: float = 2.0
-    """The dial of the corrector."""
+    """The stochasticity of the corrected particles."""
     samples: int = 2000
     """Samples in each set that is compared; groups of few particles are put together."""
     repeats: int = 4
@@ -57,15 +59,18 @@ class Guided(LinearGuidance):
     label: int
     scale: float
 
-    def parts(self, x: Tensor, t: Tensor) -> list[Part]:
+    def parts(self, x: Tensor, t: Tensor, wanted: Combination) -> list[Part]:
         unconditional, conditional = self.law.score(self.sde), self.law.score(self.sde, self.label)
-        return [Part(1 - self.scale, unconditional(x, t)), Part(self.scale, conditional(x, t))]
+        return [
+            Part(1 - self.scale, unconditional.evaluate(x, t, wanted)),
+            Part(self.scale, conditional.evaluate(x, t, wanted)),
+        ]
 
 
 def alone(guidance: Guided, eta: float, config: Config, steps: int) -> list[Tensor]:
     """Guidance without weights."""
     n = config.samples
-    run = ss.sample(guidance.sde, guidance, (n * config.repeats, 2), steps=steps, eta=eta, dtype=torch.float64)
+    run = ss.sample(guidance, (n * config.repeats, 2), steps=steps, eta=eta, dtype=torch.float64)
     return list(run.x.reshape(-1, n, 2).unbind())
 
 
@@ -76,13 +81,17 @@ def corrected(guidance: Guided, size: int, config: Config, steps: int) -> tuple[
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CollapseWarning)  # the table tells
         got = tilted(
-            guidance.sde, guidance, (size * groups * config.repeats, 2), groups=groups * config.repeats, steps=steps,
-            eta=config.eta, dtype=torch.float64,
-        )  # fmt: skip
+            guidance,
+            (size * groups * config.repeats, 2),
+            groups=groups * config.repeats,
+            steps=steps,
+            eta=config.eta,
+            dtype=torch.float64,
+        )
     return list(got.draw(each, 1).reshape(config.repeats, -1, 2).unbind()), got
 
 
-def rows(config: Config, scale: float) -> list[str]:
+def column(config: Config, scale: float) -> list[str]:
     """The table's column of one scale, from top to bottom."""
     law, n = mixture2d(), config.samples
     exact = law.tilted_sample(config.label, scale, n * (config.repeats + 1), 0).reshape(-1, n, 2).unbind()
@@ -110,16 +119,13 @@ def main(config: Config) -> None:
     heads += [f"N = {size}" for size in config.particles]
     columns, begun = [], time.perf_counter()
     for scale in config.scales:
-        columns.append(rows(config, scale))
+        columns.append(column(config, scale))
         print(f"w = {scale:g}: {', '.join(columns[-1])}  ({time.perf_counter() - begun:.0f} s)", flush=True)
-    lines = ["| | " + " | ".join(f"w = {scale:g}" for scale in config.scales) + " |"]
-    lines.append("| --- |" + " ---: |" * len(config.scales))
-    lines += [
-        f"| {head} | {' | '.join(cells)} |" for head, cells in zip(heads, zip(*columns, strict=True), strict=True)
-    ]
-    print("\n".join(lines))
+    rows = ([head, *cells] for head, cells in zip(heads, zip(*columns, strict=True), strict=True))
+    text = contest.markdown(["", *(f"w = {scale:g}:" for scale in config.scales)], rows)
+    print(text)
     if config.out is not None:
-        config.out.write_text("\n".join(lines) + "\n", "utf-8")
+        config.out.write_text(text + "\n", "utf-8")
 
 
 if __name__ == "__main__":

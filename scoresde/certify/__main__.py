@@ -1,29 +1,59 @@
-"""``python -m scoresde.certify > docs/solvers.md`` writes the table of the package's solvers."""
+"""The table of the package's solvers, and what rounding costs them at every number of steps.
+
+    python -m scoresde.certify > docs/solvers.md
+    python -m scoresde.certify --thorough            # every cell that misses a bar of rounding, with its figure
+
+The exit status is 1 where a claim does not hold, or a bar is missed.
+"""
 
 from __future__ import annotations
 
+import argparse
 import sys
-from pathlib import PurePath
+from collections.abc import Sequence
 
 from scoresde.certify.certificate import certify
-from scoresde.certify.table import page, solvers
+from scoresde.certify.rounding import floors
+from scoresde.certify.table import page
+from scoresde.solvers import Solver
+from scoresde.solvers.catalogue import label, variants
 
 
-def main(arguments: list[str]) -> int:
-    """The page on standard output; 1 where a claim does not hold."""
-    if arguments:
-        sys.stderr.write(f"{PurePath(sys.argv[0]).parent.name} takes no arguments, got {' '.join(arguments)}.\n")
-        return 2
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The page, or the precision, on standard output."""
+    parser = argparse.ArgumentParser(prog="python -m scoresde.certify", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--thorough", action="store_true", help="precision at 7, 10, 25 and 100 steps with every η")
+    parser.add_argument("--solver", default="", help="only solvers whose label contains this")
+    given = parser.parse_args(arguments)
+    chosen = [solver for solver in variants() if given.solver in label(solver)]
+    return thoroughly(chosen) if given.thorough else written(chosen)
+
+
+def written(solvers: Sequence[Solver]) -> int:
+    """Writes the page; 1 where a claim does not hold or a floor is above its bar."""
     certificates = []
-    for solver in solvers():
-        sys.stderr.write(f"{solver!r}\n")
+    for solver in solvers:
+        sys.stderr.write(f"{label(solver)}\n")
         certificates.append(certify(solver))
     sys.stdout.write(page(certificates))
-    failed = [certificate for certificate in certificates if certificate.claims and not certificate.passed]
+    failed = [one for one in certificates if not one.holds]
     for certificate in failed:
         sys.stderr.write(f"\n{certificate}\n")
     return 1 if failed else 0
 
 
+def thoroughly(solvers: Sequence[Solver]) -> int:
+    """Writes the floors of each solver over all cells, and every cell that misses its bar; 1 where there is one."""
+    missed = 0
+    for solver in solvers:
+        found = floors(solver, thorough=True)
+        told = ", ".join(f"{floor.name} {floor.error:.1e} of {len(floor.cells)} cells" for floor in found)
+        sys.stdout.write(f"{label(solver)}: {told}\n")
+        for floor in found:
+            missed += len(floor.missed)
+            sys.stdout.writelines(f"  {floor.name}, {cell}\n" for cell in floor.missed)
+    return 1 if missed else 0
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from scoresde import grids
+from scoresde.models import Combination, Score
+from scoresde.models.combination import combine
 from scoresde.problems import Gaussian, GaussianMixture
 from scoresde.reverse import Reverse
-from scoresde.score import Score
 from scoresde.sde import EDM, SDE, VE, VP, Cosine, RectifiedFlow, SubVP
-from scoresde.solvers import ProbabilityFlow
+from scoresde.solvers import ProbabilityFlow, Solver
 
 Grid = Callable[[SDE, int], Tensor]
+"""(sde, steps) -> times, such as the rules of :mod:`scoresde.grids`."""
 
 # Ranges without the last decades of log-SNR: there the constants, not the orders, of low-order methods are extreme.
 
@@ -74,17 +77,36 @@ SMOOTH = GaussianMixture(
 """The same without an axis as tight as the third, on which paths reach the regime of an order only at many steps."""
 
 
-def affine_score(data: Gaussian, sde: SDE) -> Score:
+@dataclass(frozen=True, eq=False)
+class AffineScore(Score):
     """``data.score(sde)`` for one time and a diagonal covariance, with as little around it as can be."""
-    mean, covariance = data.moments(sde, 0.0)
-    scale = sde.alpha(0.0)
-    mu, spectrum = mean / scale, (covariance.diagonal() - sde.sigma(0.0) ** 2) / scale**2
 
-    def score(x: Tensor, t: Tensor) -> Tensor:
-        alpha = sde.alpha(t)
-        return (alpha * mu - x) / (alpha**2 * spectrum + sde.sigma(t) ** 2)
+    data: Gaussian
+    sde: SDE
 
-    return score
+    @functools.cached_property
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and variance (D,) of the data."""
+        mean, covariance = self.data.moments(self.sde, 0.0)
+        scale = self.sde.alpha(0.0)
+        return mean / scale, (covariance.diagonal() - self.sde.sigma(0.0) ** 2) / scale**2
+
+    def evaluate(self, x: Tensor, t: Tensor, wanted: Combination) -> Tensor:
+        alpha, (mean, variance) = self.sde.alpha(t), self.moments
+        score = (alpha * mean - x) / (alpha**2 * variance + self.sde.sigma(t) ** 2)
+        of_x, of_score = wanted.of_score(self.sde, t)
+        return combine((of_x, x), (of_score, score))
+
+
+def process_for(solver: Solver, score: Score, eta: float) -> Reverse:
+    """The process of this η.
+
+    Raises:
+        ValueError: the solver does not take it.
+    """
+    process = Reverse(score, eta)
+    solver.check(process)
+    return process
 
 
 _STARTS = _double((1.3, -0.8, 0.3, 0.4, -0.9), (-0.5, 1.9, -1.1, -1.2, 0.7), (0.2, 0.5, 0.9, 0.1, 0.2))
@@ -107,7 +129,7 @@ def exact_ends(sde: SDE) -> tuple[Tensor, Tensor]:
     """
     x = starts(sde)
     reference = ProbabilityFlow("dopri8", rtol=1e-13, atol=1e-13)
-    end = reference.solve(Reverse(sde, MIXED.score(sde), eta=0.0), x, grids.uniform(sde, 1)).x
+    end = reference.solve(Reverse(MIXED.score(sde), eta=0.0), x, grids.uniform(sde, 1)).x
     gaussian = GAUSSIAN.flow(sde, x[:, :3], sde.T, sde.t_min)
     wrong = float((end[:, :3] - gaussian).norm())
     if not wrong < 1e-13 * max(1.0, float(gaussian.norm())):

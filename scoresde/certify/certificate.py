@@ -6,14 +6,16 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
+from scoresde.certify.affine import NotAffine
 from scoresde.certify.cases import FLOW, GRIDS, LAW, PATH, SMOOTH, WIDE, Grid
 from scoresde.certify.counting import Costs, costs
-from scoresde.certify.ode import ode_order
+from scoresde.certify.ode import ode_order, tolerance_fields, tolerance_slope
+from scoresde.certify.rounding import Floor, floors
 from scoresde.certify.slopes import Slope, slopes
 from scoresde.certify.strong import strong_order, strong_order_sampled
-from scoresde.certify.tolerance import has_tolerance, tolerance_slope
-from scoresde.certify.weak import NotAffine, weak_order, weak_order_sampled
+from scoresde.certify.weak import weak_order, weak_order_sampled
 from scoresde.reverse import Reverse
 from scoresde.sde import SDE
 from scoresde.solvers import Solver
@@ -22,8 +24,8 @@ ETAS = (1.0, 0.5)
 WITHIN = 0.1
 TOLERANCE_WITHIN = 0.25
 
-
-Measurement = Callable[[], Iterator[tuple[str, Slope]]]
+T = TypeVar("T")
+_Measure = Callable[[], Iterator[tuple[str, Slope]]]
 
 
 class NotCertified(AssertionError):
@@ -31,7 +33,7 @@ class NotCertified(AssertionError):
 
 
 @dataclass(frozen=True)
-class Row:
+class CertificateRow:
     """One property: what the solver claims of it, what was measured, and whether they agree.
 
     Attributes:
@@ -57,26 +59,37 @@ class Certificate:
     Attributes:
         solver: the solver.
         rows: the properties for which there is a claim or could be one.
-        costs: counted on the dial that it runs on by default; draws of noise at η = 1 where it takes that.
-        costs_note: why not, where counting failed.
+        costs: counted at the η that it runs on by default; draws of noise at η = 1 where it takes that.
+        floors: what rounding costs it, in float32 and in bfloat16.
+        notes: why not, where counting or rounding could not be measured.
     """
 
     solver: Solver
-    rows: tuple[Row, ...]
+    rows: tuple[CertificateRow, ...]
     costs: Costs | None
-    costs_note: str = ""
+    floors: tuple[Floor, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
-    def claims(self) -> tuple[Row, ...]:
+    def claims(self) -> tuple[CertificateRow, ...]:
         """The rows with a claim."""
         return tuple(row for row in self.rows if row.claimed is not None)
 
     @property
-    def passed(self) -> bool:
-        """Whether something is claimed and all of it holds."""
-        return bool(self.claims) and all(row.passed for row in self.claims)
+    def holds(self) -> bool:
+        """Whether all that is claimed holds, and no floor is above its bar."""
+        return all(row.passed for row in self.claims) and not self._above
 
-    def __getitem__(self, name: str) -> Row:
+    @property
+    def passed(self) -> bool:
+        """Whether it holds and something is claimed."""
+        return bool(self.claims) and self.holds
+
+    @property
+    def _above(self) -> list[Floor]:
+        return [floor for floor in self.floors if floor.passed is False]
+
+    def __getitem__(self, name: str) -> CertificateRow:
         """The row of that name."""
         for row in self.rows:
             if row.name == name:
@@ -87,7 +100,7 @@ class Certificate:
         """Itself, where it passed.
 
         Raises:
-            NotCertified: naming each claim that does not hold, with the errors that show it.
+            NotCertified: naming each claim that does not hold, with the errors that show it, and each floor too high.
         """
         if not self.claims:
             raise NotCertified(
@@ -95,10 +108,11 @@ class Certificate:
                 "strong_order on the class, or, for an adaptive method, an option rtol or tol."
             )
         failed = [row for row in self.claims if not row.passed]
-        if failed:
+        if failed or self._above:
             lines = [
                 f"{row.name}: claims {row.claimed:g}, measured {_number(row.measured)}. {row.note}" for row in failed
             ]
+            lines += [f"rounding to {floor}" for floor in self._above]
             raise NotCertified("\n  ".join([f"{self.solver!r} does not do what it claims:", *lines]))
         return self
 
@@ -111,10 +125,12 @@ class Certificate:
             lines.append(f"  {row.name:<20} claimed {claimed:>4}   measured {_number(row.measured):>5}   {mark}")
             if row.note and row.passed is not True:
                 lines.append(f"    {row.note}")
-        if self.costs is None:
-            lines.append(f"  costs not counted: {self.costs_note}")
-        else:
-            counted = self.costs
+        for floor in self.floors:
+            mark = {True: "ok", False: "FAILS", None: "not measured"}[floor.passed]
+            lines.append(f"  {floor.name:<20} at most {floor.bar:>4g}   measured {floor.error:>5.0e}   {mark}")
+            lines += [f"    {cell}" for cell in floor.missed]
+        lines += [f"  {note}" for note in self.notes]
+        if counted := self.costs:
             lines.append(
                 f"  a step: {counted.evaluations:g} evaluations, {counted.increments:g} increments of the path, "
                 f"{counted.normals:g} other normals; once: {counted.once:g} evaluations; "
@@ -134,6 +150,7 @@ def certify(
     sdes: Mapping[str, SDE] | None = None,
     grids: Mapping[str, Grid] | None = None,
     within: float = WITHIN,
+    thorough: bool = False,
 ) -> Certificate:
     """Measure what a solver claims: ``certify(MySolver()).require()`` is a test of it.
 
@@ -147,7 +164,9 @@ def certify(
     afforded. Where the error in law or on the path cannot be propagated exactly because a
     step is not affine on Gaussian data, it is sampled, and the note says so. A method with churn draws noise at η = 0
     too: its ``order`` is then measured in law. An adaptive method, one with a tolerance on which its evaluations
-    depend, is measured by the slope of log error against log tolerance, 1 to 0.25.
+    depend, is measured by the slope of log error against log tolerance, 1 to 0.25. And what rounding costs is measured
+    in float32 and with a network in bfloat16 (:func:`~scoresde.certify.precision`), under the whole family of SDEs and
+    two of an extreme range.
 
     Nothing that a solver raises leaves this function: it is in the note of a claim that fails.
 
@@ -157,6 +176,7 @@ def certify(
         sdes: by name, in place of ours; ranges that leave out the last decades of log-SNR show orders soonest.
         grids: functions of (sde, steps) by name, in place of uniform and log-SNR.
         within: how far a measured order may be from the claim.
+        thorough: measure what rounding costs at every number of steps and every η.
 
     Raises:
         TypeError: not a solver.
@@ -168,29 +188,35 @@ def certify(
     taken = [value for value in etas if cases.takes(value)]
     missing = "" if taken else f"takes none of η = {', '.join(f'{value:g}' for value in etas)}"
     rows = [_row("ODE order", solver.order, within, cases.ode)]
-    adaptive = _tolerance_row(cases) if has_tolerance(solver) else None
+    adaptive = _tolerance_row(cases) if tolerance_fields(solver) else None
     rows += [] if adaptive is None else [adaptive]
     rows.append(_row("weak order", solver.weak_order, within, lambda: cases.weak(taken), "" if taken else missing))
     rows.append(
         _row("strong order", solver.strong_order, within, lambda: cases.strong(taken), "" if taken else missing)
     )
+    counted, uncounted = _attempt(cases.costs, "costs not counted")
+    rounded, unmeasured = _attempt(lambda: floors(solver, sdes=sdes, thorough=thorough), "rounding not measured")
+    return Certificate(solver, tuple(rows), counted, rounded or (), (*uncounted, *unmeasured))
+
+
+def _attempt(measure: Callable[[], T], otherwise: str) -> tuple[T | None, tuple[str, ...]]:
+    """What is measured, or why not."""
     try:
-        counted, note = cases.costs(), ""
+        return measure(), ()
     except Exception as error:  # whatever a half-written solver raises
-        counted, note = None, f"{type(error).__name__}: {error}"
-    return Certificate(solver, tuple(rows), counted, note)
+        return None, (f"{otherwise}: {type(error).__name__}: {error}",)
 
 
-def _row(name: str, claimed: float | None, within: float, measure: Measurement, missing: str = "") -> Row:
+def _row(name: str, claimed: float | None, within: float, measure: _Measure, missing: str = "") -> CertificateRow:
     """The case farthest from the claim, for the ODE, which must have settled; in law and on a path the lowest order."""
     if claimed is None:
-        return Row(name, None, None, None)
+        return CertificateRow(name, None, None, None)
     if missing:
-        return Row(name, float(claimed), None, False, missing)
+        return CertificateRow(name, float(claimed), None, False, missing)
     try:
         found = list(measure())
     except Exception as error:  # whatever a half-written solver raises
-        return Row(name, float(claimed), None, False, f"{type(error).__name__}: {error}")
+        return CertificateRow(name, float(claimed), None, False, f"{type(error).__name__}: {error}")
     if name == "ODE order":
         orders = [slope.order for _, slope in found]
         worst = max(range(len(found)), key=lambda i: _distance(orders[i], claimed))
@@ -199,7 +225,7 @@ def _row(name: str, claimed: float | None, within: float, measure: Measurement, 
         worst = min(range(len(found)), key=lambda i: -math.inf if math.isnan(orders[i]) else orders[i])
     case, slope = found[worst]
     held = _distance(orders[worst], claimed) <= within and (slope.settled or name != "ODE order")
-    return Row(name, float(claimed), orders[worst], held, f"{case}, {slope}")
+    return CertificateRow(name, float(claimed), orders[worst], held, f"{case}, {slope}")
 
 
 def _distance(order: float, claimed: float) -> float:
@@ -211,21 +237,21 @@ def _shown(slope: Slope) -> float:
     return slope.order if slope.settled or len(slope.errors) < 2 else slopes(slope.errors)[-1]
 
 
-def _tolerance_row(cases: _Cases) -> Row | None:
+def _tolerance_row(cases: _Cases) -> CertificateRow | None:
     """None where the tolerance does not set the steps."""
     title, wide = "error per tolerance", cases.among(WIDE)
     if not cases.takes(0.0):
-        return Row(title, None, None, None, "takes no η = 0, and on a path no proportion is claimed")
+        return CertificateRow(title, None, None, None, "takes no η = 0, and on a path no proportion is claimed")
     try:
         found = [(name, tolerance_slope(cases.solver, sde)) for name, sde in wide.items()]
     except Exception as error:  # whatever a half-written solver raises
-        return Row(title, 1.0, None, False, f"{type(error).__name__}: {error}")
+        return CertificateRow(title, 1.0, None, False, f"{type(error).__name__}: {error}")
     if all(len(set(slope.evaluations)) == 1 for _, slope in found):
         return None
     name, worst = max(found, key=lambda pair: abs(pair[1].slope - 1))
     errors = ", ".join(f"{t:g}: {e:.1e}" for t, e in zip(worst.tolerances, worst.errors, strict=True))
     passed = abs(worst.slope - 1) <= TOLERANCE_WITHIN
-    return Row(title, 1.0, worst.slope, passed, f"{name}, errors at tolerances {errors}")
+    return CertificateRow(title, 1.0, worst.slope, passed, f"{name}, errors at tolerances {errors}")
 
 
 @dataclass(frozen=True)
@@ -244,7 +270,7 @@ class _Cases:
         """Whether the solver takes this η under any of the SDEs."""
         for sde in self.among(FLOW).values():
             try:
-                self.solver.check(Reverse(sde, SMOOTH.score(sde), eta))
+                self.solver.check(Reverse(SMOOTH.score(sde), eta))
             except ValueError:
                 continue
             return True
@@ -254,7 +280,7 @@ class _Cases:
         """Every SDE and grid; of the two data sets the lower order counts."""
         for name, sde in self.among(FLOW).items():
             for label, grid in self.grids.items():
-                if self.solver.draws_noise(Reverse(sde, SMOOTH.score(sde), 0.0)):
+                if self.solver.draws_noise(Reverse(SMOOTH.score(sde), 0.0)):
                     yield f"{name} {label}", weak_order(self.solver, sde, 0.0, grid, marginal=True)
                 else:
                     lowest = min(ode_order(self.solver, sde, grid), key=lambda slope: slope.order)

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from scoresde import grids
-from scoresde.certify.cases import SMOOTH
+from scoresde.certify.cases import SMOOTH, process_for
 from scoresde.noise import BrownianNoise, IndependentNoise
 from scoresde.reverse import Reverse
 from scoresde.sde import SDE
 from scoresde.solvers import Solver
+from scoresde.solvers.carried import tensors
 
 _STEPS = (8, 16)
 
@@ -63,10 +61,9 @@ def costs(solver: Solver, sde: SDE, eta: float) -> Costs:
     Args:
         solver: takes this η.
         sde: any; the counts of fixed-step methods do not depend on it.
-        eta: the dial.
+        eta: the stochasticity.
     """
-    process, counts = Reverse(sde, SMOOTH.score(sde), eta), []
-    solver.check(process)
+    process, counts = process_for(solver, SMOOTH.score(sde), eta), []
     x = torch.linspace(-1, 1, 4, dtype=torch.float64).expand(3, 4) * sde.prior_std
     for n in _STEPS:
         noise = CountingNoise(sde.T)
@@ -80,26 +77,13 @@ def costs(solver: Solver, sde: SDE, eta: float) -> Costs:
 
 def _states(solver: Solver, process: Reverse, x: Tensor) -> int | None:
     """The most tensors shaped like x that any step hands to the next."""
-    if type(solver)._run is not Solver._run:
+    if not solver.steps_on_grid:
         return None
     grid, noise = grids.log_snr(process.sde, _STEPS[0]), CountingNoise(process.sde.T)
     x, state = solver.start(process, x, grid, noise)
     most = 1
     for t, s in itertools.pairwise(grid.unbind()):
         x, state = solver.step(process, x, t, s, noise, state)
-        kept = {tensor.data_ptr() for tensor in _tensors(state) if tensor.shape == x.shape}
+        kept = {tensor.data_ptr() for tensor in tensors(state) if tensor.shape == x.shape}
         most = max(most, len(kept | {x.data_ptr()}))
     return most
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """Every tensor inside tuples, lists, mappings and dataclasses."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from itertools.chain.from_iterable(map(_tensors, value.values()))
-    elif isinstance(value, (tuple, list)):
-        yield from itertools.chain.from_iterable(map(_tensors, value))
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for field in dataclasses.fields(value):
-            yield from _tensors(getattr(value, field.name))

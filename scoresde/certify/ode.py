@@ -1,17 +1,26 @@
-"""Order of a solver on the probability-flow ODE."""
+"""Errors on the probability-flow ODE: how they fall with the steps, and with the tolerance of an adaptive solver."""
 
 from __future__ import annotations
 
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
 from scoresde import grids
-from scoresde.certify.cases import MIXED, Grid, exact_ends, starts
-from scoresde.certify.slopes import FIRST, MOST, Slope, follow
-from scoresde.reverse import Reverse
+from scoresde.certify.cases import MIXED, Grid, exact_ends, process_for, starts
+from scoresde.certify.slopes import FEWEST_STEPS, MOST_STEPS, Slope, follow_errors
 from scoresde.sde import SDE
 from scoresde.solvers import Solver
 
+FIELDS = ("rtol", "atol", "tol", "tolerance")
+TOLERANCES = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
+
 
 def ode_order(
-    solver: Solver, sde: SDE, grid: Grid = grids.uniform, *, first: int = FIRST, most: int = MOST
+    solver: Solver, sde: SDE, grid: Grid = grids.uniform, *, first: int = FEWEST_STEPS, most: int = MOST_STEPS
 ) -> tuple[Slope, Slope]:
     """Slopes of the end-point error at η = 0, with the solver's own start-up: on Gaussian data, and on a mixture.
 
@@ -33,9 +42,7 @@ def ode_order(
     Raises:
         ValueError: the solver does not take η = 0.
     """
-    process = Reverse(sde, MIXED.score(sde), eta=0.0)
-    solver.check(process)
-    x = starts(sde)
+    process, x = process_for(solver, MIXED.score(sde), 0.0), starts(sde)
     gaussian, mixture = exact_ends(sde)
 
     def errors(n: int) -> dict[str, float]:
@@ -45,5 +52,57 @@ def ode_order(
             "mixture": float((end[:, 3:] - mixture).norm()),
         }
 
-    linear, nonlinear = follow(errors, first=first, most=most)
+    linear, nonlinear = follow_errors(errors, first=first, most=most)
     return linear, nonlinear
+
+
+@dataclass(frozen=True)
+class ToleranceSlope:
+    """How an error follows the tolerance.
+
+    Attributes:
+        tolerances: what was asked for.
+        errors: the errors at the end, mean over the starting points of the logarithm, each of its norm.
+        evaluations: what they took.
+        slope: of log error against log tolerance, by least squares; 1 is proportion.
+    """
+
+    tolerances: tuple[float, ...]
+    errors: tuple[float, ...]
+    evaluations: tuple[int, ...]
+    slope: float
+
+
+def tolerance_fields(solver: Solver) -> list[str]:
+    """Its options that are named rtol, atol, tol or tolerance."""
+    return [field.name for field in dataclasses.fields(solver) if field.name in FIELDS]
+
+
+def tolerance_slope(solver: Solver, sde: SDE, tolerances: Sequence[float] = TOLERANCES) -> ToleranceSlope:
+    """Error at the end against the tolerance, on the data of :func:`ode_order`.
+
+    Every option of the solver that is a tolerance is set to the same value.
+
+    Args:
+        solver: takes η = 0, and has a tolerance.
+        sde: see :func:`ode_order`.
+        tolerances: at least three.
+
+    Raises:
+        ValueError: a solver without a tolerance, or one that does not take η = 0.
+    """
+    names = tolerance_fields(solver)
+    if not names:
+        raise ValueError(f"{type(solver).__name__} has no option named {', '.join(FIELDS)}: use ode_order.")
+    process = process_for(solver, MIXED.score(sde), 0.0)
+    x, exact = starts(sde), torch.cat(exact_ends(sde), 1)
+    errors, evaluations = [], []
+    for tolerance in tolerances:
+        run = dataclasses.replace(solver, **dict.fromkeys(names, tolerance))
+        solution = run.solve(process, x, grids.uniform(sde, 1), 0)
+        errors.append(math.exp(float((solution.x - exact).norm(dim=1).log().mean())))
+        evaluations.append(solution.nfe)
+    along = torch.tensor([tolerances, errors], dtype=torch.float64).log()
+    along = along - along.mean(1, keepdim=True)
+    slope = float((along[0] @ along[1]) / (along[0] @ along[0]))
+    return ToleranceSlope(tuple(tolerances), tuple(errors), tuple(evaluations), slope)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from scoresde import checks
 
-FIRST, MOST, FLOOR, CLOSE = 4, 1024, 1e-12, 0.15
+FEWEST_STEPS, MOST_STEPS, FLOOR, CLOSE = 4, 1024, 1e-12, 0.15
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,11 @@ def settled(errors: tuple[float, ...], close: float = CLOSE) -> bool:
     return orders[-1] < 2.5 or errors[-1] < 1e-6 * errors[0] or len(errors) > 6
 
 
-def follow(
+def follow_errors(
     errors: Callable[[int], Mapping[str, float]],
     *,
-    first: int = FIRST,
-    most: int = MOST,
+    first: int = FEWEST_STEPS,
+    most: int = MOST_STEPS,
     floor: float = FLOOR,
     close: float = CLOSE,
 ) -> list[Slope]:

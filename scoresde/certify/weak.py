@@ -10,79 +10,15 @@ import torch
 from torch import Tensor
 
 from scoresde import checks, grids
-from scoresde.certify.cases import GAUSSIAN, SMOOTH, Grid, affine_score
-from scoresde.certify.slopes import FIRST, Slope, follow
-from scoresde.noise import BrownianNoise, Noise
+from scoresde.certify.affine import affine
+from scoresde.certify.cases import GAUSSIAN, SMOOTH, AffineScore, Grid, process_for
+from scoresde.certify.slopes import FEWEST_STEPS, Slope, follow_errors
+from scoresde.noise import BrownianNoise
 from scoresde.problems import Gaussian, GaussianMixture
-from scoresde.reverse import Reverse
 from scoresde.sde import SDE
 from scoresde.solvers import Solver
 
-MOST = 512
-
-
-class NotAffine(ValueError):
-    """The steps of a solver are not affine on Gaussian data, so that basis vectors do not show its law."""
-
-
-class BasisNoise(Noise):
-    """Draw number k is 1 in row 3 + k of the batch and 0 elsewhere: each row follows one noise through the solver."""
-
-    def __init__(self) -> None:
-        self.draws = 0
-
-    def normal(self, x: Tensor) -> Tensor:
-        z = torch.zeros_like(x)
-        if 3 + self.draws < len(x):
-            z[3 + self.draws] = 1.0
-        self.draws += 1
-        return z
-
-    def initial(self, shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:
-        return self.normal(torch.zeros(shape, dtype=dtype, device=device))
-
-
-def affine(solver: Solver, process: Reverse, grid: Tensor, dimension: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The end of a run whose every step is affine in x and the noise: a + b x + Σ_k c_k z_k on each axis.
-
-    One batch of basis vectors shows a, b and every c_k, whatever number of draws a step or a start-up takes.
-
-    Args:
-        solver: any; its steps must treat the axes one by one, as all of ours do.
-        process: its score affine, as on Gaussian data with a diagonal covariance.
-        grid: (n + 1,).
-        dimension: D.
-
-    Returns:
-        a (D,), b (D,) and c (K, D), float64.
-
-    Raises:
-        NotAffine: the end is not affine in x.
-    """
-    draws = len(grid) - 1  # one a step, until the run says otherwise
-    while True:
-        noise = BasisNoise()
-        x = torch.zeros(3 + draws, dimension, dtype=torch.float64)
-        x[1], x[2] = 1.0, 2.0
-        end = solver.solve(process, x, grid, noise).x
-        if noise.draws <= draws:
-            break
-        draws = noise.draws
-    offset, slope, noises = end[0], end[1] - end[0], end[3:] - end[0]
-    expected = offset + 2 * slope
-    if not torch.allclose(end[2], expected, rtol=1e-9, atol=1e-9):
-        raise NotAffine(
-            f"{type(solver).__name__} is not affine in x on Gaussian data: x = 0, 1 and 2 end at "
-            f"{offset.tolist()}, {end[1].tolist()} and {end[2].tolist()}. Mean and variance do not follow from basis "
-            "vectors then; measure with weak_order_sampled."
-        )
-    return offset, slope, noises
-
-
-def propagate(solver: Solver, process: Reverse, grid: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and variance (D,) at the end of a run that starts with these, without Monte Carlo (:func:`affine`)."""
-    offset, slope, noises = affine(solver, process, grid, len(mean))
-    return offset + slope * mean, slope**2 * variance + noises.square().sum(0)
+_MOST = 512
 
 
 def law(data: Gaussian, sde: SDE, t: float) -> tuple[Tensor, Tensor]:
@@ -111,10 +47,10 @@ def weak_order(
     grid: Grid = grids.uniform,
     *,
     marginal: bool = False,
-    first: int = FIRST,
-    most: int = MOST,
+    first: int = FEWEST_STEPS,
+    most: int = _MOST,
 ) -> Slope:
-    """The slope of the error in law, without Monte Carlo (:func:`affine`).
+    """The slope of the error in law, without Monte Carlo (:func:`~scoresde.certify.affine.affine`).
 
     The law is that of the end given the start, known exactly (:func:`conditional`): the error is the root mean square
     over starting points of that of the mean, together with that of the variance.
@@ -122,7 +58,7 @@ def weak_order(
     Args:
         solver: takes this η.
         sde: see :func:`~scoresde.certify.ode_order`.
-        eta: the dial of :class:`~scoresde.Reverse`.
+        eta: the stochasticity of :class:`~scoresde.Reverse`.
         grid: one of :mod:`scoresde.grids`, or any function of (sde, steps).
         marginal: compare mean and variance of p_t instead, the same for all η, for methods that leave p_t right but are
             not that process: churn, or DDIM with an η of its own.
@@ -133,8 +69,7 @@ def weak_order(
         ValueError: the solver does not take this η.
         NotAffine: its steps are not affine on Gaussian data.
     """
-    process = Reverse(sde, affine_score(GAUSSIAN, sde), eta)
-    solver.check(process)
+    process = process_for(solver, AffineScore(GAUSSIAN, sde), eta)
     start, end = law(GAUSSIAN, sde, sde.T), law(GAUSSIAN, sde, sde.t_min)
     exact = conditional(GAUSSIAN, sde, eta)
 
@@ -149,7 +84,7 @@ def weak_order(
         variance = noises.square().sum(0) - exact[2]
         return {"law": math.hypot(float(mean.norm()), float(spread.norm()), float(variance.norm()))}
 
-    (slope,) = follow(errors, first=first, most=most)
+    (slope,) = follow_errors(errors, first=first, most=most)
     return slope
 
 
@@ -187,7 +122,7 @@ def weak_order_sampled(
     Args:
         solver: takes this η.
         sde: see :func:`~scoresde.certify.ode_order`.
-        eta: the dial, above 0.
+        eta: the stochasticity, above 0.
         grid: one of :mod:`scoresde.grids`, or any function of (sde, steps), whose times nest.
         steps: n.
         samples: in each batch.
@@ -199,8 +134,7 @@ def weak_order_sampled(
         ValueError: the differences drown in Monte Carlo error: take more samples or fewer steps.
     """
     checks.count(batches, name="batches", least=8)
-    process = Reverse(sde, problem.score(sde), eta)
-    solver.check(process)
+    process = process_for(solver, problem.score(sde), eta)
     alpha, sigma = sde.alpha(sde.T), sde.sigma(sde.T)
     differences = []
     for batch in range(batches):

@@ -1,7 +1,20 @@
-"""Data in memory in the units of the model, with the way back: tensors, arrays, folders, Parquet."""
+"""Data in memory in the units of the model, with the way back: tensors, arrays, folders, Parquet::
 
+    dataset = load("my-images")                                  # a folder of images, .npy, .npz, .parquet
+    dataset = from_tensors(x, label, conditions={"size": size})  # what you have in memory
+    batch = dataset[[7, 1]]                                      # {"x": (2, C, H, W), "label": (2,), "size": ...}
+    pictures = dataset.scaling.to_uint8(samples)                 # what a model generated, as pictures
+    held, training = dataset.subset(slice(0, 500)), dataset.subset(slice(500, None))
+
+:class:`Dataset` holds the numbers as they are stored and converts a batch when it is asked for; :class:`Scaling` is the
+map between the units of the data and those of the model. Another kind of file is a function below :func:`reads`.
+"""
+
+from scoresde.data.arrays import load_array
 from scoresde.data.dataset import Dataset, from_tensors, random_flip
-from scoresde.data.load import load, load_array, load_folder, load_parquet, reader_of
+from scoresde.data.images import load_folder
+from scoresde.data.parquet import load_parquet
+from scoresde.data.readers import load, reader_of, reads
 from scoresde.data.scaling import Scaling
 
 __all__ = [
@@ -14,4 +27,5 @@ __all__ = [
     "load_parquet",
     "random_flip",
     "reader_of",
+    "reads",
 ]

@@ -9,12 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from scoresde.data.scaling import Scaling
-
-# Names that a condition cannot have, as the calls of networks and of guidance use them: those of scoresde.nn.
-RESERVED = (
-    "self", "x", "c", "t", "label",
-    "model", "scale", "null", "negative", "interval", "rescale", "parallel", "norm",
-)  # fmt: skip
+from scoresde.models.conditions import stored_conditions
 
 
 class Dataset(TorchDataset[dict[str, Tensor]]):
@@ -133,7 +128,7 @@ def from_tensors(
         TypeError: not tensors, complex or boolean data or conditions, labels that are not integers, uint8 conditions.
         ValueError: no samples, non-finite numbers, values that are not the stated levels, integers whose
             levels are not stated, labels out of range or of another length, names of another number; conditions of
-            another length, by a name that is taken, or with infinite values or NaN in part of a row or token.
+            another length, called x or c or by no identifier, or with infinite values or NaN in part of a row or token.
     """
     if not isinstance(data, Tensor):
         raise TypeError(
@@ -156,7 +151,10 @@ def from_tensors(
     elif data.is_floating_point():
         data = data.float()
     label, names = _classes(data.shape[0], label, num_classes, class_names)
-    return Dataset(data.detach().cpu().contiguous(), label, scaling, names, _conditions(data.shape[0], conditions))
+    others = stored_conditions(conditions, data.shape[0])
+    if label is not None and "label" in others:
+        raise ValueError("label is given twice, by label= and in conditions; class numbers go into label=.")
+    return Dataset(data.detach().cpu().contiguous(), label, scaling, names, others)
 
 
 def random_flip(x: Tensor, u: Tensor) -> Tensor:
@@ -208,60 +206,6 @@ def _check_finite(data: Tensor) -> None:
     if count:
         rows = bad.reshape(len(bad), -1).any(1).nonzero().flatten()[:5].tolist()
         raise ValueError(f"data hold {count} values that are NaN or infinite, first in samples {rows}. Drop them.")
-
-
-def _check_condition(name: str, value: Tensor) -> None:
-    """Raise unless each row of a condition (N, ...), or token (N, L, E), is finite, or NaN throughout."""
-    if not value.numel():
-        return
-    tokens = value.ndim == 3
-    rows = value.flatten(0, 1) if tokens else value.flatten(1) if value.ndim > 1 else value[:, None]
-    bad = ~(rows.isfinite().all(1) | rows.isnan().all(1))
-    if bad.any():
-        samples = bad.reshape(len(value), -1).any(1).nonzero().flatten()[:5].tolist()
-        whole = "token" if tokens else "row"
-        kinds = "infinite values" if bool(value.isinf().any()) else f"NaN in part of a {whole}"
-        raise ValueError(
-            f"condition {name!r} holds {kinds}, first in samples {samples}; expected finite numbers, or NaN in a whole "
-            f"{whole}, which says that it is {'padding' if tokens else 'not given'}. Repair or drop these samples, or "
-            f'fill such a {whole} with float("nan").'
-        )
-
-
-def _conditions(count: int, conditions: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
-    if conditions is not None and not isinstance(conditions, Mapping):
-        raise TypeError(f"conditions must be tensors by name, {{'caption': ...}}, got {type(conditions).__name__}.")
-    return {name: _condition(name, value, count) for name, value in (conditions or {}).items()}
-
-
-def _condition(name: str, value: Tensor, count: int) -> Tensor:
-    if not isinstance(name, str) or not name.isidentifier():
-        raise ValueError(f"a condition is a keyword of the network, so its name must be an identifier; got {name!r}.")
-    if name in RESERVED:
-        own = "the network's" if name in ("self", "x", "c", "t") else "classifier_free's or projected's"
-        hint = "class numbers go into label=" if name == "label" else f"that is {own} own argument"
-        raise ValueError(f"a condition cannot be called {name!r}: {hint}. Choose another name.")
-    if not isinstance(value, Tensor):
-        raise TypeError(f"condition {name!r} must be a torch.Tensor (N, ...), got {type(value).__name__}.")
-    if value.is_complex() or value.dtype == torch.bool:
-        raise TypeError(
-            f"condition {name!r} must be real floating or integer, got {value.dtype}; a mask converts by .float()."
-        )
-    if value.dtype == torch.uint8:
-        raise TypeError(
-            f"condition {name!r} is uint8, which says nothing of its units. Scale an image, "
-            "Scaling.to_unit_range(256).to_model(image), and pass token or class numbers as .long()."
-        )
-    if value.ndim == 0 or value.shape[0] != count:
-        raise ValueError(
-            f"condition {name!r} must have one row for each of the {count} samples, ({count}, ...), got shape "
-            f"{tuple(value.shape)}."
-        )
-    value = value.detach().cpu()
-    value = value.float() if value.is_floating_point() else value.long()
-    if value.is_floating_point():
-        _check_condition(name, value)
-    return value.contiguous()
 
 
 def _classes(

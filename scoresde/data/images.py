@@ -1,4 +1,4 @@
-"""Encoded images into one uint8 tensor, all of one size and one mode."""
+"""Encoded images, all of one size and one mode, into a uint8 tensor; folders of them into data sets."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoresde.data.dataset import Dataset, from_tensors
+from scoresde.data.readers import FOLDER, PathName, existing, reads
 from scoresde.extras import needs
 
 Mode = Literal["L", "RGB"]
@@ -21,7 +23,7 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", 
 _CONVERTIBLE = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr")
 
 
-def decode(sources: Iterable[tuple[str, Path | bytes]], count: int, mode: Mode | None) -> Tensor:
+def read_images(sources: Iterable[tuple[str, Path | bytes]], count: int, mode: Mode | None) -> Tensor:
     """Images as uint8 (N, C, H, W), C = 1 for grey and 3 for RGB, turned as their EXIF orientation says.
 
     Args:
@@ -75,3 +77,53 @@ def decode(sources: Iterable[tuple[str, Path | bytes]], count: int, mode: Mode |
         images[i] = pixels[None] if pixels.ndim == 2 else pixels.movedim(-1, 0)
     assert images is not None
     return images
+
+
+@reads(FOLDER)
+def load_folder(path: PathName, *, mode: Mode | None = None) -> Dataset:
+    """A folder of images of one size: sub-folders are classes, sorted by name; without them, no labels.
+
+    Args:
+        path: the folder. Hidden files and folders, and files whose ending is not an image's, are passed over.
+        mode: "L" (grey) or "RGB" converts all images; by default all must be the same of the two.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: no images, an empty class, images beside class folders, an unreadable image, mixed sizes or
+            modes.
+    """
+    path = existing(path)
+    if not path.is_dir():
+        raise ValueError(f"{path} is a file; expected a folder of images.")
+    inside = sorted(p for p in path.iterdir() if not p.name.startswith("."))
+    folders = [p for p in inside if p.is_dir()]
+    top = [p for p in inside if _is_image(p)]
+    if not folders:
+        if not top:
+            parquet = [p.name for p in inside if p.suffix.lower() == ".parquet"]
+            hint = f" It holds Parquet files ({', '.join(parquet[:5])}): pass one of them." if parquet else ""
+            raise ValueError(f"{path} holds no images (looked for {', '.join(sorted(SUFFIXES))}).{hint}")
+        return from_tensors(read_images(((str(p), p) for p in top), len(top), mode))
+    if top:
+        raise ValueError(
+            f"{path} holds images ({top[0].name}, ...) beside folders ({folders[0].name}, ...). "
+            "Put every image into the folder of its class, or all into one folder without sub-folders."
+        )
+    files: list[Path] = []
+    label: list[int] = []
+    for i, folder in enumerate(folders):
+        members = sorted(p for p in folder.rglob("*") if _is_image(p) and not _hidden(p.relative_to(folder)))
+        if not members:
+            raise ValueError(f"the class folder {folder} holds no images; remove it or fill it.")
+        files += members
+        label += [i] * len(members)
+    images = read_images(((str(p), p) for p in files), len(files), mode)
+    return from_tensors(images, torch.tensor(label), class_names=[p.name for p in folders])
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and path.is_file()

@@ -1,17 +1,22 @@
-"""The same latent under another score: what this picture would be as something else."""
+"""The same latent under another score: what this picture would be as something else.
+
+    edit = counterfactual(model.bind(label=3), model.bind(label=8), x0, steps=50, iterations=20)
+    edit.x, edit.difference, edit.inversion.round_trip
+
+The difference shows what the edit changed; the round trip, what it would have changed by numerical error alone.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Unpack
 
 from torch import Tensor
 
-from scoresde.editing.inputs import check_process, graph
-from scoresde.editing.inversion import Inversion, Method, decode, invert
-from scoresde.score import Score
-from scoresde.sde import SDE, Time
-from scoresde.solvers import ProbabilityFlow
-from scoresde.solvers.defaults import GridRule
+from scoresde.editing.inputs import check_scores, graph
+from scoresde.editing.inversion import Inversion, Way, invert
+from scoresde.models.score import Score
+from scoresde.sde import Time
 
 
 @dataclass(frozen=True)
@@ -32,20 +37,13 @@ class Counterfactual:
 
 
 def counterfactual(
-    sde: SDE,
     source_score: Score,
     target_score: Score,
     x0: Tensor,
     *,
     t: Time | None = None,
-    steps: int = 50,
-    grid: Tensor | GridRule | None = None,
-    method: Method = "ddim",
-    iterations: int = 0,
-    tolerance: float | None = None,
-    memory: int = 0,
-    solver: ProbabilityFlow | None = None,
     gradients: bool = False,
+    **way: Unpack[Way],
 ) -> Counterfactual:
     r"""Up the ODE of the source, down that of the target: "this 3 as an 8".
 
@@ -54,22 +52,19 @@ def counterfactual(
     latent, such as slant and weight, is decoded under the target. With equal scores it is the round trip.
 
     Args:
-        sde: the SDE of both scores.
         source_score: the score of what x0 is, e.g. ``model.bind(label=3)``.
         target_score: the score of what it should be, e.g. ``model.bind(label=8)``, or a guided one.
         x0: (B, *event).
         t: the time of the latent, default T; a lower one changes less.
-        steps, grid, method, iterations, tolerance, memory, solver: of both ways; see :func:`~scoresde.editing.invert`.
         gradients: keep the graph, in the caller's mode, so that the result can be differentiated.
+        way: options of both ways, those of :func:`~scoresde.editing.invert`: steps, grid, method, iterations,
+            tolerance, memory, solver.
 
     Raises:
-        TypeError, ValueError: see :func:`~scoresde.editing.invert`.
+        TypeError, ValueError: scores of two schedules; see :func:`~scoresde.editing.invert`.
     """
-    check_process(sde, source_score=source_score, target_score=target_score)
-    way_up = invert(
-        sde, source_score, x0, t=t, steps=steps, grid=grid, method=method, iterations=iterations, tolerance=tolerance,
-        memory=memory, solver=solver, gradients=gradients,
-    )  # fmt: skip
+    check_scores(source_score=source_score, target_score=target_score)
+    up = invert(source_score, x0, t=t, gradients=gradients, **way)
     with graph(gradients):
-        x, nfe = decode(way_up, sde, target_score)
-        return Counterfactual(x, x - x0, way_up, way_up.nfe + nfe)
+        down = up.decoded(target_score)
+        return Counterfactual(down.x, down.x - x0, up, up.nfe + down.nfe)

@@ -1,31 +1,36 @@
-"""DiffEdit: where two conditions disagree is where the edit happens."""
+"""DiffEdit: where two conditions disagree is where the edit happens.
+
+    edit = diffedit(model.bind(label=3), model.bind(label=8), x0, t=0.5)
+    mask = diffedit_mask(model.bind(label=3), model.bind(label=8), x0, t=0.5, threshold=None)
+
+Outside the mask the result is x_0 to the last bit.
+"""
 
 from __future__ import annotations
 
 import math
 import warnings
 from dataclasses import dataclass
+from typing import Unpack
 
 import torch
 from torch import Tensor
 
 from scoresde import checks
 from scoresde.editing.held import Held
-from scoresde.editing.inputs import as_mask, check_process, edit_time, graph, source_of, times
-from scoresde.editing.inversion import Inversion, Method, check_method, invert
+from scoresde.editing.inputs import as_mask, check_rule, check_scores, edit_time, graph, source_of, widened
+from scoresde.editing.inversion import Inversion, Way, invert
+from scoresde.models.score import Score
 from scoresde.noise import Noise
 from scoresde.reverse import Reverse
-from scoresde.score import Score
-from scoresde.sde import SDE, Time
-from scoresde.sde.base import spread
-from scoresde.solvers import Heun, ProbabilityFlow, Solver
-from scoresde.solvers.defaults import GridRule
+from scoresde.sde import Time
+from scoresde.solvers.base import Solver
+from scoresde.solvers.runge_kutta import Heun
 
 _DRAWS = 10  # of the noise, for a mask; the paper's number
 
 
 def diffedit_mask(
-    sde: SDE,
     source_score: Score,
     target_score: Score,
     x0: Tensor,
@@ -46,7 +51,6 @@ def diffedit_mask(
     divided by its largest value, and compared with the threshold.
 
     Args:
-        sde: the SDE of both scores.
         source_score: what x0 is, or unconditional.
         target_score: what it should be.
         x0: (B, *event); the first axis of an event of two or more axes is that of channels.
@@ -64,9 +68,9 @@ def diffedit_mask(
     Raises:
         TypeError, ValueError: bad input.
     """
-    check_process(sde, source_score=source_score, target_score=target_score)
+    check_scores(source_score=source_score, target_score=target_score)
     checks.state(x0, name="x0", values=True)
-    time = edit_time(sde, t)
+    time = edit_time(source_score.sde, t)
     checks.count(samples, name="samples")
     if threshold is not None and not 0 < checks.number(threshold, name="threshold") < 1:
         raise ValueError(f"threshold must lie inside (0, 1), or be None for the map itself; got {threshold:g}.")
@@ -74,12 +78,13 @@ def diffedit_mask(
         raise ValueError(f"clip must be above 1, in units of the mean; got {clip:g}.")
     with graph(gradients):
         draws = source_of(seed, noise).stream("diffedit")
-        alpha, sigma = sde.alpha(time), sde.sigma(time)
-        total = torch.zeros_like(x0)
+        wide = widened(x0)
+        mean, std = source_score.sde.marginal(wide, time)
+        total = torch.zeros_like(wide)
         for _ in range(samples):
-            x = spread(alpha, x0) * x0 + spread(sigma, x0) * draws.normal(x0)
+            x = mean + std * draws.normal(wide)
             total = total + (target_score(x, time) - source_score(x, time)).abs()
-        # all in units of its largest value: neither σ nor the number of samples is left
+        # all in units of its largest value: neither σ, by which scores differ from ε̂, nor the number of samples is left
         far = total.mean(1, keepdim=True) if x0.ndim > 2 else total
         flat = far.reshape(len(far), math.prod(far.shape[1:]))
         if math.isfinite(clip):
@@ -87,7 +92,7 @@ def diffedit_mask(
         if flat.shape[1]:
             top = flat.amax(1, keepdim=True)
             flat = flat / torch.where(top > 0, top, torch.ones_like(top))
-        scaled = flat.reshape(far.shape)
+        scaled = flat.reshape(far.shape).to(x0.dtype)
         return scaled if threshold is None else scaled > threshold
 
 
@@ -109,23 +114,16 @@ class DiffEdit:
 
 
 def diffedit(
-    sde: SDE,
     source_score: Score,
     target_score: Score,
     x0: Tensor,
     *,
     t: Time,
     mask: Tensor | None = None,
-    steps: int = 50,
-    grid: GridRule | None = None,
-    method: Method = "ddim",
-    iterations: int = 0,
-    tolerance: float | None = None,
-    memory: int = 0,
-    solver: ProbabilityFlow | None = None,
     seed: int | None = None,
     noise: Noise | torch.Generator | None = None,
     gradients: bool = False,
+    **way: Unpack[Way],
 ) -> DiffEdit:
     r"""DiffEdit (Couairon et al. 2022, arXiv:2210.11427, sections 3.2 and 3.3): mask, inversion, masked decoding.
 
@@ -133,19 +131,17 @@ def diffedit(
     at each time to the state of the way up, so that there the result is x_0 to the last bit.
 
     Args:
-        sde: the SDE of both scores.
         source_score: what x0 is, or unconditional.
         target_score: what it should be.
         x0: (B, *event).
         t: the time of the latent, and of the mask: the paper's encoding ratio.
         mask: boolean or floating in [0, 1], broadcasting to x0, 1 where the edit happens. Default
             :func:`diffedit_mask` at t with its own defaults; call it for others.
-        steps, method, iterations, tolerance, memory, solver: of the way up, see :func:`~scoresde.editing.invert`.
-            With method="ode" the way down is Heun's on the grid.
-        grid: a function of :mod:`scoresde.grids`; default :func:`~scoresde.grids.karras`.
         seed: of the default mask. noise: in its place.
         gradients: keep the graph, in the caller's mode, so that the result can be differentiated. The default mask is
             a threshold, through which there is none.
+        way: options of the way up, those of :func:`~scoresde.editing.invert`: steps, grid (a function, no times),
+            method, iterations, tolerance, memory, solver. With method="ode" the way down is Heun's on the grid.
 
     Raises:
         TypeError, ValueError: bad input; a mask that does not fit or has nothing to edit, or a seed beside one.
@@ -153,37 +149,29 @@ def diffedit(
     Warns:
         UserWarning: the default mask of a sample is empty: it comes back unchanged.
     """
-    check_process(sde, source_score=source_score, target_score=target_score)
+    check_scores(source_score=source_score, target_score=target_score)
     checks.state(x0, name="x0", values=True)
-    time = edit_time(sde, t)
-    if isinstance(grid, Tensor):
-        raise TypeError(
-            "diffedit starts its grid at t: give a function of scoresde.grids, e.g. grids.karras, not times."
-        )
-    check_method(method, iterations, tolerance, memory, solver)
+    time = edit_time(source_score.sde, t)
+    check_rule(way.get("grid"), "diffedit")
     if mask is not None and (seed is not None or noise is not None):
         raise ValueError("a given mask draws nothing: leave seed and noise out, or the mask.")
+    source = source_of(seed, noise)
     with graph(gradients):
-        ladder = times(sde, grid, steps, time)
-        nfe = 0
-        if mask is None:
-            mask = diffedit_mask(sde, source_score, target_score, x0, t=time, samples=_DRAWS, seed=seed, noise=noise)
-            nfe = 2 * _DRAWS
+        inside = None if mask is None else as_mask(mask, widened(x0))
+        # first the way up, which looks at all of its options before any evaluation
+        up = invert(source_score, x0, t=time, trajectory=True, gradients=gradients, **way)
+        nfe = up.nfe
+        if mask is None or inside is None:
+            mask = diffedit_mask(source_score, target_score, x0, t=time, samples=_DRAWS, noise=source)
+            inside = mask.to(widened(x0).dtype)
+            nfe += 2 * _DRAWS
             _warn_of_empty(mask)
-            inside = mask.to(x0.dtype)
-        else:
-            inside = as_mask(mask, x0)
-        way_up = invert(
-            sde, source_score, x0, grid=ladder, method=method, iterations=iterations, tolerance=tolerance,
-            memory=memory, solver=solver, trajectory=True, gradients=gradients,
-        )  # fmt: skip
-        states = way_up.trajectory
+        states = up.trajectory
         assert states is not None
-        inner: Solver = Heun() if method == "ode" else way_up.decoder
-        down = Held(inner, inside, lambda done, s, noise: states[done]).solve(
-            Reverse(sde, target_score, eta=0.0), way_up.x, way_up.grid
-        )
-        return DiffEdit(down.x, mask if gradients else mask.detach(), way_up, nfe + way_up.nfe + down.nfe)
+        solver: Solver = up.solver if up.solver.steps_on_grid else Heun()
+        held = Held(solver, inside, lambda done, s, noise: states[done])
+        down = held.solve(Reverse(target_score, eta=0.0), up.x, up.grid)
+        return DiffEdit(down.x, mask if gradients else mask.detach(), up, nfe + down.nfe)
 
 
 def _warn_of_empty(mask: Tensor) -> None:

@@ -1,4 +1,10 @@
-"""Fixed points x = g(x), sample by sample, plain or accelerated."""
+"""Fixed points x = g(x), sample by sample, plain or by Anderson's acceleration.
+
+    found = fixed_point(g, x, iterations=20, tolerance=1e-6, memory=3)
+    found.x, found.moved, found.calls
+
+What :func:`~scoresde.editing.invert` solves each implicit step with.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from scoresde.editing.inputs import rms
+from scoresde.editing.inputs import root_mean_square
+from scoresde.sde import spread
 
 
 class FixedPoint(NamedTuple):
@@ -40,9 +47,9 @@ def fixed_point(
         image = g(x)
         calls += 1
         step = image - x
-        moved = rms(step)
+        moved = root_mean_square(step)
         closer = moved < least
-        best = torch.where(_each(closer, x), x, best)
+        best = torch.where(spread(closer, x).bool(), x, best)
         least = torch.where(closer, moved, least)
         settled = least.detach() <= tolerance
         if done == iterations or bool(settled.all()):
@@ -50,13 +57,8 @@ def fixed_point(
         if memory:
             past = [*past, (x, step)][-memory - 1 :]
             image = _accelerated(past, image)
-        x = torch.where(_each(settled, x), x, image)
+        x = torch.where(spread(settled, x).bool(), x, image)
     return FixedPoint(best, least, calls)
-
-
-def _each(chosen: Tensor, x: Tensor) -> Tensor:
-    """(B,) against the axes of x."""
-    return chosen.reshape(-1, *[1] * (x.ndim - 1))
 
 
 def _accelerated(past: list[tuple[Tensor, Tensor]], image: Tensor) -> Tensor:
@@ -72,5 +74,5 @@ def _accelerated(past: list[tuple[Tensor, Tensor]], image: Tensor) -> Tensor:
     size = gram.diagonal(dim1=1, dim2=2).sum(1).clamp_min(1e-200)
     ridge = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device) * (1e-12 * size)[:, None, None]
     mix = torch.linalg.solve(gram + ridge, changes @ steps[:, -1:].mT)  # (B, m, 1)
-    pull = (mix * (states + changes)).sum(1)
-    return image - pull.to(image.dtype).reshape(image.shape)
+    shift = (mix * (states + changes)).sum(1)
+    return image - shift.to(image.dtype).reshape(image.shape)

@@ -9,14 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde import checks, grids
+from scoresde import checks
+from scoresde.grids import Rule
+from scoresde.models.score import Score, check_score, same_sde
 from scoresde.noise import Noise, chosen_noise
 from scoresde.sde import SDE, Time
 from scoresde.sde.base import root
-from scoresde.solvers.defaults import GridRule, chosen_grid
+from scoresde.solvers.base import Solver
+from scoresde.solvers.defaults import chosen_grid
 
 
-def rms(x: Tensor) -> Tensor:
+def root_mean_square(x: Tensor) -> Tensor:
     """The root of the mean square of each sample, (B,); differentiable at 0, where the gradient is 0."""
     return root(x.reshape(len(x), math.prod(x.shape[1:])).square().mean(1))
 
@@ -28,13 +31,14 @@ def graph(gradients: bool) -> AbstractContextManager[Any]:
     return nullcontext() if gradients else torch.no_grad()
 
 
-def check_process(sde: SDE, **scores: object) -> None:
-    """Raises TypeError unless the SDE is one and the scores can be called."""
-    if not isinstance(sde, SDE):
-        raise TypeError(f"sde must be an SDE, got {type(sde).__name__}; the order is (sde, score, x0).")
-    for name, score in scores.items():
-        if not callable(score):
-            raise TypeError(f"{name} must be a function (x, t) -> score, got {type(score).__name__}.")
+def widened(x: Tensor) -> Tensor:
+    """x in float32 at least, in which every edit carries its states."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def check_scores(**scores: Score) -> None:
+    """Raises TypeError unless all are Scores, ValueError unless they have one schedule."""
+    same_sde({name: check_score(score, name=name).sde for name, score in scores.items()})
 
 
 def edit_time(sde: SDE, t: Time, *, name: str = "t") -> Tensor:
@@ -54,19 +58,26 @@ def edit_time(sde: SDE, t: Time, *, name: str = "t") -> Tensor:
     return time
 
 
-def times(
-    sde: SDE, grid: Tensor | GridRule | None, steps: int, t: Time | None, *, default: GridRule = grids.karras
-) -> Tensor:
-    """The grid: given, or by its rule from ``t`` (default T) to t_min; without a graph where none is kept.
+def edit_grid(score: Score, grid: Tensor | Rule | None, steps: int, t: Time | None, solver: Solver) -> Tensor:
+    """The grid: given, or by a rule, default the solver's, from ``t`` (default T); without a graph where none is kept.
 
     Raises:
-        TypeError: a grid's name. ValueError: both a tensor of times and t.
+        TypeError: neither times nor a rule. ValueError: both a tensor of times and t.
     """
-    if isinstance(grid, Tensor) and t is not None:
+    if t is not None and grid is not None and not callable(grid):
+        chosen_grid(score, grid, steps, solver)  # raises where it is none
         raise ValueError("a grid of times starts where it starts: give grid or t, not both.")
-    start = None if t is None else edit_time(sde, t)
-    made = chosen_grid(sde, default if grid is None else grid, steps, start=start)
-    return made if torch.is_grad_enabled() else made.detach()
+    start = None if t is None else edit_time(score.sde, t)
+    times = chosen_grid(score, grid, steps, solver, start=start)
+    return times if torch.is_grad_enabled() else times.detach()
+
+
+def check_rule(grid: object, what: str) -> None:
+    """Raises TypeError for a grid of times, of an edit that starts at a time of its own."""
+    if isinstance(grid, Tensor):
+        raise TypeError(
+            f"{what} starts its grid at t: give a function of scoresde.grids, e.g. grids.karras, not times."
+        )
 
 
 def source_of(seed: int | None, noise: Noise | torch.Generator | None) -> Noise:

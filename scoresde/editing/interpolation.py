@@ -1,4 +1,9 @@
-"""Between two latents: paths that stay inside the prior's law."""
+"""Between two latents: paths that stay inside the prior's law.
+
+    between = interpolate(a, b, torch.linspace(0, 1, 7))            # (7, B, *event), to be decoded or sampled from
+
+Spherical by default, which keeps the norm; "straight" keeps the law of independent latents exactly.
+"""
 
 from __future__ import annotations
 

@@ -1,27 +1,43 @@
-"""From a picture to the latent that makes it, and how well it does."""
+"""From a picture to the latent that makes it, and how well it does.
+
+found = invert(score, x0, steps=50, iterations=20)
+found.x, found.round_trip                       # the latent, and the error of the way up and down again
+found.decoded(other_score).x                    # the same latent under another score
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
 
 from scoresde import checks
 from scoresde.editing.fixed_point import fixed_point
-from scoresde.editing.inputs import check_process, graph, rms, times
+from scoresde.editing.inputs import check_scores, edit_grid, graph, root_mean_square, widened
+from scoresde.grids import Rule
+from scoresde.models.combination import Coefficient, combine
+from scoresde.models.score import Score
 from scoresde.reverse import Reverse
-from scoresde.score import Score, parameters_of
-from scoresde.sde import SDE, Time
-from scoresde.solvers import DDIM, ProbabilityFlow, Solver
-from scoresde.solvers.base import CountedScore
-from scoresde.solvers.defaults import GridRule
-from scoresde.solvers.frames import levels
-from scoresde.solvers.linear import combine, rows
-from scoresde.solvers.ode_backend import integrate, spans
+from scoresde.sde import SDE, Time, has_signal
+from scoresde.solvers.base import CountedScore, Solution, Solver
+from scoresde.solvers.ode_backend import ProbabilityFlow, follow, spans
+from scoresde.solvers.one_step import DDIM
 
-Method = Literal["ddim", "ode"]
+InversionMethod = Literal["ddim", "ode"]
+
+
+class Way(TypedDict, total=False):
+    """The options of :func:`invert` that say how the ODE is gone up and down; those of other edits, too."""
+
+    steps: int
+    grid: Tensor | Rule | None
+    method: InversionMethod
+    iterations: int
+    tolerance: float | None
+    memory: int
+    solver: ProbabilityFlow | None
 
 
 @dataclass(frozen=True)
@@ -36,7 +52,7 @@ class Inversion:
         round_trip: (B,) the root of the mean square of reconstruction - x_0 of each sample, in units of x.
         residual: (B,) the largest error left in an implicit step, relative to sqrt(α² + σ²); None where none is solved.
         nfe: score evaluations, those of the reconstruction included.
-        decoder: the solver that leads back: ``decoder.solve(process, x, grid)``, for other scores too.
+        solver: what leads back.
     """
 
     x: Tensor
@@ -46,18 +62,21 @@ class Inversion:
     round_trip: Tensor
     residual: Tensor | None
     nfe: int
-    decoder: Solver
+    solver: Solver
+
+    def decoded(self, score: Score) -> Solution:
+        """Where the same solver leads from the latent to grid[-1] under another score of the same SDE."""
+        return _down(self.solver, score, self.x, self.grid)
 
 
 def invert(
-    sde: SDE,
     score: Score,
     x0: Tensor,
     *,
     t: Time | None = None,
     steps: int = 50,
-    grid: Tensor | GridRule | None = None,
-    method: Method = "ddim",
+    grid: Tensor | Rule | None = None,
+    method: InversionMethod = "ddim",
     iterations: int = 0,
     tolerance: float | None = None,
     memory: int = 0,
@@ -72,17 +91,19 @@ def invert(
 
         x_t = r x_s + (σ_t - r σ_s) ε̂(x_t, t)
 
-    for x_t, and by default takes ε̂(x_s, s) in its place: an error of first order in the steps, in the latent and in
-    the round trip. ``iterations`` > 0 solves it by fixed-point iterations from there (Pan et al. 2023,
-    arXiv:2309.04907), one evaluation each, so that the round trip is exact up to ``tolerance`` and what the way back
-    makes of it; ``memory`` accelerates them. The latent itself stays DDIM's, right to first order.
+    for x_t, and by default takes ε̂(x_s, s) in its place, which is x_t = α_t x̂_0(x_s, s) + σ_t ε̂(x_s, s): an error of
+    first order in the steps, in the latent and in the round trip. ``iterations`` > 0 solves it by fixed-point
+    iterations from there (Pan et al. 2023, arXiv:2309.04907), one evaluation each, so that the round trip is exact up
+    to ``tolerance`` and what the way back makes of it; ``memory`` accelerates them. The latent itself stays DDIM's,
+    right to first order. Where α_t = 0, at the top of a schedule without signal, ε̂ is x_t/σ_t whatever x_t is; the
+    equation is then solved as x_t = (σ_t/σ_s) (x_s - α_s x̂_0(x_t, t)).
 
     "ode" integrates with torchdiffeq's adaptive methods: right up to their tolerance, at any grid.
 
-    x_0 is taken for the state at the grid's last time, t_min, as in ``likelihood.encode``.
+    x_0 is taken for the state at the grid's last time, t_min, as in ``likelihood.encode``. States are carried in
+    float32 at least, whatever the dtype of x0.
 
     Args:
-        sde: the SDE of the score.
         score: the score whose ODE is gone up: unconditional, or of what the pictures are.
         x0: (B, *event).
         t: the time to go up to, default T.
@@ -90,7 +111,7 @@ def invert(
         grid: times, decreasing, or a function of :mod:`scoresde.grids`; default :func:`~scoresde.grids.karras`.
         method: "ddim" or "ode".
         iterations: at most so many for each implicit step; 0 takes none, for "ddim" alone.
-        tolerance: where they stop, RMS relative to sqrt(α_t² + σ_t²); default eps^(3/4) of x0's dtype.
+        tolerance: where they stop, RMS relative to sqrt(α_t² + σ_t²); default eps^(3/4) of the states' dtype.
         memory: differences that Anderson's acceleration looks at; 0 for none, else 2 to 5.
         solver: torchdiffeq's method and tolerances, for "ode" alone; default dopri5 at 1e-5.
         trajectory: keep the state at every time.
@@ -101,85 +122,96 @@ def invert(
         TypeError, ValueError: bad input, or an option of the other method.
         FloatingPointError: the latent is not finite.
     """
-    check_process(sde, score=score)
+    check_scores(score=score)
     checks.state(x0, name="x0", values=True)
-    check_method(method, iterations, tolerance, memory, solver)
+    _check_method(method, iterations, tolerance, memory, solver)
+    flow = solver or ProbabilityFlow()
+    down: Solver = flow if method == "ode" else DDIM()
     with graph(gradients):
-        times_down = times(sde, grid, steps, t)
-        counted = CountedScore(score)
-        process = Reverse(sde, counted, eta=0.0)
+        times = edit_grid(score, grid, steps, t, down)
+        counted, x = CountedScore(score), widened(x0)
         residual: Tensor | None = None
-        decoder: Solver
-        way_back = times_down
         if method == "ode":
-            # without a trajectory, and on the way back, no state in between is needed: better off without
-            way_back = times_down[[0, -1]]
-            decoder = solver or ProbabilityFlow()
-            path = _along_the_ode(process, x0, times_down if trajectory else way_back, decoder)
+            # without a trajectory no state in between is needed: better off without
+            states = _along_the_ode(counted, x, times if trajectory else times[[0, -1]], flow)
         else:
-            decoder = DDIM()
-            close = torch.finfo(x0.dtype).eps ** 0.75 if tolerance is None else tolerance
-            path, residual = _ddim_upwards(process, x0, times_down, iterations, close, memory, trajectory)
-        _finite(path[0])
-        back = decoder.solve(process, path[0], way_back).x
+            close = torch.finfo(x.dtype).eps ** 0.75 if tolerance is None else tolerance
+            states, residual = _ddim_upwards(counted, x, times, iterations, close, memory, trajectory)
+        latent = states[0].to(x0.dtype)
+        _finite(latent)
+        back = _down(down, counted, latent, times).x
         return Inversion(
-            x=path[0],
-            grid=times_down,
-            trajectory=torch.stack(path) if trajectory else None,
+            x=latent,
+            grid=times,
+            trajectory=torch.stack(states).to(x0.dtype) if trajectory else None,
             reconstruction=back,
-            round_trip=rms(back - x0),
+            round_trip=root_mean_square(widened(back) - x),
             residual=residual if iterations else None,
             nfe=counted.nfe,
-            decoder=decoder,
+            solver=down,
         )
 
 
-def decode(inversion: Inversion, sde: SDE, score: Score) -> tuple[Tensor, int]:
-    """Where the inversion's own solver leads from its latent under another score, and the evaluations that takes."""
-    adaptive = isinstance(inversion.decoder, ProbabilityFlow)
-    grid = inversion.grid[[0, -1]] if adaptive else inversion.grid
-    solution = inversion.decoder.solve(Reverse(sde, score, eta=0.0), inversion.x, grid)
-    return solution.x, solution.nfe
+def _down(solver: Solver, score: Score, x: Tensor, grid: Tensor) -> Solution:
+    return solver.solve(Reverse(score, eta=0.0), x, grid if solver.steps_on_grid else grid[[0, -1]])
+
+
+class UpwardStep(NamedTuple):
+    """A step from s up to t: sqrt(α² + σ²), α and σ there, and x_t = of_x x_s + E[of_x0 x_0 + of_noise ε | x_t]."""
+
+    size: float
+    alpha: Coefficient
+    sigma: Coefficient
+    of_x: Coefficient
+    of_x0: Coefficient
+    of_noise: Coefficient
+
+
+def _upward_steps(sde: SDE, up: Tensor) -> list[UpwardStep]:
+    """Those along increasing times (n + 1,): numbers, unless gradients flow to them."""
+    alpha, sigma = sde.alpha(up), sde.sigma(up)
+    ratio = alpha[1:] / alpha[:-1]
+    columns = [alpha[1:], sigma[1:], ratio, torch.zeros_like(ratio), sigma[1:] - ratio * sigma[:-1]]
+    if not has_signal(alpha[-1], sigma[-1]):
+        if not bool(sigma[-2] > 0):
+            raise ValueError(
+                f"one step from σ = 0 at t = {up[-2]:g} up to α = 0 at t = {up[-1]:g} leaves nothing of x_0: put times "
+                "between the two into the grid."
+            )
+        growth = sigma[-1] / sigma[-2]
+        last = (alpha[-1], sigma[-1], growth, -growth * alpha[-2], torch.zeros_like(growth))
+        columns = [torch.cat([column[:-1], end.reshape(1)]) for column, end in zip(columns, last, strict=True)]
+    differentiable = any(column.requires_grad for column in columns)
+    parts = [list(column.unbind()) if differentiable else column.tolist() for column in columns]
+    sizes = torch.hypot(alpha, sigma)[1:].detach().tolist()
+    return [UpwardStep(*row) for row in zip(sizes, *parts, strict=True)]
 
 
 def _ddim_upwards(
-    process: Reverse, x0: Tensor, grid: Tensor, iterations: int, tolerance: float, memory: int, keep: bool
+    score: Score, x: Tensor, grid: Tensor, iterations: int, tolerance: float, memory: int, trajectory: bool
 ) -> tuple[list[Tensor], Tensor]:
     """The states at the grid's times, or the first alone, and the largest relative residual (B,)."""
     up = grid.flip(0)
-    at = levels(process.sde, up)
-    ratio = at.alpha[1:] / at.alpha[:-1]
-    # ε̂ = -σ s of the lower end, of the upper end
-    gain = at.sigma[1:] - ratio * at.sigma[:-1]
-    plan = rows(ratio, -gain * at.sigma[:-1], -gain * at.sigma[1:])
-    size = (at.alpha**2 + at.sigma**2).sqrt().detach().tolist()
-    noisy = (at.sigma > 0).tolist()
-    x, states, worst = x0, [x0], x0.new_zeros(len(x0))
-    for i, (r, low, high) in enumerate(plan):
-        t = up[i + 1]
-        kept = combine((r, x))
+    noisy = (score.sde.sigma(up) > 0).tolist()
+    states, worst = [x], x.new_zeros(len(x))
+    for i, step in enumerate(_upward_steps(score.sde, up)):
+        below = combine((step.of_x, x))
 
-        def implicit(y: Tensor, kept: Tensor = kept, high: float | Tensor = high, t: Tensor = t) -> Tensor:
-            return combine((1.0, kept), (high, process.score(y, t)))
+        def implicit(y: Tensor, below: Tensor = below, step: UpwardStep = step, t: Tensor = up[i + 1]) -> Tensor:
+            return combine((1.0, below), (1.0, score.expect(y, t, step.of_x0, step.of_noise)))
 
         # where σ = 0 there is no score: ε̂ is that of the upper end at the scaled state
-        x = combine((1.0, kept), (low, process.score(x, up[i]))) if noisy[i] else implicit(kept)
+        x = score.expect(x, up[i], step.alpha, step.sigma) if noisy[i] else implicit(below)
         if iterations:
-            found = fixed_point(implicit, x, iterations=iterations, tolerance=tolerance * size[i + 1], memory=memory)
-            x, worst = found.x, torch.maximum(worst, found.moved / size[i + 1])
-        states = [x, *states] if keep else [x]
+            found = fixed_point(implicit, x, iterations=iterations, tolerance=tolerance * step.size, memory=memory)
+            x, worst = found.x, torch.maximum(worst, found.moved / step.size)
+        states = [x, *states] if trajectory else [x]
     return states, worst
 
 
-def _along_the_ode(process: Reverse, x0: Tensor, grid: Tensor, solver: ProbabilityFlow) -> list[Tensor]:
-    (states,) = integrate(
-        solver,
-        lambda t, x: process.drift(x, t),
-        (x0,),
-        grid.flip(0),
-        parameters=parameters_of(process.score),
-    )
-    return [*states[1:].flip(0).to(x0.dtype).unbind(), x0]
+def _along_the_ode(score: Score, x: Tensor, grid: Tensor, solver: ProbabilityFlow) -> list[Tensor]:
+    states = follow(solver, Reverse(score, eta=0.0), x, grid.flip(0))
+    return [*states[1:].flip(0).unbind(), x]
 
 
 def _finite(latent: Tensor) -> None:
@@ -190,8 +222,8 @@ def _finite(latent: Tensor) -> None:
         )
 
 
-def check_method(
-    method: Method, iterations: int, tolerance: float | None, memory: int, solver: ProbabilityFlow | None
+def _check_method(
+    method: InversionMethod, iterations: int, tolerance: float | None, memory: int, solver: ProbabilityFlow | None
 ) -> None:
     """Raises for options that do not go together, before any evaluation; see :func:`invert`."""
     if method not in ("ddim", "ode"):

@@ -1,4 +1,10 @@
-"""Prompt-to-prompt: another caption, looked at in the places where the first one was."""
+"""Prompt-to-prompt: another caption, looked at in the places where the first one was.
+
+    both = prompt_to_prompt(model, latent, {"caption": source}, {"caption": target}, until=0.8)
+    both.x, both.source
+
+Both captions are sampled together, from one latent and one noise.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +16,20 @@ import torch
 from torch import Tensor, nn
 
 from scoresde import checks
-from scoresde.editing.inputs import graph, source_of, times
-from scoresde.editing.paired import PairedNoise
-from scoresde.guidance.branches import branches
+from scoresde.editing.inputs import edit_grid, graph, source_of
+from scoresde.grids import Rule
+from scoresde.guidance.classifier_free import classifier_free
 from scoresde.guidance.compose import Composed
 from scoresde.guidance.parts import finite_scale
+from scoresde.models.combination import Combination
+from scoresde.models.model import ScoreModel, branches
+from scoresde.models.score import DerivedScore, Score
+from scoresde.nn.attention_maps import AttentionMaps, cross_attention
 from scoresde.noise import Noise
 from scoresde.reverse import Reverse
-from scoresde.score import Score, ScoreModel
-from scoresde.solvers import Solver
-from scoresde.solvers.defaults import GridRule, chosen_solver, default_grid, steps_on_the_grid
+from scoresde.solvers.base import Solver
+from scoresde.solvers.defaults import chosen_solver
+from scoresde.solvers.wrapping import require_steps
 
 MapEdit = Callable[[Tensor, Tensor], Tensor]
 """(map of the source, own map of the target), each (B, heads, positions, tokens), -> the map to use."""
@@ -43,7 +53,7 @@ class PromptToPrompt:
 
 
 @dataclass(frozen=True, eq=False)
-class Lockstep:
+class Lockstep(DerivedScore):
     """A Score of (2B, *event): the source's of the first half; of the second the target's, with the maps of the first.
 
     Maps are held for one evaluation, whatever the number of steps. They are used at times above ``stop``.
@@ -55,22 +65,37 @@ class Lockstep:
     edit: MapEdit | None
     stop: float
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        first, second = x.chunk(2)
-        if not float(t) > self.stop:
-            return torch.cat([self.source(first, t), self.target(second, t)])
-        from scoresde.nn import AttentionMaps  # only here: no other edit knows of networks
+    @property
+    def score(self) -> Score:  # type: ignore[override]
+        """The source's."""
+        return self.source
 
+    def evaluate(self, x: Tensor, t: Tensor, wanted: Combination) -> Tensor:
+        first, second = x.chunk(2)
+        time = torch.as_tensor(t)
+        at_first, at_second = time.chunk(2) if time.ndim else (time, time)
+        of_first, of_second = (wanted.for_samples(half) for half in (_first_half, _second_half))
+        if not bool((time > self.stop).all()):
+            one = self.source.evaluate(first, at_first, of_first)
+            return torch.cat([one, self.target.evaluate(second, at_second, of_second)])
         maps = AttentionMaps()
         with maps.recording(self.net):
-            one = self.source(first, t)
+            one = self.source.evaluate(first, at_first, of_first)
 
         def chosen(layer: int, call: int, own: Tensor) -> Tensor:
             held = maps.layers[layer][call]
             return held if self.edit is None else self.edit(held, own)
 
         with maps.injecting(self.net, chosen):
-            return torch.cat([one, self.target(second, t)])
+            return torch.cat([one, self.target.evaluate(second, at_second, of_second)])
+
+
+def _first_half(coefficient: Tensor) -> Tensor:
+    return coefficient.chunk(2)[0]
+
+
+def _second_half(coefficient: Tensor) -> Tensor:
+    return coefficient.chunk(2)[1]
 
 
 def prompt_to_prompt(
@@ -84,7 +109,7 @@ def prompt_to_prompt(
     scale: float = 1.0,
     solver: Solver | None = None,
     steps: int = 25,
-    grid: Tensor | GridRule | None = None,
+    grid: Tensor | Rule | None = None,
     eta: float | None = None,
     seed: int | None = None,
     noise: Noise | torch.Generator | None = None,
@@ -103,7 +128,7 @@ def prompt_to_prompt(
         edit = lambda source, own: map_tokens(source, own, pairs)
         edit = lambda source, own: reweight_tokens(source, {3: 2.0})   # the third word counts twice
 
-    A real picture is edited from its latent: ``found = invert(sde, model.bind(**source), x0, iterations=20)``, then
+    A real picture is edited from its latent: ``found = invert(model.bind(**source), x0, iterations=20)``, then
     x=found.x, grid=found.grid, solver=DDIM(), denoise=False; the ``source`` answered is its reconstruction.
 
     Args:
@@ -122,8 +147,6 @@ def prompt_to_prompt(
         TypeError, ValueError: bad input; no cross-attention in the model; maps of different shapes; a solver that
             chooses its own steps.
     """
-    from scoresde.nn.attention_maps import cross_attention
-
     if not isinstance(model, ScoreModel):
         raise TypeError(f"prompt_to_prompt needs a ScoreModel, not bound, for both captions; got {type(model)}.")
     checks.state(x, values=True)
@@ -141,24 +164,62 @@ def prompt_to_prompt(
             f"{', '.join(target) or 'none'}; repeat those that stay the same."
         )
     solver = chosen_solver(solver)
-    steps_on_the_grid(solver, "which two captions would not share")
+    require_steps(solver, "which two captions would not share")
     one, other = (_under(model, scale, conditions) for conditions in (source, target))
     with graph(gradients):
-        ladder = times(model.sde, grid, steps, None, default=default_grid(solver))
-        done = round(share * (len(ladder) - 1))
-        stop = -1.0 if done == len(ladder) - 1 else float(ladder[done].detach())
+        times = edit_grid(model, grid, steps, None, solver)
+        done = round(share * (len(times) - 1))
+        stop = -1.0 if done == len(times) - 1 else float(times[done].detach())
         if done:
             cross_attention(model)  # raises before any work where there is none
-        process = Reverse(
-            model.sde, Lockstep(one, other, model, edit, stop), solver.default_eta if eta is None else eta
-        )
-        run = solver.solve(process, torch.cat([x, x]), ladder, PairedNoise(source_of(seed, noise)), denoise=denoise)
+        process = Reverse(Lockstep(one, other, model, edit, stop), solver.default_eta if eta is None else eta)
+        run = solver.solve(process, torch.cat([x, x]), times, PairedNoise(source_of(seed, noise)), denoise=denoise)
         first, second = run.x.chunk(2)
         return PromptToPrompt(second, first, 2 * run.nfe, run.grid)
 
 
 def _under(model: ScoreModel, scale: float, conditions: Mapping[str, Any]) -> Score:
-    """Classifier-free guidance, of conditions whatever their names; at scale 1 without a null."""
+    """Classifier-free guidance, at scale 1 without a null."""
     if scale == 1:
         return Composed(branches(model, [conditions], None, what="prompt_to_prompt"), (1.0,))
-    return Composed(branches(model, [{}, conditions], None, what="prompt_to_prompt"), (1 - scale, scale))
+    return classifier_free(model, conditions, scale)
+
+
+class PairedNoise(Noise):
+    """Draws of another source for the first half of a batch, and the same again for the second."""
+
+    def __init__(self, noise: Noise) -> None:
+        self.noise = noise
+
+    def initial(self, shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:
+        return _twice(self.noise.initial((shape[0] // 2, *shape[1:]), dtype=dtype, device=device))
+
+    def normal(self, x: Tensor) -> Tensor:
+        return _twice(self.noise.normal(x[: len(x) // 2]))
+
+    def between(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+        return _twice(self.noise.between(x[: len(x) // 2], t, s))
+
+    def stream(self, purpose: str) -> PairedNoise:
+        """That of the other source, for both halves."""
+        return PairedNoise(self.noise.stream(purpose))
+
+    def path_key(self) -> tuple[tuple[int, ...], int]:
+        """There is none that two halves share."""
+        raise ValueError("a method that asks for a Brownian path of its own cannot share it between two runs.")
+
+    def check(self, grid: Tensor) -> None:
+        """That of the other source."""
+        self.noise.check(grid)
+
+    def position(self) -> object:
+        """That of the other source."""
+        return self.noise.position()
+
+    def rewind(self, position: object) -> None:
+        """That of the other source."""
+        self.noise.rewind(position)
+
+
+def _twice(draw: Tensor) -> Tensor:
+    return torch.cat([draw, draw])

@@ -1,4 +1,10 @@
-"""SDEdit: noise to a time in between, then regenerate."""
+"""SDEdit: noise to a time in between, then regenerate.
+
+    sdedit(score, x0, t=0.5)                                  # or level=2.0, the σ/α there
+    sdedit(score, x0, t=0.5, mask=mask, eta=1.0)              # 1 where the edit happens
+
+With a mask, what lies outside follows its own noised states, and ends as x_0 itself.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +16,17 @@ from torch import Tensor
 
 from scoresde import checks
 from scoresde.editing.held import Held
-from scoresde.editing.inputs import as_mask, blend, check_process, graph, source_of, times
+from scoresde.editing.inputs import as_mask, blend, check_rule, check_scores, edit_grid, graph, source_of, widened
+from scoresde.grids import Rule
+from scoresde.models.score import Score
 from scoresde.noise import Noise
 from scoresde.reverse import Reverse
-from scoresde.score import Score
 from scoresde.sde import SDE, Time
-from scoresde.solvers import Solution, Solver
-from scoresde.solvers.defaults import GridRule, chosen_solver, default_grid
+from scoresde.solvers.base import Solution, Solver
+from scoresde.solvers.defaults import chosen_solver
 
 
 def sdedit(
-    sde: SDE,
     score: Score,
     x0: Tensor,
     *,
@@ -28,7 +34,7 @@ def sdedit(
     level: float | None = None,
     solver: Solver | None = None,
     steps: int = 25,
-    grid: GridRule | None = None,
+    grid: Rule | None = None,
     eta: float | None = None,
     seed: int | None = None,
     noise: Noise | torch.Generator | None = None,
@@ -50,15 +56,14 @@ def sdedit(
     The inside is sampled as if that were x_t itself, which is an approximation to p(inside | outside).
 
     Args:
-        sde: the SDE of the score.
         score: the score that the result should follow.
         x0: (B, *event), the pictures; may be drawings, strokes or collages.
         t: the time to which they are noised, in (t_min, T].
         level: in its place, the noise level σ/α there.
-        solver: default VelocityMultistep, whose η is 0; the paper runs the reverse SDE, η = 1.
+        solver: default VMultistep, whose η is 0; the paper runs the reverse SDE, η = 1.
         steps: steps from t down to t_min.
         grid: a function of :mod:`scoresde.grids`; default that of the solver, as in ``sample``.
-        eta: the dial of Reverse; default the solver's own.
+        eta: the stochasticity of Reverse; default the solver's own.
         seed: default 0; other streams than ``sample``'s, so that a picture made from this seed gets another noise.
         noise: in place of a seed.
         mask: boolean, or floating in [0, 1], broadcasting to x0: 1 where the edit happens, 0 where x0 is kept.
@@ -71,32 +76,38 @@ def sdedit(
         TypeError, ValueError: neither or both of t and level, or one out of range; a mask that does not fit, or
             with nothing to edit; a solver without steps of the grid where there is a mask; see :meth:`Solver.solve`.
     """
-    check_process(sde, score=score)
+    check_scores(score=score)
     checks.state(x0, name="x0", values=True)
+    check_rule(grid, "sdedit")
+    sde = score.sde
     start = _start(sde, t, level)
     with graph(gradients):
         solver = chosen_solver(solver)
-        ladder = times(sde, _rule(grid), steps, start, default=default_grid(solver))
-        process = Reverse(sde, score, solver.default_eta if eta is None else eta)
-        source = source_of(seed, noise)
-        kept = None if mask is None else as_mask(mask, x0)
-        z = source.stream("sdedit").initial(tuple(x0.shape), dtype=x0.dtype, device=x0.device)
+        times = edit_grid(score, grid, steps, start, solver)
+        process = Reverse(score, solver.default_eta if eta is None else eta)
+        source, wide = source_of(seed, noise), widened(x0)
+        inside = None if mask is None else as_mask(mask, wide)
+        z = source.stream("sdedit").initial(tuple(wide.shape), dtype=wide.dtype, device=wide.device)
 
         def noised(time: Tensor, z: Tensor) -> Tensor:
-            mean, std = sde.marginal(x0, time)
+            mean, std = sde.marginal(wide, time)
             return mean + std * z
 
-        x = noised(ladder[0], z)
-        if kept is None:
-            return solver.solve(process, x, ladder, source, denoise=denoise, trajectory=trajectory)
-        fresh = solver.draws_noise(process)
-        outside = source.stream("outside")
+        x = noised(times[0], z)
+        if inside is None:
+            run = solver.solve(process, x, times, source, denoise=denoise, trajectory=trajectory)
+            end = run.x
+        else:
+            fresh, outside = solver.draws_noise(process), source.stream("outside")
 
-        def known(done: int, time: Tensor, _: Noise) -> Tensor:
-            return noised(time, outside.normal(x0) if fresh else z)
+            def known(done: int, time: Tensor, _: Noise) -> Tensor:
+                return noised(time, outside.normal(wide) if fresh else z)
 
-        solution = Held(solver, kept, known).solve(process, x, ladder, source, denoise=denoise, trajectory=trajectory)
-        return dataclasses.replace(solution, x=blend(kept, solution.x, x0))
+            held = Held(solver, inside, known)
+            run = held.solve(process, x, times, source, denoise=denoise, trajectory=trajectory)
+            end = blend(inside, run.x, wide)
+        states = None if run.trajectory is None else run.trajectory.to(x0.dtype)
+        return dataclasses.replace(run, x=end.to(x0.dtype), trajectory=states)
 
 
 def _start(sde: SDE, t: Time | None, level: float | None) -> Time:
@@ -109,9 +120,3 @@ def _start(sde: SDE, t: Time | None, level: float | None) -> Time:
         return t
     checks.positive(level, name="level")  # type: ignore[arg-type]
     return sde.t_of_log_snr(-2 * math.log(checks.number(level)))  # type: ignore[arg-type]
-
-
-def _rule(grid: GridRule | None) -> GridRule | None:
-    if isinstance(grid, Tensor):
-        raise TypeError("sdedit starts its grid at t: give a function of scoresde.grids, e.g. grids.karras, not times.")
-    return grid

@@ -12,27 +12,26 @@ from torch import Tensor
 from scoresde import grids
 from scoresde.fitting.recorded import evaluations, record
 from scoresde.sde import SDE
-from scoresde.solvers import Multistep, Solver
-from scoresde.solvers.fitted import Method
-from scoresde.solvers.velocity import VelocityMultistep
+from scoresde.solvers import Multistep, Solver, VMultistep
+from scoresde.solvers.fitted import LinearMethod
 
 
 class Candidate(NamedTuple):
     """A solver on a grid, by name and as its coefficients."""
 
     name: str
-    method: Method
+    method: LinearMethod
 
 
 def default_solvers() -> list[Solver]:
     """Those of one evaluation a step that do best in few steps."""
     return [
-        VelocityMultistep(),
-        Multistep(2, True, "data"),
-        Multistep(3, True, "data"),
-        Multistep(2, True, "velocity"),
-        Multistep(3, True, "velocity"),
-        Multistep(3, True, "velocity", "angle"),
+        VMultistep(),
+        Multistep(2, True, "x0"),
+        Multistep(3, True, "x0"),
+        Multistep(2, True, "v"),
+        Multistep(3, True, "v"),
+        Multistep(3, True, "v", "angle"),
         Multistep(3, False, "noise", "noise_level"),
     ]
 

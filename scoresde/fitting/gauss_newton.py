@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from scoresde.fitting.recorded import run
-from scoresde.fitting.trajectories import Trajectories, rms, square, trimmed
+from scoresde.fitting.trajectories import Trajectories, root_mean, square, trimmed
 from scoresde.fitting.unknowns import Unknowns
-from scoresde.reverse import Reverse
+from scoresde.models import Score
 
 # Random directions in which an error of many coordinates is differentiated; each costs a backward pass.
 _PROBES = 4
@@ -34,7 +34,7 @@ class Iteration(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Limits:
+class FitLimits:
     """When to stop: whichever comes first."""
 
     iterations: int
@@ -52,19 +52,19 @@ def weight(squared: Tensor, scale: float) -> Tensor:
 
 
 def descend(
-    process: Reverse,
+    score: Score,
     unknowns: Unknowns,
     theta: Tensor,
     train: Trajectories,
     validation: Trajectories,
-    limits: Limits,
+    limits: FitLimits,
     generator: torch.Generator,
     callback: Callable[[Iteration], None] | None = None,
 ) -> tuple[Tensor, float, int]:
     """Levenberg and Marquardt's damped Gauss-Newton steps on a robust loss, over changing blocks of trajectories.
 
     (H + λ diag H) δ = -g with g and H the loss's gradient and Gauss-Newton matrix; a step is kept if it lowers the
-    loss on its blocks, and λ follows how well it was foretold. Blocks are added when the validation error rests.
+    loss on its blocks, and λ follows how well it was predicted. Blocks are added when the validation error rests.
 
     Returns:
         The θ of least validation error (geometric mean of plain and trimmed), that error, iterations done.
@@ -72,25 +72,25 @@ def descend(
     began = time.monotonic()
     per = _blocks_for(theta, train)
     damping, scale = 1e-2, 0.0
-    best, least, since, done = theta, _judged(process, unknowns, theta, validation)[0], 0, 0
+    best, least, since, done = theta, _judged(score, unknowns, theta, validation)[0], 0, 0
     order: list[int] = []
     while done < limits.iterations and time.monotonic() < limits.until:
         if len(order) < per:
             order = torch.randperm(len(train), generator=generator).tolist()
         chosen, order = order[:per], order[per:]
         blocks = Trajectories([train.starts[i] for i in chosen], [train.ends[i] for i in chosen])
-        system = _assemble(process, unknowns, theta, blocks, scale, generator)
+        system = _assemble(score, unknowns, theta, blocks, scale, generator)
         scale = system.scale
-        moved, damping = _step(process, unknowns, theta, blocks, system, damping)
+        moved, damping = _step(score, unknowns, theta, blocks, system, damping)
         done += 1
         since += 1
         if moved is None:
             since += 3
         else:
             theta = moved
-            judged, plain = _judged(process, unknowns, theta, validation)
+            judged, plain = _judged(score, unknowns, theta, validation)
             if callback is not None:
-                callback(Iteration(done, time.monotonic() - began, rms(system.squared), plain))
+                callback(Iteration(done, time.monotonic() - began, root_mean(system.squared), plain))
             if judged < least:
                 since = since if judged > 0.995 * least else 0
                 best, least = theta, judged
@@ -108,10 +108,10 @@ def _blocks_for(theta: Tensor, train: Trajectories) -> int:
     return min(len(train), math.ceil(_ROWS * len(theta) / rows))
 
 
-def _judged(process: Reverse, unknowns: Unknowns, theta: Tensor, parts: Trajectories) -> tuple[float, float]:
+def _judged(score: Score, unknowns: Unknowns, theta: Tensor, parts: Trajectories) -> tuple[float, float]:
     method = unknowns.method(theta)
-    squared = parts.squared(lambda x: run(method, process, x))
-    plain = rms(squared)
+    squared = parts.squared(lambda x: run(method, score, x))
+    plain = root_mean(squared)
     return math.sqrt(plain * trimmed(squared)), plain
 
 
@@ -124,7 +124,7 @@ class _System(NamedTuple):
 
 
 def _assemble(
-    process: Reverse, unknowns: Unknowns, theta: Tensor, blocks: Trajectories, scale: float, generator: torch.Generator
+    score: Score, unknowns: Unknowns, theta: Tensor, blocks: Trajectories, scale: float, generator: torch.Generator
 ) -> _System:
     """g and H of the mean loss, with the weights of iteratively reweighted least squares."""
     event = blocks.starts[0].shape[1:]
@@ -134,7 +134,7 @@ def _assemble(
         signs = None
         if d > _PROBES:
             signs = 2.0 * torch.randint(0, 2, (_PROBES, len(x), *event), generator=generator) - 1.0
-        found.append(unknowns.rows(process, theta, x, end, signs))
+        found.append(unknowns.derivatives(score, theta, x, end, signs))
     squared = torch.cat([square(rows.error) for rows in found])
     now = max(float(squared.median().sqrt()), 1e-12)
     scale = now if scale == 0.0 else 0.8 * scale + 0.2 * now
@@ -150,7 +150,7 @@ def _assemble(
 
 
 def _step(
-    process: Reverse, unknowns: Unknowns, theta: Tensor, blocks: Trajectories, system: _System, damping: float
+    score: Score, unknowns: Unknowns, theta: Tensor, blocks: Trajectories, system: _System, damping: float
 ) -> tuple[Tensor | None, float]:
     """The next θ, or None where no step lowers the loss; and the damping to begin the next with."""
     diagonal = system.matrix.diagonal()
@@ -165,9 +165,9 @@ def _step(
         moved = unknowns.inside(theta + step)
         step = moved - theta
         method = unknowns.method(moved)
-        after = float(loss(blocks.squared(lambda x: run(method, process, x)), system.scale).mean())  # noqa: B023
-        foretold = -2 * float(system.gradient @ step + 0.5 * step @ system.matrix @ step)
-        gain = (system.loss - after) / foretold if foretold > 0 else -1.0
+        after = float(loss(blocks.squared(lambda x: run(method, score, x)), system.scale).mean())  # noqa: B023
+        predicted = -2 * float(system.gradient @ step + 0.5 * step @ system.matrix @ step)
+        gain = (system.loss - after) / predicted if predicted > 0 else -1.0
         if after < system.loss and gain > 0.1:
             return moved, max(damping / 4, 1e-9) if gain > 0.6 else damping
         damping = min(4 * damping, 1e3)

@@ -7,87 +7,87 @@ import math
 import torch
 from torch import Tensor
 
+from scoresde.models import Score, score_of_denoiser
+from scoresde.models.combination import combine
 from scoresde.reverse import Reverse
 from scoresde.sde import SDE
 from scoresde.solvers import Solver
-from scoresde.solvers.fitted import Method
-from scoresde.solvers.linear import combine
+from scoresde.solvers.fitted import LinearMethod
 
 
-def run(method: Method, process: Reverse, x: Tensor) -> Tensor:
+def run(method: LinearMethod, score: Score, x: Tensor) -> Tensor:
     """The end of the method from x (B, *event) at T.
 
-    Coefficients may be numbers, tensors () or (B, 1, ...); the times numbers, tensors () or (B,).
+    Coefficients and times may be numbers, or tensors () or (B,).
     """
     past: list[Tensor] = []
-    y = combine((method.keep[0], x))
-    for ask, keep, weights in zip(method.asks, method.keep[1:], method.weights, strict=True):
-        time = torch.as_tensor(ask, dtype=torch.float64)
+    y = combine((method.of_start[0], x))
+    for at, of_start, weights in zip(method.evaluated_at, method.of_start[1:], method.weights, strict=True):
+        time = torch.as_tensor(at, dtype=torch.float64)
         # one time stays in main memory, as in every solver; one for each sample lies beside x
-        past.append(process.denoise(y, time.to(y.device) if time.ndim else time))
-        y = combine((keep, x), *zip(weights, past, strict=True))
+        past.append(score.denoise(y, time.to(y.device) if time.ndim else time))
+        y = combine((of_start, x), *zip(weights, past, strict=True))
     return y
 
 
 class _Symbols:
-    """A score on vectors of coefficients: the k-th evaluation makes x̂_0 the k-th unit vector."""
+    """A denoiser of vectors of coefficients: the k-th evaluation answers the k-th unit vector, whatever it is asked."""
 
-    def __init__(self, sde: SDE, size: int) -> None:
-        self.sde, self.size = sde, size
+    def __init__(self, size: int) -> None:
+        self.size = size
         self.states: list[Tensor] = []
         self.times: list[float] = []
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         self.states.append(x[0].clone())
         self.times.append(float(t))
-        data = torch.zeros_like(x)
-        data[0, min(len(self.states), self.size - 1)] = 1.0
-        return (self.sde.alpha(t) * data - x) / self.sde.sigma(t) ** 2
+        x0 = torch.zeros_like(x)
+        x0[0, min(len(self.states), self.size - 1)] = 1.0
+        return x0
 
 
 def evaluations(solver: Solver, sde: SDE, grid: Tensor) -> int:
     """How many ``solver`` takes on this grid."""
-    return len(_traced(solver, sde, grid, 2)[0])
+    return len(_traced(solver, sde, grid, 2)[0].states)
 
 
-def record(solver: Solver, sde: SDE, grid: Tensor) -> Method:
+def record(solver: Solver, sde: SDE, grid: Tensor) -> LinearMethod:
     """The method that ``solver`` is on this grid.
 
     Raises:
         ValueError: the solver is not linear in the start and the score's values.
     """
     count = evaluations(solver, sde, grid)
-    states, times, end = _traced(solver, sde, grid, count + 1)
-    if len(states) != count:
+    symbols, end = _traced(solver, sde, grid, count + 1)
+    if len(symbols.states) != count:
         raise _nonlinear(solver)
-    table = [*states, end]
+    table = [*symbols.states, end]
     weights = [row[1 : i + 1].tolist() for i, row in enumerate(table)]
-    method = Method(times, [float(row[0]) for row in table], weights[1:])
+    method = LinearMethod(symbols.times, [float(row[0]) for row in table], weights[1:])
     _check_linear(solver, sde, grid, method)
     return method
 
 
-def _traced(solver: Solver, sde: SDE, grid: Tensor, size: int) -> tuple[list[Tensor], list[float], Tensor]:
-    symbols = _Symbols(sde, size)
+def _traced(solver: Solver, sde: SDE, grid: Tensor, size: int) -> tuple[_Symbols, Tensor]:
+    """What the solver evaluated, and its end, from the 0-th unit vector."""
+    symbols = _Symbols(size)
     start = torch.zeros(1, size, dtype=torch.float64)
     start[0, 0] = 1.0
     with torch.no_grad():
-        end = solver.solve(Reverse(sde, symbols, 0.0), start, grid).x[0]
-    return symbols.states, symbols.times, end
+        return symbols, solver.solve(Reverse(score_of_denoiser(symbols, sde), 0.0), start, grid).x[0]
 
 
-def _check_linear(solver: Solver, sde: SDE, grid: Tensor, method: Method) -> None:
+def _check_linear(solver: Solver, sde: SDE, grid: Tensor, method: LinearMethod) -> None:
     """On a score with no symmetry: what was recorded must do what the solver does."""
     x = float(sde.prior_std) * torch.tensor([[0.3, -1.2], [1.7, 0.4]], dtype=torch.float64)
 
-    def score(x: Tensor, t: Tensor) -> Tensor:
-        alpha, sigma = sde.alpha(t), sde.sigma(t)
-        spread = (alpha**2 + sigma**2).sqrt()
-        return (alpha * torch.sin(2 * x / spread + x.flip(1) / spread) - x) / sigma**2
+    def x0(x: Tensor, t: Tensor) -> Tensor:
+        y = x / (sde.alpha(t) ** 2 + sde.sigma(t) ** 2).sqrt()
+        return torch.sin(2 * y + y.flip(1))
 
-    process = Reverse(sde, score, 0.0)
+    score = score_of_denoiser(x0, sde)
     with torch.no_grad():
-        ours, theirs = run(method, process, x), solver.solve(process, x, grid).x
+        ours, theirs = run(method, score, x), solver.solve(Reverse(score, 0.0), x, grid).x
     # 1e-6: rounding grows with the weights and with the slope of this score, yet another method is nowhere near
     if not bool(((ours - theirs).abs() <= 1e-6 * (1 + theirs.abs())).all()) or not math.isfinite(float(ours.sum())):
         raise _nonlinear(solver)

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from scoresde import grids
+from scoresde.models import Score
 from scoresde.reverse import Reverse
+from scoresde.sde import SDE
 from scoresde.solvers import Multistep
 
 # Steps of the reference: doubled from the first until its error is small enough, at most to the last.
@@ -49,7 +51,7 @@ def square(difference: Tensor) -> Tensor:
     return difference.double().flatten(1).square().mean(1).cpu()
 
 
-def rms(squared: Tensor) -> float:
+def root_mean(squared: Tensor) -> float:
     """Root of the mean; infinite where anything is not finite."""
     return float(squared.nan_to_num(torch.inf).mean().sqrt())
 
@@ -60,17 +62,17 @@ def trimmed(squared: Tensor) -> float:
     return float(ordered[: len(ordered) - int(TRIM * len(ordered))].mean().sqrt())
 
 
-def reference(process: Reverse, starts: Sequence[Tensor], error: float) -> tuple[Sequence[Tensor], float]:
+def reference(score: Score, starts: Sequence[Tensor], error: float) -> tuple[Sequence[Tensor], float]:
     """The ends of the probability-flow ODE, and an estimate of their error.
 
     A fifth-order multistep method at equal steps in log-SNR. The steps are halved until the difference to twice as
     few is below ``error`` or no longer falls; that difference is the error of the coarser run, of which the finer has
     about 1/32 until rounding takes over.
     """
-    solver = Multistep(4, True, full_start=True)
+    solver, process = Multistep(4, True, full_start=True), Reverse(score, eta=0.0)
 
     def ends(steps: int) -> list[Tensor]:
-        times = _fine(process, steps)
+        times = _fine(score.sde, steps)
         with torch.no_grad():
             return [solver.solve(process, x, times).x for x in starts]
 
@@ -80,7 +82,7 @@ def reference(process: Reverse, starts: Sequence[Tensor], error: float) -> tuple
         steps *= 2
         fine = ends(steps)
         squared = torch.cat([square(a - b) for a, b in zip(coarse, fine, strict=True)])
-        found = rms(squared), trimmed(squared)
+        found = root_mean(squared), trimmed(squared)
         # less than halved by twice the steps, for most and for the worst: what is left is rounding
         stands = all(now > last / 2 for now, last in zip(found, before, strict=True))
         if found[0] <= error or stands or 2 * steps > _MOST:
@@ -88,8 +90,8 @@ def reference(process: Reverse, starts: Sequence[Tensor], error: float) -> tuple
         coarse, before = fine, found
 
 
-def _fine(process: Reverse, steps: int) -> Tensor:
+def _fine(sde: SDE, steps: int) -> Tensor:
     try:
-        return grids.log_snr(process.sde, steps)
+        return grids.log_snr(sde, steps)
     except ValueError:  # σ = 0 at the end: no equal steps in log-SNR
-        return grids.karras(process.sde, steps)
+        return grids.karras(sde, steps)

@@ -1,4 +1,4 @@
-"""The numbers that a fit moves: coefficients, and the half log-SNR at which the score is asked."""
+"""The numbers that a fit moves: coefficients, and the half log-SNR of the evaluations."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from scoresde.fitting.recorded import run
-from scoresde.reverse import Reverse
-from scoresde.sde import SDE
-from scoresde.sde.base import spread
-from scoresde.solvers.fitted import Method
+from scoresde.models import Score
+from scoresde.sde import NO_SIGNAL, SDE
+from scoresde.solvers.fitted import LinearMethod
+
+_LEAST_SIGNAL = -math.log(1000.0)
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Unknowns:
     Attributes:
         sde: gives t of h = log(α/σ).
         steps: n.
-        low, high: the range of h, in which the score is known.
+        low, high: the range of h, in which the score is known; from α/σ = 1/1000 where α(T) = 0.
     """
 
     sde: SDE
@@ -32,15 +33,17 @@ class Unknowns:
     high: float
 
     @staticmethod
-    def of(sde: SDE, method: Method) -> tuple[Unknowns, Tensor]:
+    def of(sde: SDE, method: LinearMethod) -> tuple[Unknowns, Tensor]:
         """The unknowns, and their values in ``method``."""
-        h = 0.5 * sde.log_snr(torch.tensor(method.asks, dtype=torch.float64))
+        h = 0.5 * sde.log_snr(torch.tensor(method.evaluated_at, dtype=torch.float64))
         low, high = (0.5 * float(sde.log_snr(t)) for t in (sde.T, sde.t_min))
-        if math.isinf(high):  # σ = 0 at t_min: stay within a factor e of the lowest noise asked so far
+        if math.isinf(high):  # σ = 0 at t_min: stay within a factor e of the lowest noise evaluated at so far
             high = float(h.max()) + 1.0
-        coefficients = [*method.keep, *(w for row in method.weights for w in row)]
-        unknowns = Unknowns(sde, len(method.asks), low, high)
-        return unknowns, torch.cat([torch.tensor(coefficients, dtype=torch.float64), h])
+        if low < math.log(NO_SIGNAL):  # no signal at T: no lower than where the rules for grids begin
+            low = _LEAST_SIGNAL
+        coefficients = [*method.of_start, *(w for row in method.weights for w in row)]
+        unknowns = Unknowns(sde, len(method.evaluated_at), low, high)
+        return unknowns, unknowns.inside(torch.cat([torch.tensor(coefficients, dtype=torch.float64), h]))
 
     @property
     def linear(self) -> int:
@@ -51,19 +54,21 @@ class Unknowns:
         """θ with its h moved into their range."""
         return torch.cat([theta[: self.linear], theta[self.linear :].clamp(self.low, self.high)])
 
-    def method(self, theta: Tensor) -> Method:
+    def method(self, theta: Tensor) -> LinearMethod:
         """As numbers."""
-        asks = self.sde.t_of_log_snr(2 * theta[self.linear :]).clamp(self.sde.t_min, self.sde.T).tolist()
-        return _shaped(asks, theta[: self.linear].tolist())
+        times = self.sde.t_of_log_snr(2 * theta[self.linear :]).clamp(self.sde.t_min, self.sde.T).tolist()
+        return _shaped(times, theta[: self.linear].tolist())
 
-    def rows(self, process: Reverse, theta: Tensor, x: Tensor, end: Tensor, signs: Tensor | None) -> Rows:
+    def derivatives(
+        self, score: Score, theta: Tensor, x: Tensor, end: Tensor, signs: Tensor | None
+    ) -> ErrorDerivatives:
         """Error and derivatives on one block; the derivative of every sample by itself at the cost of one backward.
 
         Each sample gets coefficients of its own, all equal: the gradient of Σ_b u_b · e_b with respect to them has
         u_b · ∂e_b/∂θ in its b-th column.
 
         Args:
-            process, theta: where.
+            score, theta: where.
             x: (B, *event) starts.
             end: the same, where they should lead.
             signs: (K, *event) directions u, shared by the samples; None for all coordinates of the event.
@@ -72,31 +77,30 @@ class Unknowns:
         with torch.enable_grad():
             times = self.sde.t_of_log_snr(2 * h)
             (slope,) = torch.autograd.grad(times.sum(), h)
-            b = len(x)
-            asks = times.detach().clamp(self.sde.t_min, self.sde.T)[:, None].repeat(1, b).requires_grad_()
-            free = theta[: self.linear, None].to(x).repeat(1, b).requires_grad_()
-            method = _shaped(list(asks.unbind()), [spread(c, x) for c in free.unbind()])
-            error = run(method, process, x) - end
+            each = (1, len(x))
+            at = times.detach().clamp(self.sde.t_min, self.sde.T)[:, None].repeat(each).requires_grad_()
+            free = theta[: self.linear, None].to(x).repeat(each).requires_grad_()
+            error = run(_shaped(list(at.unbind()), list(free.unbind())), score, x) - end
 
-        def pull(direction: Tensor) -> Tensor:
+        def along(direction: Tensor) -> Tensor:
             """(B, P): direction · ∂e/∂θ of each sample."""
-            by_free, by_asks = torch.autograd.grad(error, (free, asks), direction, retain_graph=True, allow_unused=True)
-            by_asks = torch.zeros_like(asks) if by_asks is None else by_asks  # a score that is piecewise constant in t
-            return torch.cat([by_free.double().cpu(), by_asks.cpu() * slope[:, None]]).T
+            by_free, by_time = torch.autograd.grad(error, (free, at), direction, retain_graph=True, allow_unused=True)
+            by_time = torch.zeros_like(at) if by_time is None else by_time  # a score that is piecewise constant in t
+            return torch.cat([by_free.double().cpu(), by_time.cpu() * slope[:, None]]).T
 
         value = error.detach()
         if signs is None:
             basis = torch.eye(value[0].numel(), dtype=x.dtype, device=x.device)
-            sketch = torch.stack([pull(u.reshape(value[0].shape).expand_as(value)) for u in basis])
+            sketch = torch.stack([along(u.reshape(value[0].shape).expand_as(value)) for u in basis])
             gradient = torch.einsum("kbp,bk->bp", sketch, value.double().flatten(1).cpu())
         else:
-            gradient = pull(value)
-            sketch = torch.stack([pull(u.to(x).expand_as(value)) for u in signs]) / math.sqrt(len(signs))
-        return Rows(value, gradient, sketch)
+            gradient = along(value)
+            sketch = torch.stack([along(u.to(x).expand_as(value)) for u in signs]) / math.sqrt(len(signs))
+        return ErrorDerivatives(value, gradient, sketch)
 
 
 @dataclass(frozen=True)
-class Rows:
+class ErrorDerivatives:
     """On a block of B trajectories.
 
     Attributes:
@@ -110,10 +114,10 @@ class Rows:
     sketch: Tensor
 
 
-def _shaped(asks: list[Any], coefficients: list[Any]) -> Method:
-    n = len(asks)
+def _shaped(times: list[Any], coefficients: list[Any]) -> LinearMethod:
+    n = len(times)
     rows, first = [], n + 1
     for i in range(1, n + 1):
         rows.append(coefficients[first : first + i])
         first += i
-    return Method(asks, coefficients[: n + 1], rows)
+    return LinearMethod(times, coefficients[: n + 1], rows)

@@ -1,10 +1,20 @@
-"""Guidance: functions that turn a Score into a Score, so they compose with each other and with every solver."""
+"""Guidance: functions that turn a Score into a Score, so they compose with each other and with every solver.
+
+    classifier(score, classifier_model, scale=2.0, label=3)
+    classifier_free(model, {"label": y}, scale=3.0, interval=(0.2, 3.0))
+    projected(model, {"label": y}, scale=7.0)
+    compose(model, [(2.0, {"label": 3}), (-1.0, {"caption": dull})])
+    autoguidance(model.bind(label=y), weak.bind(label=y), scale=2.0)
+
+A guidance of your own is a frozen dataclass that derives from :class:`LinearGuidance` (a weighted sum of scores),
+:class:`TwistedGuidance` (a score and a known ψ_t), or :class:`NonlinearGuidance`. Calibration of a classifier, scales
+in other conventions, and CFG++ as a schedule are here, too.
+"""
 
 from scoresde.guidance.auto import autoguidance
 from scoresde.guidance.calibration import Calibration, calibration
 from scoresde.guidance.classifier import classifier
 from scoresde.guidance.classifier_free import classifier_free
-from scoresde.guidance.classifier_model import ClassifierModel
 from scoresde.guidance.compose import compose
 from scoresde.guidance.conventions import from_scale, to_scale
 from scoresde.guidance.nonlinear import NonlinearGuidance
@@ -14,7 +24,6 @@ from scoresde.guidance.projected import projected
 
 __all__ = [
     "Calibration",
-    "ClassifierModel",
     "LinearGuidance",
     "NonlinearGuidance",
     "Part",

@@ -1,4 +1,11 @@
-"""Whether the probabilities of a noise-conditional classifier mean what they say, time by time."""
+"""Whether the probabilities of a noise-conditional classifier mean what they say, time by time.
+
+    found = calibration(classifier_model, sde, x0, label, times=[0.1, 0.3, 0.6], noise=0)
+    found.ece, found.nll, found.temperature
+    classifier(score, classifier_model, label=3, temperature=found.temperature_at)
+
+Give it data that the classifier was not trained on.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from scoresde import checks
-from scoresde.guidance.classifier_model import ClassifierModel
+from scoresde.models.modules import parameters_of
+from scoresde.models.score import same_sde
 from scoresde.noise import Noise, as_noise
-from scoresde.score import parameters_of
 from scoresde.sde import SDE, Time
 
 # Fitted temperatures stay within this factor of 1: beyond, the fit has no finite end (see `fit_temperature`).
-MOST = 100.0
+_MOST = 100.0
 
 
 @dataclass(frozen=True)
@@ -99,12 +106,13 @@ def calibration(
 
     Raises:
         TypeError, ValueError: shapes or dtypes that do not fit, labels or times out of range, a model that is in
-            training mode or was made for another SDE, answers that are not finite.
+            training mode or says that it is of another schedule, answers that are not finite.
     """
     if isinstance(log_prob, nn.Module) and log_prob.training:
         raise ValueError("the classifier is in training mode, in which dropout is on; call its eval() first.")
-    if isinstance(log_prob, ClassifierModel) and log_prob.sde != sde:
-        raise ValueError(f"the classifier was made for {log_prob.sde}, got sde={sde}; pass sde=model.sde.")
+    own = getattr(log_prob, "sde", None)
+    if isinstance(own, SDE):
+        same_sde({"sde": sde, "the classifier": own})
     checks.count(bins, name="bins")
     checks.count(batch_size, name="batch_size")
     checks.state(x0, name="x0", values=True)
@@ -174,11 +182,11 @@ def fit_temperature(logits: Tensor, label: Tensor) -> tuple[float, float]:
         mean = (p * z).sum(1)
         return (mean.mean() - wanted).item(), (p * (z - mean[:, None]).square()).sum(1).mean().item()
 
-    low, high, beta = 1 / MOST, MOST, 1.0
+    low, high, beta = 1 / _MOST, _MOST, 1.0
     if slopes(low)[0] >= 0:
-        return MOST, math.inf
+        return _MOST, math.inf
     if slopes(high)[0] <= 0:
-        return 1 / MOST, math.inf
+        return 1 / _MOST, math.inf
     for _ in range(200):
         first, second = slopes(beta)
         low, high = (beta, high) if first < 0 else (low, beta)

@@ -1,4 +1,10 @@
-"""Classifier guidance: the gradient of log p(y | x_t), added to a score."""
+"""Classifier guidance: the gradient of log p(y | x_t), added to a score.
+
+    classifier(score, classifier_model, scale=2.0, label=3)          # logits or log-probabilities of all classes
+    classifier(score, lambda x, t: log_likelihood(x, t), scale=1.0)  # one number for each sample
+
+The exact classifier of a problem is ``problem.label_log_prob(sde)``.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +19,8 @@ from scoresde import checks
 from scoresde.guidance.leaf import constant, on_leaf
 from scoresde.guidance.nonlinear import parts_of
 from scoresde.guidance.parts import LinearGuidance, Part, Twist, TwistedGuidance, finite_scale
-from scoresde.score import Score
+from scoresde.models.combination import X0, Combination, combine
+from scoresde.models.score import DerivedScore, Score, check_score, same_sde
 from scoresde.sde import SDE
 
 Temperature = float | Callable[[Tensor], Tensor | float]
@@ -45,14 +52,16 @@ def classifier(
         label: the wanted class, an index, (B,), or (1,) for all samples, where log_prob answers (B, K).
         temperature: τ > 0, a number or a function of t, () or (B,), to () or (B,); needs ``label``.
         t_end: where the tilt of clean samples is read off, see :meth:`ClassifierGuided.log_potential`. Default: the
-            ``sde.t_min`` of a ``ClassifierModel``.
+            ``t_min`` of the SDE that log_prob says is its own, as a ``ClassifierModel`` does.
 
     Raises:
-        TypeError: log_prob is no function.
-        ValueError: a label that is no whole number; a temperature that is not positive or comes without label; when
-            called, before the score is: a label out of range, a classifier's answer of the wrong shape or that does
-            not depend on x.
+        TypeError: the score is no Score, or log_prob no function.
+        ValueError: a classifier that says it is of another schedule; a label that is no whole number; a temperature
+            that is not positive or comes without label; when called, before the score is: a label out of range, a
+            classifier's answer of the wrong shape or that does not depend on x; x̂_0 asked for where α(t) = 0, of which
+            the classifier's gradient says nothing there.
     """
+    check_score(score)
     scale = finite_scale(scale)
     _whole(label)
     if not callable(log_prob):
@@ -66,8 +75,10 @@ def classifier(
             "temperature divides the log-probabilities of all classes before they are normalised again: let log_prob "
             "answer (B, K) and say which class with label=."
         )
+    sde = getattr(log_prob, "sde", None)
+    if isinstance(sde, SDE):
+        same_sde({"the score": score.sde, "the classifier": sde})
     if t_end is None:
-        sde = getattr(log_prob, "sde", None)
         t_end = sde.t_min if isinstance(sde, SDE) else None
     elif not (math.isfinite(checks.number(t_end, name="t_end")) and t_end >= 0):
         raise ValueError(f"t_end must be a time, at least 0; got {t_end!r}.")
@@ -75,7 +86,7 @@ def classifier(
 
 
 @dataclass(frozen=True, eq=False)
-class ClassifierGuided(LinearGuidance, TwistedGuidance):
+class ClassifierGuided(DerivedScore, LinearGuidance, TwistedGuidance):
     """A Score made by :func:`classifier`; its fields are that function's arguments.
 
     It is a weighted sum of scores, and a score bent by the known log ψ_t(x) = scale · log p(y | x_t = x).
@@ -88,31 +99,33 @@ class ClassifierGuided(LinearGuidance, TwistedGuidance):
     temperature: Temperature = 1.0
     t_end: float | None = None
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+    def evaluate(self, x: Tensor, t: Tensor, wanted: Combination) -> Tensor:
         if self.scale == 0:
-            return self.score(x, t)
+            return self.score.evaluate(x, t, wanted)
+        of_score = wanted.of_score(self.sde, t)[1]
         gradient = self.gradient(x, t)[1]  # first, for it checks the label and may cost less
-        return self.score(x, t) + self.scale * gradient
+        return combine((1.0, self.score.evaluate(x, t, wanted)), (self.scale * of_score, gradient))
 
-    def parts(self, x: Tensor, t: Tensor) -> list[Part]:
+    def parts(self, x: Tensor, t: Tensor, wanted: Combination) -> list[Part]:
         """The score s with weight 1 - scale, and the conditional score s + ∇ log p(y | x_t) with weight scale.
 
         Where s is itself a weighted sum, its first part stands for s: the law of which p(y | x_t) is the classifier.
         At scale 0 the classifier is not called.
         """
         if self.scale == 0:
-            return list(parts_of(self.score, x, t))
+            return parts_of(self.score, x, t, wanted)
+        of_score = wanted.of_score(self.sde, t)[1]
         gradient = self.gradient(x, t)[1]
-        first, *others = parts_of(self.score, x, t)
-        conditional = first.score + gradient
-        return [Part(first.weight - self.scale, first.score), *others, Part(self.scale, conditional)]
+        first, *others = parts_of(self.score, x, t, wanted)
+        conditional = combine((1.0, first.value), (of_score, gradient))
+        return [Part(first.weight - self.scale, first.value), *others, Part(self.scale, conditional)]
 
     def twist(self, x: Tensor, t: Tensor) -> Twist:
-        """The score, scale · log p(y | x_t = x) and its gradient; 0 without a call of the classifier at scale 0."""
+        """x̂_0, scale · log p(y | x_t = x) and its gradient; 0 without a call of the classifier at scale 0."""
         if self.scale == 0:
-            return Twist(self.score(x, t), x.new_zeros(len(x)), torch.zeros_like(x))
+            return Twist(self.score.evaluate(x, t, X0), x.new_zeros(len(x)), torch.zeros_like(x))
         value, gradient = self.gradient(x, t)
-        return Twist(self.score(x, t), self.scale * value, self.scale * gradient)
+        return Twist(self.score.evaluate(x, t, X0), self.scale * value, self.scale * gradient)
 
     def log_potential(self, x0: Tensor) -> Tensor:
         """scale · log p(y | x_{t_end} = x0), (B,).
@@ -164,7 +177,7 @@ class ClassifierGuided(LinearGuidance, TwistedGuidance):
         """The temperature, a number or (B or 1, 1)."""
         if not callable(self.temperature):
             return self.temperature
-        found = checks.real(self.temperature(torch.as_tensor(t)), name="temperature(t)").to(value)
+        found = checks.real(self.temperature(checks.real(t, name="t")), name="temperature(t)").to(value)
         if found.ndim > 1 or (found.ndim == 1 and found.shape != value.shape[:1]):
             raise ValueError(
                 f"temperature(t) must be one number () or ({value.shape[0]},), one for each sample; got "

@@ -1,4 +1,11 @@
-"""Classifier-free guidance: one network, with and without its conditions."""
+"""Classifier-free guidance: one network, with and without its conditions.
+
+    classifier_free(model, {"label": y}, scale=3.0)
+    classifier_free(model, {"label": y}, lambda t: 1 + 4 * t, interval=(0.2, 3.0), rescale=0.7)
+    classifier_free(model, {"caption": words}, scale=5.0, negative={"caption": blurry})
+
+Scale 0 is unconditional, 1 conditional; other conventions by :func:`~scoresde.guidance.to_scale`.
+"""
 
 from __future__ import annotations
 
@@ -9,21 +16,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.guidance.branches import Branches, branches, taken_by
+from scoresde import checks
 from scoresde.guidance.parts import LinearGuidance, Part, finite_scale
-from scoresde.guidance.scheduled import ScheduledGuidance, checked_interval, fraction
-from scoresde.score import Score, ScoreModel
+from scoresde.guidance.scheduled import ScheduledGuidance, checked_interval
+from scoresde.models.combination import Combination
+from scoresde.models.conditions import as_conditions
+from scoresde.models.model import Branches, ScoreModel, branches
+from scoresde.models.score import DerivedScore, Score
 
 
 def classifier_free(
     model: ScoreModel,
+    conditions: Mapping[str, Any],
     scale: float | Callable[[Tensor], Tensor | float] = 1.0,
     *,
     null: Mapping[str, Any] | Any = None,
     negative: Mapping[str, Any] | Any = None,
     interval: tuple[float, float] | None = None,
     rescale: float = 0.0,
-    **cond: Any,
 ) -> Score:
     r"""Classifier-free guidance: s(x, t, ∅) + scale · (s(x, t, y) - s(x, t, ∅)).
 
@@ -37,6 +47,7 @@ def classifier_free(
 
     Args:
         model: a ScoreModel trained with its conditions dropped at random.
+        conditions: by name, e.g. ``{"label": y}``: tensors (B, ...), one row for all (1, ...), or a number.
         scale: the guidance scale, a number or a function of t, () or (B,), asked at every evaluation. Of a tensor ()
             the value is taken, without its gradient; write ``lambda t: scale`` to differentiate by it.
         null: what stands for "no condition": a mapping by name, or the value itself where there is one condition.
@@ -49,31 +60,20 @@ def classifier_free(
             conditional x̂_0 has over each event: x̂_0 (φ std(x̂_0(y)) / std(x̂_0) + 1 - φ) (Lin et al. 2023,
             arXiv:2305.08891, eq. 15-16, there applied to the network's output, whatever it predicts). 0 leaves it
             untouched.
-        cond: the conditions, e.g. ``label=y``: tensors (B, ...), one row for all (1, ...), or a number. A condition
-            that is called like an argument here (model, scale, null, negative, interval, rescale) cannot be given;
-            :func:`compose` takes any name: ``compose(model, [(w, {"scale": v})])``.
 
     Raises:
-        TypeError: the model is no ScoreModel.
+        TypeError: the model is no ScoreModel, the conditions no mapping.
         ValueError: no condition, one that the network does not know, no null condition for one of them, shapes or
-            dtypes that do not fit, a scale that is not finite, a bad interval or rescale, null and negative together,
-            an option where the network has a condition of that name.
+            dtypes that do not fit, a scale that is not finite, a bad interval or rescale, null and negative together.
     """
-    unambiguous(model, "classifier_free", null=(null, None), negative=(negative, None), interval=(interval, None),
-                rescale=(rescale, 0.0))  # fmt: skip
     scale = number_or_schedule(scale)
     if interval is not None:
         interval = checked_interval(interval)
-    fraction(rescale, name="rescale")
-    both = pair(model, cond, null, negative, what="classifier_free")
+    checks.fraction(rescale, name="rescale")
+    both = pair(model, conditions, null, negative, what="classifier_free")
     if callable(scale) or interval is not None or rescale > 0:
         return ScheduledGuidance(both, scale, interval, float(rescale))
     return ClassifierFree(both, scale)
-
-
-def by_compose(name: str) -> str:
-    """What to write for a condition whose name is taken."""
-    return f'write compose(model, [(w, {{"{name}": v}})]), which takes conditions of any name.'
 
 
 def number_or_schedule(scale: float | Callable[[Tensor], Tensor | float]) -> float | Callable[[Tensor], Tensor | float]:
@@ -82,62 +82,46 @@ def number_or_schedule(scale: float | Callable[[Tensor], Tensor | float]) -> flo
     Raises:
         ValueError: it is no finite number.
     """
-    hint = f"Make it a function of t for one scale each. If scale is a condition: {by_compose('scale')}"
-    return scale if callable(scale) else finite_scale(scale, hint=hint)
+    return scale if callable(scale) else finite_scale(scale, hint="Make it a function of t for one scale each.")
 
 
-def unambiguous(model: ScoreModel, what: str, **options: tuple[Any, Any]) -> None:
-    """Raises ValueError where an option (value, default) was given that the network has a condition of the name of.
-
-    A mapping by condition names can only be the option.
-    """
-    taken = taken_by(model) if isinstance(model, ScoreModel) else []
-    for name, (value, default) in options.items():
-        unsaid = value is default or (isinstance(value, (int, float)) and value == default)
-        if name in taken and not (unsaid or isinstance(value, Mapping)):
-            option = f"; for the option give a mapping, {name}={{...}}" if name in ("null", "negative") else ""
-            raise ValueError(
-                f"the network takes a condition {name!r}, and {what} an option of that name, so that {name}=... does "
-                f"not say which{option}. For the condition {by_compose(name)}"
-            )
-
-
-def pair(model: ScoreModel, cond: Mapping[str, Any], null: Any, negative: Any, *, what: str) -> Branches:
+def pair(model: ScoreModel, conditions: Mapping[str, Any], null: Any, negative: Any, *, what: str) -> Branches:
     """The branches without conditions, or with the negative ones, and with them."""
-    if isinstance(model, ScoreModel) and not cond:
-        raise ValueError(
-            f"{what} needs a condition, e.g. {what}(model, scale=3.0, label=y). If one has the name of an option, such "
-            f"as null: {by_compose('null')}"
-        )
+    conditions = as_conditions(conditions, what=what)
     if negative is None:
-        return branches(model, [{}, cond], null, what=what)
+        return branches(model, [{}, conditions], null, what=what)
     if null is not None:
         raise ValueError("give null or negative, not both: negative conditions take the place of null ones.")
     if not isinstance(negative, Mapping):
-        if len(cond) > 1:
+        if len(conditions) > 1:
             raise ValueError(
                 f"with several conditions, negative must be a mapping by name; got {type(negative).__name__}."
             )
-        negative = dict.fromkeys(cond, negative)
+        negative = dict.fromkeys(conditions, negative)
     if not negative:
         raise ValueError("negative names no condition; leave it out to guide away from 'no condition'.")
-    return branches(model, [negative, cond], None, what=what)
+    return branches(model, [negative, conditions], None, what=what)
 
 
 @dataclass(frozen=True, eq=False)
-class ClassifierFree(LinearGuidance):
+class ClassifierFree(DerivedScore, LinearGuidance):
     """A Score made by :func:`classifier_free` with a constant scale."""
 
     branches: Branches
     scale: float
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+    @property
+    def score(self) -> ScoreModel:  # type: ignore[override]
+        """The model."""
+        return self.branches.model
+
+    def evaluate(self, x: Tensor, t: Tensor, wanted: Combination) -> Tensor:
         if self.scale in (0, 1):
-            return self.branches(x, t, [int(self.scale)])[0]
-        unconditional, conditional = self.branches(x, t, [0, 1])
+            return self.branches.evaluate(x, t, wanted, [int(self.scale)])[0]
+        unconditional, conditional = self.branches.evaluate(x, t, wanted, [0, 1])
         return torch.lerp(unconditional, conditional, self.scale)
 
-    def parts(self, x: Tensor, t: Tensor) -> list[Part]:
+    def parts(self, x: Tensor, t: Tensor, wanted: Combination) -> list[Part]:
         """The unconditional score with weight 1 - scale, the conditional one with weight scale, from one call."""
-        unconditional, conditional = self.branches(x, t, [0, 1])
+        unconditional, conditional = self.branches.evaluate(x, t, wanted, [0, 1])
         return [Part(1 - self.scale, unconditional), Part(self.scale, conditional)]

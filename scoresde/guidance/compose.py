@@ -1,4 +1,9 @@
-"""Several conditions at once: this and that, this and not that."""
+"""Several conditions at once: this and that, this and not that.
+
+    compose(model, [(2.0, {"label": 3}), (1.0, {"caption": red}), (-1.0, {"label": 5})])
+
+All terms share one network call; what a term leaves out is "not given" there.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +13,10 @@ from typing import Any
 
 from torch import Tensor
 
-from scoresde.guidance.branches import Branches, branches
-from scoresde.guidance.parts import LinearGuidance, Part, finite_scale, weighted_sum
-from scoresde.score import Score, ScoreModel
+from scoresde.guidance.parts import LinearGuidance, Part, finite_scale
+from scoresde.models.combination import Combination
+from scoresde.models.model import Branches, ScoreModel, branches
+from scoresde.models.score import DerivedScore, Score
 
 
 def compose(
@@ -27,8 +33,7 @@ def compose(
 
     Args:
         model: a ScoreModel trained with each condition dropped on its own.
-        terms: (w_i, conditions by name); a condition that a term leaves out is not given there. Any name will do, also
-            one that :func:`classifier_free` has for an option: ``[(w, {"scale": v})]``.
+        terms: (w_i, conditions by name); a condition that a term leaves out is not given there.
         null: what stands for "not given", by name, or the value itself where all terms share one condition. Default:
             the network's own ``null_conditions``.
 
@@ -58,17 +63,19 @@ _EXAMPLE = 'e.g. [(2.0, {"label": 3}), (-1.0, {"label": 5})]'
 
 
 @dataclass(frozen=True, eq=False)
-class Composed(LinearGuidance):
+class Composed(DerivedScore, LinearGuidance):
     """A Score made by :func:`compose`: its branches, the first without conditions, and the weight of each."""
 
     branches: Branches
     weights: tuple[float, ...]
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        return weighted_sum(self.parts(x, t))
+    @property
+    def score(self) -> ScoreModel:  # type: ignore[override]
+        """The model."""
+        return self.branches.model
 
-    def parts(self, x: Tensor, t: Tensor) -> list[Part]:
+    def parts(self, x: Tensor, t: Tensor, wanted: Combination) -> list[Part]:
         """The branches whose weight is not 0, from one call."""
         used = [i for i, weight in enumerate(self.weights) if weight != 0]
-        scores = self.branches(x, t, used)
-        return [Part(self.weights[i], score) for i, score in zip(used, scores, strict=True)]
+        values = self.branches.evaluate(x, t, wanted, used)
+        return [Part(self.weights[i], value) for i, value in zip(used, values, strict=True)]

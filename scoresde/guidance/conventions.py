@@ -1,4 +1,10 @@
-"""Guidance scales as others write them."""
+"""Guidance scales as others write them.
+
+    to_scale(2.0, "ho-salimans")                    # 3.0 here: 0 is unconditional, 1 conditional
+    from_scale(3.0, "ho-salimans")                  # 2.0
+
+:func:`to_scale` lists the conventions that are known.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,10 @@
-"""A function of x recorded by autograd, whether or not the caller differentiates."""
+"""A function of x recorded by autograd, whether or not the caller differentiates.
+
+    leaf, value = on_leaf(lambda x: log_prob(x, t), x, name="log_prob")
+    (gradient,) = torch.autograd.grad(value.sum(), leaf)
+
+What every guidance by gradients asks for its own.
+"""
 
 from __future__ import annotations
 

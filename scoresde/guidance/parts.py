@@ -1,26 +1,37 @@
-"""Guidance that is a weighted sum of scores, and what can be said of the density that it points to."""
+"""Guidance that is a weighted sum of scores, and what can be said of the density that it points to.
+
+    guided.parts(x, t, SCORE)                       # [Part(weight, value), ...] of a LinearGuidance
+    guided.twist(x, t)                              # Twist(x0, log_psi, gradient) of a TwistedGuidance
+
+:mod:`scoresde.particles` corrects samples by them: ``tilted`` the first, ``twisted`` the second. A guidance of your own
+is a frozen dataclass that derives from one of the two, and from :class:`~scoresde.models.score.DerivedScore`.
+"""
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
 from scoresde import checks
+from scoresde.models.combination import Combination, combine
+from scoresde.models.score import Score
 
 
 class Part(NamedTuple):
-    """One term of a sum of scores: its weight, and the score (B, *event)."""
+    """One term of a sum of scores: its weight, and what it answers to the combination asked for, (B, *event)."""
 
     weight: float
-    score: Tensor
+    value: Tensor
 
 
-class LinearGuidance(ABC):
+class LinearGuidance(Score):
     r"""A Score Σ_i a_i s_i(x, t) with Σ_i a_i = 1, each s_i the score of a law p_i that the forward process carries.
+
+    As the weights sum to 1, any combination of it is the same sum of its parts' combinations.
 
     It is the score of π_t ∝ Π_i p_i(x, t)^{a_i}, which in general no forward process carries from time to time, so that
     sampling with it does not end in π_0. What is missing are the weights (Skreta et al. 2025, arXiv:2503.02819)::
@@ -28,30 +39,40 @@ class LinearGuidance(ABC):
         d log w / dτ = ½ g² (|Σ_i a_i s_i|² - Σ_i a_i |s_i|²),        τ = T - t,
 
     for every η; :func:`scoresde.particles.tilted` carries them along.
+
+    Attributes:
+        correction: how samples are brought to that density, for whoever asks the wrong function to.
     """
 
-    @abstractmethod
-    def parts(self, x: Tensor, t: Tensor) -> Sequence[Part]:
-        """The terms at (x, t). Their weights are the same at every time, and sum to 1."""
+    correction: ClassVar[str] = "it is a weighted sum of scores: use tilted(...) for it"
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        return weighted_sum(self.parts(x, t))
+    @abstractmethod
+    def parts(self, x: Tensor, t: Tensor, wanted: Combination) -> Sequence[Part]:
+        """The terms at (x, t), each the wanted combination of its score. Weights are constant in time, and sum to 1."""
+
+    def evaluate(self, x: Tensor, t: Tensor, wanted: Combination) -> Tensor:
+        return weighted_sum(self.parts(x, t, wanted))
 
 
 class Twist(NamedTuple):
-    """A score and what bends it: the score of p_t (B, *event), log ψ_t(x) (B,) and ∇_x log ψ_t(x) (B, *event)."""
+    """A score and what bends it: x̂_0 of the law p_t (B, *event), log ψ_t(x) (B,) and ∇_x log ψ_t(x) (B, *event)."""
 
-    score: Tensor
+    x0: Tensor
     log_psi: Tensor
     gradient: Tensor
 
 
-class TwistedGuidance(ABC):
+class TwistedGuidance(Score):
     r"""A Score s(x, t) + ∇ log ψ_t(x) whose ψ_t is known, up to a constant, and positive.
 
     What is wanted is p_0(x_0) ψ_0(x_0). The score leads there only where ψ_t(x_t) = E[ψ_0(x_0) | x_t];
     :func:`scoresde.particles.twisted` corrects any other ψ_t.
+
+    Attributes:
+        correction: how samples are brought to that density, for whoever asks the wrong function to.
     """
+
+    correction: ClassVar[str] = "it is a score with a known twist: use twisted(...) for it"
 
     @abstractmethod
     def twist(self, x: Tensor, t: Tensor) -> Twist:
@@ -65,17 +86,19 @@ class TwistedGuidance(ABC):
         """Raises ValueError where :meth:`log_potential` has no answer; asked before any work. By default it has one."""
         return
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        score, _, gradient = self.twist(x, t)
-        return score + gradient
+    def evaluate(self, x: Tensor, t: Tensor, wanted: Combination) -> Tensor:
+        """A x + B x̂_0 of the law itself, and the score's coefficient times ∇ log ψ."""
+        x0, _, gradient = self.twist(x, t)
+        of_x, of_x0 = wanted.of_x0(self.sde.alpha(t), self.sde.sigma(t))
+        return combine((of_x, x), (of_x0, x0), (wanted.of_score(self.sde, t)[1], gradient))
 
 
 def weighted_sum(parts: Sequence[Part]) -> Tensor:
-    """Σ_i a_i s_i."""
+    """Σ_i a_i value_i."""
     first, *others = parts
-    total = first.weight * first.score
+    total = first.weight * first.value
     for part in others:
-        total = total.add(part.score, alpha=part.weight)
+        total = total.add(part.value, alpha=part.weight)
     return total
 
 

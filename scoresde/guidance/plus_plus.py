@@ -1,4 +1,11 @@
-"""CFG++ as a schedule of classifier-free guidance."""
+"""CFG++ as a schedule of classifier-free guidance.
+
+    grid = grids.karras(sde, 25)
+    score = classifier_free(model, {"label": y}, cfg_plus_plus(sde, grid, 0.6))
+    sample(score, shape, solver=DDIM(eta=0.0), grid=grid)
+
+With another solver or another grid it is a schedule of scales like any other, not the paper's step.
+"""
 
 from __future__ import annotations
 

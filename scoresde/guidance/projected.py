@@ -1,4 +1,9 @@
-"""Adaptive projected guidance: classifier-free guidance without the part that oversaturates."""
+"""Adaptive projected guidance: classifier-free guidance without the part that oversaturates.
+
+    projected(model, {"label": y}, scale=7.0, parallel=0.0, norm=15.0)
+
+Schedules, intervals and negative conditions are those of :func:`~scoresde.guidance.classifier_free`.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +16,17 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
-from scoresde.guidance.classifier_free import number_or_schedule, pair, unambiguous
-from scoresde.guidance.scheduled import TwoBranches, checked_interval, tweedie
-from scoresde.score import Score, ScoreModel
+from scoresde.guidance.classifier_free import number_or_schedule, pair
+from scoresde.guidance.scheduled import TwoBranches, checked_interval
+from scoresde.models.model import ScoreModel
+from scoresde.models.score import Score
 from scoresde.sde import spread
 from scoresde.sde.base import root
 
 
 def projected(
     model: ScoreModel,
+    conditions: Mapping[str, Any],
     scale: float | Callable[[Tensor], Tensor | float] = 1.0,
     *,
     parallel: float = 0.0,
@@ -27,7 +34,6 @@ def projected(
     null: Mapping[str, Any] | Any = None,
     negative: Mapping[str, Any] | Any = None,
     interval: tuple[float, float] | None = None,
-    **cond: Any,
 ) -> Score:
     r"""Adaptive projected guidance (Sadat et al. 2024, arXiv:2410.02416)::
 
@@ -41,16 +47,14 @@ def projected(
 
     Args:
         model: a ScoreModel trained with its conditions dropped at random.
-        scale: as in :func:`classifier_free`; ``null``, ``negative``, ``interval`` and ``cond`` likewise.
+        conditions: by name, e.g. {"label": y}, as in :func:`classifier_free`.
+        scale: as there; ``null``, ``negative`` and ``interval`` likewise.
         parallel: η, the weight of the part along the prediction, which raises contrast and saturation.
         norm: r > 0, the largest norm of Δ, in units of the data; None for no limit.
 
     Raises:
-        TypeError, ValueError: as for classifier_free; a parallel that is not finite, a norm that is not positive,
-            either of them where the network has a condition of that name.
+        TypeError, ValueError: as for classifier_free; a parallel that is not finite, a norm that is not positive.
     """
-    unambiguous(model, "projected", parallel=(parallel, 0.0), norm=(norm, None), null=(null, None),
-                negative=(negative, None), interval=(interval, None))  # fmt: skip
     scale = number_or_schedule(scale)
     if isinstance(parallel, bool) or not math.isfinite(checks.number(parallel, name="parallel")):
         raise ValueError(f"parallel must be a finite number, got {parallel!r}.")
@@ -58,7 +62,7 @@ def projected(
         checks.positive(norm, name="norm")
     if interval is not None:
         interval = checked_interval(interval)
-    return Projected(pair(model, cond, null, negative, what="projected"), scale, interval, parallel, norm)
+    return Projected(pair(model, conditions, null, negative, what="projected"), scale, interval, parallel, norm)
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,20 +78,23 @@ class Projected(TwoBranches):
         whole = isinstance(self.parallel, (int, float)) and self.parallel == 1 and self.norm is None
         return frozenset((0, 1) if whole else (1,))
 
-    def guide(self, x: Tensor, t: Tensor, weak: Tensor, strong: Tensor, scale: Tensor) -> Tensor:
+    @property
+    def on_x0(self) -> bool:
+        """Norms and projections are those of x̂_0."""
+        return True
+
+    def guide(self, weak: Tensor, strong: Tensor, scale: Tensor) -> Tensor:
         """Branch 1 + (scale - 1) times the weighted parts of what it differs in from branch 0."""
-        noise, signal = tweedie(self.branches.model.sde, x, t)
-        along = (signal * x + noise * strong).flatten(1)
-        difference = (strong - weak).flatten(1)  # of the scores; σ²/α times it is Δ, of the same direction
+        along, difference = strong.flatten(1), (strong - weak).flatten(1)
         if self.norm is not None:
-            length = root((noise * (strong - weak)).flatten(1).square().sum(1, keepdim=True))
+            length = root(difference.square().sum(1, keepdim=True))
             long = length > self.norm
             difference = difference * torch.where(long, self.norm / torch.where(long, length, 1.0), 1.0)
         square = along.square().sum(1, keepdim=True)
         positive = square > 0
         share = (difference * along).sum(1, keepdim=True) / torch.where(positive, square, 1.0)
         bent = difference + (self.parallel - 1) * share * along
-        return strong + (spread(scale - 1, bent) * bent).reshape(x.shape)
+        return strong + (spread(scale - 1, bent) * bent).reshape(strong.shape)
 
     @property
     def reason(self) -> str:

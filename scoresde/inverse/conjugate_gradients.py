@@ -1,4 +1,9 @@
-"""Batched conjugate gradients for symmetric positive systems, each sample on its own."""
+"""Batched conjugate gradients for symmetric positive systems, each sample on its own.
+
+    u = conjugate_gradients(lambda u: a.apply(a.transpose(u)) + 0.1 * u, v)
+
+Gradients flow to v and to what the system holds, by one more solve and no graph of the iterations.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +16,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from scoresde.sde import spread
+from scoresde.solvers.metropolis import dot
 
-Linear = Callable[[Tensor], Tensor]
+System = Callable[[Tensor], Tensor]
+r"""u -> K u on (B, \*measured), each sample alone."""
 
 
 def conjugate_gradients(
-    system: Linear, v: Tensor, *, tolerance: float | None = None, iterations: int | None = None, remedy: str = ""
+    system: System, v: Tensor, *, tolerance: float | None = None, iterations: int | None = None, remedy: str = ""
 ) -> Tensor:
     r"""The solution u of K u = v for a linear K = ``system``, symmetric and positive (semi-)definite for each sample.
 
@@ -54,7 +61,7 @@ class _Solved(torch.autograd.Function):
     """K⁻¹ r where r = 0: nothing forward, K⁻¹ backward."""
 
     @staticmethod
-    def forward(ctx: Any, residual: Tensor, solve: Linear) -> Tensor:
+    def forward(ctx: Any, residual: Tensor, solve: System) -> Tensor:
         ctx.solve = solve
         return torch.zeros_like(residual)
 
@@ -64,12 +71,7 @@ class _Solved(torch.autograd.Function):
         return ctx.solve(gradient), None
 
 
-def _iterate(system: Linear, v: Tensor, tolerance: float, iterations: int, remedy: str) -> Tensor:
-    axes = tuple(range(1, v.ndim))
-
-    def dot(a: Tensor, b: Tensor) -> Tensor:
-        return (a * b).sum(axes) if axes else a * b
-
+def _iterate(system: System, v: Tensor, tolerance: float, iterations: int, remedy: str) -> Tensor:
     with torch.no_grad():
         u, residual, direction = torch.zeros_like(v), v, v
         square = dot(v, v)

@@ -1,4 +1,9 @@
-"""DiffPIR: the predicted x_0 is moved towards the measurement in closed form, then noised again."""
+"""DiffPIR: the predicted x_0 is moved towards the measurement in closed form, then noised again.
+
+    sample(score, shape, solver=DiffPIR(measurement, regularisation=2.0), steps=100)
+
+One evaluation a step and no backward passes; an optimiser, whose spread is not the posterior's.
+"""
 
 from __future__ import annotations
 
@@ -9,17 +14,17 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from scoresde import checks
-from scoresde.inverse.ending import MeasuredSolver
+from scoresde.inverse.measured_solver import MeasuredSolver
+from scoresde.models.combination import combine
 from scoresde.noise import Noise
 from scoresde.reverse import Reverse
-from scoresde.sde import spread
 
 
 @dataclass(frozen=True)
 class DiffPIR(MeasuredSolver):
     r"""Plug-and-play restoration by DDIM-like steps (Zhu et al. 2023, arXiv:2305.08995, Alg. 1), one evaluation each::
 
-        x̂_0  = (x_t + σ_t² s)/α_t
+        x̂_0  = E[x_0 | x_t]
         x̂_0' = argmin_x |y - A x|²/(2 σ_y²) + λ α_t²/(2 σ_t²) |x - x̂_0|²
              = x̂_0 + Aᵀ (A Aᵀ + λ σ_y² α_t²/σ_t² I)⁻¹ (y - A x̂_0)
         x_s  = α_s x̂_0' + σ_s (sqrt(1 - ζ) ε̂' + sqrt(ζ) z),        ε̂' = (x_t - α_t x̂_0')/σ_t
@@ -57,16 +62,15 @@ class DiffPIR(MeasuredSolver):
     def step(self, process: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise, state: Any) -> tuple[Tensor, Any]:
         """One evaluation."""
         sde = process.sde
-        x0 = self.clean(process, x, t)
-        predicted = (x - spread(sde.alpha(t), x) * x0) / spread(sde.sigma(t), x)
-        mixed = math.sqrt(1 - self.zeta) * predicted
+        of_x = math.sqrt(1 - self.zeta) * sde.sigma(s) / sde.sigma(t)
+        terms = [(of_x, x), (sde.alpha(s) - of_x * sde.alpha(t), self.denoised(process, x, t))]
         if self.draws_noise(process):
-            mixed = mixed + math.sqrt(self.zeta) * noise.between(x, t, s)
-        return spread(sde.alpha(s), x) * x0 + spread(sde.sigma(s), x) * mixed, state
+            terms.append((math.sqrt(self.zeta) * sde.sigma(s), noise.between(x, t, s)))
+        return combine(*terms), state
 
-    def clean(self, process: Reverse, x: Tensor, t: Tensor) -> Tensor:
+    def denoised(self, process: Reverse, x: Tensor, t: Tensor) -> Tensor:
         """x̂_0', from one evaluation."""
-        x0 = process.denoise(x, t)
-        ratio = process.sde.sigma(t) / process.sde.alpha(t)
-        weight = self.regularisation * self.measurement.noise_std**2 / ratio**2
+        x0 = process.score.denoise(x, t)
+        signal = process.sde.alpha(t) / process.sde.sigma(t)  # 0 at zero terminal SNR, where x̂_0' meets y
+        weight = self.regularisation * (self.measurement.noise_std * signal) ** 2
         return x0 + self.operator.adjoint(self.operator.solve(self.measurement_of(x) - self.operator(x0), 1.0, weight))

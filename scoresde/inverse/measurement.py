@@ -1,4 +1,11 @@
-"""A measurement of unknown samples: what came out, of which operator, with how much noise."""
+"""A measurement of unknown samples: what came out, of which operator, with how much noise.
+
+    measurement = Measurement(y, Mask(known), noise_std=0.1)
+    measurement = Measurement.simulate(x0, Downsample(4, event), 0.05, noise=0)
+    measurement.residual(x0), measurement.log_prob(x0)
+
+The operator is linear, a :class:`~scoresde.inverse.LinearOperator`, or any function of a batch.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +17,9 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
-from scoresde.inverse.operators import LinearOperator, Shape, fits
+from scoresde.inverse.operators import LinearOperator, fits
 from scoresde.noise import Noise, as_noise
+from scoresde.noise.base import Shape
 
 Forward = Callable[[Tensor], Tensor]
 r"""A: (B, \*event) -> (B, \*measured), each sample alone."""

@@ -1,4 +1,10 @@
-"""Moment matching: a Gaussian around the denoised sample with the covariance that Tweedie's formula gives it."""
+"""Moment matching: a Gaussian around the denoised sample with the covariance that Tweedie's formula gives it.
+
+    sample(moment_matching(score, measurement), shape, steps=50)                         # up to some hundred numbers
+    sample(moment_matching(score, measurement, covariance="cg"), shape, steps=50)        # any number
+
+Exact for Gaussian priors; a backward pass for each number measured, or for each iteration of conjugate gradients.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +18,15 @@ from torch import Tensor
 from scoresde import checks
 from scoresde.guidance import TwistedGuidance
 from scoresde.inverse.conjugate_gradients import conjugate_gradients
-from scoresde.inverse.likelihood_score import LikelihoodScore, pulled
+from scoresde.inverse.likelihood_score import LikelihoodScore, vjp
 from scoresde.inverse.measurement import Measurement
-from scoresde.score import Score
-from scoresde.sde import SDE, spread
+from scoresde.models.score import Score
+from scoresde.sde import spread
+from scoresde.solvers.metropolis import dot
 
 
 def moment_matching(
     score: Score,
-    sde: SDE,
     measurement: Measurement,
     *,
     covariance: Literal["exact", "cg"] = "exact",
@@ -49,7 +55,6 @@ def moment_matching(
 
     Args:
         score: of the prior, differentiable in x, twice for ``full_gradient``; may itself be guided or bound.
-        sde: the SDE of both.
         measurement: with a LinearOperator, and σ_y > 0.
         covariance: "exact" or "cg".
         full_gradient: differentiate log ψ_t as a whole, ∂V/∂x_t included: the gradient is then that of the potential,
@@ -60,10 +65,10 @@ def moment_matching(
         iterations: for "cg", how many at most.
 
     Raises:
-        TypeError: the measurement's operator is only a function.
-        ValueError: σ_y = 0, full_gradient with "cg", or an option out of its range.
+        TypeError: no Score, or the measurement's operator is only a function.
+        ValueError: σ_y = 0, full_gradient with "cg", or an option out of its range; when called, where α(t) = 0.
     """
-    return MomentMatching(score, sde, measurement, covariance, full_gradient, chunk, tolerance, iterations)
+    return MomentMatching(score, measurement, covariance, full_gradient, chunk, tolerance, iterations)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,13 +108,16 @@ class MomentMatching(LikelihoodScore):
         residual = self.measurement.residual(x0)
 
         def system(u: Tensor) -> Tensor:
-            return factor * operator.apply(pulled(x0, x, operator.transpose(u))) + variance * u
+            return factor * operator.apply(vjp(x0, x, operator.transpose(u))) + variance * u
 
-        whitened = conjugate_gradients(
-            system, residual, tolerance=self.tolerance, iterations=self.iterations, remedy=_REMEDY
+        remedy = (
+            "A V Aᵀ + σ_y² I is ill-conditioned, or a network's V is far from symmetric: give moment_matching more "
+            'iterations or a larger tolerance, a larger noise_std, or covariance="exact".'
         )
-        log_psi = -0.5 * (residual * whitened).sum(tuple(range(1, residual.ndim)))
-        return log_psi, pulled(x0, x, operator.transpose(whitened))
+        whitened = conjugate_gradients(
+            system, residual, tolerance=self.tolerance, iterations=self.iterations, remedy=remedy
+        )
+        return -0.5 * dot(residual, whitened), vjp(x0, x, operator.transpose(whitened))
 
     def _dense(self, x: Tensor, x0: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
         operator, variance = self.measurement.need_linear("moment_matching"), self.measurement.noise_std**2
@@ -136,7 +144,7 @@ class MomentMatching(LikelihoodScore):
         for start in range(0, m, self.chunk):
             some = units[start : start + self.chunk, None].expand(-1, *x.shape)
             if self.chunk == 1:
-                rows.append(pulled(x0, x, some[0])[None])
+                rows.append(vjp(x0, x, some[0])[None])
                 continue
             rows += torch.autograd.grad(x0, x, some, retain_graph=True, create_graph=further, is_grads_batched=True)
         return torch.cat(rows)
@@ -150,9 +158,3 @@ def covariance_of(images: Tensor) -> Tensor:
     symmetric = 0.5 * (images + images.mT)
     values, vectors = torch.linalg.eigh(symmetric.detach())
     return symmetric - (vectors * values.clamp_max(0)[:, None]) @ vectors.mT
-
-
-_REMEDY = (
-    "A V Aᵀ + σ_y² I is ill-conditioned, or a network's V is far from symmetric: give moment_matching more iterations "
-    'or a larger tolerance, a larger noise_std, or covariance="exact".'
-)

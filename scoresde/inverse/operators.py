@@ -1,4 +1,11 @@
-"""What a linear measurement is: A, its adjoint, and systems with A Aᵀ."""
+"""What a linear measurement is: A, its adjoint, and systems with A Aᵀ.
+
+    a = Mask(known) @ Blur(gaussian_kernel(5, 1.0), event)       # A(B x)
+    a(x), a.adjoint(y), a.solve(v, 1.0, 0.1), a.pseudo_inverse(y), a.project(x, y)
+
+An operator of your own says ``event`` and ``measured``, and writes ``apply`` and ``transpose``; where A Aᵀ = c I it
+says c as ``gram``. ``check()`` tries it on random vectors.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +17,18 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
-from scoresde.inverse.conjugate_gradients import conjugate_gradients
+from scoresde.inverse.conjugate_gradients import System, conjugate_gradients
 from scoresde.noise import PerSampleNoise
+from scoresde.noise.base import Shape
 from scoresde.sde import spread
-
-Shape = tuple[int, ...]
-
-
-_REMEDY = "A is ill-conditioned: solve in float64, or give A as a Matrix, which solves in closed form."
 
 
 class LinearOperator(ABC):
     r"""A linear A from events (B, \*event) to measurements (B, \*measured), with its adjoint; both follow x's dtype.
 
-    A subclass says its two shapes, :meth:`apply` and :meth:`transpose`, and overrides :attr:`gram` or :meth:`_solve`
-    where A Aᵀ has a closed form. A measurement that is only a function: :class:`FunctionOperator`.
+    A subclass says its two shapes, :meth:`apply` and :meth:`transpose`. Where systems with A Aᵀ have a closed form it
+    says so: by :attr:`gram`, or by :attr:`closed_form` and :meth:`solve_system`. A measurement that is only a function:
+    :class:`FunctionOperator`.
     """
 
     @property
@@ -44,6 +48,11 @@ class LinearOperator(ABC):
     def gram(self) -> float | None:
         """c where A Aᵀ = c I; else None."""
         return None
+
+    @property
+    def closed_form(self) -> bool:
+        """Whether :meth:`solve_system` needs no iterations."""
+        return self.gram is not None
 
     event: Shape
     """The shape of one x, without the batch."""
@@ -81,34 +90,42 @@ class LinearOperator(ABC):
                 raise ValueError(f"{name} must be at least 0, got {factor.detach().min():g}.")
         if all(map(checks.readable, factors)) and not bool((factors[0] + factors[1] > 0).all()):
             raise ValueError("a + b must be positive: with both 0 there is nothing to solve.")
-        return self._solve(v, spread(factors[0], v), spread(factors[1], v))
+        return self.solve_system(v, spread(factors[0], v), spread(factors[1], v))
 
-    def _solve(self, v: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        """The same for factors that broadcast against v."""
+    def solve_system(self, v: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        r"""The same for v (B, \*measured) that has been checked, and a and b that broadcast against it."""
         if self.gram is not None:
             return v / (a * self.gram + b)
         singular = b == 0
         if bool(singular.any()):  # K u = v need not have a solution; with v projected onto the range of A it has
             v = torch.where(singular, self.apply(self._least_squares(v)), v)
-        return conjugate_gradients(lambda u: a * self.apply(self.transpose(u)) + b * u, v, remedy=_REMEDY)
-
-    def _least_squares(self, y: Tensor) -> Tensor:
-        """The x of least norm with Aᵀ A x = Aᵀ y, which always has a solution."""
-        return conjugate_gradients(lambda x: self.transpose(self.apply(x)), self.transpose(y), remedy=_REMEDY)
+        return self._iterated(lambda u: a * self.apply(self.transpose(u)) + b * u, v)
 
     def pseudo_inverse(self, y: Tensor) -> Tensor:
         r"""A⁺ y = Aᵀ (A Aᵀ)⁺ y, (B, \*event): of the x whose A x is nearest to y, the one of least norm."""
-        if self.gram is None and type(self)._solve is LinearOperator._solve:
-            return self._least_squares(fits(y, self.measured, name="y", what=f"what {type(self).__name__} measures"))
-        return self.adjoint(self.solve(y, 1.0, 0.0))
+        if self.closed_form:
+            return self.adjoint(self.solve(y, 1.0, 0.0))
+        return self._least_squares(fits(y, self.measured, name="y", what=f"what {type(self).__name__} measures"))
+
+    def project(self, x: Tensor, y: Tensor) -> Tensor:
+        r"""x + A⁺ (y - A x), (B, \*event): of the x' whose A x' is nearest to y, the one nearest to x."""
+        return x + self.pseudo_inverse(y - self(x))
+
+    def _least_squares(self, y: Tensor) -> Tensor:
+        """The x of least norm with Aᵀ A x = Aᵀ y, which always has a solution."""
+        return self._iterated(lambda x: self.transpose(self.apply(x)), self.transpose(y))
+
+    def _iterated(self, system: System, v: Tensor) -> Tensor:
+        remedy = "A is ill-conditioned: solve in float64, or give A as a Matrix, which solves in closed form."
+        return conjugate_gradients(system, v, remedy=remedy)
 
     def matrix(self) -> Tensor:
         """A as a dense (m, D), from D applications: for small events."""
         size = math.prod(self.event)
-        return self.apply(self._zeros(size).flatten(1).fill_diagonal_(1).reshape(size, *self.event)).flatten(1).mT
+        return self.apply(self.zeros(size).flatten(1).fill_diagonal_(1).reshape(size, *self.event)).flatten(1).mT
 
-    def _zeros(self, n: int) -> Tensor:
-        """n events of zeros, of the dtype and on the device where A is looked at on its own."""
+    def zeros(self, n: int) -> Tensor:
+        r"""Zeros (n, \*event), of the dtype and on the device where :meth:`check` and :meth:`matrix` try A."""
         return torch.zeros(n, *self.event, dtype=torch.float64)
 
     def __matmul__(self, inner: LinearOperator) -> LinearOperator:
@@ -122,7 +139,7 @@ class LinearOperator(ABC):
             ValueError: A is not linear, mixes the samples of a batch, or the adjoint is not its own.
         """
         noise, name = PerSampleNoise(0), type(self).__name__
-        x, z = (noise.normal(self._zeros(2)) for _ in range(2))
+        x, z = (noise.normal(self.zeros(2)) for _ in range(2))
         with torch.no_grad():
             ax, az, both, zero = (self(v) for v in (x, z, 2 * x - 3 * z, 0 * x))
             if len(ax) != len(x):
@@ -187,13 +204,17 @@ class Composition(LinearOperator):
         outer, inner = self.outer.gram, self.inner.gram
         return None if outer is None or inner is None else outer * inner
 
-    def _solve(self, v: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        if self.inner.gram is not None:  # A (c I) Aᵀ
-            return self.outer._solve(v, a * self.inner.gram, b)
-        return super()._solve(v, a, b)
+    @property
+    def closed_form(self) -> bool:
+        return self.inner.gram is not None and self.outer.closed_form
 
-    def _zeros(self, n: int) -> Tensor:
-        return self.inner._zeros(n)
+    def solve_system(self, v: Tensor, a: Tensor, b: Tensor) -> Tensor:
+        if self.inner.gram is not None:  # A (c I) Aᵀ
+            return self.outer.solve_system(v, a * self.inner.gram, b)
+        return super().solve_system(v, a, b)
+
+    def zeros(self, n: int) -> Tensor:
+        return self.inner.zeros(n)
 
 
 def fits(x: Tensor, shape: Shape, *, name: str, what: str) -> Tensor:

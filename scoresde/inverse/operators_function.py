@@ -1,4 +1,10 @@
-"""Measurements that are functions: a user's own linear one, and the modulus of a Fourier transform."""
+"""Measurements that are functions: a user's own linear one, and the modulus of a Fourier transform.
+
+    FunctionOperator(lambda x: x.cumsum(-1)[..., ::2], event=(3, 32, 32))     # its adjoint derived by autograd
+    Measurement(y, PhaseRetrieval((1, 32, 32)), noise_std=0.05)               # not linear: for dps
+
+A linear function is tried on random vectors when it is made.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +16,8 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
-from scoresde.inverse.operators import LinearOperator, Shape, as_event, fits
+from scoresde.inverse.operators import LinearOperator, as_event, fits
+from scoresde.noise.base import Shape
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -51,7 +58,7 @@ class FunctionOperator(LinearOperator):
         for name, value in own.items():
             object.__setattr__(self, name, value)
         with torch.no_grad():
-            answer = forward(self._zeros(1))
+            answer = forward(self.zeros(1))
         if not isinstance(answer, Tensor) or answer.ndim < 2 or len(answer) != 1 or not answer.is_floating_point():
             got = f"{answer.dtype} {tuple(answer.shape)}" if isinstance(answer, Tensor) else type(answer).__name__
             raise ValueError(f"forward must answer a floating (B, *measured); for one sample it answered {got}.")
@@ -86,7 +93,7 @@ class FunctionOperator(LinearOperator):
             (aty,) = torch.autograd.grad(ax, x, y, create_graph=further, allow_unused=True)
         return torch.zeros_like(x) if aty is None else aty
 
-    def _zeros(self, n: int) -> Tensor:
+    def zeros(self, n: int) -> Tensor:
         return torch.zeros(n, *self.event, dtype=self.dtype, device=self.device)
 
 

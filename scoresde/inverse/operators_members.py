@@ -1,4 +1,14 @@
-"""Linear measurements: what is kept, averaged, blurred, weighed or projected."""
+"""Linear measurements: what is kept, averaged, blurred, weighed or projected.
+
+    Mask(known, event)                                   # inpainting
+    Downsample(4, (3, 64, 64))                           # super-resolution
+    Blur(gaussian_kernel(9, 2.0), (3, 64, 64))           # deblurring
+    Grayscale((3, 64, 64))                               # colourisation
+    Matrix.gaussian(256, (3, 64, 64), noise=0)           # compressed sensing
+    Identity((3, 64, 64))                                # denoising
+
+Each has its adjoint, and systems with A Aᵀ in closed form.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +20,11 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
-from scoresde.inverse.operators import LinearOperator, Shape, as_event
+from scoresde.inverse.operators import LinearOperator, as_event
 from scoresde.noise import Noise, as_noise
+from scoresde.noise.base import Shape
+
+__all__ = ["REC_709", "Blur", "Downsample", "Grayscale", "Identity", "Mask", "Matrix", "gaussian_kernel"]
 
 REC_709 = (0.2126, 0.7152, 0.0722)
 """Weights of red, green and blue in luma (Recommendation ITU-R BT.709)."""
@@ -207,7 +220,11 @@ class Blur(LinearOperator):
     def transpose(self, y: Tensor) -> Tensor:
         return self._filter(y, self._spectrum.conj())
 
-    def _solve(self, v: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    @property
+    def closed_form(self) -> bool:
+        return True
+
+    def solve_system(self, v: Tensor, a: Tensor, b: Tensor) -> Tensor:
         square = self._spectrum.abs().square()
         square = square.to(v.device, torch.promote_types(v.dtype, torch.float32))
         total = a * square + b
@@ -305,7 +322,11 @@ class Matrix(LinearOperator):
         rest = values.new_zeros(len(values) - len(singular))
         return torch.cat([singular.square(), rest]), left
 
-    def _solve(self, v: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    @property
+    def closed_form(self) -> bool:
+        return True
+
+    def solve_system(self, v: Tensor, a: Tensor, b: Tensor) -> Tensor:
         square, axes = (part.to(v) for part in self._axes)
         total = a * square + b
         lost = total <= float(square.max()) * a * (torch.finfo(v.dtype).eps * max(self.values.shape)) ** 2

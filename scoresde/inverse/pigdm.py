@@ -1,4 +1,9 @@
-"""Pseudo-inverse guidance: a Gaussian around the denoised sample, of one variance everywhere."""
+"""Pseudo-inverse guidance: a Gaussian around the denoised sample, of one variance everywhere.
+
+    sample(pigdm(score, measurement, sigma_data=0.5), shape, steps=50)
+
+One evaluation and one backward pass; right for data of one variance in all directions.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +13,13 @@ from torch import Tensor
 
 from scoresde import checks
 from scoresde.guidance import TwistedGuidance
-from scoresde.inverse.likelihood_score import LikelihoodScore, pulled
+from scoresde.inverse.likelihood_score import LikelihoodScore, vjp
 from scoresde.inverse.measurement import Measurement
-from scoresde.score import Score
-from scoresde.sde import SDE
+from scoresde.models.score import Score, check_score
+from scoresde.solvers.metropolis import dot
 
 
-def pigdm(score: Score, sde: SDE, measurement: Measurement, *, sigma_data: float = 1.0) -> TwistedGuidance:
+def pigdm(score: Score, measurement: Measurement, *, sigma_data: float | None = None) -> TwistedGuidance:
     r"""ΠGDM (Song et al. 2023, "Pseudoinverse-guided diffusion models for inverse problems", ICLR)::
 
         x_0 | x_t ≈ N(x̂_0, r² I),   r² = σ² σ_d² / (α² σ_d² + σ²)
@@ -32,16 +37,17 @@ def pigdm(score: Score, sde: SDE, measurement: Measurement, *, sigma_data: float
 
     Args:
         score: of the prior, differentiable in x; may itself be guided or bound.
-        sde: the SDE of both.
         measurement: with a LinearOperator. σ_y = 0 is allowed while σ(t) > 0: y is then kept exactly as t → 0, and the
             score grows like 1/σ² as it does for any measurement without noise.
-        sigma_data: σ_d, the standard deviation of the data.
+        sigma_data: σ_d, the standard deviation of the data; default the score's own, else 1.
 
     Raises:
-        TypeError: the measurement's operator is only a function.
-        ValueError: sigma_data is not positive.
+        TypeError: no Score, or the measurement's operator is only a function.
+        ValueError: sigma_data is not positive; when called, where α(t) = 0.
     """
-    return PiGDM(score, sde, measurement, sigma_data)
+    if sigma_data is None:
+        sigma_data = check_score(score).sigma_data or 1.0
+    return PiGDM(score, measurement, sigma_data)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,8 +64,7 @@ class PiGDM(LikelihoodScore):
     def likelihood(self, x: Tensor, x0: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         operator = self.measurement.need_linear("pigdm")
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
-        spread_out = (sigma * self.sigma_data) ** 2 / ((alpha * self.sigma_data) ** 2 + sigma**2)
+        variance = (sigma * self.sigma_data) ** 2 / ((alpha * self.sigma_data) ** 2 + sigma**2)
         residual = self.measurement.residual(x0)
-        whitened = operator.solve(residual, spread_out, self.measurement.noise_std**2)
-        log_psi = -0.5 * (residual * whitened).sum(tuple(range(1, residual.ndim)))
-        return log_psi, pulled(x0, x, operator.adjoint(whitened))
+        whitened = operator.solve(residual, variance, self.measurement.noise_std**2)
+        return -0.5 * dot(residual, whitened), vjp(x0, x, operator.adjoint(whitened))

@@ -1,8 +1,17 @@
-"""Networks: plain torch modules net(x, c, label=None, **conditions) that know no SDE, only c = log(sigma/alpha).
+"""Networks: plain torch modules net(x, c, **conditions) that know no SDE, only c = log(sigma/alpha).
 
-`UNet` for signals, images and volumes, `MLP` for vectors, `NoiseClassifier` for guidance, and `presets`.
-Each has `config`, from which its constructor rebuilds it, and the generators `null_conditions`.
-`Vocabulary` makes tokens of captions; `AttentionMaps` records and replaces what they are used for.
+- :class:`UNet` for signals, images and volumes, :class:`MLP` for vectors, :class:`NoiseClassifier` for guidance; sizes
+  that suit common data sets are in :mod:`~scoresde.nn.presets`. A network of your own may derive from
+  :class:`ConditionalNetwork`, and need not.
+- Each has ``config``, from which its constructor rebuilds it, and ``null_conditions``; the kinds of conditions are in
+  :mod:`scoresde.models.conditions`.
+- :class:`Vocabulary` makes tokens of captions; :class:`AttentionMaps` records and replaces what they are used for.
+
+::
+
+    net = UNet(1, width=32, attention_levels=(), num_classes=10)
+    model = ScoreModel(net, VP(), predicts="edm", sigma_data=0.5)
+    score = model.bind(label=torch.tensor([3, 1]))
 """
 
 from scoresde.nn import presets
@@ -10,26 +19,27 @@ from scoresde.nn.attention import AttentionPool, Context, CrossAttention, SelfAt
 from scoresde.nn.attention_maps import AttentionMaps, map_tokens, reweight_tokens, shared_tokens
 from scoresde.nn.captions import Vocabulary
 from scoresde.nn.classifier import NoiseClassifier
-from scoresde.nn.conditions import Caption, Conditions
 from scoresde.nn.context import CaptionEncoder, ContextEncoder, EmbeddingEncoder
 from scoresde.nn.embeddings import ConditionEmbedding, FourierFeatures, SinusoidalFeatures, VectorEmbedding
-from scoresde.nn.encoder import Encoder
+from scoresde.nn.encoder import Architecture, Encoder, EncoderOptions
 from scoresde.nn.mlp import MLP
+from scoresde.nn.network import ConditionalNetwork
 from scoresde.nn.unet import UNet
 
 __all__ = [
     "MLP",
+    "Architecture",
     "AttentionMaps",
     "AttentionPool",
-    "Caption",
     "CaptionEncoder",
     "ConditionEmbedding",
-    "Conditions",
+    "ConditionalNetwork",
     "Context",
     "ContextEncoder",
     "CrossAttention",
     "EmbeddingEncoder",
     "Encoder",
+    "EncoderOptions",
     "FourierFeatures",
     "NoiseClassifier",
     "SelfAttention",

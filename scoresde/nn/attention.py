@@ -1,4 +1,13 @@
-"""Attention of the positions of an event of any number of axes: to each other, to tokens, and pooling."""
+"""Attention of the positions of an event of any number of axes: to each other, to tokens, and pooling::
+
+    look = SelfAttention(64, head_width=32)
+    h = look(h)                                          # (B, 64, *spatial) to the same shape
+    read = CrossAttention(64, context=256)
+    h = read(h, Context(tokens, present))                # tokens (B, N, 256), present (B, N) bool
+    vector = AttentionPool(64)(h)                        # (B, 64)
+
+All start from :func:`group_norm`, which the residual blocks use as well.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +18,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoresde.nn.inputs import check_positive
-from scoresde.nn.normalization import group_norm
+from scoresde import checks
+
+
+def group_norm(channels: int, affine: bool = True) -> nn.GroupNorm:
+    """Group norm (Wu and He 2018) with the most groups, up to 32, of at least 4 channels each."""
+    groups = max(g for g in range(1, 33) if channels % g == 0 and (g == 1 or channels // g >= 4))
+    return nn.GroupNorm(groups, channels, affine=affine)
 
 
 def number_of_heads(channels: int, head_width: int) -> int:
     """Return the most heads of at least head_width channels each; one where there are fewer channels."""
-    check_positive(head_width=head_width)
+    checks.count(head_width, name="head_width")
     most = max(1, channels // head_width)
     return max(heads for heads in range(1, most + 1) if channels % heads == 0)
 
@@ -65,7 +79,7 @@ class Context(NamedTuple):
 
 
 class CrossAttention(nn.Module):
-    """x + proj(attention(norm(x) -> tokens)), every position looking at every token; keeps (B, C, *spatial).
+    """x + proj(attention(norm(x) -> tokens)), each position looking at each token; (B, C, *spatial) to the same shape.
 
         Q = W_Q norm(x),   K = W_K tokens,   V = W_V tokens,   M = softmax(Q Kᵀ / sqrt(d)),   out = x + proj(M V)
 

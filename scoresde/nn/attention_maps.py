@@ -1,4 +1,15 @@
-"""The maps of cross-attention: recorded, put in place of others, and recombined, as prompt-to-prompt editing does."""
+"""The maps of cross-attention: recorded, put in place of others, and recombined, as prompt-to-prompt editing does.
+
+Two captions from one latent, the second looking where the first did (:func:`scoresde.editing.prompt_to_prompt` does so
+step by step)::
+
+    maps = AttentionMaps()
+    with maps.recording(net):
+        net(x, c, caption=source)
+    pairs = shared_tokens(source[0], target[0])                  # the words in common
+    with maps.injecting(net, lambda layer, call, own: map_tokens(maps.layers[layer][call], own, pairs)):
+        net(x, c, caption=target)
+"""
 
 from __future__ import annotations
 

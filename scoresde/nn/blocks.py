@@ -1,4 +1,12 @@
-"""The pieces of the U-Net: convolutions for any number of axes, residual blocks, changes of resolution."""
+"""The pieces of the U-Net: convolutions for any number of axes, residual blocks, changes of resolution::
+
+    style = BlockStyle(event_dims=2, embedding=256, conditioning="adaptive", head_width=64, dropout=0.0)
+    stage = ResidualStage(64, 128, style, attention=True)
+    h = stage(h, embedding)                              # (B, 64, H, W) and (B, 256) to (B, 128, H, W)
+    h = Upsample(128, 64, style)(h, size)                # to (B, 64, *size)
+
+What all blocks of one network share is a :class:`BlockStyle`, so that an option of blocks is one field of it.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +18,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoresde.nn.attention import Context, CrossAttention, SelfAttention
-from scoresde.nn.inputs import check_positive, check_probability
-from scoresde.nn.normalization import group_norm
+from scoresde import checks
+from scoresde.nn.attention import Context, CrossAttention, SelfAttention, group_norm
+from scoresde.nn.network import check_dropout
 
 Conditioning = Literal["add", "adaptive"]
 
 
 @dataclass(frozen=True)
-class Style:
+class BlockStyle:
     """What all blocks of one network share.
 
     Attributes:
@@ -42,8 +50,8 @@ class Style:
             raise ValueError(f"event_dims={self.event_dims}: expected 1 (signal), 2 (image) or 3 (volume).")
         if self.conditioning not in ("add", "adaptive"):
             raise ValueError(f"conditioning={self.conditioning!r}: expected 'add' or 'adaptive'.")
-        check_positive(head_width=self.head_width)
-        check_probability(dropout=self.dropout)
+        checks.count(self.head_width, name="head_width")
+        check_dropout(self.dropout)
 
     def conv(self, inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> nn.Module:
         """Return a convolution over event_dims axes that keeps sizes n, or makes them ceil(n / stride)."""
@@ -71,7 +79,7 @@ class ResidualBlock(nn.Module):
     changes. (B, inputs, *spatial) and (B, embedding) -> (B, outputs, *spatial).
     """
 
-    def __init__(self, inputs: int, outputs: int, style: Style) -> None:
+    def __init__(self, inputs: int, outputs: int, style: BlockStyle) -> None:
         super().__init__()
         self.adaptive = style.conditioning == "adaptive"
         self.norm1 = group_norm(inputs)
@@ -95,10 +103,10 @@ class ResidualBlock(nn.Module):
         return (self.shortcut(x) + self.conv2(self.dropout(F.silu(h)))) * math.sqrt(0.5)
 
 
-class Stage(nn.Module):
+class ResidualStage(nn.Module):
     """A residual block and, where asked for, self-attention and then cross-attention to tokens after it."""
 
-    def __init__(self, inputs: int, outputs: int, style: Style, attention: bool, cross: bool = False) -> None:
+    def __init__(self, inputs: int, outputs: int, style: BlockStyle, attention: bool, cross: bool = False) -> None:
         super().__init__()
         self.block = ResidualBlock(inputs, outputs, style)
         self.attention = SelfAttention(outputs, style.head_width) if attention else nn.Identity()
@@ -117,7 +125,7 @@ class Upsample(nn.Module):
     (in 2-D) on the small side; the 3x3 convolution of the next block smooths the blocks of equal pixels.
     """
 
-    def __init__(self, inputs: int, outputs: int, style: Style) -> None:
+    def __init__(self, inputs: int, outputs: int, style: BlockStyle) -> None:
         super().__init__()
         self.conv = style.conv(inputs, outputs, kernel=1)
 

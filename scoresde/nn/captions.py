@@ -1,4 +1,12 @@
-"""From sentences to the tokens of a caption condition, and back."""
+"""From sentences to the tokens of a caption condition, and back::
+
+    words = Vocabulary.of(["a red three", "a blue four"])          # a, blue, four, red, three
+    tokens = words.encode(["a red four", ""], length=4)            # (2, 4) int64, padded with 0
+    words.decode(tokens)                                           # ["a red four", ""]
+    net = UNet(3, captions={"caption": {"vocabulary": len(words), "length": 4}})
+
+A word that is not in the vocabulary is refused, and the nearest one that is gets named.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +18,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoresde.nn.inputs import check_positive
+from scoresde import checks
 
 # Letters, digits and accents hang together; whitespace and punctuation, underscores too, part words.
 _WORD = re.compile(r"[^\W_]+")
 
 
-def split(text: str) -> list[str]:
+def words_of(text: str) -> list[str]:
     """Return the words of a text, in lower case, without punctuation."""
     return _WORD.findall(text.lower())
 
@@ -45,7 +53,7 @@ class Vocabulary:
         if not words:
             raise ValueError("a vocabulary needs at least one word.")
         for word in words:
-            if split(word) != [word]:
+            if words_of(word) != [word]:
                 raise ValueError(f"{word!r} is not a single word; build a vocabulary of sentences by Vocabulary.of.")
         repeated = sorted({word for word in words if words.count(word) > 1}) if len(set(words)) < len(words) else []
         if repeated:
@@ -60,7 +68,7 @@ class Vocabulary:
             raise TypeError(f"texts is the single text {texts!r}; expected a list of texts.")
         texts = list(texts)
         _check_texts(texts, "texts", "Vocabulary.of(['a red three', 'a blue four'])")
-        return cls(sorted({word for text in texts for word in split(text)}))
+        return cls(sorted({word for text in texts for word in words_of(text)}))
 
     def __len__(self) -> int:
         """Number of words; padding is not one of them."""
@@ -73,11 +81,11 @@ class Vocabulary:
             TypeError: a single text instead of a list, or something that is no text.
             ValueError: a word that is not in the vocabulary, or more than length words.
         """
-        check_positive(length=length)
+        checks.count(length, name="length")
         _check_texts(texts, "texts", "encode(['a red three'], length)")
         tokens = torch.zeros(len(texts), length, dtype=torch.long)
         for row, text in enumerate(texts):
-            words = split(text)
+            words = words_of(text)
             if len(words) > length:
                 raise ValueError(f"{text!r} has {len(words)} words; expected at most length={length}.")
             for column, word in enumerate(words):

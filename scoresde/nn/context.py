@@ -1,15 +1,23 @@
-"""From captions and token embeddings to the one sequence of tokens that cross-attention looks at."""
+"""From captions and token embeddings to the one sequence of tokens that cross-attention looks at.
+
+A sequence of a kind of its own is one more encoder here::
+
+    conditions = Conditions({"text": Caption(24, length=6), "clip": Embedding(512)})
+    encode = ContextEncoder(conditions, width=256)
+    context = encode(conditions.read({"text": tokens, "clip": z}, x))
+    context.tokens, context.present                     # (B, 1 + 6 + 1 + L, 256), and which of them count
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scoresde.models.conditions import Caption, Conditions, Embedding, split_absent
 from scoresde.nn.attention import Context, number_of_heads
-from scoresde.nn.conditions import Caption
 
 
 class TokenBlock(nn.Module):
@@ -86,35 +94,29 @@ class EmbeddingEncoder(nn.Module):
 
     def forward(self, embeddings: Tensor) -> Context:
         """Map embeddings (B, L, E) to a context of 1 + L tokens."""
-        absent = embeddings.isnan().all(2)
-        known = embeddings.masked_fill(absent[..., None], 0).to(self.linear.weight.dtype)
-        return _prepend(self.first, self.linear(known), ~absent)
+        known, absent = split_absent(embeddings, 2)
+        return _prepend(self.first, self.linear(known.to(self.linear.weight.dtype)), ~absent)
 
 
 class ContextEncoder(nn.Module):
     """All captions and embeddings of a call to one context: for each its learned token, then its own tokens.
 
     Args:
-        captions: the caption conditions.
-        embeddings: sizes of the embedding conditions, which follow the captions.
-        context: width of the context.
+        conditions: those of the network: captions, then embeddings, are encoded, each in its order.
+        width: of the context.
     """
 
-    def __init__(self, captions: Iterable[Caption], embeddings: Iterable[int], context: int) -> None:
+    def __init__(self, conditions: Conditions, width: int) -> None:
         super().__init__()
-        self.captions = nn.ModuleList(CaptionEncoder(caption, context) for caption in captions)
-        self.sizes = list(embeddings)
-        self.embeddings = nn.ModuleList(EmbeddingEncoder(size, context) for size in self.sizes)
+        captions, embeddings = conditions.of_kind(Caption), conditions.of_kind(Embedding)
+        self.names = [*captions, *embeddings]
+        self.captions = nn.ModuleList(CaptionEncoder(caption, width) for caption in captions.values())
+        self.embeddings = nn.ModuleList(EmbeddingEncoder(one.size, width) for one in embeddings.values())
 
-    def forward(self, x: Tensor, captions: Sequence[Tensor | None], embeddings: Sequence[Tensor | None]) -> Context:
-        """Join the contexts of conditions (B, L) and (B, L, E); None is a condition without tokens."""
-        batch = len(x)
-        parts = [
-            encode(torch.zeros(batch, 0, dtype=torch.long, device=x.device) if tokens is None else tokens)
-            for encode, tokens in zip(self.captions, captions, strict=True)
-        ]
-        for encode, value, size in zip(self.embeddings, embeddings, self.sizes, strict=True):
-            parts.append(encode(x.new_zeros(batch, 0, size) if value is None else value))
+    def forward(self, given: Mapping[str, Tensor | None]) -> Context:
+        """Join the contexts of the checked conditions of a call, (B, L) and (B, L, E)."""
+        encoders = [*self.captions, *self.embeddings]
+        parts = [encode(given[name]) for encode, name in zip(encoders, self.names, strict=True)]
         return Context(torch.cat([part.tokens for part in parts], 1), torch.cat([part.present for part in parts], 1))
 
 

@@ -1,4 +1,8 @@
-"""From a time, given as c = log(sigma/alpha), a class label and vectors to one conditioning vector.
+"""From a time, given as c = log(sigma/alpha), a class label and vectors to one conditioning vector::
+
+    conditions = Conditions({"label": Label(10), "size": Vector(2)})
+    embed = ConditionEmbedding(features=64, width=256, kind="sinusoidal", conditions=conditions)
+    e = embed(c, conditions.read({"label": y, "size": s}, x))      # (B, 256)
 
 c is the natural clock of a Gaussian process: x_t/alpha carries noise of standard deviation exp(c), whatever
 the schedule. Useful noise levels span about exp(-7) (invisible in 8-bit data) to exp(7) (no data left), so
@@ -8,14 +12,14 @@ both kinds of features below are laid out for c in [-7, 7], and both are smooth 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoresde.nn.inputs import check_positive
+from scoresde.models.conditions import Conditions, Label, Vector, split_absent
 
 TimeFeatures = Literal["sinusoidal", "fourier"]
 
@@ -131,10 +135,9 @@ class VectorEmbedding(nn.Module):
 
     def forward(self, value: Tensor) -> Tensor:
         """Map value (B, size) to (B, width)."""
-        absent = value.isnan().all(1, keepdim=True)
-        known = value.masked_fill(absent, 0).to(self.linear1.weight.dtype)
-        h = self.linear2(F.silu(self.linear1(known)))
-        return torch.where(absent, self.absent.to(h.dtype), h)
+        known, absent = split_absent(value)
+        h = self.linear2(F.silu(self.linear1(known.to(self.linear1.weight.dtype))))
+        return torch.where(absent[:, None], self.absent.to(h.dtype), h)
 
 
 class ConditionEmbedding(nn.Module):
@@ -144,35 +147,28 @@ class ConditionEmbedding(nn.Module):
         features: number of time features.
         width: size of the vector.
         kind: "sinusoidal" or "fourier".
-        num_classes: number of classes; one more vector, at index num_classes, stands for "no class". None for
-            no classes at all.
-        vectors: size of each vector condition, see `VectorEmbedding`.
+        conditions: those of the network. A label has one more vector, at index num_classes, for "no class"; each
+            vector has a `VectorEmbedding`; other kinds are left to the network.
     """
 
-    def __init__(
-        self,
-        features: int,
-        width: int,
-        kind: TimeFeatures,
-        num_classes: int | None = None,
-        vectors: Sequence[int] = (),
-    ) -> None:
+    def __init__(self, features: int, width: int, kind: TimeFeatures, conditions: Conditions) -> None:
         super().__init__()
-        if num_classes is not None:
-            check_positive(num_classes=num_classes)
+        label, vectors = conditions.of_kind(Label).get("label"), conditions.of_kind(Vector)
         self.features = time_features(kind, features)
         self.linear1 = nn.Linear(features, width)
         self.linear2 = nn.Linear(width, width)
-        self.classes = None if num_classes is None else nn.Embedding(num_classes + 1, width)
-        self.vectors = nn.ModuleList(VectorEmbedding(size, width) for size in vectors)
+        self.classes = None if label is None else nn.Embedding(label.num_classes + 1, width)
+        self.names = list(vectors)
+        self.vectors = nn.ModuleList(VectorEmbedding(vector.size, width) for vector in vectors.values())
 
-    def forward(self, c: Tensor, label: Tensor | None = None, vectors: Sequence[Tensor | None] = ()) -> Tensor:
-        """Map c (B,), label (B,) and vectors, each (B, size) or None for "not given", to (B, width)."""
+    def forward(self, c: Tensor, given: Mapping[str, Tensor | None]) -> Tensor:
+        """Map c (B,) and the checked conditions of a call, None where left out, to (B, width)."""
         # Waves are computed in at least float32 and only then rounded to the weights' dtype.
         waves = self.features(c).to(self.linear1.weight.dtype)
         h = self.linear2(F.silu(self.linear1(waves)))
         if self.classes is not None:
-            h = h + self.classes(label)
-        for embed, value in zip(self.vectors, vectors, strict=True):
+            h = h + self.classes(given["label"])
+        for embed, name in zip(self.vectors, self.names, strict=True):
+            value = given[name]
             h = h + (embed.absent if value is None else embed(value))
         return F.silu(h)

@@ -1,25 +1,123 @@
-"""The going-down half of the U-Net, shared by the U-Net and the noise-conditional classifier."""
+"""The going-down half of the U-Net, shared by the U-Net and the noise-conditional classifier, and its options::
+
+    shape = Architecture(channels=3, event_dims=2, width=64, multipliers=(1, 2, 2), attention_levels=(-1,))
+    encoder = Encoder(shape)
+    h, skips = encoder(x, shape.embedding(Conditions())(c, {}))    # x (B, 3, H, W), c = log(sigma/alpha) (B,)
+
+An option of both networks is one field of :class:`Architecture` and one line of :class:`EncoderOptions`, its type for
+callers; ``config`` and the signatures follow.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, TypedDict, TypeVar
 
 from torch import Tensor, nn
 
+from scoresde import checks
+from scoresde.models.conditions import Conditions
 from scoresde.nn.attention import Context
-from scoresde.nn.blocks import Stage, Style
-from scoresde.nn.inputs import check_event, check_positive
+from scoresde.nn.blocks import BlockStyle, Conditioning, ResidualStage
+from scoresde.nn.embeddings import ConditionEmbedding, TimeFeatures
+
+Init = TypeVar("Init", bound=Callable[..., None])
 
 
-def resolve_levels(attention_levels: Sequence[int], levels: int) -> set[int]:
-    """Return attention_levels as a set of indices 0 ... levels - 1; negative ones count from the coarsest."""
-    for level in attention_levels:
-        if not -levels <= level < levels:
-            raise ValueError(
-                f"attention_levels={list(attention_levels)}: there are {levels} levels (one per multiplier), "
-                f"0 the finest and {levels - 1} or -1 the coarsest; {level} is none of them."
-            )
-    return {level % levels for level in attention_levels}
+class EncoderOptions(TypedDict, total=False):
+    """The keywords of every network with an `Encoder`; defaults are those of `Architecture`.
+
+    Attributes:
+        multipliers: channels of each level, finest first, in units of width; each level halves the sizes.
+        blocks: residual blocks per level, on the way down and, in a U-Net, again on the way up.
+        attention_levels: levels with self-attention after every block: 0 is the finest, -1 the coarsest.
+        head_width: least number of channels per attention head; one head where a level has fewer.
+        time_features: "sinusoidal" or "fourier", see `SinusoidalFeatures` and `FourierFeatures`.
+        conditioning: "adaptive" (scale and shift of a group norm) or "add", see `ResidualBlock`.
+        dropout: probability of dropping an activation inside a residual block, while training.
+    """
+
+    multipliers: Sequence[int]
+    blocks: int
+    attention_levels: Sequence[int]
+    head_width: int
+    time_features: TimeFeatures
+    conditioning: Conditioning
+    dropout: float
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The shape of an encoder for events (B, channels, *spatial) of ``event_dims`` spatial axes, see `EncoderOptions`.
+
+    Raises:
+        TypeError, ValueError: an argument is not a whole number where it should be, or out of its range.
+    """
+
+    channels: int
+    event_dims: int
+    width: int
+    multipliers: Sequence[int] = (1, 2, 2)
+    blocks: int = 2
+    attention_levels: Sequence[int] = (-1,)
+    head_width: int = 64
+    time_features: TimeFeatures = "sinusoidal"
+    conditioning: Conditioning = "adaptive"
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "width", "blocks"):
+            checks.count(getattr(self, name), name=name)
+        if not self.multipliers:
+            raise ValueError("multipliers=(): expected a positive whole number per level, e.g. (1, 2, 2).")
+        for i, multiplier in enumerate(self.multipliers):
+            checks.count(multiplier, name=f"multipliers[{i}]")
+        levels = len(self.multipliers)
+        for level in self.attention_levels:
+            if not -levels <= level < levels:
+                raise ValueError(
+                    f"attention_levels={list(self.attention_levels)}: there are {levels} levels (one per multiplier), "
+                    f"0 the finest and {levels - 1} or -1 the coarsest; {level} is none of them."
+                )
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The fields, ready for JSON."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**values, "multipliers": list(self.multipliers), "attention_levels": list(self.attention_levels)}
+
+    @property
+    def widths(self) -> list[int]:
+        """Channels of each level, finest first."""
+        return [self.width * multiplier for multiplier in self.multipliers]
+
+    @property
+    def attention(self) -> set[int]:
+        """The levels with attention, counted from the finest."""
+        return {level % len(self.multipliers) for level in self.attention_levels}
+
+    def style(self, context: int = 0) -> BlockStyle:
+        """What all blocks share, with tokens of width ``context`` to attend to, or none."""
+        return BlockStyle(self.event_dims, 4 * self.width, self.conditioning, self.head_width, self.dropout, context)
+
+    def embedding(self, conditions: Conditions) -> ConditionEmbedding:
+        """The conditioning vector, 4 width wide."""
+        return ConditionEmbedding(2 * self.width, 4 * self.width, self.time_features, conditions)
+
+
+def with_encoder_options(init: Init) -> Init:
+    """Spell ``**encoder: Unpack[EncoderOptions]`` out in the signature, with defaults, for help() and inspect."""
+    signature = inspect.signature(init)
+    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    spelt = [
+        inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=field.type)
+        for field in fields(Architecture)
+        if field.name in EncoderOptions.__annotations__
+    ]
+    init.__signature__ = signature.replace(parameters=[*own, *spelt])  # type: ignore[attr-defined]
+    return init
 
 
 class Encoder(nn.Module):
@@ -27,48 +125,24 @@ class Encoder(nn.Module):
 
     Level i has `blocks` residual blocks of width * multipliers[i] channels at sizes ceil(n / 2^i), each with
     attention if i is in attention_levels. Two more blocks follow at the coarsest level, the first of them with
-    attention if that level has it. Where the style has a context, cross-attention to it follows each of these
+    attention if that level has it. Where there is a context, cross-attention to it follows each of these
     attentions, and in any case the first of those two blocks.
 
     Args:
-        channels: channels of the event.
-        style: what all blocks share.
-        width: channels of the finest level, for multiplier 1.
-        multipliers: channels of each level, finest first, in units of width.
-        blocks: residual blocks per level.
-        attention_levels: levels with attention; negative ones count from the coarsest.
+        shape: channels, levels and blocks.
+        context: width of the tokens to attend to; 0 where there are none.
         condition_channels: channels that x brings to the stem beyond its own.
-
-    Raises:
-        ValueError: a number that should be positive is not, or attention_levels names a level that is not
-            there.
     """
 
-    def __init__(
-        self,
-        channels: int,
-        style: Style,
-        width: int,
-        multipliers: Sequence[int],
-        blocks: int,
-        attention_levels: Sequence[int],
-        condition_channels: int = 0,
-    ) -> None:
+    def __init__(self, shape: Architecture, context: int = 0, condition_channels: int = 0) -> None:
         super().__init__()
-        check_positive(channels=channels, width=width, blocks=blocks)
-        if not multipliers or min(multipliers) < 1:
-            raise ValueError(
-                f"multipliers={list(multipliers)}: expected a positive whole number per level, e.g. (1, 2, 2)."
-            )
-        check_positive(**{f"multipliers[{i}]": multiplier for i, multiplier in enumerate(multipliers)})
-        self.channels = channels
-        self.event_dims = style.event_dims
-        self.widths = [width * multiplier for multiplier in multipliers]
-        self.attention = resolve_levels(attention_levels, len(multipliers))
-        self.stem = style.conv(channels + condition_channels, self.widths[0])
-        cross = bool(style.context)
+        self.channels, self.event_dims, self.widths = shape.channels, shape.event_dims, shape.widths
+        style, attention, cross = shape.style(context), shape.attention, context > 0
+        self.stem = style.conv(shape.channels + condition_channels, self.widths[0])
         self.levels = nn.ModuleList(
-            nn.ModuleList(Stage(n, n, style, i in self.attention, cross and i in self.attention) for _ in range(blocks))
+            nn.ModuleList(
+                ResidualStage(n, n, style, i in attention, cross and i in attention) for _ in range(shape.blocks)
+            )
             for i, n in enumerate(self.widths)
         )
         self.downs = nn.ModuleList(
@@ -77,14 +151,25 @@ class Encoder(nn.Module):
         last = self.widths[-1]
         self.middle = nn.ModuleList(
             [
-                Stage(last, last, style, attention=len(self.widths) - 1 in self.attention, cross=cross),
-                Stage(last, last, style, attention=False),
+                ResidualStage(last, last, style, attention=len(self.widths) - 1 in attention, cross=cross),
+                ResidualStage(last, last, style, attention=False),
             ]
         )
 
     def check(self, x: Tensor) -> None:
-        """Raise unless x is (B, channels, *spatial), large enough for every level to halve something."""
-        check_event(x, self.channels, self.event_dims)
+        """Raise unless x is floating (B, channels, *spatial), large enough for every level to halve something."""
+        checks.state(x)
+        spatial = ["H", "H, W", "D, H, W"][self.event_dims - 1]
+        if x.ndim != self.event_dims + 2:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}; this network was built with event_dims={self.event_dims} and expects "
+                f"(B, {self.channels}, {spatial}). Add the missing batch or channel axis, or change event_dims."
+            )
+        if x.shape[1] != self.channels:
+            raise ValueError(
+                f"x has {x.shape[1]} channels (shape {tuple(x.shape)}), but this network was built with "
+                f"channels={self.channels}. Channels come second: (B, {self.channels}, {spatial})."
+            )
         smallest = 2 ** (len(self.widths) - 2) + 1 if len(self.widths) > 1 else 1
         if min(x.shape[2:]) < smallest:
             raise ValueError(

@@ -1,18 +1,25 @@
-"""The network for vectors: points in the plane, tables, latents."""
+"""The network for vectors: points in the plane, tables, latents.
+
+It is called like every network here, and rebuilt from its ``config``::
+
+    net = MLP(2, width=128, depth=3, num_classes=10, vectors={"size": 2})
+    out = net(x, c, label=y, size=s)          # x (B, 2), c = log(sigma/alpha) (B,), y (B,), s (B, 2) -> (B, 2)
+    net = MLP(2, out_dim=10)                  # logits of ten classes: the network of a ClassifierModel
+    twin = MLP(**net.config)                  # the same shape, with fresh weights
+"""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from scoresde.nn.conditions import Conditions
+from scoresde import checks
+from scoresde.models.conditions import Conditions, Label, Vector
 from scoresde.nn.embeddings import ConditionEmbedding, TimeFeatures
-from scoresde.nn.inputs import check_label, check_positive, check_probability, check_time, check_vector
+from scoresde.nn.network import ConditionalNetwork, check_dropout
 
 
 class MLPBlock(nn.Module):
@@ -42,20 +49,17 @@ class MLPBlock(nn.Module):
         return x + self.linear2(self.dropout(F.silu(self.linear1(h))))
 
 
-class MLP(nn.Module):
-    """Residual network for vectors (B, dim), time-conditioned at each block; its output starts at zero.
+class MLP(ConditionalNetwork):
+    """Residual network for vectors (B, dim) -> (B, out_dim), time-conditioned at each block; its output starts at zero.
 
     With out_dim = the number of classes, its output serves as the logits of a noise-conditional classifier of
-    vectors, see `NoiseClassifier` for images.
-
-    Weights start from torch's default generator, as for any nn.Module; seed it with torch.manual_seed.
-    The network computes in the dtype of its weights and answers in the dtype of x.
+    vectors, see `NoiseClassifier` for images. How it is called is said at `ConditionalNetwork.forward`.
 
     Args:
         dim: size of the vectors.
         width: size of the residual stream; each block is twice as wide inside.
         depth: number of residual blocks.
-        num_classes: number of classes for a class-conditional network; label num_classes means "no class".
+        num_classes: number of classes of a condition "label" (B,) int64; label num_classes means "no class".
         time_features: "sinusoidal" or "fourier", see `SinusoidalFeatures` and `FourierFeatures`.
         dropout: probability of dropping an activation inside a block, while training.
         out_dim: size of the output; dim unless given.
@@ -78,25 +82,24 @@ class MLP(nn.Module):
         out_dim: int | None = None,
         vectors: Mapping[str, int] | None = None,
     ) -> None:
-        super().__init__()
         outputs = dim if out_dim is None else out_dim
-        check_positive(dim=dim, width=width, depth=depth, out_dim=outputs)
-        check_probability(dropout=dropout)
-        self.conditions = Conditions.of(num_classes, vectors)
-        self._config: dict[str, Any] = {
-            "dim": dim,
-            "width": width,
-            "depth": depth,
-            "num_classes": num_classes,
-            "time_features": time_features,
-            "dropout": dropout,
-            "out_dim": out_dim,
-            **self.conditions.config,
-        }
+        for name, size in {"dim": dim, "width": width, "depth": depth, "out_dim": outputs}.items():
+            checks.count(size, name=name)
+        check_dropout(dropout)
+        super().__init__(
+            {
+                "dim": dim,
+                "width": width,
+                "depth": depth,
+                "num_classes": num_classes,
+                "time_features": time_features,
+                "dropout": dropout,
+                "out_dim": out_dim,
+            },
+            Conditions.joined(Label.named(num_classes), Vector.named(vectors)),
+        )
         self.dim = dim
-        self.num_classes = num_classes
-        sizes = list(self.conditions.vectors.values())
-        self.embedding = ConditionEmbedding(64, width, time_features, num_classes, sizes)
+        self.embedding = ConditionEmbedding(64, width, time_features, self.conditions)
         self.stem = nn.Linear(dim, width)
         self.blocks = nn.ModuleList(MLPBlock(width, width, dropout) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
@@ -104,37 +107,17 @@ class MLP(nn.Module):
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments, ready for JSON: `MLP(**net.config)` has the same shape."""
-        return copy.deepcopy(self._config)
+    def check_x(self, x: Tensor) -> None:
+        """Raise unless x is a floating tensor (B, dim)."""
+        checks.state(x)
+        if x.ndim != 2 or x.shape[1] != self.dim:
+            raise ValueError(
+                f"x has shape {tuple(x.shape)}; this network was built with dim={self.dim} and expects (B, {self.dim})."
+            )
 
-    @property
-    def null_conditions(self) -> dict[str, float]:
-        """What means "not given": num_classes for the label, NaN for vectors."""
-        return self.conditions.nulls
-
-    def forward(self, x: Tensor, c: Tensor, label: Tensor | None = None, **conditions: Tensor | None) -> Tensor:
-        """Evaluate the network.
-
-        Args:
-            x: vectors (B, dim).
-            c: log(sigma/alpha) of each sample's noise level, (B,).
-            label: int64 class of each sample, (B,), from 0 to num_classes; num_classes is the null label,
-                which everybody gets if label is None.
-            conditions: the vector conditions by name, each (B, d); left out or None, not given for anybody.
-
-        Returns:
-            (B, out_dim), of x's dtype.
-
-        Raises:
-            ValueError, TypeError: a shape, dtype or value does not fit, or a condition is unknown, see the messages.
-        """
-        check_vector(x, self.dim)
-        check_time(c, len(x))
-        label = check_label(label, len(x), self.num_classes, x.device)
-        embedding = self.embedding(c, label, self.conditions.read(conditions, x).vectors)
+    def compute(self, x: Tensor, c: Tensor, given: Mapping[str, Tensor | None]) -> Tensor:
+        embedding = self.embedding(c, given)
         h = self.stem(x.to(self.head.weight.dtype))
         for block in self.blocks:
             h = block(h, embedding)
-        return self.head(F.silu(self.norm(h))).to(x.dtype)
+        return self.head(F.silu(self.norm(h)))

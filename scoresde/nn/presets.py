@@ -1,9 +1,10 @@
 """U-Nets of sizes that suit common data sets, with their numbers of parameters.
 
 Each function returns a fresh `UNet`. A class-conditional one has 4 * width * (num_classes + 1) parameters more
-than documented. To change anything else, start from its `config`:
+than documented. What a preset does not say is UNet's default. To change anything else, start from its `config`::
 
-    UNet(**{**presets.digits().config, "width": 48})
+    net = presets.digits(num_classes=10)
+    net = UNet(**{**presets.digits().config, "width": 48})
 """
 
 from __future__ import annotations
@@ -17,15 +18,7 @@ def digits(channels: int = 1, num_classes: int | None = None, dropout: float = 0
     1 303 105 parameters for 1 channel: small enough to learn scikit-learn's digits in minutes on two CPU
     cores. The convolutions at 2x2 see the whole picture already, so that attention would only cost time.
     """
-    return UNet(
-        channels,
-        width=32,
-        multipliers=(1, 2, 2),
-        blocks=2,
-        attention_levels=(),
-        num_classes=num_classes,
-        dropout=dropout,
-    )
+    return UNet(channels, width=32, attention_levels=(), num_classes=num_classes, dropout=dropout)
 
 
 def captioned(channels: int = 3, *, vocabulary: int, length: int, dropout: float = 0.0) -> UNet:
@@ -40,15 +33,9 @@ def captioned(channels: int = 3, *, vocabulary: int, length: int, dropout: float
         length: most words in a caption.
         dropout: as for `UNet`.
     """
+    caption = {"vocabulary": vocabulary, "length": length, "width": 64, "layers": 2}
     return UNet(
-        channels,
-        width=32,
-        multipliers=(1, 2, 2),
-        blocks=2,
-        attention_levels=(1, 2),
-        head_width=32,
-        dropout=dropout,
-        captions={"caption": {"vocabulary": vocabulary, "length": length, "width": 64, "layers": 2}},
+        channels, width=32, attention_levels=(1, 2), head_width=32, dropout=dropout, captions={"caption": caption}
     )
 
 
@@ -57,7 +44,7 @@ def mnist(channels: int = 1, num_classes: int | None = None, dropout: float = 0.
 
     5 528 577 parameters for 1 channel.
     """
-    return UNet(channels, width=64, multipliers=(1, 2, 2), blocks=2, num_classes=num_classes, dropout=dropout)
+    return UNet(channels, width=64, attention_levels=(-1,), num_classes=num_classes, dropout=dropout)
 
 
 def cifar_small(channels: int = 3, num_classes: int | None = None, dropout: float = 0.1) -> UNet:
@@ -65,15 +52,7 @@ def cifar_small(channels: int = 3, num_classes: int | None = None, dropout: floa
 
     13 023 363 parameters for 3 channels.
     """
-    return UNet(
-        channels,
-        width=96,
-        multipliers=(1, 2, 2),
-        blocks=2,
-        attention_levels=(1, 2),
-        num_classes=num_classes,
-        dropout=dropout,
-    )
+    return UNet(channels, width=96, attention_levels=(1, 2), num_classes=num_classes, dropout=dropout)
 
 
 def cifar_base(channels: int = 3, num_classes: int | None = None, dropout: float = 0.1) -> UNet:
@@ -81,15 +60,7 @@ def cifar_base(channels: int = 3, num_classes: int | None = None, dropout: float
 
     43 660 163 parameters for 3 channels. Width and multipliers are those of Ho et al. 2020.
     """
-    return UNet(
-        channels,
-        width=128,
-        multipliers=(1, 2, 2, 2),
-        blocks=3,
-        attention_levels=(1, 2),
-        num_classes=num_classes,
-        dropout=dropout,
-    )
+    return _deep(channels, (1, 2, 2, 2), (1, 2), num_classes, dropout)
 
 
 def image64(channels: int = 3, num_classes: int | None = None, dropout: float = 0.1) -> UNet:
@@ -97,12 +68,18 @@ def image64(channels: int = 3, num_classes: int | None = None, dropout: float = 
 
     102 295 043 parameters for 3 channels. Multipliers and blocks are those of Dhariwal and Nichol 2021.
     """
+    return _deep(channels, (1, 2, 3, 4), (2, 3), num_classes, dropout)
+
+
+def _deep(
+    channels: int, multipliers: tuple[int, ...], attention: tuple[int, ...], num_classes: int | None, dropout: float
+) -> UNet:
     return UNet(
         channels,
         width=128,
-        multipliers=(1, 2, 3, 4),
+        multipliers=multipliers,
         blocks=3,
-        attention_levels=(2, 3),
+        attention_levels=attention,
         num_classes=num_classes,
         dropout=dropout,
     )

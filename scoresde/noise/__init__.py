@@ -5,14 +5,17 @@ step, ``normal`` for anything that belongs to no time interval (Langevin steps, 
 global generators.
 
 A seed means an independent stream for each use: the prior's normals, a solver's, a likelihood's probes and a data
-set's samples share nothing, though all are given the same integer. See :meth:`Noise.stream`.
+set's samples share nothing, though all are given the same integer. See :meth:`Noise.stream`. ::
+
+    noise = PerSampleNoise(seed=0)                 # the same sample in any batch; what a seed means
+    path = BrownianNoise(seed=0, T=sde.T)          # the same path for every solver and step size
 """
 
 from __future__ import annotations
 
 from scoresde.noise.base import Noise, drawn_seed
 from scoresde.noise.counter import counter_normal
-from scoresde.noise.path import BrownianNoise
+from scoresde.noise.path import BrownianNoise, brownian_path
 from scoresde.noise.sources import IndependentNoise, PerSampleNoise, as_noise, chosen_noise
 
 __all__ = [
@@ -21,6 +24,7 @@ __all__ = [
     "Noise",
     "PerSampleNoise",
     "as_noise",
+    "brownian_path",
     "chosen_noise",
     "counter_normal",
     "drawn_seed",

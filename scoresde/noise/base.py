@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from scoresde.noise.path import BrownianNoise
-
 Shape = tuple[int, ...]
-PATH_LEVELS = 20
+
+# What a draw of a seed is for: the second part of each key, so that equal seeds in different roles share nothing.
+INITIAL, NORMAL, PATH = 0, 1, 2
 
 
 class Noise(ABC):
@@ -45,14 +43,9 @@ class Noise(ABC):
         """
         return self
 
-    def path(self, T: float) -> BrownianNoise:
-        """A Brownian path on [0, T] driven by this noise, a new one at each call; a path answers itself.
-
-        It resolves steps of T / 2**20, for methods that choose their own.
-        """
-        from scoresde.noise.path import BrownianNoise  # a path is a Noise: known only once this class is
-
-        return BrownianNoise(drawn_seed(self), T, levels=PATH_LEVELS)
+    def path_key(self) -> tuple[tuple[int, ...], int]:
+        """Key and first sample of a new path driven by this noise; see :func:`~scoresde.noise.brownian_path`."""
+        return (drawn_seed(self), PATH), 0
 
     def check(self, grid: Tensor) -> None:  # noqa: B027 (most noises serve every grid)
         """Raises ValueError where this noise cannot serve the steps of ``grid`` (n + 1,); called before any work."""
@@ -82,6 +75,6 @@ def as_seed(seed: int) -> int:
     return int(seed) & 0xFFFF_FFFF_FFFF_FFFF
 
 
-def digest(seed: int, purpose: str) -> int:
-    """A seed of 64 bits for one purpose."""
-    return int.from_bytes(hashlib.blake2b(f"{seed} {purpose}".encode(), digest_size=8).digest(), "little")
+def digest(text: str) -> int:
+    """64 bits that a text stands for: the seed of the stream that it names."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")

@@ -9,11 +9,11 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from scoresde.noise.base import Noise, Shape, as_seed
+from scoresde.noise.base import PATH, Noise, Shape, as_seed
 from scoresde.noise.counter import Counter, absorb, absorb_rows, begin
 from scoresde.noise.places import Division, Place, Places, all_beside, beside
 from scoresde.noise.shapes import PIECES, library
-from scoresde.noise.sources import PATH, PerSampleNoise
+from scoresde.noise.sources import PerSampleNoise
 
 _SHAPE = 63  # stands in a key where the level of a node stands; no tree is as deep
 K = TypeVar("K")
@@ -72,11 +72,6 @@ class BrownianNoise(Noise):
         """Per-sample noise of the same seed and first sample, in streams of its own."""
         return self._fresh.stream(purpose)
 
-    def path(self, T: float) -> BrownianNoise:
-        """Itself."""
-        self._covers(T)
-        return self
-
     def position(self) -> object:
         """That of :meth:`normal`, :meth:`initial` and the streams: the path itself is a function of time alone."""
         return self._fresh.position()
@@ -88,8 +83,8 @@ class BrownianNoise(Noise):
     def check(self, grid: Tensor) -> None:
         """The grid must lie in [0, T], with no two neighbouring times strictly inside one piece of the path."""
         times = grid.detach().to("cpu", torch.float64)
-        self._covers(times[0].item())
-        self._covers(times[-1].item())
+        self.covers(times[0].item())
+        self.covers(times[-1].item())
         places = self._division.places(times)
         upper, lower = Places(*(field[:-1] for field in places)), Places(*(field[1:] for field in places))
         self._refuse_any(all_beside(upper, lower), times[:-1], times[1:])
@@ -136,12 +131,12 @@ class BrownianNoise(Noise):
         self._above = octave, total
         return self._counter.rotate((total + self._value(place)).mul_(0.5)).to(x.dtype)
 
-    def _covers(self, t: float) -> None:
+    def covers(self, t: float) -> None:
         if not -1e-9 * self.T <= t <= self.T * (1 + 1e-9):
             raise ValueError(f"the path lives on [0, {self.T:g}], asked at t = {t:g}; give BrownianNoise a larger T.")
 
     def _place(self, t: float) -> Place:
-        self._covers(t)
+        self.covers(t)
         return self._division.place(t)
 
     def _refuse(self, t: float, s: float) -> None:
@@ -247,8 +242,8 @@ class BrownianNoise(Noise):
             return torch.zeros_like(x)
         start, end = (time.detach().to("cpu", torch.float64).expand(len(x)) for time in (t, s))
         upper, lower = torch.maximum(start, end), torch.minimum(start, end)
-        self._covers(lower.min().item())
-        self._covers(upper.max().item())
+        self.covers(lower.min().item())
+        self.covers(upper.max().item())
         a, b = self._division.places(upper), self._division.places(lower)
         if normalised:
             self._refuse_any(all_beside(a, b) & (upper > lower), upper, lower)
@@ -318,3 +313,17 @@ def _keep(cache: OrderedDict[K, Tensor], key: K, value: Tensor, most: int) -> No
     cache[key] = value
     if len(cache) > most:
         cache.popitem(last=False)
+
+
+def brownian_path(noise: Noise, T: float) -> BrownianNoise:
+    """A Brownian path on [0, T] driven by a noise, a new one at each call; of a path, itself.
+
+    It resolves steps of T / 2**20, for methods that choose their own.
+    """
+    if isinstance(noise, BrownianNoise):
+        noise.covers(T)
+        return noise
+    key, first = noise.path_key()
+    path = BrownianNoise(key[0], T, first=first, levels=20)
+    path._key = key
+    return path

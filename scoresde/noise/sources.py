@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.noise.base import PATH_LEVELS, Noise, Shape, as_seed, digest
+from scoresde.noise.base import INITIAL, NORMAL, PATH, Noise, Shape, as_seed, digest
 from scoresde.noise.counter import Counter
-
-if TYPE_CHECKING:
-    from scoresde.noise.path import BrownianNoise
-
-# What a draw of a seed is for: the second part of each key, so that equal seeds in different roles share nothing.
-INITIAL, NORMAL, PATH = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -65,16 +59,13 @@ class IndependentNoise(Noise):
         if isinstance(self._seed, torch.Generator):
             return self
         if purpose not in self._streams:
-            self._streams[purpose] = IndependentNoise(digest(self._seed, purpose))
+            self._streams[purpose] = IndependentNoise(digest(f"{self._seed} {purpose}"))
         return self._streams[purpose]
 
-    def path(self, T: float) -> BrownianNoise:
-        """A new path, its seed drawn from the generator."""
-        from scoresde.noise.path import BrownianNoise  # built on per-sample noise
-
+    def path_key(self) -> tuple[tuple[int, ...], int]:
+        """Drawn from the generator."""
         generator = self._generator(torch.device("cpu"))
-        draw = torch.randint(2**62, (), generator=generator, device=generator.device)
-        return BrownianNoise(int(draw), T, levels=PATH_LEVELS)
+        return (int(torch.randint(2**62, (), generator=generator, device=generator.device)), PATH), 0
 
     def _generator(self, device: torch.device) -> torch.Generator:
         if isinstance(self._seed, torch.Generator):
@@ -151,17 +142,13 @@ class PerSampleNoise(Noise):
     def stream(self, purpose: str) -> PerSampleNoise:
         """Per-sample noise of the same seed and first sample, in streams of its own."""
         if purpose not in self._streams:
-            other = PerSampleNoise(digest(self._key[0], purpose), first=self._first)
+            other = PerSampleNoise(digest(f"{self._key[0]} {purpose}"), first=self._first)
             self._streams[purpose] = other
         return self._streams[purpose]
 
-    def path(self, T: float) -> BrownianNoise:
-        """A new path for each sample of the same seed and first, so that it is the same in any batch."""
-        from scoresde.noise.path import BrownianNoise  # built on this class
-
-        path = BrownianNoise(self._key[0], T, first=self._first, levels=PATH_LEVELS)
-        path._key = self._next(PATH)
-        return path
+    def path_key(self) -> tuple[tuple[int, ...], int]:
+        """A new one for each sample of the same seed and first, so that the path is the same in any batch."""
+        return self._next(PATH), self._first
 
     def _next(self, role: int) -> tuple[int, ...]:
         draw = self._drawn[role]

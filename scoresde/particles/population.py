@@ -9,10 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoresde import checks
 from scoresde.noise import Noise, as_noise
-from scoresde.particles.resample import Resampling, systematic
-from scoresde.particles.weights import effective_sample_size, normalised
+from scoresde.particles.resample import Resampling, effective_sample_size, normalised, systematic
 
 
 class CollapseWarning(UserWarning):
@@ -177,13 +175,4 @@ class Population:
             f"{int((least < limit).sum())} of {self.groups} groups, so the result rests on very few samples. {way_out}",
             CollapseWarning,
             stacklevel=5,
-        )
-
-
-def share(threshold: float) -> None:
-    """Raises ValueError unless the resampling threshold is a number from 0 to 1."""
-    if not 0 <= checks.number(threshold, name="threshold") <= 1:
-        raise ValueError(
-            f"threshold must lie in [0, 1], the share of the particles below which the effective sample size calls for "
-            f"resampling (0: never, 1: always); got {threshold!r}."
         )

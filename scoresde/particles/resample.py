@@ -1,26 +1,80 @@
-r"""Resampling: which particles go on, and how often (Douc et al. 2005, arXiv:cs/0507025, compare the four).
+r"""Weights and resampling: which particles go on, and how often (Douc et al. 2005, arXiv:cs/0507025, compare the four).
 
-Each takes log-weights (G, N) and a noise, and answers ancestors (G, M) of N..M = N unless ``count`` says otherwise. All
-are unbiased, E[number of copies of n] = M w_n, and a particle of weight 0 is never chosen. They differ in the variance
-of these numbers: systematic, stratified and residual never exceed that of multinomial, and systematic copies n either
+Weights are logarithms (G, N): G groups that know nothing of each other, N particles in each. ::
+
+    effective_sample_size(log_weights)          # (G,)
+    ancestors = systematic(log_weights, noise)  # (G, N): the particles whose copies go on
+
+Each scheme takes log-weights and a noise, and answers ancestors (G, M), M = N unless ``count`` says otherwise. All are
+unbiased, E[number of copies of n] = M w_n, and a particle of weight 0 is never chosen. They differ in the variance of
+these numbers: systematic, stratified and residual never exceed that of multinomial, and systematic copies n either
 ⌊M w_n⌋ or ⌈M w_n⌉ times.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from scoresde import checks
 from scoresde.noise import Noise, as_noise
-from scoresde.particles.weights import normalised
 
 Resampling = Callable[..., Tensor]
 """(log_weights (G, N), noise, count=None) -> ancestors (G, count or N), int64."""
 
+ResamplingName = Literal["systematic", "stratified", "multinomial", "residual"]
+
 _BELOW_ONE = 1 - 2.0**-53
+
+
+def normalised(log_weights: Tensor) -> Tensor:
+    """The weights themselves, (G, N) float64, each group's sum 1; a log-weight of -inf is a weight of 0.
+
+    Raises:
+        TypeError: not a floating tensor.
+        ValueError: not (G, N) with N >= 1; NaN or +inf; or a group all of whose particles weigh nothing.
+    """
+    if not isinstance(log_weights, Tensor) or not log_weights.is_floating_point():
+        got = log_weights.dtype if isinstance(log_weights, Tensor) else type(log_weights).__name__
+        raise TypeError(f"log_weights must be a floating tensor (G, N), got {got}.")
+    if log_weights.ndim != 2 or not log_weights.shape[1]:
+        raise ValueError(
+            f"log_weights must be (groups, particles), got {tuple(log_weights.shape)}; one group is log_weights[None]."
+        )
+    greatest = log_weights.detach().amax(1)  # NaN where any is
+    if not bool(greatest.isfinite().all()):
+        raise ValueError(_reason(greatest))
+    return log_weights.double().softmax(1)
+
+
+def _reason(greatest: Tensor) -> str:
+    def rows(bad: Tensor) -> list[int]:
+        return bad.nonzero().flatten()[:5].tolist()
+
+    if bool((bad := greatest.isnan() | (greatest == math.inf)).any()):
+        return (
+            f"log_weights hold NaN or +inf, first in groups {rows(bad)}: a score, a twist or a potential has answered "
+            "such values. Look for an overflow or a division by 0 in it, most often near the last time."
+        )
+    return (
+        f"every particle of groups {rows(greatest == -math.inf)} has weight 0 (log-weights all -inf): none is where "
+        "the potential allows. Make it positive everywhere, such as a measurement with noise, or take more particles."
+    )
+
+
+def effective_sample_size(log_weights: Tensor) -> Tensor:
+    """1 / Σ_n w_n² of the normalised weights (Kong et al. 1994, doi:10.1080/01621459.1994.10476469), (G, N) -> (G,).
+
+    N for equal weights, 1 where one particle holds all.
+
+    Raises:
+        TypeError, ValueError: as :func:`normalised`.
+    """
+    return 1 / normalised(log_weights).square().sum(1)
 
 
 def systematic(log_weights: Tensor, noise: Noise | torch.Generator | int, count: int | None = None) -> Tensor:
@@ -32,7 +86,7 @@ def systematic(log_weights: Tensor, noise: Noise | torch.Generator | int, count:
         count: M, N unless given.
 
     Raises:
-        TypeError, ValueError: bad weights; see :func:`scoresde.particles.weights.normalised`.
+        TypeError, ValueError: bad weights; see :func:`normalised`.
     """
     weights = normalised(log_weights)
     m = _count(weights, count)
@@ -69,7 +123,7 @@ def residual(log_weights: Tensor, noise: Noise | torch.Generator | int, count: i
     slots = torch.arange(m, device=weights.device, dtype=torch.float64).expand(len(weights), m)
     certain = torch.searchsorted(upto, slots.contiguous(), right=True).clamp_max(weights.shape[1] - 1)
     left = scaled - copies
-    # where nothing is left, no slot asks; the weights stand in to keep the division defined
+    # where nothing is left, no slot needs it; the weights stand in to keep the division defined
     left = torch.where((upto[:, -1:] < m) & (left.sum(1, keepdim=True) > 0), left, weights)
     drawn = _found(left / left.sum(1, keepdim=True), _uniforms(noise, (len(weights), m), weights))
     return torch.where(slots < upto[:, -1:], certain, drawn)

@@ -1,48 +1,32 @@
-"""Feynman-Kac weights for sums of scores: samples of the tilted density, where guidance alone departs from it."""
+"""Feynman-Kac weights for sums of scores: samples of the tilted density, where guidance alone departs from it.
+
+particles = tilted(classifier_free(model, {"label": y}, scale=3.0), (256, *event), steps=200)
+x = particles.draw(100, noise=0)
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor
 
 from scoresde import checks
-from scoresde.guidance import LinearGuidance, NonlinearGuidance, Part, TwistedGuidance
+from scoresde.guidance import LinearGuidance, Part
 from scoresde.guidance.parts import weighted_sum
-from scoresde.noise import Noise
+from scoresde.models.combination import SCORE, Combination
+from scoresde.models.score import DerivedScore
 from scoresde.particles.population import Particles
-from scoresde.particles.resample import Resampling
-from scoresde.particles.start import Named, prepared
-from scoresde.reverse import Reverse
-from scoresde.sde import SDE
-from scoresde.solvers import AnnealedLangevin, Solver
-from scoresde.solvers.carried import mapped
-from scoresde.solvers.defaults import chosen_solver, default_grid, steps_on_the_grid
-from scoresde.solvers.fitted import Fitted
-from scoresde.solvers.planned import Place
+from scoresde.particles.start import ParticleOptions, ParticleRun, prepared, require_kind, takes_options
+from scoresde.sde import SDE, signal_left
+from scoresde.solvers import Solver, VMultistep
+from scoresde.solvers.wrapping import require_process, require_steps
 
 
-def tilted(
-    sde: SDE,
-    guidance: LinearGuidance,
-    shape: tuple[int, ...],
-    *,
-    groups: int = 1,
-    solver: Solver | None = None,
-    steps: int = 100,
-    grid: Tensor | Callable[[SDE, int], Tensor] | None = None,
-    eta: float = 2.0,
-    threshold: float = 0.5,
-    resampling: Named | Resampling = "systematic",
-    seed: int | None = None,
-    noise: Noise | torch.Generator | None = None,
-    denoise: bool = True,
-    dtype: torch.dtype = torch.float32,
-    device: torch.device | str | None = None,
-) -> Particles:
+@takes_options
+def tilted(guidance: LinearGuidance, shape: tuple[int, ...], **options: Unpack[ParticleOptions]) -> Particles:
     r"""Weighted samples of π_0 ∝ Π_i p_i(x)^{a_i}, which guidance with S = Σ_i a_i s_i alone does not reach.
 
     Particles follow the η-process of the score S, and collect (Skreta et al. 2025, arXiv:2503.02819, for η = 1)::
@@ -55,27 +39,15 @@ def tilted(
     with the square root of the number of particles. Groups are resampled on their own.
 
     Args:
-        sde: the SDE whose prior is drawn from; all p_i must have come to it at T.
-        guidance: a score that is a sum with constant weights: of :func:`~scoresde.classifier_free`,
-            :func:`~scoresde.classifier`, a composition.
+        guidance: a score that is a sum with constant weights: of :func:`~scoresde.guidance.classifier_free`,
+            :func:`~scoresde.guidance.classifier`, a composition. All p_i must have come to the SDE's prior at T.
         shape: (G·N, *event); rows g·N to g·N + N - 1 are group g. Conditions bound row by row must agree in a group.
-        groups: G.
-        solver: one that takes the grid's steps; default :class:`~scoresde.VelocityMultistep`.
-        steps: number of steps; 50 times the guidance scale or more where that is large. Ignored where ``grid`` is a
-            tensor of times.
-        grid: times, or one of :mod:`scoresde.grids`; default :func:`~scoresde.grids.balanced` for the default solver
-            and :func:`~scoresde.grids.karras` for others.
-        eta: the dial of :class:`~scoresde.Reverse`. The more noise, the sooner particles forget where they came from,
-            so that their weights differ less: 2 instead of 1 saves half of them or more, but wants steps twice as
-            short. Without noise equal particles would never part: a solver that draws none needs ``threshold=0``.
-        threshold: resample a group where its effective sample size falls below this share of N; 0 never.
-        resampling: "systematic", "stratified", "multinomial", "residual", or a function as in
-            :mod:`scoresde.particles.resample`.
-        seed: default 0; excludes ``noise``. A group depends on the seed and its rows alone, not on other groups.
-        noise: any other source.
-        denoise: end with (x + σ² S) / α at the last time; the weights stay.
-        dtype: of the particles.
-        device: default that of the guidance's parameters, else the CPU.
+        options: see :class:`~scoresde.particles.ParticleOptions`. The solver is one that takes the grid's steps,
+            default :class:`~scoresde.solvers.VMultistep`; take 50 ``steps`` or more for each unit of a large scale.
+            ``eta`` is 2 by default: the more noise, the sooner particles forget where they came from, so that their
+            weights differ less; 2 instead of 1 saves half of them or more, but wants steps twice as short. Without
+            noise equal particles would never part: a solver that draws none needs ``threshold=0``. ``denoise`` is by
+            S; the weights stay.
 
     Returns:
         :class:`Particles`; ``log_normalizer`` estimates log ∫ Π_i p_i(x, t)^{a_i} dx at the last time, and ``nfe`` is
@@ -83,55 +55,54 @@ def tilted(
 
     Raises:
         TypeError: a guidance that is no sum with constant weights.
-        ValueError: bad arguments, a solver that does not take the grid's steps, weights that are NaN or all 0.
+        ValueError: bad options, scores of different schedules, a solver that does not take the grid's steps, weights
+            that are NaN or all 0.
         FloatingPointError: particles that are not finite.
 
     Warns:
         CollapseWarning: an effective sample size below 2, or 2 % of N, at any time.
     """
-    _linear(guidance)
-    solver = chosen_solver(solver)
-    _follows_the_process(solver)
-    times = default_grid(solver) if grid is None else grid
-    begun = prepared(
-        sde, guidance, shape, groups=groups, times=times, steps=steps, threshold=threshold, resampling=resampling,
-        seed=seed, noise=noise, dtype=dtype, device=device,
-    )  # fmt: skip
-    recorded = Recorded(guidance)
-    process = Reverse(sde, recorded, eta)
-    solver.check(process)
-    if threshold > 0 and not solver.draws_noise(process):
+    require_kind(
+        guidance,
+        LinearGuidance,
+        "tilted needs a score that is a sum of scores with weights constant in time, a LinearGuidance such as "
+        "classifier_free(...) or classifier(...)",
+    )
+    recorded = RecordedSum(guidance)
+    run = prepared(recorded, shape, VMultistep(), 2.0, **options)
+    require_steps(run.solver, "so that there is no common time at which to weigh and resample the particles")
+    require_process(run.solver, "so that weights collected there are not those of the process")
+    run.solver.check(run.process)
+    if run.threshold > 0 and not run.solver.draws_noise(run.process):
         raise ValueError(
-            f"{type(solver).__name__} draws no noise on a process with eta = {checks.number(eta):g}, so the copies "
-            "that resampling makes would never part. Take eta > 0 and a solver for it, or threshold=0 to weight "
-            "the particles without resampling."
+            f"{type(run.solver).__name__} draws no noise on a process with eta = {checks.number(run.process.eta):g}, "
+            "so the copies that resampling makes would never part. Take eta > 0 and a solver for it, or threshold=0 to "
+            "weight the particles without resampling."
         )
     with torch.no_grad():
-        return _run(solver, process, recorded, begun.x, begun.grid, begun.noise, begun.population, denoise=denoise)
+        return _run(run, recorded)
 
 
-def _run(
-    solver: Solver, process: Reverse, recorded: Recorded, x: Tensor, grid: Tensor, noise: Noise, population: Any,
-    *, denoise: bool,
-) -> Particles:  # fmt: skip
+def _run(run: ParticleRun, recorded: RecordedSum) -> Particles:
+    process, solver, grid, noise = run.process, run.solver, run.grid, run.noise
     measure = quadrature(process.sde, grid)
+    x, population = run.start()
     batch, last = len(x), len(grid) - 1
     x, state = solver.start(process, x, grid, noise)
     for i, (t, s) in enumerate(itertools.pairwise(grid.unbind())):
-        recorded.expect(x, t)
+        recorded.await_at(x, t, measure[i])
         moved, state = solver.step(process, x, t, s, noise, state)
-        population.weigh(_factor(recorded, measure[i], x), t)
+        population.weigh(recorded.log_factor(), t)
         x = moved
         # The weights at t say who goes on from s: what they are to be at s is known only by the next evaluation.
         rows = population.ancestors(last=i + 1 == last)
         if rows is not None:
-            x, state = x[rows], _taken(state, rows, batch)
+            x, state = x[rows], _selected(solver, state, rows, batch)
     end = grid[-1]
-    clean = process.sde.sigma(end).item() == 0
-    recorded.expect(x, end)
-    denoise = denoise and not clean
-    arrived = process.denoise(x, end) if denoise else x
-    population.weigh(_factor(recorded, measure[-1], x), end)
+    denoise = run.denoise and process.sde.sigma(end).item() > 0
+    recorded.await_at(x, end, measure[-1])
+    arrived = solver.denoised(process, x, end) if denoise else x
+    population.weigh(recorded.log_factor(), end)
     population.ancestors(last=True)
     if not bool(torch.isfinite(arrived).all()):
         raise FloatingPointError(
@@ -139,70 +110,83 @@ def _run(
             "values, or the steps are too long for the guidance's scale; take more steps."
         )
     way_out = "Take more particles, more steps (50 times the scale, or more), eta = 2, or a smaller scale."
-    return population.arrived(arrived, grid, recorded.nfe, denoised=denoise, way_out=way_out)
-
-
-def _factor(recorded: Recorded, measure: float, x: Tensor) -> Tensor:
-    if not measure:
-        return torch.zeros(len(x), dtype=torch.float64, device=x.device)
-    return -measure * recorded.spread()
+    return population.arrived(arrived.to(run.dtype), grid, recorded.nfe, denoised=denoise, way_out=way_out)
 
 
 def quadrature(sde: SDE, grid: Tensor) -> list[float]:
     """c_0 .. c_n such that Σ_i c_i q(t_i) is ∫ ½ g² q dτ along the grid: trapezoids in the log-SNR λ.
 
-    ½ g² dτ = ½ σ² dλ. The step to σ = 0, where λ is infinite, weighs ½ σ_t² q(t), exact for constant q and α,
-    and nothing is asked of the score at that end.
+    ½ g² dτ = ½ σ² dλ. Where λ is infinite, nothing is asked of the score. The step to σ = 0 weighs ½ σ_t² q(t), exact
+    for constant q and α. So does the step from α = 0, with the q(t) where it ends: σ² q ~ e^λ towards there, since the
+    scores of two laws differ by α (m_i - m_j)/σ², and ½ ∫ e^λ dλ up to λ_t is ½ e^{λ_t}.
     """
     level, half = sde.log_snr(grid), 0.5 * sde.sigma(grid) ** 2
-    width = level.diff()
-    clean = bool(level[-1].isinf())
-    width = torch.where(width.isfinite(), width, 0.0)
+    finite = signal_left(sde.alpha(grid), sde.sigma(grid)) & level.isfinite()
+    width = torch.where(finite[1:] & finite[:-1], level.diff(), 0.0)
     weights = torch.zeros_like(level)
     weights[:-1] += width / 2
     weights[1:] += width / 2
     weights = weights * half
-    if clean:
+    if not finite[0]:
+        weights[1] += half[1]
+    if not finite[-1] and finite[-2]:
         weights[-2] += half[-2]
-    return weights.tolist()
+    return torch.where(finite, weights, 0.0).tolist()
 
 
-class Recorded:
-    """The guidance as a Score that counts, and keeps Σ_{i<j} a_i a_j |s_i - s_j|² of one state when it passes it."""
+class RecordedSum(DerivedScore):
+    """The guidance as a Score that counts evaluations, and works out -c Σ_{i<j} a_i a_j |s_i - s_j|² where it is told.
+
+    A solver asks for the combination that it needs, a x + b s, in which a x is common to all parts, so that s_i - s_j
+    is the difference of their values over b.
+    """
+
+    score: LinearGuidance
 
     def __init__(self, guidance: LinearGuidance) -> None:
-        self.guidance, self.nfe = guidance, 0
+        self.score, self.nfe = guidance, 0
         self._weights: tuple[float, ...] | None = None
         self._awaited: tuple[Tensor, Tensor] | None = None
-        self._spread: Tensor | None = None
+        self._measure = 0.0
+        self._found: Tensor | None = None
 
-    def expect(self, x: Tensor, t: Tensor) -> None:
-        """The state whose value is wanted next."""
-        self._awaited, self._spread = (x, t), None
+    def await_at(self, x: Tensor, t: Tensor, measure: float) -> None:
+        """The state whose value is wanted next, and c = ``measure``."""
+        self._awaited, self._measure, self._found = (x, t), measure, None
 
-    def spread(self) -> Tensor:
+    def log_factor(self) -> Tensor:
         """Its value, (B,) float64; by an evaluation of its own where the solver has made none there."""
-        if self._spread is None:
-            assert self._awaited is not None
-            self(*self._awaited)
-        assert self._spread is not None
-        return self._spread
+        assert self._awaited is not None
+        x, t = self._awaited
+        if not self._measure:
+            return torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        if self._found is None:
+            self.evaluate(x, t, SCORE)
+        assert self._found is not None
+        return -self._measure * self._found
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+    def evaluate(self, x: Tensor, t: Tensor, wanted: Combination) -> Tensor:
         self.nfe += 1
-        parts = self._checked(self.guidance.parts(x, t), x)
-        if self._awaited is not None and x is self._awaited[0] and torch.equal(torch.as_tensor(t), self._awaited[1]):
-            self._spread = spread_of(parts)
+        parts = self._checked(self.score.parts(x, t, wanted), x)
+        if self._is_awaited(x, t):
+            of_score = torch.as_tensor(wanted.of_score(self.sde, t)[1], dtype=torch.float64)
+            if bool((of_score != 0).all()):
+                self._found = disagreement(parts) / of_score.to(x.device) ** 2
         return weighted_sum(parts).to(x.dtype)
+
+    def _is_awaited(self, x: Tensor, t: Tensor) -> bool:
+        if self._awaited is None or not self._measure:
+            return False
+        return x is self._awaited[0] and torch.equal(torch.as_tensor(t), self._awaited[1])
 
     def _checked(self, parts: Sequence[Part], x: Tensor) -> Sequence[Part]:
         weights = tuple(part.weight for part in parts)
-        if weights == self._weights and all(part.score.shape == x.shape for part in parts):
+        if weights == self._weights and all(part.value.shape == x.shape for part in parts):
             return parts
-        name = type(self.guidance).__name__
+        name = type(self.score).__name__
         for part in parts:
-            if not isinstance(part.score, Tensor) or part.score.shape != x.shape:
-                got = tuple(part.score.shape) if isinstance(part.score, Tensor) else type(part.score).__name__
+            if not isinstance(part.value, Tensor) or part.value.shape != x.shape:
+                got = tuple(part.value.shape) if isinstance(part.value, Tensor) else type(part.value).__name__
                 raise ValueError(f"each part of {name} must be shaped like x, {tuple(x.shape)}; got {got}.")
         if self._weights is not None:
             raise ValueError(
@@ -218,60 +202,30 @@ class Recorded:
         return parts
 
 
-def spread_of(parts: Sequence[Part]) -> Tensor:
-    """Σ_i a_i |s_i|² - |Σ_i a_i s_i|² = Σ_{i<j} a_i a_j |s_i - s_j|² where Σ_i a_i = 1, (B,) float64.
+def disagreement(parts: Sequence[Part]) -> Tensor:
+    """Σ_i a_i |v_i|² - |Σ_i a_i v_i|² = Σ_{i<j} a_i a_j |v_i - v_j|² of values v_i where Σ_i a_i = 1, (B,) float64.
 
-    The second form loses no digits where the scores are nearly the same, and is exactly 0 where one has all the weight.
+    The second form loses no digits where the values are nearly the same, and is exactly 0 where one has all the weight.
     """
-    x = parts[0].score
+    x = parts[0].value
     total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
     for a, b in itertools.combinations(parts, 2):
         if (weight := a.weight * b.weight) != 0:
-            difference = (a.score - b.score).flatten(1)
+            difference = (a.value - b.value).flatten(1)
             total += weight * torch.linalg.vector_norm(difference, dim=1, dtype=torch.float64) ** 2
     return total
 
 
-def _taken(state: Any, rows: Tensor, batch: int) -> Any:
+def _selected(solver: Solver, state: Any, rows: Tensor, batch: int) -> Any:
     """The solver's memory of the particles that go on."""
 
     def pick(t: Tensor) -> Tensor:
         return t[rows] if t.ndim and t.shape[0] == batch else t
 
-    if isinstance(state, Place):  # its plan belongs to the grid, not to samples
-        return state._replace(memory=_taken(state.memory, rows, batch))
     try:
-        return mapped(state, pick)
+        return solver.selected(state, pick)
     except TypeError as error:
         raise TypeError(
             "the solver's memory cannot be resampled along with the particles: it must be tensors, numbers and strings "
             f"in tuples, lists, dicts or dataclasses. ({error})"
         ) from error
-
-
-def _linear(guidance: object) -> None:
-    if isinstance(guidance, LinearGuidance):
-        return
-    name = type(guidance).__name__
-    if isinstance(guidance, TwistedGuidance):
-        raise TypeError(f"{name} is a score with a known twist, not a sum of scores: use twisted(...) for it.")
-    if isinstance(guidance, NonlinearGuidance):
-        raise TypeError(
-            f"{name} cannot be corrected from scores alone: {guidance.reason}. Take a "
-            "constant scale without interval, rescale or projection."
-        )
-    raise TypeError(
-        f"tilted needs a score that is a sum of scores with weights constant in time, a LinearGuidance such as "
-        f"classifier_free(...) or classifier(...); got {name}. A plain score needs no correction: sample with it. A "
-        "function that adds scores itself hides them: make it a LinearGuidance, with the scores as its parts."
-    )
-
-
-def _follows_the_process(solver: Solver) -> None:
-    steps_on_the_grid(solver, "so that there is no common time at which to weigh and resample the particles")
-    if isinstance(solver, (AnnealedLangevin, Fitted)):
-        raise ValueError(
-            f"the states of {type(solver).__name__} between its ends do not follow the process, so weights "
-            "collected there are not those of the process. Take one of the process, such as VelocityMultistep() or "
-            "DDIM()."
-        )

@@ -1,4 +1,13 @@
-"""The SDE: α(t) and σ(t) are the whole schedule; everything else is derived here, once."""
+"""The SDE: α(t) and σ(t) are the whole schedule; everything else is derived here, once::
+
+    sde = VP()
+    sde.alpha(t), sde.sigma(t), sde.f(t), sde.g(t), sde.log_snr(t), sde.t_of_log_snr(level)
+    mean, std = sde.marginal(x0, t)                 # also transition, bridge, posterior
+    x_T = sde.prior_sample((16, 2), noise=0)
+
+A member of your own is a frozen dataclass with ``alpha`` and ``sigma``; functions of time become one by
+:class:`~scoresde.ScheduleSDE`.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +16,14 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from scoresde import checks
+from scoresde.noise import Noise, as_noise
 from scoresde.sde.chain import Chain
-
-if TYPE_CHECKING:
-    from scoresde.noise import Noise
 
 Time = float | Tensor
 
@@ -33,6 +40,21 @@ def spread(coefficient: Tensor, x: Tensor) -> Tensor:
     if coefficient.ndim == 0:
         return coefficient
     return coefficient.to(device=x.device, dtype=x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+
+
+NO_SIGNAL = 1e-8
+"""α/σ up to which nothing of x_0 is taken to be left in x_t. Rounding makes 6e-17 of cos(π/2), which is not above 0."""
+
+
+def signal_left(alpha: Tensor, sigma: Tensor) -> Tensor:
+    """Where x_t = α x_0 + σ ε says something of x_0: α > 1e-8 σ, shaped like α."""
+    return alpha > NO_SIGNAL * sigma
+
+
+def has_signal(alpha: Tensor, sigma: Tensor) -> bool:
+    """Whether that holds for all of them; taken for granted where values cannot be read without stalling a device."""
+    signal = signal_left(alpha.detach(), sigma.detach())
+    return not checks.readable(signal) or bool(signal.all())
 
 
 def root(square: Tensor) -> Tensor:
@@ -72,7 +94,8 @@ class SDE(ABC):
     and may be overridden by a closed form where that is faster.
 
     Attributes:
-        T: where noise starts the reverse process. Every coefficient is finite on (0, T].
+        T: where noise starts the reverse process. α(T) may be 0 ("zero terminal SNR"); f and g diverge there, and are
+            finite on (0, T) in any case.
         t_min: where integration stops; at least 0.
 
     Raises:
@@ -104,7 +127,7 @@ class SDE(ABC):
 
     @abstractmethod
     def alpha(self, t: Time) -> Tensor:
-        """Signal scale α(t) > 0 on [0, T]."""
+        """Signal scale α(t) > 0 on [0, T); at T it may be 0."""
 
     @abstractmethod
     def sigma(self, t: Time) -> Tensor:
@@ -113,23 +136,23 @@ class SDE(ABC):
     def f(self, t: Time) -> Tensor:
         """Drift coefficient f(t) = d log α / dt, in 1/time."""
         time, dtype = checks.time(t, self.t_max), checks.result_dtype(t)
-        return self._finite(_derivative(lambda u: self.alpha(u).log(), time), time, "f").to(dtype)
+        return self._finite(derivative(lambda u: self.alpha(u).log(), time), time, "f").to(dtype)
 
     def g(self, t: Time) -> Tensor:
         """Diffusion coefficient g(t) = sqrt(α² d(σ²/α²)/dt), in 1/√time; derived only where σ > 0."""
         time, dtype = checks.time(t, self.t_max), checks.result_dtype(t)
-        rate = _derivative(self._square_ratio, time) * self.alpha(time) ** 2
+        rate = derivative(self.inverse_snr, time) * self.alpha(time) ** 2
         # A schedule that rests (g = 0) comes out as minus a rounding error, here of sizes like σ²/T; a rising SNR stays
         # negative and is refused.
         sigma = self.sigma(time).detach()
         rate = torch.where((rate < 0) & (rate >= -1e-12 * sigma**2 / self.T), torch.zeros_like(rate), rate)
-        if type(self)._square_ratio is SDE._square_ratio:
+        if type(self).inverse_snr is SDE.inverse_snr:
             # σ ~ sqrt(t) rises infinitely fast at σ = 0, where its square does not: the derivative is not to be had.
             rate = torch.where(sigma > 0, rate, math.nan)
         return self._finite(rate.sqrt(), time, "g").to(dtype)
 
-    def _square_ratio(self, t: Tensor) -> Tensor:
-        """(σ/α)², whose derivative is g²/α²; overridden where σ is a square root of it."""
+    def inverse_snr(self, t: Tensor) -> Tensor:
+        """1/SNR = (σ/α)², whose derivative is g²/α²; overridden where σ is a square root of it."""
         return (self.sigma(t) / self.alpha(t)) ** 2
 
     def _finite(self, value: Tensor, time: Tensor, name: str) -> Tensor:
@@ -141,8 +164,22 @@ class SDE(ABC):
             )
         return value
 
+    def derivatives(self, t: Time) -> tuple[Tensor, Tensor]:
+        """(α', σ') at t, where σ > 0.
+
+        E[α' x_0 + σ' ε | x_t] is the slope of the probability-flow ODE, also where α = 0 and f diverges.
+        """
+        time, dtype = checks.time(t, self.t_max, what=type(self).__name__), checks.result_dtype(t)
+        alpha, sigma = self.alpha(time), self.sigma(time)
+        if has_signal(alpha, sigma):
+            f = self.f(time)
+            of_x0, of_noise = f * alpha, f * sigma + 0.5 * self.g(time) ** 2 / sigma
+        else:
+            of_x0, of_noise = derivative(self.alpha, time), derivative(self.sigma, time)
+        return of_x0.to(dtype), self._finite(of_noise, time, "derivatives").to(dtype)
+
     def log_snr(self, t: Time) -> Tensor:
-        """λ(t) = log(α²/σ²), decreasing; +inf where σ = 0."""
+        """λ(t) = log(α²/σ²), decreasing; +inf where σ = 0, -inf where α = 0."""
         time, dtype = checks.time(t, self.t_max), checks.result_dtype(t)
         return (2 * (self.alpha(time).log() - self.sigma(time).log())).to(dtype)
 
@@ -167,7 +204,7 @@ class SDE(ABC):
                 low, high = torch.where(above, middle, low), torch.where(above, high, middle)
             time = (low + high) / 2
         # dt/dλ = 1/λ'(t), the implicit function theorem. Where λ is infinite there is no slope and no step.
-        step = (self.log_snr(time) - target) / _derivative(self.log_snr, time).detach()
+        step = (self.log_snr(time) - target) / derivative(self.log_snr, time).detach()
         time = time - torch.where(step.isfinite(), step, torch.zeros_like(step))
         return time.to(checks.result_dtype(log_snr))
 
@@ -180,6 +217,8 @@ class SDE(ABC):
         low, high = (v.item() for v in target.detach().aminmax())
         slack = checks.rounding(log_snr)
         room = [slack * max(1.0, abs(end)) if math.isfinite(end) else 0.0 for end in (lowest, highest)]
+        if lowest < 2 * math.log(NO_SIGNAL):
+            room[0] = math.inf  # α(t_max) is 0 but for rounding, or as good: less signal is none as well
         if not (low >= lowest - room[0] and high <= highest + room[1]):
             raise ValueError(
                 f"{type(self).__name__} has log-SNR in [{lowest:.10g}, {highest:.10g}] on its times "
@@ -203,9 +242,11 @@ class SDE(ABC):
         """(α_t/α_s, σ_t² - (α_t/α_s)² σ_s²) for s <= t, float64: scale and variance of p(x_t | x_s)."""
         s, t = self._ordered(s, t)
         before = self.alpha(s)
-        if checks.readable(before) and bool((before <= 0).any()):
-            raise ValueError(f"nothing starts from s = {s}: {type(self).__name__} has α(s) = 0 there; take s <= T.")
-        ratio = self.alpha(t) / before
+        signal = before > 0
+        if checks.readable(signal) and bool((~signal & (s < t)).any()):
+            raise ValueError(f"nothing starts from s = {s}: {type(self).__name__} has α(s) = 0 there; take s < T.")
+        # where α(s) = 0 a time only leads to itself
+        ratio = torch.where(signal, self.alpha(t) / torch.where(signal, before, 1.0), 1.0)
         return ratio, (self.sigma(t) ** 2 - (ratio * self.sigma(s)) ** 2).clamp_min(0.0)
 
     def transition(self, x_s: Tensor, s: Time, t: Time) -> tuple[Tensor, Tensor]:
@@ -269,8 +310,6 @@ class SDE(ABC):
         device: torch.device | str = "cpu",
     ) -> Tensor:
         """x_T ~ N(0, σ(T)² I) of ``shape`` (B, *event), drawn from ``noise`` (a Noise, a generator or a seed)."""
-        from scoresde.noise import as_noise  # only here: the schedule itself knows no randomness
-
         if not isinstance(shape, Sequence):
             raise TypeError(f"shape must be (B, *event), a tuple of whole numbers; got {shape!r}.")
         return as_noise(noise).initial(tuple(shape), dtype=dtype, device=torch.device(device)) * self.prior_std
@@ -292,7 +331,7 @@ class SDE(ABC):
         Raises:
             ValueError: n < 1 (for VE n < 2).
         """
-        times = _levels(n, self.T)
+        times = chain_times(n, self.T)
         alpha, sigma = self.alpha(times), self.sigma(times)
         before_alpha = torch.cat([torch.ones_like(alpha[:1]), alpha[:-1]])
         before_sigma = torch.cat([torch.zeros_like(sigma[:1]), sigma[:-1]])
@@ -300,7 +339,8 @@ class SDE(ABC):
         return Chain(times=times, ratio=ratio, variance=(sigma**2 - (ratio * before_sigma) ** 2).clamp_min(0.0))
 
 
-def _levels(n: int, T: float, *, least: int = 1) -> Tensor:
+def chain_times(n: int, T: float, *, least: int = 1) -> Tensor:
+    """The times i T / n of a chain's levels i = 1 .. n, checked."""
     checks.count(n, name="n, the number of a chain's levels,", least=least)
     return torch.arange(1, n + 1, dtype=torch.float64) * (T / n)
 
@@ -317,6 +357,6 @@ def _product(
     return mean, spread(root(variance_su * variance_ut / total), x_s)
 
 
-def _derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+def derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     """Elementwise derivative of a function of time, by forward-mode differentiation."""
     return torch.func.jvp(function, (t,), (torch.ones_like(t),))[1]

@@ -1,4 +1,11 @@
-"""A finite Markov chain of noise levels: what DDPM and SMLD train on, and what an SDE becomes when discretised."""
+"""A finite Markov chain of noise levels: what DDPM and SMLD train on, and what an SDE becomes when discretised.
+
+    chain = VP().discretize(1000)                   # DDPM's
+    chain.alpha_bar, chain.beta, chain.posterior_variance, chain.posterior_mean(x0, x_i, i)
+    sde = ChainSDE(chain)                           # back in continuous time, through the same levels
+
+A chain of your own: ``Chain(times, ratio, variance)``.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +33,8 @@ class Chain:
         variance: (n,) v_i.
 
     Raises:
-        ValueError: arrays of different lengths, times that do not increase, r_i <= 0, v_i < 0, or not finite.
+        ValueError: arrays of different lengths, times that do not increase, v_i < 0, r_i <= 0 (but the last may be 0:
+            zero terminal SNR), or not finite.
     """
 
     times: Tensor
@@ -43,8 +51,8 @@ class Chain:
             checks.finite(getattr(self, name), name=name)
         if bool((self.times.diff() <= 0).any()):
             raise ValueError("the times of a chain must increase; flip a chain that counts from noise to data.")
-        if bool((self.ratio <= 0).any()) or bool((self.variance < 0).any()):
-            raise ValueError("a chain needs ratio > 0 and variance >= 0 at each level.")
+        if bool((self.ratio[:-1] <= 0).any()) or bool(self.ratio[-1] < 0) or bool((self.variance < 0).any()):
+            raise ValueError("a chain needs variance >= 0 and ratio > 0 at each level; the last ratio alone may be 0.")
 
     @property
     def n(self) -> int:
@@ -70,17 +78,19 @@ class Chain:
     def sigma(self) -> Tensor:
         """(n,) noise scale of x_i given x_0: sqrt(1 - ᾱ_i) in DDPM, SMLD's σ_i."""
         # σ_i² / α_i² is the running sum of v_j / α_j²: the recursion σ_i² = r_i² σ_{i-1}² + v_i, solved.
-        return self.alpha * (self.variance / self.alpha**2).cumsum(0).sqrt()
+        sigma = self.alpha * (self.variance / self.alpha**2).cumsum(0).sqrt()
+        return sigma if bool(self.alpha[-1] > 0) else torch.cat([sigma[:-1], self.variance[-1:].sqrt()])
 
     @property
-    def _before(self) -> tuple[Tensor, Tensor]:
+    def before(self) -> tuple[Tensor, Tensor]:
+        """α and σ, each (n,), of the level before each: 1 and 0 before the first."""
         one = torch.ones_like(self.alpha[:1])
         return torch.cat([one, self.alpha[:-1]]), torch.cat([0 * one, self.sigma[:-1]])
 
     @property
     def posterior_variance(self) -> Tensor:
         """(n,) β̃_i, the variance of x_{i-1} given x_i and x_0 (Ho et al. 2020, eq. 7): v_i σ_{i-1}² / σ_i²."""
-        return self.variance * (self._before[1] / self.sigma) ** 2
+        return self.variance * (self.before[1] / self.sigma) ** 2
 
     def posterior_mean(self, x0: Tensor, x_i: Tensor, i: int | Tensor) -> Tensor:
         """μ̃_i(x_i, x_0), the mean of x_{i-1} given x_i and x_0 (Ho et al. 2020, eq. 7).
@@ -94,7 +104,7 @@ class Chain:
             ValueError: a level outside 1 .. n.
         """
         level = self._level(i)
-        alpha, sigma = self._before
+        alpha, sigma = self.before
         weight_0 = alpha[level] * self.variance[level] / self.sigma[level] ** 2
         weight_i = self.ratio[level] * (sigma[level] / self.sigma[level]) ** 2
         shape = (-1, *[1] * (x0.ndim - 1)) if level.ndim else ()

@@ -1,22 +1,29 @@
-"""SDEs from a user's functions: α and σ, or f and g, or the levels of a discrete chain."""
+"""SDEs from a user's functions: α and σ, or f and g, or the levels of a discrete chain.
+
+    ScheduleSDE(lambda t: torch.cos(1.5 * t), lambda t: torch.sin(1.5 * t))
+    LinearSDE(f=lambda t: -0.5 - 4 * t, g=lambda t: (1 + 8 * t).sqrt())
+    ChainSDE(Chain(times, (1 - beta).sqrt(), beta))
+
+Each is an SDE like any other: every solver, loss and guidance takes it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.sde.base import SDE, _derivative, root
+from scoresde.sde.base import SDE, derivative, root, signal_left
 from scoresde.sde.chain import Chain
 
-Function = Callable[[Tensor], Tensor | float]
+TimeFunction = Callable[[Tensor], Tensor | float]
 
 
-def _on(function: Function | float, u: Tensor) -> Tensor:
+def _on(function: TimeFunction | float, u: Tensor) -> Tensor:
     """A user's function, or constant, at the times u of any shape; the function sees one axis."""
     answer = function(u.flatten()) if callable(function) else function
     value = answer if isinstance(answer, Tensor) else torch.as_tensor(answer, dtype=u.dtype)
@@ -33,7 +40,8 @@ class ScheduleSDE(SDE):
     """An SDE from any two functions of time: ``ScheduleSDE(lambda t: torch.cos(t), lambda t: torch.sin(t), T=1.5)``.
 
     Args:
-        alpha: t -> α(t) > 0, float64 in and out, elementwise torch operations (so that f and g can be derived).
+        alpha: t -> α(t) > 0 (at T it may be 0), float64 in and out, elementwise torch operations (so that f and g can
+            be derived).
         sigma: t -> σ(t) >= 0, with σ/α increasing.
         T: start of the reverse process.
         t_min: its end.
@@ -43,13 +51,13 @@ class ScheduleSDE(SDE):
             that disagree with the functions' own differences.
     """
 
-    _alpha: Function
-    _sigma: Function
+    _alpha: TimeFunction
+    _sigma: TimeFunction
 
     def __init__(
         self,
-        alpha: Function,
-        sigma: Function,
+        alpha: TimeFunction,
+        sigma: TimeFunction,
         *,
         T: float = 1.0,
         t_min: float = 1e-3,
@@ -60,8 +68,11 @@ class ScheduleSDE(SDE):
         times = torch.linspace(0, T, 257, dtype=torch.float64)
         with torch.no_grad():
             scale, std = self.alpha(times), self.sigma(times)
-            if not (bool((scale > 0).all()) and bool((std >= 0).all())):
-                raise ValueError("a schedule needs α(t) > 0 and σ(t) >= 0 on [0, T]; the functions given break this.")
+            if not (bool((scale[:-1] > 0).all()) and bool(scale[-1] >= 0) and bool((std >= 0).all())):
+                raise ValueError(
+                    "a schedule needs σ(t) >= 0 on [0, T], and α(t) > 0 but at T, where it may be 0; the functions "
+                    "given break this."
+                )
             if not bool(((std / scale).diff() > 0).all()):
                 raise ValueError("σ/α must increase with t (noise is only ever added); the functions given break this.")
             self._differentiable()
@@ -75,10 +86,10 @@ class ScheduleSDE(SDE):
         points = ends + width * torch.linspace(0, 1, 9, dtype=torch.float64)[:, None]
         for name, function in {
             "f": lambda t: self.alpha(t).log(),
-            "g²": self._square_ratio,
+            "g²": self.inverse_snr,
         }.items():
             mean = (function(points[-1]) - function(points[0])) / width
-            slopes = _derivative(function, points.flatten()).reshape(points.shape).abs()
+            slopes = derivative(function, points.flatten()).reshape(points.shape).abs()
             rounding = 1e-12 * function(points[0]).abs().clamp_min(1.0 if name == "f" else 0.0) / width
             if bool((mean.abs() > 2 * slopes.amax(0) + rounding).any()):
                 raise ValueError(
@@ -115,11 +126,13 @@ class LinearSDE(SDE):
         ValueError: f or g is not finite on (0, T), g vanishes near t = 0, or the integrals do not settle.
     """
 
-    _f: Function | float
-    _g: Function | float
+    _f: TimeFunction | float
+    _g: TimeFunction | float
     _panels: int
 
-    def __init__(self, f: Function | float, g: Function | float, *, T: float = 1.0, t_min: float = 1e-3) -> None:
+    def __init__(
+        self, f: TimeFunction | float, g: TimeFunction | float, *, T: float = 1.0, t_min: float = 1e-3
+    ) -> None:
         for name, value in {"_f": f, "_g": g, "T": T, "t_min": t_min, "_panels": 4}.items():
             object.__setattr__(self, name, value)
         self.__post_init__()
@@ -199,7 +212,9 @@ class ChainSDE(SDE):
     DDPM's or SMLD's chain runs here with every solver, and an ancestral step between levels is the textbook's.
 
     Args:
-        chain: levels with positive times and a positive variance added by each.
+        chain: levels with positive times and a positive variance added by each. Where the last level has ratio 0, and
+            so no signal ("zero terminal SNR"), the way to it is x_u = (1 - ρ) x + sqrt(1 - (1 - ρ)²) sqrt(v_n) z, ρ
+            rising linearly in t from 0 to 1.
     """
 
     chain: Chain
@@ -214,19 +229,49 @@ class ChainSDE(SDE):
         object.__setattr__(self, "t_min", times[0].item() if len(times) > 1 else 0.0)
         super().__post_init__()
 
-    def _interpolate(self, t: Tensor, values: Tensor) -> Tensor:
-        """Piecewise-linear through (0, 0) and the levels."""
-        times = torch.cat([self.chain.times.new_zeros(1), self.chain.times]).to(t.device)
-        values = torch.cat([values.new_zeros(1), values]).to(t.device)
+    @cached_property
+    def _fades(self) -> bool:
+        """Whether the last level is without signal."""
+        return not bool(signal_left(self.chain.alpha[-1], self.chain.sigma[-1]))
+
+    @cached_property
+    def _levels(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Times, log α and (σ/α)² at 0 and at each level, (n + 1,); a level without signal has those before it."""
+        before = self.chain.before
+        last = [value[-1:] for value in (before if self._fades else (self.chain.alpha, self.chain.sigma))]
+        alpha, sigma = (torch.cat(pair) for pair in zip(before, last, strict=True))
+        return torch.cat([self.chain.times.new_zeros(1), self.chain.times]), alpha.log(), (sigma / alpha) ** 2
+
+    def _interpolate(self, t: Tensor, which: int) -> Tensor:
+        """Piecewise-linear through the values at the levels: 1 for log α, 2 for (σ/α)²."""
+        times, values = self._levels[0].to(t.device), self._levels[which].to(t.device)
         i = torch.searchsorted(times, t.detach().contiguous()).clamp(1, len(times) - 1)
         before, after = times.take(i - 1), times.take(i)
         return torch.lerp(values.take(i - 1), values.take(i), (t - before) / (after - before))
 
+    def _left(self, t: Tensor) -> Tensor:
+        """1 - ρ on the way to a last level without signal; 1 elsewhere."""
+        before, end = self._levels[0][-2:].to(t.device)
+        return torch.where(t > before, (end - t) / (end - before), torch.ones_like(t))
+
+    def _added(self, left: Tensor) -> Tensor:
+        """The variance added on that way."""
+        return (1 - left) * (1 + left) * self.chain.variance[-1].to(left.device)
+
     def alpha(self, t: Tensor) -> Tensor:  # type: ignore[override]
-        return self._interpolate(t, self.chain.alpha.log()).exp()
+        alpha = self._interpolate(t, 1).exp()
+        return self._left(t) * alpha if self._fades else alpha
 
     def sigma(self, t: Tensor) -> Tensor:  # type: ignore[override]
-        return self.alpha(t) * root(self._square_ratio(t))
+        sigma = self._interpolate(t, 1).exp() * root(self._interpolate(t, 2))
+        if not self._fades:
+            return sigma
+        left = self._left(t)
+        return torch.where(left < 1, root((left * sigma) ** 2 + self._added(left)), sigma)
 
-    def _square_ratio(self, t: Tensor) -> Tensor:
-        return self._interpolate(t, (self.chain.sigma / self.chain.alpha) ** 2)
+    def inverse_snr(self, t: Tensor) -> Tensor:
+        before = self._interpolate(t, 2)
+        if not self._fades:
+            return before
+        left = self._left(t)
+        return before + self._added(left) * (-2 * self._levels[1][-1].to(t.device)).exp() / left**2

@@ -1,4 +1,11 @@
-"""The family: each member is α(t), σ(t), and closed forms where they are faster than the derivation."""
+"""The family: each member is α(t), σ(t), and closed forms where they are faster than the derivation.
+
+    VP(beta_min=0.1, beta_max=20.0), SubVP()        # α = exp(-½ ∫β)
+    VE(sigma_min=0.01, sigma_max=50.0), EDM()       # α = 1
+    Cosine(), RectifiedFlow(T=1.0)                  # α falls to 0, at T itself if asked
+
+Members are frozen dataclasses: ``dataclasses.replace(sde, T=0.9)`` is another one.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +16,10 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
-from scoresde.sde.base import SDE, Time, _levels, root
+from scoresde.sde.base import SDE, Time, chain_times, root
 from scoresde.sde.chain import Chain
+
+__all__ = ["EDM", "VE", "VP", "Cosine", "RectifiedFlow", "SubVP"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +75,7 @@ class VP(_LinearBeta):
 
     def discretize(self, n: int) -> Chain:
         """DDPM's chain: β_i from β_min/n to β_max/n in n equal steps (Song et al. 2021, appendix C)."""
-        times = _levels(n, self.T)
+        times = chain_times(n, self.T)
         position = torch.linspace(0, 1, n, dtype=torch.float64)
         beta = (self.beta_min + position * self.T * (self.beta_max - self.beta_min)) * self.T / n
         if bool((beta >= 1).any()):
@@ -132,7 +141,7 @@ class VE(SDE):
 
     def discretize(self, n: int) -> Chain:
         """SMLD's chain: σ_i from σ_min to σ_max, n levels in geometric progression (Song et al. 2021, eq. 8)."""
-        times = _levels(n, self.T, least=2)
+        times = chain_times(n, self.T, least=2)
         sigma = self.sigma(torch.linspace(0, self.T, n, dtype=torch.float64))
         before = torch.cat([torch.zeros_like(sigma[:1]), sigma[:-1]])
         return Chain(times=times, ratio=torch.ones_like(sigma), variance=sigma**2 - before**2)
@@ -166,8 +175,9 @@ class EDM(SDE):
 class Cosine(SDE):
     r"""α = cos(a(t)) / cos(a(0)), a(t) = (π/2) (t + s) / (1 + s), σ² = 1 - α².
 
-    Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 17. α and σ are defined up to t = 1, where α = 0 and f diverges, so
-    the process starts at T = 0.999 (log-SNR about -13) unless told otherwise; T = 1 is refused.
+    Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 17. α and σ are defined up to t = 1, where α = 0 and f diverges; the
+    process starts at T = 0.999 (log-SNR about -13) unless told otherwise. T = 1 is for models whose prediction says x_0
+    there: x0, v, velocity, edm.
     """
 
     s: float = 0.008
@@ -176,7 +186,6 @@ class Cosine(SDE):
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.positive(self.s, name="s")
-        _below_one(self)
 
     @property
     def t_max(self) -> float:
@@ -218,14 +227,11 @@ class RectifiedFlow(SDE):
     r"""The straight path x_t = (1 - t) x_0 + t ε of flow matching: α = 1 - t, σ = t.
 
     Liu et al. 2023, arXiv:2209.03003; Lipman et al. 2023, arXiv:2210.02747. f = -1/(1 - t) and
-    g² = 2t/(1 - t) diverge at t = 1, so the process starts at T = 0.999 unless told otherwise; T = 1 is refused.
+    g² = 2t/(1 - t) diverge at t = 1; the process starts at T = 0.999 unless told otherwise. T = 1 is for models whose
+    prediction says x_0 there: velocity, x0, v, edm.
     """
 
     T: float = field(default=0.999, kw_only=True)
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _below_one(self)
 
     @property
     def t_max(self) -> float:
@@ -246,11 +252,3 @@ class RectifiedFlow(SDE):
     def t_of_log_snr(self, log_snr: Time) -> Tensor:
         target = self._reachable(log_snr)
         return torch.sigmoid(-0.5 * target).to(checks.result_dtype(log_snr))
-
-
-def _below_one(sde: SDE) -> None:
-    if not sde.T < 1:
-        raise ValueError(
-            f"{type(sde).__name__} needs T < 1, got {sde.T:g}: α(1) = 0, where drift and score conversions diverge. "
-            "T = 0.999 loses nothing that training can see."
-        )

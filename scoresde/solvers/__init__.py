@@ -1,49 +1,47 @@
-"""Solvers: one loop (base), one small file for each family of steps, torchdiffeq and torchsde as backends."""
+"""Solvers: numerical methods for the reverse process, all on one loop.
 
-from scoresde.solvers.adaptive_ode import AdaptiveODE
-from scoresde.solvers.adaptive_sde import AdaptiveSDE
-from scoresde.solvers.base import Progress, Solution, Solver, only_ode, only_sde
-from scoresde.solvers.ddim import DDIM, Ancestral
-from scoresde.solvers.euler import EulerMaruyama, ReverseDiffusion
-from scoresde.solvers.exponential import DEIS, DPMSolverPP, Multistep, SASolver, UniPC
-from scoresde.solvers.heun import Heun
-from scoresde.solvers.langevin import AnnealedLangevin, Corrector, Langevin, PredictorCorrector
-from scoresde.solvers.metropolis import AdjustedLangevin, Move
+Each family has a page of its own; what a solver may say of itself, and how to write one, is in
+:mod:`~scoresde.solvers.base`::
+
+    solution = DPMSolverPP(order=2).solve(Reverse(score, eta=0.0), x_T, grids.karras(sde, 20))
+    sample(score, shape, solver=PredictorCorrector(), steps=100)
+
+:mod:`~scoresde.solvers.multistep` (the default among them), :mod:`~scoresde.solvers.one_step`,
+:mod:`~scoresde.solvers.runge_kutta`, :mod:`~scoresde.solvers.adaptive`, :mod:`~scoresde.solvers.langevin`,
+:mod:`~scoresde.solvers.metropolis`, :mod:`~scoresde.solvers.fitted`, torchdiffeq in
+:mod:`~scoresde.solvers.ode_backend`, torchsde in :mod:`~scoresde.solvers.sde_backend`. Modules with a leading
+underscore are the engines behind them.
+"""
+
+from scoresde.solvers import adaptive, langevin, metropolis, multistep, one_step, runge_kutta
+from scoresde.solvers.adaptive import *
+from scoresde.solvers.base import Ending, Planned, Progress, Solution, Solver, only_ode, only_sde
+from scoresde.solvers.fitted import Fitted
+from scoresde.solvers.langevin import *
+from scoresde.solvers.metropolis import *
+from scoresde.solvers.multistep import *
 from scoresde.solvers.ode_backend import ProbabilityFlow
+from scoresde.solvers.one_step import *
+from scoresde.solvers.runge_kutta import *
 from scoresde.solvers.sde_backend import TorchSDE
-from scoresde.solvers.singlestep import DPMSolver, ExponentialRungeKutta, RungeKutta
-from scoresde.solvers.stochastic_rk import StochasticRungeKutta
-from scoresde.solvers.velocity import VelocityMultistep
+from scoresde.solvers.wrapping import Wrapping
 
 __all__ = [
-    "DDIM",
-    "DEIS",
-    "AdaptiveODE",
-    "AdaptiveSDE",
-    "AdjustedLangevin",
-    "Ancestral",
-    "AnnealedLangevin",
-    "Corrector",
-    "DPMSolver",
-    "DPMSolverPP",
-    "EulerMaruyama",
-    "ExponentialRungeKutta",
-    "Heun",
-    "Langevin",
-    "Move",
-    "Multistep",
-    "PredictorCorrector",
+    "Ending",
+    "Fitted",
+    "Planned",
     "ProbabilityFlow",
     "Progress",
-    "ReverseDiffusion",
-    "RungeKutta",
-    "SASolver",
     "Solution",
     "Solver",
-    "StochasticRungeKutta",
     "TorchSDE",
-    "UniPC",
-    "VelocityMultistep",
+    "Wrapping",
     "only_ode",
     "only_sde",
 ]
+__all__ += adaptive.__all__
+__all__ += langevin.__all__
+__all__ += metropolis.__all__
+__all__ += multistep.__all__
+__all__ += one_step.__all__
+__all__ += runge_kutta.__all__

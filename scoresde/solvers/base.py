@@ -1,22 +1,35 @@
-"""THE loop: a solver is a frozen dataclass with one step; everything around the steps is here, once."""
+"""THE loop: a solver is a frozen dataclass with one step; everything around the steps is here, once.
+
+    solution = EulerMaruyama().solve(Reverse(score, eta=1.0), x_T, grids.karras(sde, 100), noise)
+    solution.x, solution.nfe
+
+A solver of your own derives from :class:`Solver` and writes :meth:`~Solver.step`; from :class:`Planned` where its
+coefficients are known before the first step; from :class:`Wrapping` where it does something more around another one's.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from scoresde import checks
+from scoresde import checks, grids
+from scoresde.models.combination import Coefficient, Combination, combine
+from scoresde.models.score import Score, shaped_like
 from scoresde.noise import Noise, as_noise
 from scoresde.reverse import Reverse
-from scoresde.score import Score
-from scoresde.solvers.checkpointing import checkpointed, default_states
+from scoresde.sde import SDE, has_signal
+from scoresde.solvers._checkpointing import checkpointed, default_states
+from scoresde.solvers.carried import mapped
+
+Report = Callable[[int, Tensor], None]
+"""(steps done, state): what is told after each step."""
 
 
 class Progress(NamedTuple):
@@ -26,6 +39,16 @@ class Progress(NamedTuple):
     steps: int
     t: Tensor
     x: Tensor
+
+
+@dataclass(frozen=True)
+class Ending:
+    """What the steps come to: the state, and the fields of :class:`Solution` that only adaptive methods know."""
+
+    x: Tensor
+    complete: bool = True
+    nfe_per_sample: Tensor | None = None
+    reached: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -53,29 +76,20 @@ class Solution:
     reached: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class Ending:
-    """What the steps come to: the state, and the fields of :class:`Solution` that only adaptive methods know."""
-
-    x: Tensor
-    complete: bool = True
-    nfe_per_sample: Tensor | None = None
-    reached: Tensor | None = None
-
-
-class CountedScore:
-    """A score that counts its evaluations, refuses an answer of another shape and keeps x's dtype."""
+class CountedScore(Score):
+    """Another score, which counts its evaluations and refuses an answer of another shape."""
 
     def __init__(self, score: Score) -> None:
         self.score, self.nfe = score, 0
+        self.sigma_data = score.sigma_data
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+    @property
+    def sde(self) -> SDE:  # type: ignore[override]
+        return self.score.sde
+
+    def evaluate(self, x: Tensor, t: Tensor, wanted: Combination) -> Tensor:
         self.nfe += 1
-        out = self.score(x, t)
-        if not isinstance(out, Tensor) or out.shape != x.shape:
-            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-            raise ValueError(f"the score must return a tensor shaped like x, {tuple(x.shape)}; it returned {got}.")
-        return out.to(x.dtype)
+        return shaped_like(self.score.evaluate(x, t, wanted), x, "the score")
 
 
 @dataclass(frozen=True)
@@ -88,13 +102,19 @@ class Solver(ABC):
         order: order of the global error for η = 0; None for methods that are no discretisation of the process.
         weak_order: order of the error in law for η > 0; None where the method does not take η > 0.
         strong_order: order of the pathwise error on one Brownian path; None as above or where not claimed.
-        default_eta: the dial on which ``sample`` runs the method unless told otherwise.
+        default_eta: the stochasticity with which ``sample`` runs the method unless told otherwise.
+        steps_on_grid: whether a run is made of the grid's steps; False for a method with its own :meth:`integrate`.
+        has_memory: whether a step depends on earlier ones beyond the state x.
+        follows_process: whether the states at the grid's inner times follow the process, and not its end alone.
     """
 
     order: ClassVar[int | None] = None
     weak_order: ClassVar[float | None] = None
     strong_order: ClassVar[float | None] = None
     default_eta: ClassVar[float] = 0.0
+    steps_on_grid: ClassVar[bool] = True
+    has_memory: ClassVar[bool] = False
+    follows_process: ClassVar[bool] = True
 
     @abstractmethod
     def step(self, process: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise, state: Any) -> tuple[Tensor, Any]:
@@ -117,13 +137,21 @@ class Solver(ABC):
     def check(self, process: Reverse) -> None:  # noqa: B027 (most methods take every process)
         """Raises ValueError where the method cannot integrate this process."""
 
-    def clean(self, process: Reverse, x: Tensor, t: Tensor) -> Tensor:
+    def denoised(self, process: Reverse, x: Tensor, t: Tensor) -> Tensor:
         """The x_0 (B, *event) that a last denoising step makes of x at the last time, from one evaluation."""
-        return process.denoise(x, t)
+        return process.score.denoise(x, t)
 
     def draws_noise(self, process: Reverse) -> bool:
         """Whether a step needs random numbers on this process."""
         return process.eta > 0
+
+    def default_grid(self, score: Score) -> grids.Rule | Tensor:
+        """The rule of the grid that goes with the method; for a method that knows only its own times, these."""
+        return grids.karras
+
+    def selected(self, state: Any, select: Callable[[Tensor], Tensor]) -> Any:
+        """What is remembered of some samples: ``state`` with each tensor of samples replaced by ``select`` of it."""
+        return mapped(state, select)
 
     def solve(
         self,
@@ -139,10 +167,14 @@ class Solver(ABC):
     ) -> Solution:
         """Integrate from x at grid[0] to grid[-1]; gradients flow through all of it.
 
+        The state is carried in float32 at least, whatever the dtype of x and of the network, and in float64 where the
+        grid starts above σ/α = 1e4 (:func:`state_dtype`); the solution has x's dtype.
+
         Args:
             process: the reverse process.
-            x: (B, *event), finite, the state at grid[0]; its dtype and device are kept.
-            grid: (n + 1,) strictly decreasing times in the SDE's range.
+            x: (B, *event), finite, the state at grid[0].
+            grid: (n + 1,) strictly decreasing times in the SDE's range. It may start where α = 0, at a score that says
+                x_0 there: the first step is then x_s = α_s x̂_0 + σ_s ε.
             noise: a Noise, a generator or a seed; may be left out where nothing is drawn.
             denoise: end with E[x_0 | x] at the last time, one evaluation more; where σ = 0 there, that is x itself.
             trajectory: keep the state at every time.
@@ -150,9 +182,9 @@ class Solver(ABC):
             checkpoint: how gradients are had. False keeps the graph of every step. A number k keeps k states and no
                 graph; backward computes the others again, one step's graph at a time, so that memory does not grow with
                 the steps. True is k = ceil(log2 n), with which no step is done again more than log2 n times
-                (:func:`~scoresde.solvers.checkpointing.left_part`). The gradients are the same to rounding, of first
-                order. Meanwhile x, states and parameters may not be changed in place, callbacks see states
-                without a graph, and a ``trajectory`` costs its n states. Without gradients it changes nothing.
+                (Griewank & Walther 2000). The gradients are the same to rounding, of first order. Meanwhile x, states
+                and parameters may not be changed in place, callbacks see states without a graph, and a ``trajectory``
+                costs its n states. Without gradients it changes nothing.
 
         Raises:
             TypeError, ValueError: bad x, grid or noise, or a process that the method cannot integrate; checkpoint for a
@@ -163,10 +195,11 @@ class Solver(ABC):
         checks.state(x, values=True)
         grid = checks.grid(grid, process.sde.t_max)
         self.check(process)
-        source = self._noise(process, noise)
+        source = self._source(process, noise)
         source.check(grid)
         counted = CountedScore(process.score)
         process = dataclasses.replace(process, score=counted)
+        dtype, x = x.dtype, x.to(state_dtype(process.sde, grid, x.dtype))
         states = [x]
 
         def report(step: int, x: Tensor) -> None:
@@ -181,25 +214,34 @@ class Solver(ABC):
             ending, states = Ending(passed[-1]), [x, *passed]
         else:
             wanted = trajectory or callback is not None
-            ending = self._run(process, x, grid, source, report if wanted else unheard)
+            ending = self.integrate(process, x, grid, source, report if wanted else unheard)
         x = ending.x
         denoise = denoise and ending.complete and process.sde.sigma(grid[-1]).item() > 0
         if denoise:
-            x = self.clean(process, x, grid[-1])
+            x = self.denoised(process, x, grid[-1])
         if x.numel() and not bool(torch.isfinite(x.detach()).all()):
             raise FloatingPointError(
                 f"{type(self).__name__} ended with NaN or infinite values after {counted.nfe} evaluations. The score "
                 "returned such values, or the steps are too long for the method: look at the trajectory with a "
                 "callback, or take more steps."
             )
-        path = torch.stack(states) if trajectory else None
+        path = torch.stack(states).to(dtype) if trajectory else None
         each = ending.nfe_per_sample if ending.nfe_per_sample is None else ending.nfe_per_sample + int(denoise)
-        return Solution(x, counted.nfe, grid, path, denoise, ending.complete, each, ending.reached)
+        return Solution(x.to(dtype), counted.nfe, grid, path, denoise, ending.complete, each, ending.reached)
 
-    def _run(
-        self, process: Reverse, x: Tensor, grid: Tensor, noise: Noise, report: Callable[[int, Tensor], None]
-    ) -> Ending:
-        """All steps. Black-box backends and adaptive methods override this."""
+    def integrate(self, process: Reverse, x: Tensor, grid: Tensor, noise: Noise, report: Report) -> Ending:
+        """All steps, from x at grid[0] to grid[-1]: the loop over :meth:`step`.
+
+        A method that chooses its own steps (a library's solver, an adaptive one) overrides it, and declares
+        ``steps_on_grid = False``.
+
+        Args:
+            process: its score counts evaluations.
+            x: (B, *event), float32 or wider.
+            grid: (n + 1,), checked.
+            noise: standard normals.
+            report: to be called with the number of steps done and the state, at each time of the grid but the first.
+        """
         x, state = self.start(process, x, grid, noise)
         times = grid.unbind()
         for i, (t, s) in enumerate(itertools.pairwise(times)):
@@ -208,15 +250,7 @@ class Solver(ABC):
         return Ending(x)
 
     def _run_again(
-        self,
-        process: Reverse,
-        x: Tensor,
-        grid: Tensor,
-        noise: Noise,
-        report: Callable[[int, Tensor], None],
-        room: int,
-        *,
-        every: bool,
+        self, process: Reverse, x: Tensor, grid: Tensor, noise: Noise, report: Report, room: int, *, every: bool
     ) -> list[Tensor]:
         """The same with steps that are done again for their gradients: the state after each step, or the last alone."""
         x, state = self.start(process, x, grid, noise)
@@ -232,14 +266,14 @@ class Solver(ABC):
             raise ValueError(
                 f"checkpoint must be True, False or how many states to keep, at least 1; got {checkpoint!r}."
             )
-        if checkpoint and type(self)._run is not Solver._run:
+        if checkpoint and not self.steps_on_grid:
             raise ValueError(
                 f"{type(self).__name__} is not made of the grid's steps, so checkpoint cannot repeat them. For "
                 "gradients in constant memory take a solver with steps, or the adjoint: ProbabilityFlow(adjoint=True), "
                 "TorchSDE(adjoint=True)."
             )
 
-    def _noise(self, process: Reverse, noise: Noise | torch.Generator | int | None) -> Noise:
+    def _source(self, process: Reverse, noise: Noise | torch.Generator | int | None) -> Noise:
         if noise is not None:
             return as_noise(noise)
         if self.draws_noise(process):
@@ -248,6 +282,93 @@ class Solver(ABC):
                 "IndependentNoise(seed=0)."
             )
         return _NoNoise()
+
+
+class Plan(NamedTuple):
+    """The state of a planned solver: what each step needs, the steps done, what the method remembers, its times."""
+
+    rows: Sequence[Any]
+    done: int
+    memory: Any
+    times: Sequence[float]
+
+
+class FromPrior(NamedTuple):
+    """The step from a time without signal, α = 0, where x is noise: x_s = keep x + α_s x̂_0 + fresh z."""
+
+    keep: Coefficient
+    alpha: Coefficient
+    fresh: Coefficient
+
+    def take(self, process: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
+        """One evaluation, of x̂_0 at t."""
+        terms = [(self.keep, x), (self.alpha, process.score.denoise(x, t))]
+        if isinstance(self.fresh, Tensor):
+            terms.append((self.fresh, noise.between(x, t, s)))
+        return combine(*terms)
+
+
+def from_prior(sde: SDE, t: Tensor, s: Tensor, *, draws: bool) -> FromPrior | None:
+    """x_s = α_s x̂_0 + σ_s x_T/σ_T, or with fresh noise in place of x_T/σ_T where ``draws``; None where α(t) > 0."""
+    if has_signal(sde.alpha(t), sde.sigma(t)):
+        return None
+    sigma = sde.sigma(s)
+    return FromPrior(0.0 if draws else sigma / sde.sigma(t), sde.alpha(s), sigma if draws else 0.0)
+
+
+@dataclass(frozen=True)
+class Planned(Solver):
+    """A solver that asks the schedule once, for all steps together, so that a step costs no more than its tensors.
+
+    A subclass gives :meth:`plan` and :meth:`advance` in place of ``step``. Both see times with α > 0 only: a first step
+    from α = 0, where x_T says nothing of x_0, goes to x_s = α_s x̂_0 + σ_s x_T/σ_T, with fresh noise in place of x_T/σ_T
+    for a method that draws any; what a method remembers begins after it.
+    """
+
+    @abstractmethod
+    def plan(self, process: Reverse, grid: Tensor) -> Sequence[Any]:
+        """What each of the n steps of ``grid`` (n + 1,) needs; raises ValueError where a step cannot be taken."""
+
+    @abstractmethod
+    def advance(
+        self, process: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise, row: Any, memory: Any
+    ) -> tuple[Tensor, Any]:
+        """The step from t to s with its ``row`` of the plan; ``memory`` is what the last step returned, or None."""
+
+    def start(self, process: Reverse, x: Tensor, grid: Tensor, noise: Noise) -> tuple[Tensor, Any]:
+        """The plan."""
+        return x, Plan(self._planned(process, grid), 0, None, grid.tolist())
+
+    def step(self, process: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise, state: Any) -> tuple[Tensor, Any]:
+        """The next step of the plan that :meth:`start` made; without a state, or at other times, one on its own.
+
+        Raises:
+            ValueError: other times than the plan's, from a method that remembers past steps.
+        """
+        plan: Plan | None = state
+        if plan is None or plan.times[plan.done : plan.done + 2] != [t.item(), s.item()]:
+            if plan is not None and plan.memory is not None:
+                raise ValueError(
+                    f"{type(self).__name__} remembers the steps of its grid, of which none goes from t = {t:g} to "
+                    f"{s:g} now. Call start with the times that you will take, or state None for a new beginning."
+                )
+            plan = Plan(self._planned(process, torch.stack([t, s])), 0, None, [t.item(), s.item()])
+        row = plan.rows[plan.done]
+        if isinstance(row, FromPrior):
+            x, memory = row.take(process, x, t, s, noise), None
+        else:
+            x, memory = self.advance(process, x, t, s, noise, row, plan.memory)
+        return x, plan._replace(done=plan.done + 1, memory=memory)
+
+    def selected(self, state: Any, select: Callable[[Tensor], Tensor]) -> Any:
+        """The plan belongs to the grid, not to samples."""
+        return state._replace(memory=mapped(state.memory, select))
+
+    def _planned(self, process: Reverse, grid: Tensor) -> Sequence[Any]:
+        first = from_prior(process.sde, grid[0], grid[1], draws=self.draws_noise(process))
+        if first is None:
+            return self.plan(process, grid)
+        return [first, *(self.plan(process, grid[1:]) if len(grid) > 2 else ())]
 
 
 class _NoNoise(Noise):
@@ -266,6 +387,17 @@ class _NoNoise(Noise):
         pass
 
 
+def state_dtype(sde: SDE, grid: Tensor, dtype: torch.dtype) -> torch.dtype:
+    """In which dtype the state of a run is carried that is asked for in ``dtype``: float32 at least.
+
+    float64 where σ/α is above 1e4 at the first time with signal: of x = α x_0 + σ ε float32 would keep hardly three
+    digits of x_0, and of the differences that a method makes of such states none.
+    """
+    alpha, sigma = sde.alpha(grid[:2]).detach(), sde.sigma(grid[:2]).detach()
+    first = 0 if has_signal(alpha[0], sigma[0]) else 1
+    return torch.float64 if sigma[first] > 1e4 * alpha[first] else torch.promote_types(dtype, torch.float32)
+
+
 def unheard(step: int, x: Tensor) -> None:
     """The report of a run whose inner states nobody asked for: methods need not work them out."""
 
@@ -275,7 +407,7 @@ def only_ode(solver: Solver, process: Reverse) -> None:
     if process.eta != 0:
         raise ValueError(
             f"{type(solver).__name__} integrates the probability-flow ODE; got a process with eta = {process.eta:g}. "
-            "Give it Reverse(sde, score, eta=0.0), or take a solver of the reverse SDE such as EulerMaruyama."
+            "Give it Reverse(score, eta=0.0), or take a solver of the reverse SDE such as EulerMaruyama."
         )
 
 
@@ -284,5 +416,5 @@ def only_sde(solver: Solver, process: Reverse) -> None:
     if process.eta != 1:
         raise ValueError(
             f"{type(solver).__name__} samples the reverse SDE, eta = 1; got eta = {process.eta:g}. "
-            "Give it Reverse(sde, score, eta=1.0), or take DDIM or EulerMaruyama, which run on any eta."
+            "Give it Reverse(score, eta=1.0), or take DDIM or EulerMaruyama, which run on any eta."
         )

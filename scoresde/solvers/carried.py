@@ -1,4 +1,12 @@
-"""What a run carries from step to step, as a tree: its tensors can be replaced, all else stays."""
+"""What a run carries from step to step, as a tree: its tensors can be found and replaced, all else stays.
+
+    state = {"past": (x, y), "count": 2}
+    tensors(state)                             # [x, y]
+    mapped(state, lambda t: t[rows])           # the same of some samples
+
+For whoever handles the states of solvers from outside: checkpoints, particles that are copied and dropped, counts of
+what is kept.
+"""
 
 from __future__ import annotations
 

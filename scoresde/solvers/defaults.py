@@ -1,72 +1,72 @@
-"""What goes with a solver where nothing is said: the solver itself, and its grid. One home for every entry point."""
+"""What a run has where nothing is said: its solver, its grid, its first state. One home for every entry point."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
-
+import torch
 from torch import Tensor
 
 from scoresde import checks, grids
+from scoresde.models.modules import parameters_of
+from scoresde.models.score import Score
+from scoresde.noise import Noise
 from scoresde.sde import SDE
 from scoresde.solvers.base import Solver
-from scoresde.solvers.fitted import Fitted
-from scoresde.solvers.velocity import VelocityMultistep
-
-GridRule = Callable[..., Tensor]
-"""(sde, steps) -> times, as those of :mod:`scoresde.grids`, which also take t_start=... ."""
+from scoresde.solvers.multistep import VMultistep
+from scoresde.solvers.wrapping import require_solver
 
 
 def chosen_solver(solver: Solver | None) -> Solver:
-    """The solver, by default a new VelocityMultistep.
+    """The solver, by default a new VMultistep.
 
     Raises:
         TypeError: something else.
     """
-    if solver is None:
-        return VelocityMultistep()
-    if not isinstance(solver, Solver):
-        raise TypeError(f"solver must be a Solver such as VelocityMultistep() or Heun(), got {solver!r}.")
-    return solver
+    return VMultistep() if solver is None else require_solver(solver)
 
 
-def default_grid(solver: Solver) -> GridRule:
-    """The rule of the grid that goes with a solver.
+def chosen_grid(
+    score: Score, grid: Tensor | grids.Rule | None, steps: int, solver: Solver, *, start: Tensor | None = None
+) -> Tensor:
+    """Times: those given, or made by a rule of so many steps, by default the solver's, from ``start`` if there is one.
 
     Raises:
-        ValueError: a fitted sampler, which has times instead of a rule.
+        TypeError: neither times nor a rule.
+        ValueError: bad times; a start for a solver that knows only its own times.
     """
-    if isinstance(solver, Fitted):
+    grid = solver.default_grid(score) if grid is None else grid
+    if start is not None and isinstance(grid, Tensor):
         raise ValueError(
-            "a fitted sampler knows only its own times, which start at T; they cannot be made anew from another time. "
-            "Take VelocityMultistep() or another solver."
+            f"{type(solver).__name__} knows only its own times, which start at T; they cannot be made anew from "
+            "another time. Take VMultistep() or another solver."
         )
-    if isinstance(solver, VelocityMultistep):
-        return partial(grids.balanced, sigma_data=solver.sigma_data)
-    return grids.karras
-
-
-def chosen_grid(sde: SDE, grid: Tensor | GridRule, steps: int, *, start: Tensor | None = None) -> Tensor:
-    """Times: those given, or made by a rule of so many steps, from ``start`` if there is one; see :func:`checks.grid`.
-
-    Raises:
-        TypeError: neither times nor a rule. ValueError: bad times.
-    """
     if callable(grid):
-        grid = grid(sde, steps) if start is None else grid(sde, steps, t_start=start)
+        grid = grid(score.sde, steps) if start is None else grid(score.sde, steps, t_start=start)
     try:
         times = grid if isinstance(grid, Tensor) else checks.real(grid, name="grid")
     except TypeError as error:
         raise TypeError(
             f"grid must be times or a function of scoresde.grids such as grids.karras, got {grid!r}."
         ) from error
-    return checks.grid(times, sde.t_max)
+    return checks.grid(times, score.sde.t_max)
 
 
-def steps_on_the_grid(solver: Solver, why: str, otherwise: str = "") -> None:
-    """Raises ValueError for a solver not made of the grid's steps, saying why that will not do, and what would."""
-    if type(solver)._run is not Solver._run:
-        raise ValueError(
-            f"{type(solver).__name__} is not made of the grid's steps but chooses its own steps, {why}. Take a solver "
-            f"that steps on the grid, such as VelocityMultistep(), Heun() or DDIM(){otherwise}."
-        )
+def prior_draw(
+    sde: SDE,
+    t: Tensor | float,
+    shape: tuple[int, ...],
+    noise: Noise,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str | None,
+    score: object,
+) -> Tensor:
+    """x ~ N(0, σ(t)² I) of ``shape`` (B, *event), on ``device`` or else where the parameters behind ``score`` are.
+
+    Raises:
+        TypeError: a dtype that is not floating.
+    """
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"samples need a floating dtype, got {dtype}.")
+    parameters = parameters_of(score)
+    where = torch.device(device) if device is not None else parameters[0].device if parameters else torch.device("cpu")
+    return noise.initial(shape, dtype=dtype, device=where) * sde.sigma(t)

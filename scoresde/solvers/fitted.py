@@ -1,4 +1,10 @@
-"""A sampler with coefficients of its own, fitted to one process: see :func:`scoresde.grids.fit`."""
+"""A sampler with coefficients of its own, fitted to one score by :func:`scoresde.fitting.fit`.
+
+    fitted = Fitted.load("sampler.json")
+    sample(score, shape, solver=fitted)             # or solver=Path("sampler.json")
+
+It is one file of numbers, tied to the schedule that it was fitted for, and brings its own times.
+"""
 
 from __future__ import annotations
 
@@ -9,30 +15,30 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from scoresde import checks
+from scoresde.models.combination import combine
+from scoresde.models.score import Score
 from scoresde.noise import Noise
 from scoresde.reverse import Reverse
 from scoresde.sde import SDE
-from scoresde.solvers.base import only_ode
-from scoresde.solvers.linear import Coefficient, combine, rows
-from scoresde.solvers.planned import Planned
+from scoresde.solvers.base import Solver, only_ode
 
-FORMAT, VERSION = "scoresde fitted sampler", 1
+FORMAT, VERSION = "scoresde fitted sampler", 2
 # α and σ of the schedule that a sampler is run on, against those it was fitted for: room for another build's libm only.
 _SAME = 1e-9
 
 
 @dataclass(frozen=True)
-class Report:
+class FitReport:
     """What a fit came to. Errors are root-mean-square distances to the accurate end points, per coordinate.
 
     Attributes:
-        kept: "fitted", or "fixed" where the fit was no better on held-out trajectories than the best fixed method.
+        chosen: "fitted", or "fixed" where the fit was no better on held-out trajectories than the best fixed method.
         train, validation, held_out: error of the sampler returned, on each part of the trajectories.
         held_out_trimmed: the last without the worst 5 % of the trajectories.
         fixed, fixed_trimmed: the same of the best fixed method on the same held-out trajectories.
@@ -45,7 +51,7 @@ class Report:
         iterations, seconds, seed: of the optimisation.
     """
 
-    kept: Literal["fitted", "fixed"]
+    chosen: Literal["fitted", "fixed"]
     train: float
     validation: float
     held_out: float
@@ -66,24 +72,24 @@ class Report:
         ratio, trimmed = self.held_out / self.fixed, self.held_out_trimmed / self.fixed_trimmed
         ours = f"{self.held_out:.3g} on {self.trajectories[2]} held-out trajectories"
         fixed = f"{self.fixed_method}: {self.fixed:.3g}"
-        if self.kept == "fixed":
+        if self.chosen == "fixed":
             return f"kept the best fixed method, {fixed}; the fit came to {self.rejected:.3g}, no better."
         told = f"{ratio:.2f} times the best fixed method's ({fixed}); trimmed {trimmed:.2f} times"
         return f"fitted: RMS {ours}, {told}. End points known to {self.reference_error:.1g}."
 
 
-class Schedule(NamedTuple):
-    """What a sampler remembers of its SDE: its name for people, and α and σ at the grid's times and those asked."""
+class FittedLevels(NamedTuple):
+    """What a sampler remembers of its SDE: its name for people, and α and σ at its times and evaluations."""
 
     name: str
     alpha: tuple[float, ...]
     sigma: tuple[float, ...]
 
     @staticmethod
-    def of(sde: SDE, times: Sequence[float]) -> Schedule:
+    def of(sde: SDE, times: Sequence[float]) -> FittedLevels:
         """That of ``sde``."""
         at = torch.tensor(times, dtype=torch.float64)
-        return Schedule(named(sde), tuple(sde.alpha(at).tolist()), tuple(sde.sigma(at).tolist()))
+        return FittedLevels(named(sde), tuple(sde.alpha(at).tolist()), tuple(sde.sigma(at).tolist()))
 
 
 def named(sde: SDE) -> str:
@@ -93,50 +99,48 @@ def named(sde: SDE) -> str:
     return f"{type(sde).__name__}({', '.join(f'{k}={v}' for k, v in told.items() if isinstance(v, int | float))})"
 
 
-class Method(NamedTuple):
-    r"""Any explicit linear method with n evaluations: x̂_0 is asked at n times, of combinations of the start and x̂_0's.
+class LinearMethod(NamedTuple):
+    r"""Any explicit linear method with n evaluations of x̂_0, at combinations of the start and the x̂_0 before.
 
     With D_j = E[x_0 | x_{τ_j} = y_j] and y_n the end::
 
         y_i = a_i x_T + Σ_{j<i} w_ij D_j        i = 0 … n
 
     Attributes:
-        asks: τ_0 … τ_{n-1}; numbers, or tensors () or (B,).
-        keep: a_0 … a_n, numbers or tensors that broadcast against x.
+        evaluated_at: τ_0 … τ_{n-1}; numbers, or tensors () or (B,).
+        of_start: a_0 … a_n, numbers or tensors that broadcast against x.
         weights: n rows, of 1 … n weights.
     """
 
-    asks: Sequence[Any]
-    keep: Sequence[Any]
+    evaluated_at: Sequence[Any]
+    of_start: Sequence[Any]
     weights: Sequence[Sequence[Any]]
 
 
-class Stage(NamedTuple):
-    """One evaluation: D = read · (y, s), then the next state from the start and all D's; at first y = enter x_T."""
+class FittedRun(NamedTuple):
+    """Where a run stands: steps done, x_T, and the D of the steps done."""
 
-    enter: float
-    ask: Tensor
-    read: tuple[Coefficient, ...]
-    keep: float
-    weights: tuple[float, ...]
+    done: int
+    start: Tensor
+    past: tuple[Tensor, ...] = ()
 
 
 @dataclass(frozen=True)
-class Fitted(Planned):
-    r"""The probability-flow ODE in n evaluations, with the times asked and all coefficients fitted to one process.
+class Fitted(Solver):
+    r"""The probability-flow ODE in n evaluations, all times and coefficients fitted to one score.
 
     With D_j = E[x_0 | x_{τ_j} = y_j], y_n is the end::
 
         y_i = a_i x_T + Σ_{j<i} w_ij D_j        i = 0 … n
 
     the most general explicit linear method with one evaluation a step: every multistep and singlestep method is one
-    of its special cases. Made by :func:`scoresde.grids.fit`. The end is fitted; states on the way are what helps the
+    of its special cases. Made by :func:`scoresde.fitting.fit`. The end is fitted; states on the way are what helps the
     end most, and follow the marginals p_t only roughly. n + 1 states are held in memory.
 
     Args:
-        times: (n + 1,) decreasing: T, the times asked put in order, t_min. It runs on these alone.
-        asks: (n,) τ, the times that the score is told, in the order of the steps.
-        keep: (n + 1,) a.
+        times: (n + 1,) decreasing: T, the times of the evaluations put in order, t_min. It runs on these alone.
+        evaluated_at: (n,) τ, the times of the evaluations, in the order of the steps.
+        of_start: (n + 1,) a.
         weights: n rows of w, the i-th of i values.
         schedule: of the SDE that it was fitted for.
         report: how it was fitted and what it came to.
@@ -146,24 +150,27 @@ class Fitted(Planned):
     """
 
     times: tuple[float, ...]
-    asks: tuple[float, ...]
-    keep: tuple[float, ...]
+    evaluated_at: tuple[float, ...]
+    of_start: tuple[float, ...]
     weights: tuple[tuple[float, ...], ...]
-    schedule: Schedule
-    report: Report
+    schedule: FittedLevels
+    report: FitReport
+
+    has_memory: ClassVar[bool] = True
+    follows_process: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        n = len(self.asks)
+        n = len(self.evaluated_at)
         lengths = [len(row) for row in self.weights]
-        if n < 1 or len(self.times) != n + 1 or len(self.keep) != n + 1 or lengths != list(range(1, n + 1)):
+        if n < 1 or len(self.times) != n + 1 or len(self.of_start) != n + 1 or lengths != list(range(1, n + 1)):
             raise ValueError(
-                f"a sampler of n steps has n + 1 times, n asks, n + 1 of keep and rows of 1 to n weights; got "
-                f"{len(self.times)}, {n}, {len(self.keep)} and rows of {lengths}."
+                f"a sampler of n steps has n + 1 times, n evaluated_at, n + 1 of_start and rows of 1 to n weights; got "
+                f"{len(self.times)}, {n}, {len(self.of_start)} and rows of {lengths}."
             )
         levels = [*self.schedule.alpha, *self.schedule.sigma]
         if len(levels) != 2 * (2 * n + 1):
             raise ValueError(f"the schedule must have α and σ at {2 * n + 1} times; got {len(levels)} values in all.")
-        numbers = [*self.times, *self.asks, *self.keep, *(w for row in self.weights for w in row), *levels]
+        numbers = [*self.times, *self.evaluated_at, *self.of_start, *(w for row in self.weights for w in row), *levels]
         if not all(math.isfinite(v) for v in numbers):
             raise ValueError("a fitted sampler holds NaN or infinite numbers; fit it again.")
         checks.grid(torch.tensor(self.times, dtype=torch.float64), math.inf)
@@ -171,7 +178,7 @@ class Fitted(Planned):
     @property
     def steps(self) -> int:
         """n, which is also the number of score evaluations."""
-        return len(self.asks)
+        return len(self.evaluated_at)
 
     @property
     def grid(self) -> Tensor:
@@ -179,47 +186,47 @@ class Fitted(Planned):
         return torch.tensor(self.times, dtype=torch.float64)
 
     @property
-    def method(self) -> Method:
+    def method(self) -> LinearMethod:
         """The coefficients."""
-        return Method(self.asks, self.keep, self.weights)
+        return LinearMethod(self.evaluated_at, self.of_start, self.weights)
 
     def check(self, process: Reverse) -> None:
         """η = 0, and the schedule that it was fitted for."""
         only_ode(self, process)
-        now = Schedule.of(process.sde, [t for t in (*self.times, *self.asks) if t <= process.sde.t_max])
+        now = FittedLevels.of(process.sde, [t for t in (*self.times, *self.evaluated_at) if t <= process.sde.t_max])
         if len(now.alpha) != len(self.schedule.alpha) or not all(
             math.isclose(a, b, rel_tol=_SAME, abs_tol=1e-300)
             for a, b in zip((*now.alpha, *now.sigma), (*self.schedule.alpha, *self.schedule.sigma), strict=True)
         ):
             raise ValueError(
                 f"this sampler was fitted for {self.schedule.name}; the process has {now.name}, another schedule. Fit "
-                "one for it with grids.fit, or take a solver with a rule for every schedule."
+                "one for it with fitting.fit, or take a solver with a rule for every schedule."
             )
 
-    def plan(self, process: Reverse, grid: Tensor) -> Sequence[Stage]:
-        """Everything but the coefficient of the score is stored."""
+    def start(self, process: Reverse, x: Tensor, grid: Tensor, noise: Noise) -> tuple[Tensor, Any]:
+        """Nothing but a look at the grid, which must be its own."""
         if len(grid) != len(self.times) or not torch.allclose(grid.detach(), self.grid, rtol=_SAME, atol=0.0):
             raise ValueError(
                 f"a fitted sampler runs on its own {self.steps} steps, from {self.times[0]:g} to {self.times[-1]:g}; "
                 f"got a grid of {len(grid) - 1} from {float(grid[0]):g} to {float(grid[-1]):g}. Pass its .grid, or "
                 "leave the grid out of sample(...)."
             )
-        asks = torch.tensor(self.asks, dtype=torch.float64)
-        alpha, sigma = process.sde.alpha(asks), process.sde.sigma(asks)
-        read = rows(1 / alpha, sigma**2 / alpha)
-        enter = [self.keep[0]] * self.steps
-        return [Stage(*row) for row in zip(enter, asks.unbind(), read, self.keep[1:], self.weights, strict=True)]
+        return x, FittedRun(0, x)
 
-    def advance(
-        self, process: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise, row: Any, memory: Any
-    ) -> tuple[Tensor, Any]:
-        """One evaluation."""
-        start, past = (x, ()) if memory is None else memory
-        if memory is None:
-            x = combine((row.enter, x))
-        keep, pull = row.read
-        past = (*past, combine((keep, x), (pull, process.score(x, row.ask))))
-        return combine((row.keep, start), *zip(row.weights, past, strict=True)), (start, past)
+    def step(self, process: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise, state: Any) -> tuple[Tensor, Any]:
+        """One evaluation, then the next state from the start and all evaluations."""
+        run: FittedRun = self.start(process, x, torch.stack([t, s]), noise)[1] if state is None else state
+        i = run.done
+        if [t.item(), s.item()] != list(self.times[i : i + 2]):
+            raise ValueError(f"the next of {self.steps} fitted steps is number {i + 1}; none goes from {t:g} to {s:g}.")
+        y = x if i else combine((self.of_start[0], x))
+        past = (*run.past, process.score.denoise(y, torch.tensor(self.evaluated_at[i], dtype=torch.float64)))
+        after = combine((self.of_start[i + 1], run.start), *zip(self.weights[i], past, strict=True))
+        return after, FittedRun(i + 1, run.start, past)
+
+    def default_grid(self, score: Score) -> Tensor:
+        """Its own times: there is no rule for others."""
+        return self.grid
 
     # -- files ---------------------------------------------------------------------------------------------------------
 
@@ -265,8 +272,8 @@ class Fitted(Planned):
         try:
             return cls(
                 _numbers(content["times"]),
-                _numbers(content["asks"]),
-                _numbers(content["keep"]),
+                _numbers(content["evaluated_at"]),
+                _numbers(content["of_start"]),
                 tuple(_numbers(row) for row in content["weights"]),
                 _schedule(content["schedule"]),
                 _report(content["report"]),
@@ -281,13 +288,13 @@ def _numbers(values: Any) -> tuple[float, ...]:
     return tuple(float(v) for v in values)
 
 
-def _schedule(content: Any) -> Schedule:
-    return Schedule(str(content["name"]), _numbers(content["alpha"]), _numbers(content["sigma"]))
+def _schedule(content: Any) -> FittedLevels:
+    return FittedLevels(str(content["name"]), _numbers(content["alpha"]), _numbers(content["sigma"]))
 
 
-def _report(content: Any) -> Report:
-    expected = {field.name for field in dataclasses.fields(Report)}
+def _report(content: Any) -> FitReport:
+    expected = {field.name for field in dataclasses.fields(FitReport)}
     if not isinstance(content, Mapping) or set(content) != expected:
         raise ValueError(f"the report should have the entries {', '.join(sorted(expected))}")
     lists = {key: tuple(int(v) for v in content[key]) for key in ("trajectories", "event")}
-    return Report(**{**content, **lists})
+    return FitReport(**{**content, **lists})

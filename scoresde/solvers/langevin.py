@@ -1,4 +1,8 @@
-"""Langevin dynamics at a fixed noise level: the corrector, predictor-corrector sampling, and annealed Langevin."""
+"""Langevin dynamics at a fixed noise level: the corrector, predictor-corrector sampling, and annealed Langevin.
+
+sample(score, shape, solver=PredictorCorrector(EulerMaruyama(), Langevin(snr=0.1)), steps=100)
+sample(score, shape, solver=AnnealedLangevin(), steps=10)
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,11 @@ from torch import Tensor
 from scoresde import checks
 from scoresde.noise import Noise
 from scoresde.reverse import Reverse
-from scoresde.solvers.base import Solver
-from scoresde.solvers.euler import ReverseDiffusion
+from scoresde.solvers.base import Solver, from_prior
+from scoresde.solvers.one_step import ReverseDiffusion
+from scoresde.solvers.wrapping import Wrapping, require_solver
+
+__all__ = ["AnnealedLangevin", "Corrector", "Langevin", "PredictorCorrector"]
 
 
 class Corrector(Protocol):
@@ -61,12 +68,12 @@ def langevin_steps(process: Reverse, x: Tensor, t: Tensor, size: Tensor, steps: 
     if size.item() == 0:  # σ(t) = 0: nothing moves, and there is no score to ask for
         return x
     for _ in range(steps):
-        x = x + size * process.score(x, t) + (2 * size).sqrt() * noise.normal(x)
+        x = process.score.linear(x, t, 1.0, size) + (2 * size).sqrt() * noise.normal(x)
     return x
 
 
 @dataclass(frozen=True)
-class PredictorCorrector(Solver):
+class PredictorCorrector(Wrapping):
     """A predictor step to s, then a correction of the law at s (Song et al. 2021, arXiv:2011.13456, Alg. 1).
 
     Args:
@@ -77,30 +84,21 @@ class PredictorCorrector(Solver):
     predictor: Solver = field(default_factory=ReverseDiffusion)
     corrector: Corrector = field(default_factory=Langevin)
 
-    @property
-    def default_eta(self) -> float:  # type: ignore[override]
-        """The predictor's."""
-        return self.predictor.default_eta
-
     def __post_init__(self) -> None:
-        if not isinstance(self.predictor, Solver):
-            raise TypeError(f"predictor must be a Solver such as ReverseDiffusion(), got {self.predictor!r}.")
+        require_solver(self.predictor, name="predictor")
         if not callable(getattr(self.corrector, "correct", None)):
             raise TypeError(
                 f"corrector must have correct(process, x, t, noise), as Langevin() has; got {self.corrector!r}."
             )
 
-    def check(self, process: Reverse) -> None:
-        """What the predictor asks."""
-        self.predictor.check(process)
+    @property
+    def solver(self) -> Solver:  # type: ignore[override]
+        """The predictor."""
+        return self.predictor
 
     def draws_noise(self, process: Reverse) -> bool:
         """Always: the corrector does."""
         return True
-
-    def start(self, process: Reverse, x: Tensor, grid: Tensor, noise: Noise) -> tuple[Tensor, Any]:
-        """The predictor's."""
-        return self.predictor.start(process, x, grid, noise)
 
     def step(self, process: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise, state: Any) -> tuple[Tensor, Any]:
         """The predictor's evaluations, and one for each Langevin step."""
@@ -113,8 +111,8 @@ class AnnealedLangevin(Solver):
     r"""NCSN's annealed Langevin dynamics (Song & Ermon 2019, arXiv:1907.05600, Alg. 1).
 
     At each time of the grid, first to last, ``steps`` steps x <- x + ½ a s(x, t) + sqrt(a) z with
-    a = ε σ(t)²/σ(t_end)². Between times x is rescaled by α_s/α_t, which is 1 in the textbook's VE. No process is
-    discretised, so no order is claimed and η plays no part.
+    a = ε σ(t)²/σ(t_end)². Between times x is rescaled by α_s/α_t, which is 1 in the textbook's VE; from α = 0 it goes
+    to α_s E[x_0 | x_t] + (σ_s/σ_t) x. No process is discretised, so no order is claimed and η plays no part.
 
     Args:
         step_size: ε, in squared units of x; None takes ε = 0.5 σ(t_end)², stable for every score of p_t (the textbook's
@@ -125,6 +123,7 @@ class AnnealedLangevin(Solver):
     step_size: float | None = None
     steps: int = 10
     default_eta: ClassVar[float] = 1.0
+    follows_process: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.step_size is not None:
@@ -148,7 +147,11 @@ class AnnealedLangevin(Solver):
 
     def step(self, process: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise, state: Any) -> tuple[Tensor, Any]:
         """Rescale, then ``steps`` evaluations at s."""
-        x = (process.sde.alpha(s) / process.sde.alpha(t)) * x
+        first = from_prior(process.sde, t, s, draws=False)
+        if first is None:
+            x = (process.sde.alpha(s) / process.sde.alpha(t)) * x
+        else:
+            x = first.take(process, x, t, s, noise)
         return self._at_level(process, x, s, state, noise), state
 
     def _at_level(self, process: Reverse, x: Tensor, t: Tensor, relative: Tensor, noise: Noise) -> Tensor:

@@ -1,4 +1,7 @@
-"""Metropolis-adjusted Langevin: a corrector whose stationary law is p_t itself."""
+"""Metropolis-adjusted Langevin: a corrector whose stationary law is p_t itself.
+
+sample(score, shape, solver=PredictorCorrector(EulerMaruyama(), AdjustedLangevin()), steps=50)
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,8 @@ from torch import Tensor
 from scoresde import checks
 from scoresde.noise import Noise
 from scoresde.reverse import Reverse
+
+__all__ = ["AdjustedLangevin", "Move"]
 
 
 class Move(NamedTuple):
@@ -110,17 +115,14 @@ class AdjustedLangevin:
         density = self._density(x, t) if last is None else last.log_prob
         proposal = x + size * score + (2 * size).sqrt() * noise.normal(x)
         ahead = process.score(proposal, t)
-        d = _wide(proposal - x)
         if self.log_prob is None:
             there, gain = None, self._line_integral(process, x, proposal, t, score, ahead)
         else:
             there = self._density(proposal, t)
             assert there is not None and density is not None
             gain = there - density
-        log_ratio = gain - 0.5 * _dot(d, _wide(score) + _wide(ahead))
-        log_ratio = log_ratio + 0.25 * size * (_dot(_wide(score), _wide(score)) - _dot(_wide(ahead), _wide(ahead)))
-        # a uniform number below the ratio: Φ of one normal for each sample; NaN is never accepted
-        accepted = torch.special.log_ndtr(noise.normal(log_ratio.detach())) < log_ratio.detach()
+        log_ratio = gain + proposal_log_ratio(_wide(proposal - x), size, _wide(score), _wide(ahead))
+        accepted = accepts(noise, log_ratio)
         taken = _each(accepted, x)
         return Move(
             torch.where(taken, proposal, x),
@@ -145,7 +147,7 @@ class AdjustedLangevin:
         mean = end * (_wide(score) + _wide(ahead))
         for u, w in zip(places, weights, strict=True):
             mean = mean + w * _wide(process.score(torch.lerp(x, y, u), t))
-        return _dot(_wide(y - x), mean)
+        return dot(_wide(y - x), mean)
 
 
 @functools.cache
@@ -160,15 +162,33 @@ def _lobatto(inner: int) -> tuple[list[float], list[float], float]:
     return ((nodes + 1) / 2).tolist(), (1 / (total * legendre(nodes) ** 2)).tolist(), 1 / total
 
 
+def proposal_log_ratio(d: Tensor, size: Tensor, here: Tensor, ahead: Tensor) -> Tensor:
+    """log q(x|y)/q(y|x), (B,), of Langevin proposals y = x + d, d = τ s(x) + sqrt(2τ) z.
+
+    Args:
+        d: (B, *event).
+        size: τ, () or (B,).
+        here: (B, *event) the score by which the proposal was made.
+        ahead: the score at the proposal.
+    """
+    return -0.5 * dot(d, here + ahead) + 0.25 * size * (dot(here, here) - dot(ahead, ahead))
+
+
+def accepts(noise: Noise, log_ratio: Tensor) -> Tensor:
+    """(B,) bool, true with probability min(1, e^log_ratio), from one normal for each sample; NaN is never accepted."""
+    with torch.no_grad():  # a uniform number is Φ of a normal one
+        return torch.special.log_ndtr(noise.normal(log_ratio.detach())) < log_ratio.detach()
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Σ over the event, (B,)."""
+    product = a * b
+    return product if product.ndim == 1 else product.sum(tuple(range(1, product.ndim)))
+
+
 def _wide(x: Tensor) -> Tensor:
     """At least float32: sums over the event are compared with one another."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """(B,), over the event."""
-    product = a * b
-    return product if product.ndim == 1 else product.sum(tuple(range(1, product.ndim)))
 
 
 def _each(value: Tensor, x: Tensor) -> Tensor:

@@ -1,240 +1,233 @@
-"""Exponential multistep methods: one evaluation a step, any order, with or without a corrector, for every η."""
+"""Multistep methods, one evaluation a step: the default, and the exponential methods by the names of their papers.
+
+sample(score, shape)                                              # VMultistep, the default, on grids.balanced
+sample(score, shape, solver=DPMSolverPP(order=2), steps=20)
+sample(score, shape, solver=SASolver(), steps=50)                 # the reverse SDE
+"""
 
 from __future__ import annotations
 
-from abc import abstractmethod
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple
+from functools import partial
+from typing import Any, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
-from scoresde import checks
-from scoresde.noise import Noise
+from scoresde import checks, grids
+from scoresde.models.combination import Coefficient
+from scoresde.models.score import Score
 from scoresde.reverse import Reverse
-from scoresde.sde import SDE
-from scoresde.solvers.frames import Frame, Levels, Predicts, frame_of, levels, levels_at
-from scoresde.solvers.linear import Coefficient, combine, rows
-from scoresde.solvers.planned import Planned
-from scoresde.solvers.weights import Variable, weights
+from scoresde.solvers._frames import Predicts, VFrame, check_data_scale, data_scale, levels
+from scoresde.solvers._multistep import ExponentialMultistep, Form, Interpolates, one_step_rows, plan_rows
+from scoresde.solvers._relaxed import extended, relaxed_rows
+from scoresde.solvers._variables import flow
 
-Interpolates = Literal["log_snr", "noise_level", "time", "karras", "angle"]
+__all__ = ["DEIS", "DPMSolverPP", "Multistep", "SASolver", "UniPC", "VMultistep"]
 
-
-class Form(NamedTuple):
-    """What a multistep method is made of.
-
-    Attributes:
-        history: p, how many evaluations the predictor's polynomial goes through.
-        correct: whether each evaluation also corrects the step that led to it (polynomial through p + 1 values).
-        predicts: which F is interpolated.
-        interpolates: in which variable it is a polynomial.
-        full_start: whether the first step spends evaluations on starting values of the method's own order.
-        sigma_data: scale of the data, for predicts="velocity" and interpolates="angle".
-    """
-
-    history: int
-    correct: bool = False
-    predicts: Predicts = "data"
-    interpolates: Interpolates = "log_snr"
-    full_start: bool = False
-    sigma_data: float = 1.0
-
-    @property
-    def order(self) -> int:
-        """Order of convergence for η = 0: p, or p + 1 with the corrector; at most 3 without a full start."""
-        reached = self.history + self.correct
-        return reached if self.full_start else min(reached, 3)
+# Numbers of the default, fitted together with those of _relaxed and grids.balanced to a family of mixtures: see
+# docs/benchmarks.md.
+_STEADY = 15.0  # steps from which the corrector helps at η = 1
+_PRIOR = 20.0  # σ/α, in units of the data's scale, from where the score is the prior's
 
 
-class Row(NamedTuple):
-    """One step: F = x + pull s, or s where pull is None, in units that the weights undo; x_s = keep x + Σ w F + c z."""
-
-    pull: Coefficient | None
-    keep: Coefficient
-    weights: tuple[Coefficient, ...]
-    noise: Coefficient
-    remember: int
-
-
-class Start(NamedTuple):
-    """The first step on nodes of its own: to each node by the values before it, then by the values at all nodes."""
-
-    times: Sequence[Tensor]
-    pulls: Sequence[Coefficient | None]
-    keep: Sequence[Coefficient]
-    first: Sequence[tuple[Coefficient, ...]]
-    full: Sequence[tuple[Coefficient, ...]]
-
-
-class Memory(NamedTuple):
-    """Past F, newest first; ``ahead`` if the newest belongs to the time where the next step starts."""
-
-    past: tuple[Tensor, ...] = ()
-    ahead: bool = False
+def scales(n: int, few: bool) -> tuple[float, float]:
+    """d of the frame and c of φ for n evaluations, in units of the data's scale."""
+    n = max(4, n)
+    if few:
+        return 1.247 * math.exp(2.23 / n), 0.204 * math.exp(9.96 / n)
+    return 1.027 * math.exp(2.40 / n), 0.636 * math.exp(1.78 / n)
 
 
 @dataclass(frozen=True)
-class ExponentialMultistep(Planned):
-    r"""The engine: F of a :class:`~scoresde.solvers.frames.Frame` as a polynomial through its last p values::
+class VMultistep(ExponentialMultistep):
+    r"""The default: a polynomial of v̂ in flow time through its last five values, with a corrector.
 
-        x_s = a x_t + Σ_j w_j F_j + c z        w_j = ∫_{h_t}^{h_s} K(h) ℓ_j(φ(h)) dh
+    With N = sqrt(α² d² + σ²), tan θ = σ/(α d) and φ = σ/(c α + σ), one evaluation a step, which also corrects the
+    step that led to it::
 
-    on any grid, with the weights of the grid's own steps. With a corrector, the evaluation at x_s also replaces the
-    polynomial of the step before by the one through p + 1 values; since x_s enters linearly, that is a change of the
-    next step's weights and costs nothing. The first step is always corrected, so that a method with p <= 3 starts with
-    its own order at no cost. Beyond that ``full_start`` spends (P - 2)² - 1 evaluations more on the first step: P - 2
-    sweeps over P - 2 nodes, each sweep raising the order of the values there by one (deferred correction); not where
-    η > 0, since the paths are too rough for it to help. At an end with σ = 0 the last step goes to α E[x_0 | x_t].
+        x_s / N_s = x_t / N_t + Σ_j w_j v̂_j        w_j = ∫_{θ_t}^{θ_s} ℓ_j(φ) dθ
+
+    Both ends, σ → 0 and σ/α → ∞, are regular in φ and θ, so long steps there do no harm. d and c depend on the number
+    n of evaluations and on ``sigma_data``; the grid that goes with them is :func:`~scoresde.grids.balanced`.
+
+    **Few evaluations.** A run of 4 to 21 steps for η = 0 that starts where σ/α >= 20 σ_data takes n = steps - 1
+    evaluations: none in the first step, where x is the prior's and v̂ = 0; those that follow correct it. And of the
+    terms of Newton's form of a polynomial, by degree q, the predictor takes a share 1 - r_q/n, never below 0, and the
+    corrector 1 + s_q/n. For η > 0 two values are used, with the corrector from 15 η² steps on. d and c
+    (:func:`scales`), r and s were fitted once to random mixtures in 2, 8 and 64 dimensions.
+
+    The prediction v: Salimans & Ho 2022 (arXiv:2202.00512), appendix D; the corrector: Zhao et al. 2023
+    (arXiv:2302.04867).
+
+    Args:
+        sigma_data: standard deviation of the data per coordinate; default the score's own, else 1.
+
+    Raises:
+        ValueError: sigma_data not positive.
     """
 
-    strong_order: ClassVar[float | None] = 1.0
-    default_eta: ClassVar[float] = 0.0
+    sigma_data: float | None = None
+
+    order: ClassVar[int] = 3
 
     def __post_init__(self) -> None:
-        checks.choices(self)
+        check_data_scale(self.sigma_data)
 
-    @property
-    def weak_order(self) -> float:  # type: ignore[override]
-        """2 with more than one value, for any number of them; 1 with one."""
-        form = self.form()
-        return 2.0 if form.history + form.correct > 1 else 1.0
-
-    @abstractmethod
     def form(self) -> Form:
-        """What the method is made of."""
+        """Five values, corrected."""
+        return Form(5, correct=True, predicts="v")
 
     def plan(self, process: Reverse, grid: Tensor) -> Sequence[Any]:
-        """Rows; the first of them a :class:`Start` where one is asked for."""
-        form, sde = self.form(), process.sde
-        frame, variable = frame_of(form.predicts, process.eta, form.sigma_data), variable_of(form, sde)
-        at = levels(sde, grid)
-        clean = bool(at.sigma[-1] == 0)
-        noisy = at.at(slice(0, -1)) if clean else at
-        steps, nodes = len(noisy.h) - 1, form.history + form.correct - 2
-        if form.full_start and process.eta == 0 and nodes > 1 and steps:
-            inner, start = _start(frame, sde, noisy.at(slice(0, 2)), nodes, variable)
-            found, change = _rows(frame, form, noisy, inner, variable)
-            found = [start, *found[1:]]
-        else:
-            found, change = _rows(frame, form, noisy, None, variable)
-        return [*found, _last(frame, at, change)] if clean else found
+        """Rows; the first without an evaluation where few must do."""
+        at, ode = levels(process.sde, grid), bool(process.eta == 0)
+        if ode and bool(at.sigma[-1] == 0):
+            at = extended(at)
+        steps, scale = len(grid) - 1, checks.number(data_scale(self.sigma_data, process.score))
+        few = ode and 4 <= steps <= grids.FEW and float(-at.h[0].detach()) >= math.log(_PRIOR * scale)
+        n = steps - 1 if few else steps
+        d, c = scales(n, few)
+        frame, variable = VFrame(process.eta, d * scale), flow(c * scale)
+        if few:
+            return relaxed_rows(frame, at, n, variable)
+        # noise makes a corrected extrapolation over steps so long unstable
+        calm = steps >= _STEADY * checks.number(process.eta) ** 2
+        form = self.form() if ode else self.form()._replace(history=2, correct=calm)
+        return plan_rows(frame, form, at, None, variable)
 
-    def advance(
-        self, process: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise, row: Any, memory: Any
-    ) -> tuple[Tensor, Any]:
-        """One evaluation."""
-        if isinstance(row, Start):
-            return _sweep(process, x, t, row)
-        past, ahead = memory or Memory()
-        if not ahead:
-            past = (_read(process, x, t, row.pull), *past)
-        terms = [(row.keep, x), *zip(row.weights, past, strict=False)]
-        if self.draws_noise(process):
-            terms.append((row.noise, noise.between(x, t, s)))
-        return combine(*terms), Memory(past[: row.remember])
+    def default_grid(self, score: Score) -> grids.Rule:
+        """:func:`~scoresde.grids.balanced`, at the same scale."""
+        return partial(grids.balanced, sigma_data=data_scale(self.sigma_data, score))
 
 
-def _read(process: Reverse, x: Tensor, t: Tensor, pull: Coefficient | None) -> Tensor:
-    score = process.score(x, t)
-    return score if pull is None else combine((1.0, x), (pull, score))
+@dataclass(frozen=True)
+class DPMSolverPP(ExponentialMultistep):
+    r"""Multistep DPM-Solver++ for every η: 1M, 2M and 3M, and with η = 1 SDE-DPM-Solver++ (1M-3M).
 
+    x̂_0 is a polynomial in the log-SNR through its last ``order`` values, whose integral is exact (the papers' formulas
+    replace it by one that differs in the next order). Order 3 is order 3: the first step is corrected by the
+    evaluation that ends it, at no cost.
 
-def variable_of(form: Form, sde: SDE) -> Variable:
-    """φ by name."""
-    if form.interpolates == "log_snr":
-        return lambda h: h
-    if form.interpolates == "noise_level":
-        return lambda h: (-h).exp()
-    if form.interpolates == "karras":
-        return lambda h: (-h / 7).exp()
-    if form.interpolates == "angle":
-        return lambda h: torch.atan((-h).exp() / form.sigma_data)
-    return lambda h: sde.t_of_log_snr(2 * h.reshape(-1)).reshape(h.shape)
+    Lu et al. 2022 (arXiv:2211.01095), Alg. 2 (2M) and section 5 (stochastic).
 
-
-def _units(frame: Frame, at: Levels) -> tuple[Tensor, list[Coefficient | None]]:
-    """F = p x + q s as unit * (x + pull s), one pass over memory; as unit * s where p = 0."""
-    p, q = frame.read(at)
-    if bool((p == 0).all()):
-        return q, [None] * len(q)
-    return p, [pull for (pull,) in rows(q / p)]
-
-
-def _rows(frame: Frame, form: Form, at: Levels, start: Levels | None, variable: Variable) -> tuple[list[Any], Tensor]:
-    """The steps of a run, whose first step has left the values at its inner nodes if these are given.
-
-    And by how much an evaluation at the end would change the last of them: weights (1, p + 1) of (F there, F before).
+    Args:
+        order: how many values of x̂_0 the polynomial goes through.
     """
-    steps, p, extra = len(at.h) - 1, form.history, 0 if start is None else len(start.h)
-    t, s = at.at(slice(0, -1)), at.at(slice(1, None))
-    # every evaluation, in the order of time: at the first time, at inner nodes, at the other times
-    known = at if start is None else Levels(*(torch.cat([a[:1], b, a[1:]]) for a, b in zip(at, start, strict=True)))
-    unit, pulls = _units(frame, known)
-    index = torch.arange(steps)
-    newest = torch.where(index > 0, index + extra, 0)  # which of them belongs to t
-    behind = (newest[:, None] - torch.arange(p)).clamp_min(0)
-    count = (newest + 1).clamp_max(p)
-    nodes = torch.cat([s.h[:, None], known.h[behind]], 1)
-    scale = torch.cat([unit[1 + extra :, None], unit[behind]], 1)
-    none = torch.zeros(1, p + 1, dtype=torch.float64)
-    predictor = weights(frame, t.h, s, nodes[:, 1:], count, variable) * scale[:, 1:]
-    total, change = torch.cat([predictor, 0 * predictor[:, :1]], 1), none
-    if form.correct or p > 1:
-        corrector = weights(frame, t.h, s, nodes, count + 1, variable) * scale
-        corrected = torch.full((steps, 1), form.correct)
-        corrected[:1] = start is None  # the values that a start leaves need no correction
-        change = torch.where(corrected, corrector - torch.cat([0 * predictor[:, :1], predictor], 1), 0.0)
-        change = torch.cat([none, change])
-        total = total + frame.keep(t, s)[:, None] * change[:-1]
-    taken = (newest + 1).clamp_max(p + form.correct).tolist()
-    columns = rows(frame.keep(t, s), frame.noise(t, s), *total.unbind(1))
-    found = [
-        Row(pulls[new], keep, tuple(row[:n]), noise, p - 1 + form.correct)
-        for new, n, (keep, noise, *row) in zip(newest.tolist(), taken, columns, strict=True)
-    ]
-    return list(found), change[-1:]
+
+    order: Literal[1, 2, 3] = 2  # type: ignore[misc]
+
+    def form(self) -> Form:
+        """Data prediction in log-SNR, no corrector."""
+        return Form(self.order)
 
 
-def _last(frame: Frame, at: Levels, change: Tensor) -> Row:
-    """To the data themselves, where σ = 0."""
-    t, s = at.at(slice(-2, -1)), at.at(slice(-1, None))
-    unit, (pull,) = _units(frame, t)
-    keep, weight = frame.to_data(t, s)
-    first = keep * change[:, 0] + weight * unit
-    ((a, *row),) = rows(keep, first, *(keep * change[:, 1:]).unbind(1))
-    return Row(pull, a, tuple(row), 0.0, 0)
+@dataclass(frozen=True)
+class DEIS(ExponentialMultistep):
+    r"""Exponential Adams-Bashforth on the noise prediction: DEIS (Zhang & Chen 2023, arXiv:2204.13902, section 3).
+
+    Args:
+        order: how many values of ε̂ the polynomial goes through; 4 spends 3 evaluations more on the first step.
+        interpolates: tAB-DEIS is "time", ρAB-DEIS "noise_level".
+    """
+
+    order: Literal[1, 2, 3, 4] = 3  # type: ignore[misc]
+    interpolates: Literal["time", "noise_level"] = "time"
+
+    def form(self) -> Form:
+        """Noise prediction, no corrector."""
+        return Form(self.order, predicts="noise", interpolates=self.interpolates, full_start=self.order > 3)
 
 
-def _start(frame: Frame, sde: SDE, ends: Levels, nodes: int, variable: Variable) -> tuple[Levels, Start]:
-    """The inner nodes of a first step, at equal distances in h, and the step."""
-    h = ends.h[0] + (ends.h[1] - ends.h[0]) * torch.linspace(0, 1, nodes + 1, dtype=torch.float64)
-    inner = levels_at(sde, h[1:-1])
-    at = Levels(*(torch.cat([a[:1], b, a[1:]]) for a, b in zip(ends, inner, strict=True)))
-    unit, pulls = _units(frame, at)
-    origin, targets = Levels(*(part[:1].expand(nodes) for part in at)), at.at(slice(1, None))
-    count, every = torch.arange(1, nodes + 1), at.h.expand(nodes, nodes + 1)
-    first = weights(frame, origin.h, targets, every, count, variable) * unit
-    full = weights(frame, origin.h, targets, every, torch.full_like(count, nodes + 1), variable) * unit
-    keep = [a for (a,) in rows(frame.keep(origin, targets))]
-    by_row = [row[: i + 1] for i, row in enumerate(rows(*first.unbind(1)))]
-    return inner, Start(at.t.unbind(), pulls, keep, by_row, rows(*full.unbind(1)))
+@dataclass(frozen=True)
+class UniPC(ExponentialMultistep):
+    r"""The unified predictor-corrector UniPC-p (Zhao et al. 2023, arXiv:2302.04867, Alg. 1-2), of order p + 1.
+
+    A predictor through p values; the evaluation that ends a step also corrects it, so there is none more. The weights
+    are those that integrate the polynomial exactly, the limit that the paper's B(h) approximates.
+
+    Args:
+        predictor: p.
+        predicts: "x0", as on pixels and for guidance in the paper, or "noise".
+        full_start: spend (p - 1)² - 1 evaluations more on the first step where p > 2, without which the order is 3.
+    """
+
+    predictor: Literal[1, 2, 3, 4] = 2
+    predicts: Literal["x0", "noise"] = "x0"
+    full_start: bool = True
+
+    @property
+    def order(self) -> int:  # type: ignore[override]
+        """p + 1; at most 3 without a full start."""
+        return self.form().order
+
+    def form(self) -> Form:
+        """In log-SNR, with the corrector."""
+        return Form(self.predictor, True, self.predicts, full_start=self.full_start)
 
 
-def _sweep(process: Reverse, x: Tensor, t: Tensor, start: Start) -> tuple[Tensor, Memory]:
-    """The first step by repeated integration of the polynomial through F at all of its nodes."""
+@dataclass(frozen=True)
+class SASolver(ExponentialMultistep):
+    r"""SA-Solver: a stochastic Adams predictor-corrector for x̂_0 (Xue et al. 2023, arXiv:2309.05019, Alg. 1).
 
-    def at(node: int, weights: tuple[Coefficient, ...]) -> Tensor:
-        return combine((start.keep[node - 1], x), *zip(weights, values, strict=True))
+    Its τ is our η, 1 by default. Each step's noise belongs to both, the prediction and the correction.
 
-    def value(state: Tensor, node: int) -> Tensor:
-        return _read(process, state, start.times[node], start.pulls[node])
+    Args:
+        predictor: how many values of x̂_0 the predictor's polynomial goes through; the corrector's has one more.
+    """
 
-    values, nodes = [value(x, 0)], range(1, len(start.times))
-    for node in nodes:
-        values.append(value(at(node, start.first[node - 1]), node))
-    for _ in range(len(nodes) - 1):
-        states = [at(node, start.full[node - 1]) for node in nodes]
-        values[1:] = [value(state, node) for state, node in zip(states, nodes, strict=True)]
-    return at(len(nodes), start.full[-1]), Memory(tuple(reversed(values)), ahead=True)
+    predictor: Literal[1, 2, 3] = 2
+
+    order: ClassVar[int | None] = None
+    default_eta: ClassVar[float] = 1.0
+
+    def form(self) -> Form:
+        """Data prediction in log-SNR, with the corrector."""
+        return Form(self.predictor, True)
+
+
+@dataclass(frozen=True)
+class Multistep(ExponentialMultistep):
+    """Any exponential multistep method: the options of the others, free.
+
+    Args:
+        history: p, how many evaluations the predictor's polynomial goes through.
+        correct: whether each evaluation corrects the step that it ends.
+        predicts: the F that is interpolated.
+        interpolates: the variable in which F is a polynomial: h = ½ log-SNR, σ̃ = σ/α, t, σ̃^(1/7), or
+            atan(σ̃/σ_data).
+        full_start: spend (P - 2)² - 1 evaluations more on the first step, P = p + correct, where P > 3, without which
+            the order is 3.
+        sigma_data: scale of the data, for "v" and "angle"; default the score's own, else 1.
+    """
+
+    history: int = 2
+    correct: bool = True
+    predicts: Predicts = "x0"
+    interpolates: Interpolates = "log_snr"
+    full_start: bool = False
+    sigma_data: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        checks.count(self.history, name="history, the number of evaluations that the polynomial goes through,")
+        check_data_scale(self.sigma_data)
+        if self.history > 8:
+            raise ValueError(f"history must be at most 8, where polynomials still serve; got {self.history}.")
+
+    @property
+    def order(self) -> int:  # type: ignore[override]
+        """P; at most 3 without a full start."""
+        return self.form().order
+
+    def transitions(self, process: Reverse, grid: Tensor) -> Sequence[tuple[Coefficient, ...]]:
+        """(a, b, c) of steps x_s = a x_t + b s + c z, for the method without a memory: history 1, not corrected.
+
+        Raises:
+            ValueError: it has a memory.
+        """
+        return one_step_rows(self.plan(process, grid), type(self).__name__)
+
+    def form(self) -> Form:
+        """The options."""
+        return Form(self.history, self.correct, self.predicts, self.interpolates, self.full_start, self.sigma_data)

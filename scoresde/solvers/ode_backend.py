@@ -1,4 +1,7 @@
-"""The probability-flow ODE through torchdiffeq."""
+"""The probability-flow ODE through torchdiffeq.
+
+sample(score, shape, solver=ProbabilityFlow("dopri5", rtol=1e-5, atol=1e-5))
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from scoresde import checks
+from scoresde.models.modules import parameters_of
 from scoresde.noise import Noise
 from scoresde.reverse import Reverse
-from scoresde.score import parameters_of
-from scoresde.solvers.base import Ending, Solver, only_ode
+from scoresde.solvers.base import Ending, Report, Solver, only_ode, unheard
 
 
 @dataclass(frozen=True)
@@ -23,8 +26,7 @@ class ProbabilityFlow(Solver):
 
     Fixed-step methods step exactly on the grid; adaptive ones choose their own steps between its ends, one step size
     for the whole batch: the samples share an error norm, so an adaptive result depends on its batch within the
-    tolerance. Their states at the inner times of the grid are interpolated. A state of half precision is carried in
-    float32, since torchdiffeq rounds times to the dtype of the state; the score still sees x's own dtype.
+    tolerance. Their states at the inner times of the grid are interpolated.
 
     Args:
         method: a name in ``torchdiffeq._impl.odeint.SOLVERS``, e.g. "dopri5", "dopri8", "bosh3", "rk4", "midpoint".
@@ -33,7 +35,7 @@ class ProbabilityFlow(Solver):
         options: further options of the method, as torchdiffeq takes them, e.g. {"max_num_steps": 1000} (which it
             counts between neighbouring times of the grid).
         adjoint: gradients by the adjoint ODE, in memory independent of the number of steps. They reach x and the
-            parameters of every module behind the score (:func:`~scoresde.score.modules_of`), but not those that a
+            parameters of every module behind the score (:func:`~scoresde.models.modules_of`), but not those that a
             plain function has closed over, nor tensors in the SDE.
 
     Raises:
@@ -49,6 +51,7 @@ class ProbabilityFlow(Solver):
     options: Mapping[str, Any] = field(default_factory=dict)
     adjoint: bool = False
     default_eta: ClassVar[float] = 0.0
+    steps_on_grid: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         checks.positive(self.rtol, name="rtol")
@@ -61,11 +64,10 @@ class ProbabilityFlow(Solver):
 
     def step(self, process: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise, state: Any) -> tuple[Tensor, Any]:
         """From t to s."""
-        return self._run(process, x, torch.stack([t, s]), noise, lambda step, x: None).x, None
+        return self.integrate(process, x, torch.stack([t, s]), noise, unheard).x, None
 
-    def _run(
-        self, process: Reverse, x: Tensor, grid: Tensor, noise: Noise, report: Callable[[int, Tensor], None]
-    ) -> Ending:
+    def integrate(self, process: Reverse, x: Tensor, grid: Tensor, noise: Noise, report: Report) -> Ending:
+        """All at once."""
         if "adams" in self.method and not {"step_size", "grid_constructor"} & set(self.options):
             steps = grid.detach().diff()
             if bool(((steps / steps.mean() - 1).abs() > 1e-6).any()):
@@ -73,16 +75,13 @@ class ProbabilityFlow(Solver):
                     f"{self.method} has coefficients for equal steps, but the grid's lie between {-steps.max():g} and "
                     f"{-steps.min():g}: take grids.uniform or another method."
                 )
-        (states,) = integrate(
-            self, lambda t, x: process.drift(x, t), (x,), grid, parameters=parameters_of(process.score)
-        )
-        states = states.to(x.dtype)
+        states = follow(self, process, x, grid)
         for i in range(1, len(grid)):
             report(i, states[i])
         return Ending(states[-1])
 
 
-def integrate(
+def integrated(
     solver: ProbabilityFlow,
     field: Callable[..., Any],
     state: tuple[Tensor, ...],
@@ -97,8 +96,8 @@ def integrate(
     import torchdiffeq
 
     method = _implementation(solver)
-    single, dtype = len(state) == 1, state[0].dtype
-    state = tuple(part.to(torch.promote_types(dtype, torch.float32)) for part in state)
+    single = len(state) == 1
+    state = tuple(part.to(torch.promote_types(part.dtype, torch.float32)) for part in state)
     if not state[0].numel():
         return tuple(part.expand(len(times), *part.shape) for part in state)  # an error norm needs samples
     low, high = times.detach().aminmax()
@@ -110,7 +109,7 @@ def integrate(
             raise FloatingPointError(_not_a_number(solver))
         t = t.clamp(low, high)  # the search for a first step may look past the end, where the SDE is not defined
         parts = (y,) if single else y
-        out = field(t, *(part.to(dtype) for part in parts))
+        out = field(t, *parts)
         last = tuple(part.to(parts[0].dtype) for part in ((out,) if single else out))
         return last[0] if single else last
 
@@ -133,6 +132,12 @@ def integrate(
             raise FloatingPointError(_not_a_number(solver)) from error
         raise RuntimeError(_explain(solver, str(error))) from error
     return (out,) if single else tuple(out)
+
+
+def follow(solver: ProbabilityFlow, process: Reverse, x: Tensor, times: Tensor) -> Tensor:
+    """x at each of ``times``, monotone, along the probability-flow ODE: (n + 1, B, *event)."""
+    parameters = parameters_of(process.score)
+    return integrated(solver, lambda t, y: process.drift(y, t), (x,), times, parameters=parameters)[0]
 
 
 def _not_a_number(solver: ProbabilityFlow) -> str:

@@ -1,18 +1,20 @@
-"""The reverse SDE through torchsde."""
+"""The reverse SDE through torchsde.
+
+sample(score, shape, solver=TorchSDE("srk"), steps=100)
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from scoresde.noise import BrownianNoise, Noise, drawn_seed
+from scoresde.models.modules import modules_of
+from scoresde.noise import BrownianNoise, Noise, brownian_path, drawn_seed
 from scoresde.reverse import Reverse
-from scoresde.score import modules_of
-from scoresde.solvers.base import Ending, Solver
+from scoresde.solvers.base import Ending, Report, Solver, from_prior, unheard
 
 _ITO = ("euler", "milstein", "srk")
 _STRATONOVICH = ("euler_heun", "heun", "midpoint", "log_ode", "reversible_heun")
@@ -25,16 +27,17 @@ class TorchSDE(Solver):
     """The reverse process by a method of torchsde, on the grid, for any event shape and any η.
 
     With additive noise the Itô and the Stratonovich process are one, so methods of both kinds apply. They run on the
-    path of their noise (:meth:`~scoresde.Noise.path`): a :class:`~scoresde.noise.BrownianNoise` is shared with our own
-    solvers, and on it or a PerSampleNoise the samples do not depend on the batch. The exceptions are "srk" and
-    "log_ode", which need Lévy areas: any noise but a BrownianNoise seeds a ``torchsde.BrownianInterval`` for them,
-    whose path depends on the shape of the batch. Gradients do not reach the grid, whose times torchsde takes as given,
+    path of their noise (:func:`~scoresde.noise.brownian_path`): a :class:`~scoresde.noise.BrownianNoise` is shared
+    with our own solvers, and on it or a PerSampleNoise the samples do not depend on the batch. The exceptions are "srk"
+    and "log_ode", which need Lévy areas: any noise but a BrownianNoise seeds a ``torchsde.BrownianInterval`` for them,
+    whose path depends on the shape of the batch. From a first time with α = 0, where the drift of the SDE is infinite,
+    the first step is α_s E[x_0 | x_t] + σ_s z. Gradients do not reach the grid, whose times torchsde takes as given,
     nor through the noise, of which it uses a path of its own; our solvers carry both.
 
     Args:
         method: "euler", "milstein", "srk" (Itô), "euler_heun", "heun", "midpoint", "log_ode", "reversible_heun".
         adjoint: gradients by torchsde's stochastic adjoint. They reach x and the parameters of every module behind the
-            score (:func:`~scoresde.score.modules_of`), but not those that a plain function has closed over.
+            score (:func:`~scoresde.models.modules_of`), but not those that a plain function has closed over.
 
     Raises:
         ValueError: unknown method, a method that needs Lévy areas on a BrownianNoise, which has none, or a grid that
@@ -45,6 +48,7 @@ class TorchSDE(Solver):
     adjoint: bool = False
     order: ClassVar[int | None] = None
     default_eta: ClassVar[float] = 1.0
+    steps_on_grid: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.method not in _ITO + _STRATONOVICH:
@@ -56,11 +60,10 @@ class TorchSDE(Solver):
 
     def step(self, process: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise, state: Any) -> tuple[Tensor, Any]:
         """From t to s."""
-        return self._run(process, x, torch.stack([t, s]), noise, lambda step, x: None).x, None
+        return self.integrate(process, x, torch.stack([t, s]), noise, unheard).x, None
 
-    def _run(
-        self, process: Reverse, x: Tensor, grid: Tensor, noise: Noise, report: Callable[[int, Tensor], None]
-    ) -> Ending:
+    def integrate(self, process: Reverse, x: Tensor, grid: Tensor, noise: Noise, report: Report) -> Ending:
+        """Interval by interval of the grid."""
         import torchsde
 
         if grid.requires_grad and torch.is_grad_enabled():
@@ -68,6 +71,13 @@ class TorchSDE(Solver):
                 "torchsde gives no gradients for the times of a grid: detach the grid, or take EulerMaruyama or "
                 "another solver of ours, which do."
             )
+        done, first = 0, from_prior(process.sde, grid[0], grid[1], draws=bool(process.eta > 0))
+        if first is not None:  # the drift of the SDE is infinite there
+            x, done = first.take(process, x, grid[0], grid[1], noise), 1
+            report(1, x)
+            if len(grid) == 2:
+                return Ending(x)
+            grid = grid[1:]
         # torchsde runs forward, on (B, D): u = grid[0] - t rises from 0.
         elapsed = (grid[0] - grid).to(x.device)
         system = _Flattened(process, x.shape[1:], grid[0].item(), "ito" if self.method in _ITO else "stratonovich")
@@ -79,14 +89,14 @@ class TorchSDE(Solver):
             # A step a hair too long is cut at the end of the interval: exactly one step, never a sliver of one more.
             length = float(ends[1] - ends[0]) * (1 + 1e-6)
             y = run(system, y, ends, bm=path, method=self.method, dt=length)[-1]
-            report(i + 1, y.reshape(x.shape))
+            report(done + i + 1, y.reshape(x.shape))
         return Ending(y.reshape(x.shape))
 
     def _path(self, noise: Noise, y: Tensor, x: Tensor, grid: Tensor) -> Any:
         import torchsde
 
         if self.method not in _AREA:
-            return _shared_path(noise.path(grid[0].item()), x, y, grid)
+            return _shared_path(brownian_path(noise, grid[0].item()), x, y, grid)
         if isinstance(noise, BrownianNoise):
             raise ValueError(
                 f"torchsde's {self.method} needs the path's Lévy areas, which BrownianNoise does not keep; use "

@@ -1,11 +1,23 @@
-"""Training on Hugging Face Accelerate: the loop, averaged weights, checkpoints. Needs the extra ``train``."""
+"""Training on Hugging Face Accelerate: the loop, averaged weights, checkpoints. Needs the extra ``train``::
+
+    run = train(model, dataset, steps=2000, batch_size=128, folder="run")     # options: see TrainOptions
+    for step in run:                                                          # iterating does the steps
+        print(step.step, step.loss)
+    model = load_model("run")                                                 # the averaged weights, later
+
+:func:`train` learns scores and :func:`train_classifier` noise-conditional classifiers, in one loop and with one object
+of options, :class:`TrainOptions`. A run is exact: resumed, it takes the steps that it would have taken, and several
+processes take those of one. Checkpoints are JSON and safetensors; :func:`describe` reads what they say of themselves,
+and :func:`save` writes one of a model that was trained elsewhere.
+"""
 
 from scoresde.train.checkpoint import Description, describe, load_classifier, load_model, save
-from scoresde.train.ema import EMA, ema_model
+from scoresde.train.ema import EMA, average_decay, ema_model
 from scoresde.train.folder import CheckpointError
 from scoresde.train.loop import Run
+from scoresde.train.optimizer import learning_rate
+from scoresde.train.options import TrainOptions
 from scoresde.train.record import StepRecord
-from scoresde.train.schedule import average_decay, learning_rate
 from scoresde.train.start import train, train_classifier
 
 __all__ = [
@@ -14,6 +26,7 @@ __all__ = [
     "Description",
     "Run",
     "StepRecord",
+    "TrainOptions",
     "average_decay",
     "describe",
     "ema_model",

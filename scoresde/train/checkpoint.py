@@ -1,6 +1,10 @@
-"""Checkpoints of models and training runs: safetensors and JSON, no pickle.
+"""Checkpoints of models and training runs: safetensors and JSON, no pickle::
 
-::
+    save("run", model, step=2000, dataset=dataset)          # train() does it
+    model = load_model("run")                               # of the latest step; load_classifier for classifiers
+    describe("run").class_names                             # what a checkpoint says of itself
+
+What is in the folder of a run::
 
     run/log.jsonl
     run/step-00002000/config.json              what it is; SHA-256 of itself and of the other files
@@ -16,7 +20,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,13 +28,13 @@ from torch import Tensor, nn
 import scoresde
 from scoresde.data import Scaling
 from scoresde.extras import needs
-from scoresde.guidance import ClassifierModel
-from scoresde.score import Prediction, ScoreModel
+from scoresde.models import ClassifierModel, Prediction, ScoreModel
 from scoresde.sde import SDE
 from scoresde.train import folder as folders
 from scoresde.train.describe import (
     CLASSIFIER,
     SCORE,
+    Model,
     Unbuildable,
     check_described,
     describe_model,
@@ -42,7 +46,6 @@ from scoresde.train.ema import EMA
 from scoresde.train.folder import CheckpointError
 from scoresde.train.owner import refuse_if_owned
 
-Loaded = TypeVar("Loaded", ScoreModel, ClassifierModel)
 PathName = str | PathLike[str]
 
 FORMAT = 1
@@ -206,8 +209,8 @@ _LOADERS = {SCORE: "a score model; load it with load_model", CLASSIFIER: "a clas
 
 
 def _load(
-    folder: PathName, ema: bool, own_net: bool, kind: str, rebuild: Callable[[Mapping[str, Any]], Loaded]
-) -> Loaded:
+    folder: PathName, ema: bool, own_net: bool, kind: str, rebuild: Callable[[Mapping[str, Any]], Model]
+) -> Model:
     description = describe(folder)
     found = description.model["kind"]
     if found != kind:

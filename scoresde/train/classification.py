@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from scoresde.guidance import ClassifierModel
+from scoresde.models import ClassifierModel
+from scoresde.models.conditions.kinds import check_classes
 from scoresde.train.batches import Batch, MapDataset
-from scoresde.train.conditions import check_labels
+from scoresde.train.describe import CLASSIFIER
 from scoresde.train.objective import Objective
 
 
@@ -26,6 +27,8 @@ class Classification(Objective[ClassifierModel]):
     Raises:
         TypeError: not a ClassifierModel.
     """
+
+    kind = CLASSIFIER
 
     def __init__(self, model: ClassifierModel) -> None:
         if not isinstance(model, ClassifierModel):
@@ -64,7 +67,8 @@ class Classification(Objective[ClassifierModel]):
             self._data_classes = classes
 
     def check_batch(self, batch: Batch, step: int) -> None:
-        check_labels(batch["label"], self._net_classes, step, null=False)
+        if self._net_classes is not None:
+            check_classes(batch["label"], self._net_classes, what=f"labels of the batch of step {step}")
 
     def _check_logits(self, logits: Tensor, batch: int) -> None:
         data = self._data_classes

@@ -1,27 +1,26 @@
-"""Whether model, data and machine go together: asked before training starts."""
+"""Whether model, data and the checkpoint to go on from fit together: asked before training starts."""
 
 from __future__ import annotations
 
-import atexit
-import gc
+import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from scoresde.data import Dataset
-from scoresde.extras import needs
+from scoresde.models.conditions import drop_conditions
 from scoresde.times import TimeDensity
+from scoresde.train import checkpoint
 from scoresde.train.batches import MapDataset
-from scoresde.train.conditions import drop_conditions
+from scoresde.train.checkpoint import Description
 from scoresde.train.describe import describe_model
 from scoresde.train.draws import seeded
+from scoresde.train.folder import CheckpointError
 from scoresde.train.objective import Objective
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 
 def check_model(model: nn.Module) -> None:
@@ -158,39 +157,33 @@ def bin_width(dataset: MapDataset) -> float:
     return width
 
 
-def accelerator(cpu: bool) -> Accelerator:
-    """Accelerate's view of this process: its device, and the processes it works with.
+def continued(path: Path, model: nn.Module, dataset: object, steps: int) -> Description:
+    """The description of the checkpoint at ``path``, from which this run goes on.
 
     Raises:
-        ValueError: Accelerate is configured for something else than data-parallel processes, or holds another device.
+        CheckpointError: it is damaged, of another model or other data, or past ``steps``.
     """
-    with needs("train"):
-        from accelerate import Accelerator, DistributedType
-        from accelerate.state import PartialState
-        from accelerate.utils import parse_flag_from_env
-    # Accelerate joins the processes of torchrun on the CPU only when told that it is to stay there. Other
-    # accelerators than CUDA are left alone: schedules need float64.
-    cpu = cpu or not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
-    wanted = "cpu" if cpu else "cuda"
-    if PartialState._shared_state and PartialState().device.type != wanted:
-        raise ValueError(
-            f"this run is to be on {wanted!r}, but Accelerate chose {PartialState().device.type!r} earlier in this "
-            "process, and keeps to it. Pass the same cpu=... as before, or start a new process."
+    description = checkpoint.describe(path)
+    _compare(path, "model", description.model, json.loads(json.dumps(describe_model(model))))
+    saved = {
+        "event_shape": None if description.event_shape is None else list(description.event_shape),
+        "class_names": None if description.class_names is None else list(description.class_names),
+        "scaling": None if description.scaling is None else description.scaling.to_json(),
+        "conditions": {name: dict(value) for name, value in description.conditions.items()},
+    }
+    _compare(path, "data set", saved, checkpoint.describe_data(dataset))
+    if description.step > steps:
+        raise CheckpointError(
+            f"{path} is at step {description.step}, past steps={steps}; steps counts from the start of the run."
         )
-    found = Accelerator(cpu=cpu)
-    if found.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
-        raise ValueError(
-            f"Accelerate is set to {found.distributed_type}; this loop knows one process, and data-parallel "
-            "processes on CPUs or GPUs. Run `accelerate config` again, or use torchrun."
-        )
-    if found.distributed_type == DistributedType.MULTI_CPU:
-        # Gloo's threads must end before the interpreter does, or a process now and then aborts when it is done.
-        atexit.unregister(_leave)
-        atexit.register(_leave)
-    return found
+    return description
 
 
-def _leave() -> None:
-    gc.collect()  # data-parallel wrappers that are out of use, but still hold the group
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+def _compare(path: Path, what: str, saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    differ = [key for key, value in given.items() if saved[key] != value]
+    if differ:
+        words = ", ".join(f"{key} (saved: {saved[key]}, given: {given[key]})" for key in differ)
+        raise CheckpointError(
+            f"{path} holds another {what}; they differ in {words}. Resume with the {what} as it was, or choose another "
+            "folder."
+        )

@@ -1,13 +1,19 @@
 """A trained model in words: what config.json says of it, and how it is rebuilt from that.
 
-Only classes of this library are rebuilt by name, from the tables below; nothing in a file can name other code.
+Only classes of this library are rebuilt by name: the SDEs that ``scoresde.sde`` exports and whose fields are numbers,
+and the networks of ``scoresde.nn`` that have a ``config``. Nothing in a file can name other code::
+
+    described = describe_model(model)          # JSON: {"kind": "score", "sde": {...}, "net": {...}, ...}
+    model = rebuild_model(described)           # with fresh weights
 """
 
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import typing
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,27 +21,40 @@ from torch import Tensor, nn
 import scoresde
 import scoresde.nn
 import scoresde.sde
-from scoresde.guidance import ClassifierModel
-from scoresde.score import PREDICTIONS, Prediction, ScoreModel, Transported
+from scoresde.models import PREDICTIONS, ClassifierModel, Prediction, ScoreModel
+from scoresde.models.model import Transported
 from scoresde.sde import SDE
 from scoresde.train.draws import seeded
 from scoresde.train.folder import CheckpointError
 
-SDES: Mapping[str, type[SDE]] = {
-    f"scoresde.sde.{cls.__name__}": cls
-    for cls in (
-        scoresde.sde.VP,
-        scoresde.sde.SubVP,
-        scoresde.sde.VE,
-        scoresde.sde.Cosine,
-        scoresde.sde.EDM,
-        scoresde.sde.RectifiedFlow,
-    )
-}
-NETS: Mapping[str, Callable[..., nn.Module]] = {
-    f"scoresde.nn.{cls.__name__}": cls for cls in (scoresde.nn.UNet, scoresde.nn.MLP, scoresde.nn.NoiseClassifier)
-}
+Model = TypeVar("Model", ScoreModel, ClassifierModel)
+
 SCORE, CLASSIFIER = "score", "classifier"
+"""Kinds of models, and of training."""
+
+
+def _public(package: Any, fits: Callable[[Any], bool]) -> dict[str, Any]:
+    """The classes that a package of ours exports and that fit, by the name that files call them."""
+    exported = (getattr(package, name) for name in package.__all__)
+    return {f"{package.__name__}.{cls.__name__}": cls for cls in exported if isinstance(cls, type) and fits(cls)}
+
+
+def _of_numbers(cls: type) -> bool:
+    """Whether a class is an SDE that a file can hold: one that is made from numbers."""
+    if not issubclass(cls, SDE) or inspect.isabstract(cls):
+        return False
+    kinds, arguments = typing.get_type_hints(cls), {field.name for field in dataclasses.fields(cls) if field.init}
+    numbers = all(kinds[name] in (float, int, bool, str) for name in arguments)
+    return numbers and inspect.signature(cls).parameters.keys() == arguments
+
+
+def _configurable(cls: type) -> bool:
+    """Whether a class is a network that tells the arguments it is rebuilt from."""
+    return issubclass(cls, nn.Module) and hasattr(cls, "config")
+
+
+SDES: Mapping[str, type[SDE]] = _public(scoresde.sde, _of_numbers)
+NETS: Mapping[str, Callable[..., nn.Module]] = _public(scoresde.nn, _configurable)
 
 
 class Unbuildable(CheckpointError):

@@ -6,7 +6,6 @@ processes draws its own rows of the batch that one process would have seen.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,12 +14,12 @@ import torch
 from torch import Tensor
 
 from scoresde.noise import counter_normal
+from scoresde.noise.base import digest
 
 
 def derive(seed: int, *key: str | int) -> int:
     """A 63-bit seed for the stream named ``key``, by hashing."""
-    digest = hashlib.blake2b(repr((seed, *key)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
+    return digest(repr((seed, *key))) >> 1
 
 
 class DataOrder:
@@ -54,7 +53,7 @@ class Uniforms:
     """Uniforms in [0, 1) of one step, each (batch_size,) float64 on the CPU, for the whole global batch."""
 
     time: Tensor
-    label_dropout: Tensor
+    condition_dropout: Tensor
     flip: Tensor
 
     @classmethod

@@ -1,4 +1,13 @@
-"""EMA: the exponential moving average of a model's parameters."""
+"""EMA: the exponential moving average of a model's parameters::
+
+ema = EMA(model, decay=0.999)
+for batch in data:
+    ...                                        # a step of the optimizer
+    ema.update()
+averaged = ema_model(model, ema)               # a copy, to generate with
+with ema.applied():                            # or for a look: the model itself, with the averaged weights
+    ...
+"""
 
 from __future__ import annotations
 
@@ -10,9 +19,16 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from scoresde.train.schedule import average_decay
+Averaged = TypeVar("Averaged", bound=nn.Module)
 
-Model = TypeVar("Model", bound=nn.Module)
+
+def average_decay(update: int, decay: float) -> float:
+    """The decay of update k (counted from 0) of a moving average with warm-up: min(decay, (1 + k) / (10 + k)).
+
+    Early on the average looks back over about a tenth of the updates there have been, so that the initial weights
+    are forgotten: after n updates below ``decay`` their share is n! 9! / (n + 9)!.
+    """
+    return min(decay, (1 + update) / (10 + update))
 
 
 class EMA:
@@ -97,7 +113,7 @@ class EMA:
             )
 
 
-def ema_model(model: Model, ema: EMA) -> Model:
+def ema_model(model: Averaged, ema: EMA) -> Averaged:
     """A copy of ``model`` with the averaged weights, in evaluation mode and without gradients."""
     averaged = copy.deepcopy(model)
     ema.copy_to(averaged)

@@ -16,12 +16,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from scoresde.files import PARTIAL
+from scoresde.files import make_writable as make_folder
+
 Writer = Callable[[Path], None]
 
 CONFIG = "config.json"
 SEAL = "sha256"
 _NAME = re.compile(r"step-(\d+)(?:-(\d+))?")
-_PARTIAL = ".partial-"
 
 
 class CheckpointError(ValueError):
@@ -57,18 +59,15 @@ def make_writable(folder: Path) -> None:
     Raises:
         CheckpointError: it cannot be made or written.
     """
-    probe = folder / f"{_PARTIAL}probe-{os.getpid()}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
-        probe.unlink()
-    except OSError as error:
-        raise CheckpointError(f"cannot write into {folder}: {error}. Choose a folder that you may write.") from error
+        make_folder(folder)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def sweep(folder: Path) -> None:
     """Remove what a killed process left half-written; only for who owns the folder."""
-    for path in folder.glob(f"{_PARTIAL}step-*"):
+    for path in folder.glob(f"{PARTIAL}step-*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -88,7 +87,7 @@ def write(folder: Path, step: int, config: Mapping[str, Any], files: Mapping[str
     while (folder / name).exists():
         again += 1
         name = f"step-{step:08d}-{again}"
-    partial = folder / f"{_PARTIAL}{name}"
+    partial = folder / f"{PARTIAL}{name}"
     try:
         partial.mkdir()
         listed = {}
@@ -112,7 +111,7 @@ def prune(folder: Path, keep: int) -> None:
     """Remove all checkpoints but the last ``keep``."""
     for old in checkpoints(folder)[:-keep]:
         # Out of sight first: a kill in the middle of the removal must not leave half a checkpoint with a good name.
-        doomed = folder / f"{_PARTIAL}{old.name}"
+        doomed = folder / f"{PARTIAL}{old.name}"
         old.rename(doomed)
         shutil.rmtree(doomed)
 

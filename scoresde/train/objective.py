@@ -8,32 +8,26 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic
 
 import torch
 from torch import Tensor, nn
 
-from scoresde.guidance import ClassifierModel
-from scoresde.losses import Weighting, dsm_loss
-from scoresde.score import ScoreModel
+from scoresde.losses import dsm_loss
+from scoresde.models import ClassifierModel, ScoreModel
+from scoresde.models.conditions import Dropout, check_values, dropped_rows, kinds_of, nulls_of
 from scoresde.train.batches import Batch, MapDataset
-from scoresde.train.conditions import (
-    Dropout,
-    check_all_captions,
-    check_captions,
-    check_conditions,
-    check_labels,
-    dropped_rows,
-    vocabularies,
-)
-
-Model = TypeVar("Model", ScoreModel, ClassifierModel)
+from scoresde.train.conditions import check_all_values, check_conditions
+from scoresde.train.describe import SCORE, Model
+from scoresde.train.draws import named_uniforms
+from scoresde.train.options import TrainOptions
 
 
 class Objective(nn.Module, ABC, Generic[Model]):
     """A model and its loss as a module, so that data-parallel wrappers see one forward call.
 
     Attributes:
+        kind: of training, as options and checkpoints call it.
         model: in training.
         names: entries of a batch that the loss takes besides x.
         mirrored: those of them that are pictures of x, and are mirrored with it.
@@ -41,6 +35,8 @@ class Objective(nn.Module, ABC, Generic[Model]):
         droppable: those of ``names`` that some rows are trained without.
         autocast: compute the network in bfloat16.
     """
+
+    kind: ClassVar[str]
 
     def __init__(self, model: Model, names: Sequence[str], nulls: Mapping[str, Any], mirrored: Sequence[str]) -> None:
         super().__init__()
@@ -91,51 +87,48 @@ class Denoising(Objective[ScoreModel]):
 
     Args:
         model: in training.
-        weighting: see ``dsm_loss``.
-        label_dropout, conditions: see ``train``.
+        options: of which weighting, condition_dropout and conditions act here.
 
     Raises:
         TypeError: not a ScoreModel.
     """
 
-    def __init__(
-        self,
-        model: ScoreModel,
-        weighting: Weighting | str,
-        label_dropout: Dropout | None,
-        conditions: Sequence[str] | None,
-    ) -> None:
+    kind = SCORE
+
+    def __init__(self, model: ScoreModel, options: TrainOptions) -> None:
         if not isinstance(model, ScoreModel):
             known = isinstance(model, ClassifierModel)
             hint = "train it with train_classifier" if known else "wrap the network: ScoreModel(net, sde)"
             raise TypeError(f"expected a ScoreModel, got {type(model).__name__}; {hint}.")
-        nulls = dict(getattr(model.net, "null_conditions", None) or {})
-        names = list(nulls if conditions is None else conditions)
+        nulls = nulls_of(model.net)
+        names = list(nulls if options.conditions is None else options.conditions)
         mirrored = [name for name in names if name in tuple(getattr(model.net, "image_conditions", ()))]
         super().__init__(model, names, nulls, mirrored)
-        self._weighting, self._asked = weighting, label_dropout
-        self._words = vocabularies(model.net, names)
+        self._weighting, self._asked = options.weighting, options.condition_dropout
+        self._kinds = {name: kind for name, kind in kinds_of(model.net).items() if name in names}
         able = [name for name in names if name in nulls]
-        self._dropout: Dropout = (0.1 if able else 0.0) if label_dropout is None else label_dropout
+        self._dropout: Dropout = (0.1 if able else 0.0) if self._asked is None else self._asked
         if isinstance(self._dropout, Mapping):
             self.droppable = [name for name, probability in self._dropout.items() if probability > 0]
         elif self._dropout > 0:
             self.droppable = able
 
     def per_sample(self, x0: Tensor, t: Tensor, eps: Tensor, given: Mapping[str, Tensor]) -> Tensor:
-        return dsm_loss(self.model, x0, t, eps, self._weighting, **given)
+        return dsm_loss(self.model, x0, t, eps, self._weighting, conditions=given)
 
     def divisor(self, x0: Tensor) -> int:
         return math.prod(x0.shape[1:])
 
     def check_data(self, dataset: MapDataset) -> None:
         check_conditions(dataset, self.names, self.nulls, self._asked)
-        check_all_captions(dataset, self._words)
+        check_all_values(dataset, self._kinds)
 
     def check_batch(self, batch: Batch, step: int) -> None:
-        if "label" in self.names:
-            check_labels(batch["label"], self.nulls.get("label"), step, null=True)
-        check_captions(batch, self._words, f"the batch of step {step}")
+        check_values(self._kinds, batch, f"the batch of step {step}")
 
     def dropped(self, uniforms: Tensor, *, seed: int, step: int) -> dict[str, Tensor]:
-        return dropped_rows(self._dropout, self.droppable, uniforms, seed=seed, step=step)
+        def alone(name: str) -> Tensor:
+            # The stream has its name from when there were labels only: runs of then are continued with its numbers.
+            return named_uniforms(seed, step, len(uniforms), f"label dropout of {name}")
+
+        return dropped_rows(self._dropout, self.droppable, together=uniforms, alone=alone)

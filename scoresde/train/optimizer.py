@@ -1,11 +1,31 @@
-"""AdamW with clipping, and its state as named tensors."""
+"""AdamW with clipping, its learning rate as a closed formula of the step, and its state as named tensors."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+
+Decay = Literal["constant", "cosine"]
+
+
+def learning_rate(step: int, *, lr: float, steps: int, warmup: int = 0, decay: Decay = "constant") -> float:
+    """The learning rate of one optimizer step.
+
+    With k = ``step`` counted from 0 and w = ``warmup``::
+
+        k < w       lr (k + 1) / w
+        constant    lr
+        cosine      lr (1 + cos(π (k - w) / (steps - w))) / 2       (Loshchilov & Hutter 2017, arXiv:1608.03983)
+    """
+    if step < warmup:
+        return lr * (step + 1) / warmup
+    if decay == "constant":
+        return lr
+    return lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
 
 
 class Optimizer:

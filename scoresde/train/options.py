@@ -1,88 +1,143 @@
-"""The options of a training run, checked before anything starts."""
+"""The options of a training run: one object, whose fields are also the keywords of ``train`` and ``train_classifier``::
+
+    run = train(model, dataset, steps=2000, batch_size=128, folder="run")
+
+    options = TrainOptions(steps=2000, batch_size=128, ema=0.999)          # the same, to be kept and passed on
+    run = train(model, dataset, options)
+    run = train(model, dataset, options, seed=1, folder="other")           # all else as in options
+
+A new option is one field of :class:`TrainOptions`, and the place where it acts. The field says all there is to say: the
+type, the default, what it means (the string below it) and, in ``Annotated``, what a value must be and two marks:
+``UNRECORDED`` for an option that does not change the numbers of a run, so that a checkpoint need not record it, and
+``OnlyFor(SCORE)`` for one that a single kind of training has.
+"""
 
 from __future__ import annotations
 
+import ast
+import dataclasses
+import functools
+import inspect
+import linecache
 import math
-from collections.abc import Mapping, Sequence
+import textwrap
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from os import PathLike
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal, NamedTuple, cast, get_args
 
-from scoresde import losses
+from scoresde import checks, losses
 from scoresde.losses import WEIGHTINGS, Weighting
-from scoresde.times import TimeDensity
-from scoresde.train.conditions import Dropout
-from scoresde.train.schedule import Decay
+from scoresde.models.conditions import Dropout
+from scoresde.times import TimeDensity, UniformTime
+from scoresde.train.describe import SCORE
+from scoresde.train.optimizer import Decay
 
 Precision = Literal["no", "bf16"]
+Check = Callable[[str, Any], None]
+"""(name, value) -> nothing, or it raises. A value of None is not shown to it where the type allows None."""
+
+RENAMED: Mapping[str, str] = {"label_dropout": "condition_dropout"}
+"""Today's names of options by those they had; checkpoints still say the old ones."""
+
+UNRECORDED = object()
+"""Marks an option that does not change the numbers of a run."""
 
 
-@dataclass(frozen=True)
-class Options:
-    """What every run has, see ``train`` and ``train_classifier``, whose keyword arguments these are.
+class OnlyFor(NamedTuple):
+    """Marks an option that one kind of training has."""
+
+    kind: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """What can be chosen about a training run; ``steps`` and ``batch_size`` must be.
 
     Raises:
         TypeError, ValueError: a value of the wrong kind or out of its range, or two that do not go together.
     """
 
-    steps: int
-    batch_size: int
-    lr: float
-    betas: tuple[float, float]
-    weight_decay: float
-    warmup: int
-    decay: Decay
-    clip: float | None
-    ema: float
-    ema_warmup: bool
-    times: TimeDensity
-    flip: bool
-    dequantize: bool
-    seed: int
-    folder: Path | None
-    resume: bool
-    save_every: int | None
-    keep: int
-    log_every: int
-    max_seconds: float | None
-    mixed_precision: Precision | None
-    accumulate: int
-    num_workers: int
-    cpu: bool
-    progress: bool
+    steps: Annotated[int, is_whole(1)]
+    """Optimizer steps in all, earlier sessions of a resumed run included."""
+    batch_size: Annotated[int, is_whole(1)]
+    """Samples per step, over all processes and accumulated parts together."""
+
+    lr: Annotated[float, is_number(above=0)] = 1e-3
+    """AdamW's peak learning rate."""
+    betas: Annotated[tuple[float, float], are_betas] = (0.9, 0.999)
+    """AdamW's."""
+    weight_decay: Annotated[float, is_number(least=0)] = 0.0
+    """AdamW's."""
+    warmup: Annotated[int, is_whole(0)] = 0
+    """Steps of linear warm-up of the learning rate."""
+    decay: Decay = "constant"
+    """What the learning rate does after the warm-up, "constant" or "cosine": see ``learning_rate``."""
+    clip: Annotated[float | None, is_number(above=0)] = 1.0
+    """Largest norm of the gradient; None leaves it as it is."""
+    ema: Annotated[float, is_number(least=0, below=1)] = 0.9999
+    """Decay of the average of the weights; 0 for none."""
+    ema_warmup: bool = True
+    """Forget faster at first, see ``average_decay``."""
+
+    weighting: Annotated[Weighting | str, is_weighting, OnlyFor(SCORE)] = losses.simple
+    """Of the loss over time, see ``scoresde.losses``."""
+    times: Annotated[TimeDensity, is_density] = UniformTime()  # noqa: RUF009 - frozen
+    """Density of training times, see ``scoresde.times``; its weights multiply the loss."""
+    condition_dropout: Annotated[Dropout | None, is_dropout, OnlyFor(SCORE)] = None
+    """Probability that a sample's conditions become null, for classifier-free guidance: 0.1 unless given, 0 for
+    networks without ``null_conditions``. A number drops all conditions of a sample together, so that the network learns
+    the joint conditional and the unconditional score. A mapping such as {"label": 0.1, "caption": 0.2} drops each one
+    named on its own, for guidance by some of them, and never those that it does not name."""
+    conditions: Annotated[Sequence[str] | None, are_names, OnlyFor(SCORE)] = None
+    """Names of the entries of a batch that the network takes as keywords; those of its ``null_conditions`` unless
+    given."""
+    flip: bool = False
+    """Mirror each sample along its last axis with probability 1/2, and with it those conditions that the network lists
+    in ``image_conditions``."""
+    dequantize: bool = False
+    """Add uniform noise of one bin to data that are levels, so that they have a density and bits per dimension mean
+    something (Theis et al. 2016, arXiv:1511.01844, section 3.1). The data set's ``scaling`` knows the bin."""
+    seed: Annotated[int, is_whole()] = 0
+    """Of everything random here. Initial weights come with the model."""
+
+    folder: Annotated[str | PathLike[str] | None, UNRECORDED] = None
+    """For checkpoints and log.jsonl; nothing is written without it."""
+    resume: Annotated[bool, UNRECORDED] = False
+    """Continue from the last checkpoint in ``folder``, if there is one. Without it, a folder that holds checkpoints is
+    refused."""
+    save_every: Annotated[int | None, is_whole(1), UNRECORDED] = None
+    """Steps between checkpoints; one is written at the end in any case."""
+    keep: Annotated[int, is_whole(1), UNRECORDED] = 2
+    """How many checkpoints to leave."""
+    log_every: Annotated[int, is_whole(1), UNRECORDED] = 50
+    """Steps between lines of log.jsonl, which hold the mean loss since the line before."""
+    max_seconds: Annotated[float | None, is_number(above=0), UNRECORDED] = None
+    """Stop (and save) after so much wall time of this session."""
+
+    mixed_precision: Annotated[Precision | None, is_precision] = None
+    """With "bf16" the network runs in bfloat16, with float32 weights; with "no" it does not. What ``accelerate launch``
+    says unless given."""
+    accumulate: Annotated[int, is_whole(1)] = 1
+    """Split each process's part of the batch into so many pieces, to save memory."""
+    num_workers: Annotated[int, is_whole(0), UNRECORDED] = 0
+    """Worker processes for data sets that compute their samples; 0 is best for data in memory."""
+    cpu: Annotated[bool, UNRECORDED] = False
+    """Stay on the CPU although there is a GPU."""
+    progress: Annotated[bool, UNRECORDED] = True
+    """Show a progress bar."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "keep", "log_every", "accumulate"):
-            _whole(name, getattr(self, name), least=1)
-        for name in ("warmup", "num_workers"):
-            _whole(name, getattr(self, name), least=0)
-        _whole("seed", self.seed, least=None)
-        if self.save_every is not None:
-            _whole("save_every", self.save_every, least=1)
-        _number("lr", self.lr, above=0)
-        _number("weight_decay", self.weight_decay, least=0)
-        for name in ("clip", "max_seconds"):
-            if getattr(self, name) is not None:
-                _number(name, getattr(self, name), above=0)
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"betas must be two numbers in [0, 1), got {self.betas}.")
-        if not 0 <= self.ema < 1:
-            raise ValueError(f"ema, the decay of the average, must lie in [0, 1), got {self.ema}.")
-        _one_of("decay", self.decay, get_args(Decay))
-        if self.mixed_precision is not None:
-            hint = (
-                " float16 needs loss scaling, which this loop does not do."
-                if str(self.mixed_precision) == "fp16"
-                else ""
-            )
-            _one_of("mixed_precision", self.mixed_precision, get_args(Precision), hint)
-        if isinstance(self.times, type):
-            raise TypeError(f"times must be a density, got the class {self.times.__name__}; add its parentheses.")
-        if not callable(getattr(self.times, "sample", None)):
-            raise TypeError(
-                f"times must be a density of scoresde.times, such as UniformTime() or Stratified(LogNormalSigma()), "
-                f"got {self.times!r}."
-            )
+        checks.choices(self)
+        for option in option_fields().values():
+            value = getattr(self, option.name)
+            if value is None and type(None) in get_args(option.type):
+                continue
+            for check in option.checks:
+                check(option.name, value)
         if self.warmup > self.steps:
             raise ValueError(f"warmup={self.warmup} steps is longer than the whole run, steps={self.steps}.")
         if self.folder is None:
@@ -90,85 +145,247 @@ class Options:
                 if getattr(self, name):
                     raise ValueError(f"{name} needs a folder; give folder=... or leave {name} out.")
 
-    def numbers(self) -> dict[str, Any]:
-        """The options that change the numbers of a run, as JSON: a resumed run should have the same."""
-        leave_out = {
-            "folder", "resume", "save_every", "keep", "log_every", "max_seconds", "num_workers", "cpu", "progress",
-        }  # fmt: skip
-        if self.decay == "constant":
-            leave_out.add("steps")
-        values = {name: value for name, value in vars(self).items() if name not in leave_out}
-        values["betas"] = list(self.betas)
-        values["times"] = _words(self.times)
+    @property
+    def path(self) -> Path | None:
+        """``folder`` as a path."""
+        return None if self.folder is None else Path(self.folder)
+
+    def recorded(self, kind: str) -> dict[str, Any]:
+        """What changes the numbers of such a run, as JSON: a resumed run should have the same."""
+        values = {
+            option.name: _plain(getattr(self, option.name))
+            for option in option_fields().values()
+            if option.recorded and option.kind in (None, kind)
+        }
+        if self.decay == "constant":  # then the length of the run changes nothing
+            del values["steps"]
         return values
 
 
-@dataclass(frozen=True)
-class ScoreOptions(Options):
-    """What ``train`` has besides.
+# -- what a field says of itself ---------------------------------------------------------------------------------------
 
-    Raises:
-        TypeError, ValueError: a value of the wrong kind or out of its range.
+
+class OptionField(NamedTuple):
+    """A field of :class:`TrainOptions`.
+
+    Attributes:
+        name: of the field.
+        type: of its values, without what ``Annotated`` adds.
+        default: ``dataclasses.MISSING`` where it must be given.
+        checks: what a value must pass.
+        recorded: whether a resumed run should have the same value.
+        kind: of the training that alone has it, else None.
+        text: what it means; empty where the source is not at hand.
     """
 
-    weighting: Weighting | str
-    label_dropout: Dropout | None
-    conditions: Sequence[str] | None
+    name: str
+    type: Any
+    default: Any
+    checks: tuple[Check, ...]
+    recorded: bool
+    kind: str | None
+    text: str
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        dropout = self.label_dropout
-        for name, value in (dropout if isinstance(dropout, Mapping) else {None: dropout}).items():
-            called = "label_dropout" if name is None else f"label_dropout[{name!r}]"
-            if value is None and name is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise TypeError(f"{called} must be a number, or numbers by the names of conditions, got {value!r}.")
-            if not 0 <= value < 1:
-                raise ValueError(f"{called} must be a probability in [0, 1), got {value}.")
-        if isinstance(self.conditions, str):
-            raise TypeError(
-                f"conditions must be a list of names, got {self.conditions!r}; write [{self.conditions!r}]."
-            )
-        if isinstance(self.weighting, str):
-            _one_of("weighting", self.weighting, tuple(WEIGHTINGS), " A function (sde, t) -> (B,) will do as well.")
-        elif cast(object, self.weighting) in (losses.edm, losses.min_snr):
-            name = _words(self.weighting)
-            raise TypeError(f"losses.{name} makes a weighting: call it, weighting=losses.{name}(...).")
-        elif not callable(self.weighting):
-            raise TypeError(f"weighting must be a name or a function (sde, t) -> (B,), got {self.weighting!r}.")
+    @property
+    def required(self) -> bool:
+        """Whether it has no default."""
+        return self.default is dataclasses.MISSING
 
-    def numbers(self) -> dict[str, Any]:
-        """With the weighting in words, and lists and dicts for sequences and mappings."""
-        values = super().numbers()
-        values["conditions"] = None if self.conditions is None else list(self.conditions)
-        values["weighting"] = _words(self.weighting)
-        if isinstance(self.label_dropout, Mapping):
-            values["label_dropout"] = dict(self.label_dropout)
-        return values
+
+@functools.cache
+def option_fields() -> dict[str, OptionField]:
+    """The options by name, in their order."""
+    types, texts = typing.get_type_hints(TrainOptions), _texts()
+    said = {
+        name: getattr(hint, "__metadata__", ())
+        for name, hint in typing.get_type_hints(TrainOptions, include_extras=True).items()
+    }
+    return {
+        field.name: OptionField(
+            name=field.name,
+            type=types[field.name],
+            default=field.default,
+            checks=tuple(word for word in said[field.name] if callable(word)),
+            recorded=UNRECORDED not in said[field.name],
+            kind=next((word.kind for word in said[field.name] if isinstance(word, OnlyFor)), None),
+            text=texts.get(field.name, ""),
+        )
+        for field in dataclasses.fields(TrainOptions)
+    }
+
+
+def _texts() -> dict[str, str]:
+    """The string below each field, from the source of this file; none in a program that comes without it."""
+    tree = ast.parse("".join(linecache.getlines(__file__, globals())))
+    body = next((n.body for n in tree.body if isinstance(n, ast.ClassDef) and n.name == TrainOptions.__name__), [])
+    return {
+        field.target.id: " ".join(below.value.value.split())
+        for field, below in pairwise(body)
+        if isinstance(field, ast.AnnAssign)
+        and isinstance(field.target, ast.Name)
+        and isinstance(below, ast.Expr)
+        and isinstance(below.value, ast.Constant)
+        and isinstance(below.value.value, str)
+    }
+
+
+def documented(docstring: str | None, kind: str | None = None) -> str | None:
+    """A docstring with the options at the end of its Args: those of one kind of training, or all."""
+    if docstring is None:  # python -OO
+        return None
+    fill = textwrap.TextWrapper(116, initial_indent=" " * 4, subsequent_indent=" " * 8, break_on_hyphens=False).fill
+    lines = [fill(f"{o.name}: {o.text}") for o in option_fields().values() if kind is None or o.kind in (None, kind)]
+    before, *after = inspect.cleandoc(docstring).partition("\n\nRaises:")
+    header = [] if "\nArgs:" in before else ["", "Args:"]
+    return "\n".join([before, *header, *lines]) + "".join(after)
+
+
+# -- from keywords, and from the files of earlier runs -----------------------------------------------------------------
+
+
+def chosen_options(caller: str, kind: str, options: TrainOptions | None, changes: Mapping[str, Any]) -> TrainOptions:
+    """The options of a call: those of ``options``, where it is given, with ``changes``.
+
+    Args:
+        caller: who was called, for messages.
+        kind: of training.
+        options: an object, or None.
+        changes: values by name.
+
+    Raises:
+        TypeError: no TrainOptions, an unknown name, one that this kind of training does not have, or one missing.
+        ValueError: see :class:`TrainOptions`.
+    """
+    known = option_fields()
+    if options is not None and not isinstance(options, TrainOptions):
+        raise TypeError(f"{caller} takes TrainOptions(...) or options by keyword, got {type(options).__name__}.")
+    for name in changes:
+        if name not in known:
+            hint = f"it is called {RENAMED[name]} now" if name in RENAMED else f"it has {', '.join(known)}"
+            raise TypeError(f"{caller} has no option {name!r}; {hint}.")
+    missing = [o.name for o in known.values() if o.required and o.name not in changes]
+    if options is None and missing:
+        raise TypeError(f"{caller} needs {' and '.join(f'{name}=...' for name in missing)}.")
+    chosen = TrainOptions(**changes) if options is None else dataclasses.replace(options, **changes)
+    for option in known.values():
+        foreign = option.kind not in (None, kind)
+        if foreign and (option.name in changes or getattr(chosen, option.name) != option.default):
+            raise TypeError(f"{option.name} is an option of training a {option.kind} model; leave it out of {caller}.")
+    return chosen
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """In words, what was recorded otherwise in an earlier session than now.
+
+    Args:
+        before: from a checkpoint of any age: options by the names they had then, and none of those added since, which
+            have their defaults.
+        now: the same of this session.
+    """
+    defaults = {o.name: _plain(o.default) for o in option_fields().values() if not o.required}
+    known = {**defaults, **{RENAMED.get(name, name): value for name, value in before.items()}}
+    return [f"{name}: {known.get(name)!r} -> {value!r}" for name, value in now.items() if known.get(name) != value]
+
+
+def _plain(value: Any) -> Any:
+    """As JSON; a function is told by its name (its repr holds an address), all else that is no data by its repr."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Mapping):
+        return {name: _plain(one) for name, one in value.items()}
+    if isinstance(value, Sequence):
+        return [_plain(one) for one in value]
+    return _words(value)
 
 
 def _words(value: object) -> str:
-    """A function by its name (its repr holds an address), anything else by its repr."""
     name = getattr(value, "__qualname__", None)
-    return value if isinstance(value, str) else name if isinstance(name, str) else repr(value)
+    return name if isinstance(name, str) else repr(value)
 
 
-def _whole(name: str, value: object, *, least: int | None) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be a whole number, got {value!r}.")
-    if least is not None and value < least:
-        raise ValueError(f"{name} must be at least {least}, got {value}.")
+# -- checks ------------------------------------------------------------------------------------------------------------
 
 
-def _number(name: str, value: float, *, above: float | None = None, least: float | None = None) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {value!r}.")
-    if not math.isfinite(value) or (above is not None and value <= above) or (least is not None and value < least):
-        bound = f"above {above:g}" if above is not None else f"at least {least:g}"
-        raise ValueError(f"{name} must be finite and {bound}, got {value:g}.")
+def is_whole(least: int | None = None) -> Check:
+    """A whole number, of at least so much."""
+
+    def check(name: str, value: Any) -> None:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} must be a whole number, got {value!r}.")
+        if least is not None and value < least:
+            raise ValueError(f"{name} must be at least {least}, got {value}.")
+
+    return check
 
 
-def _one_of(name: str, value: str, choices: Sequence[str], hint: str = "") -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}.{hint}")
+def is_number(*, above: float = -math.inf, least: float = -math.inf, below: float = math.inf) -> Check:
+    """A finite number, in its range."""
+    ends = {"above": above, "at least": least, "below": below}
+    words = " and ".join(["finite", *(f"{word} {end:g}" for word, end in ends.items() if math.isfinite(end))])
+
+    def check(name: str, value: Any) -> None:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{name} must be a number, got {value!r}.")
+        if not (math.isfinite(value) and above < value and least <= value < below):
+            raise ValueError(f"{name} must be {words}, got {value:g}.")
+
+    return check
+
+
+def are_betas(name: str, value: Any) -> None:
+    """Two numbers in [0, 1)."""
+    if len(value) != 2 or not all(0 <= beta < 1 for beta in value):
+        raise ValueError(f"{name} must be two numbers in [0, 1), got {value}.")
+
+
+def is_precision(name: str, value: Any) -> None:
+    """A format of the network's computations that needs no scaling of the loss."""
+    if value not in get_args(Precision):
+        hint = " float16 needs loss scaling, which this loop does not do." if str(value) == "fp16" else ""
+        allowed = ", ".join(map(repr, get_args(Precision)))
+        raise ValueError(f"{name} must be one of {allowed}, got {value!r}.{hint}")
+
+
+def is_density(name: str, value: Any) -> None:
+    """A density of training times."""
+    if isinstance(value, type):
+        raise TypeError(f"{name} must be a density, got the class {value.__name__}; add its parentheses.")
+    if not callable(getattr(value, "sample", None)):
+        raise TypeError(
+            f"{name} must be a density of scoresde.times, such as UniformTime() or Stratified(LogNormalSigma()), "
+            f"got {value!r}."
+        )
+
+
+def is_weighting(name: str, value: Any) -> None:
+    """A weighting of the loss, or the name of one."""
+    if isinstance(value, str):
+        if value not in WEIGHTINGS:
+            raise ValueError(
+                f"{name} must be one of {', '.join(map(repr, WEIGHTINGS))}, got {value!r}. A function (sde, t) -> (B,) "
+                "will do as well."
+            )
+    elif cast(object, value) in (losses.edm, losses.min_snr):
+        maker = _words(value)
+        raise TypeError(f"losses.{maker} makes a weighting: call it, {name}=losses.{maker}(...).")
+    elif not callable(value):
+        raise TypeError(f"{name} must be a name or a function (sde, t) -> (B,), got {value!r}.")
+
+
+def is_dropout(name: str, value: Any) -> None:
+    """A probability, or probabilities by name."""
+    for key, probability in (value if isinstance(value, Mapping) else {None: value}).items():
+        called = name if key is None else f"{name}[{key!r}]"
+        if isinstance(probability, bool) or not isinstance(probability, (int, float)):
+            raise TypeError(f"{called} must be a number, or numbers by the names of conditions, got {probability!r}.")
+        if not 0 <= probability < 1:
+            raise ValueError(f"{called} must be a probability in [0, 1), got {probability}.")
+
+
+def are_names(name: str, value: Any) -> None:
+    """A list of names."""
+    if isinstance(value, str):
+        raise TypeError(f"{name} must be a list of names, got {value!r}; write [{value!r}].")
+
+
+TrainOptions.__doc__ = documented(TrainOptions.__doc__)

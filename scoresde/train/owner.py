@@ -56,7 +56,7 @@ def refuse_if_owned(folder: Path) -> None:
     pid = found.get("pid")
     if not isinstance(pid, int) or pid == os.getpid() or found.get("host") != socket.gethostname():
         return
-    if _alive(pid) and _started(pid) == found.get("started"):
+    if alive(pid) and _started(pid) == found.get("started"):
         raise CheckpointError(
             f"{folder} is in use: process {pid} is training into it. Wait for it to end, stop it, or choose another "
             "folder."
@@ -71,7 +71,8 @@ def _read(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether a process of this number runs on this host; False where that cannot be known."""
     if os.name != "posix":  # elsewhere signal 0 is not harmless
         return False
     try:

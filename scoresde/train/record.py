@@ -1,14 +1,16 @@
-"""What a training step reports, and the log file."""
+"""What a training step reports, the losses between two lines of the log, and the log file."""
 
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from scoresde.files import replacing
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,50 @@ class StepRecord:
         return self._grad_norm.item()
 
 
+class LossWindow:
+    """The losses since the last line of the log, and the first step that was not finite.
+
+    Both stay on the device, so that a GPU need not be waited for before they are asked for.
+
+    Args:
+        device: of the losses.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._sum, self._steps = torch.zeros((), dtype=torch.float64, device=device), 0
+        self._bad = torch.zeros((), dtype=torch.int64, device=device)
+
+    def look(self, step: int, loss: Tensor, norm: Tensor) -> None:
+        """Note whether the loss and the gradient of a step (counted from 1) are finite."""
+        finite = loss.isfinite() & norm.isfinite()
+        self._bad = torch.where((self._bad == 0) & ~finite, step, self._bad)
+
+    def bad_step(self) -> int:
+        """The first step that was not finite, 0 for none."""
+        return int(self._bad)
+
+    def add(self, loss: Tensor) -> None:
+        """Count the loss of a step that was done."""
+        self._sum += loss
+        self._steps += 1
+
+    def close(self) -> float:
+        """The mean loss since the window was opened; a new one is open then."""
+        mean = self._sum.item() / self._steps
+        self._sum.zero_()
+        self._steps = 0
+        return mean
+
+    def state(self) -> dict[str, Any]:
+        """What is in it, as JSON."""
+        return {"loss_sum": self._sum.item(), "loss_steps": self._steps}
+
+    def load_state(self, saved: dict[str, Any]) -> None:
+        """The inverse of ``state``; other entries are passed over."""
+        self._sum.fill_(saved["loss_sum"])
+        self._steps = saved["loss_steps"]
+
+
 class Log:
     """``log.jsonl``: one JSON object a line, in the order of steps.
 
@@ -53,9 +99,8 @@ class Log:
         if not path.exists():
             return
         kept = [line for line in path.read_text().splitlines() if _step(line) <= step]
-        partial = path.with_name(f".partial-{path.name}")
-        partial.write_text("".join(line + "\n" for line in kept))
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            partial.write_text("".join(line + "\n" for line in kept))
 
     def write(self, line: dict[str, Any]) -> None:
         """Append one line; it is in the file when this returns."""

@@ -1,0 +1,226 @@
+"""The edits of digits: each takes a bench of held-out ones, answers figures and draws one picture.
+
+    report = counterfactual(bench, out)
+
+:class:`Bench` holds the model, the digits, and what they should become.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+import scoresde as ss
+from scoresde import editing, metrics
+from scoresde.data import Dataset, Scaling
+from shared.measures import rms_distance
+from shared.pictures import new_figure, save_figure, to_images
+from shared.readers import DigitReader
+
+Row = tuple[str, Tensor]
+"""A name, and pictures (N, 1, 8, 8) in model units, or maps (N, 1, 8, 8) of one sign or both."""
+
+LEVELS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # σ/α to which SDEdit noises, for data of standard deviation about 0.7
+WEIGHTS = torch.linspace(0, 1, 9, dtype=torch.float64)
+MASK_LEVEL = 2.0  # σ/α of DiffEdit's mask and latent
+COLUMNS = 10  # pictures shown
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every edit works with.
+
+    Attributes:
+        model: class-conditional, on ``device``.
+        reader: a classifier that no model and no guidance ever sees.
+        training: digits the model was trained on. scaling: theirs.
+        x: (N, 1, 8, 8) held-out digits. label: (N,) what they are. wish: (N,) what they should be.
+        steps: of every inversion and every way down. guidance: of every wish. seed: of all noise.
+    """
+
+    model: ss.ScoreModel
+    reader: DigitReader
+    training: Dataset
+    scaling: Scaling
+    x: Tensor
+    label: Tensor
+    wish: Tensor
+    steps: int
+    guidance: float
+    seed: int
+
+    @property
+    def source(self) -> ss.Score:
+        """The score of what the digits are."""
+        return self.model.bind(label=self.label)
+
+    @property
+    def target(self) -> ss.Score:
+        """The guided score of what they should be."""
+        return ss.classifier_free(self.model, {"label": self.wish}, self.guidance)
+
+    def read(self, x: Tensor, label: Tensor) -> float:
+        """Share of pictures that are read as their label."""
+        return self.reader.accuracy(x.cpu(), label.cpu())
+
+    def distance(self, x: Tensor) -> float:
+        """Mean over pictures of the RMS difference to the original, in model units (black to white is 2)."""
+        return float(rms_distance(x, self.x).mean())
+
+
+def sdedit(bench: Bench, out: Path) -> dict[str, Any]:
+    """SDEdit to the wished label, from little noise (faithful) to much (free)."""
+    rows: list[Row] = [("original", bench.x)]
+    report: dict[str, Any] = {}
+    sde = bench.model.sde
+    highest = float((sde.sigma(sde.T) / sde.alpha(sde.T)).item())
+    for level in (level for level in LEVELS if level < highest):
+        run = editing.sdedit(bench.target, bench.x, level=level, steps=bench.steps, seed=bench.seed)
+        figures = {"read_as_wished": bench.read(run.x, bench.wish), "distance": bench.distance(run.x), "nfe": run.nfe}
+        figures["read_as_before"] = bench.read(run.x, bench.label)
+        report[f"{level:g}"] = figures
+        rows.append((f"σ/α = {level:g}", run.x))
+    draw_rows(out / "sdedit.png", rows, bench.wish, bench.scaling, "SDEdit: digits noised to σ/α, then made as wished")
+    return report
+
+
+def inversion(bench: Bench, out: Path) -> dict[str, Any]:
+    """How well each inversion comes back, and at what price."""
+    ways: dict[str, dict[str, Any]] = {
+        "ddim": {"steps": bench.steps},
+        "ddim, twice the steps": {"steps": 2 * bench.steps},
+        "ddim, implicit": {"steps": bench.steps, "iterations": 10, "memory": 3, "tolerance": 1e-4},
+        "ode": {"steps": bench.steps, "method": "ode"},
+    }
+    rows: list[Row] = [("original", bench.x)]
+    report: dict[str, Any] = {}
+    for name, options in ways.items():
+        found = editing.invert(bench.source, bench.x, **options)
+        trip = found.round_trip
+        report[name] = {
+            "round_trip_mean": float(trip.mean()),
+            "round_trip_worst": float(trip.max()),
+            "latent_std": float((found.x / bench.model.sde.prior_std).std()),
+            "nfe": found.nfe,
+        }
+        rows.append((name, found.reconstruction))
+    draw_rows(out / "inversion.png", rows, bench.label, bench.scaling, "Inverted to noise, and back")
+    return report
+
+
+def counterfactual(bench: Bench, out: Path) -> dict[str, Any]:
+    """The same digit as another: up under its label, down under the wish."""
+    edit = editing.counterfactual(bench.source, bench.target, bench.x, **_inversion(bench))
+    rows = [("original", bench.x), ("as wished", edit.x), ("difference", edit.difference)]
+    draw_rows(out / "counterfactual.png", rows, bench.wish, bench.scaling, "Counterfactuals along the inverted path")
+    return {
+        "read_as_wished": bench.read(edit.x, bench.wish),
+        "distance": bench.distance(edit.x),
+        "distance_to_other_digits": _to_others(bench),
+        "round_trip_mean": float(edit.inversion.round_trip.mean()),
+        "nfe": edit.nfe,
+    }
+
+
+def diffedit(bench: Bench, out: Path) -> dict[str, Any]:
+    """DiffEdit: the change kept inside the mask that the two labels' difference draws."""
+    sde = bench.model.sde
+    t = sde.t_of_log_snr(-2 * math.log(MASK_LEVEL))
+    options = _inversion(bench)
+    edit = editing.diffedit(bench.source, bench.target, bench.x, t=t, seed=bench.seed, **options)
+    whole = editing.counterfactual(bench.source, bench.target, bench.x, t=t, **options)
+    mask = edit.mask.expand_as(bench.x)
+    rows = [("original", bench.x), ("mask", mask.to(bench.x)), ("as wished", edit.x), ("without mask", whole.x)]
+    draw_rows(out / "diffedit.png", rows, bench.wish, bench.scaling, "DiffEdit: mask from the difference of two labels")
+    outside = ~mask
+    return {
+        "read_as_wished": bench.read(edit.x, bench.wish),
+        "read_as_wished_without_mask": bench.read(whole.x, bench.wish),
+        "mask_area": float(mask.double().mean()),
+        "distance_outside_mask": _rms(edit.x - bench.x, outside),
+        "distance_outside_mask_without_mask": _rms(whole.x - bench.x, outside),
+        "distance": bench.distance(edit.x),
+        "nfe": edit.nfe,
+    }
+
+
+def interpolation(bench: Bench, out: Path) -> dict[str, Any]:
+    """Between the latents of two digits, decoded without a label."""
+    sde, model = bench.model.sde, bench.model
+    score = ss.classifier_free(model, {"label": bench.label}, scale=0.0)
+    found = editing.invert(score, bench.x, **_inversion(bench))
+    a, b = found.x, found.x.roll(-1, 0)
+    ends = torch.stack([bench.label, bench.label.roll(-1, 0)]).cpu()
+    report: dict[str, Any] = {}
+    strip = None
+    real = metrics.nearest_distance(bench.x.cpu(), bench.training[:]["x"]).mean()
+    paths: tuple[Literal["spherical"], Literal["straight"]] = ("spherical", "straight")
+    for path in paths:
+        between = editing.interpolate(a, b, WEIGHTS.to(a.device), path=path)
+        decoded = torch.stack(
+            [
+                ss.sample(score, tuple(x.shape), solver=found.solver, x=x, grid=found.grid, denoise=False).x
+                for x in between
+            ]
+        )
+        strip = decoded if strip is None else strip
+        inner = decoded[1:-1]
+        seen = torch.stack([bench.reader(x.cpu()) for x in inner])
+        far = metrics.nearest_distance(inner.flatten(0, 1).cpu(), bench.training[:]["x"]).mean()
+        report[path] = {
+            "ends_come_back": float(rms_distance(decoded[0], bench.x).mean()),
+            "read_as_one_of_the_ends": float(((seen == ends[0]) | (seen == ends[1])).double().mean()),
+            "distance_to_training_over_real": float(far / real),
+            "latent_std": float((between[len(between) // 2] / sde.prior_std).std()),
+        }
+    assert strip is not None
+    rows = [(f"{w:.3g}", x) for w, x in zip(WEIGHTS.tolist(), strip, strict=True)]
+    draw_rows(out / "interpolation.png", rows, bench.label, bench.scaling, "From each digit to the next, on the arc")
+    return report
+
+
+def _inversion(bench: Bench) -> dict[str, Any]:
+    """Implicit DDIM: exact there and back."""
+    return {"steps": bench.steps, "iterations": 10, "memory": 3, "tolerance": 1e-4}
+
+
+def _rms(x: Tensor, where: Tensor) -> float:
+    return float(x[where].square().mean().sqrt()) if bool(where.any()) else 0.0
+
+
+def _to_others(bench: Bench) -> float:
+    """How far a real digit of the wished class is on average: what an edit that forgets the original would score."""
+    batch = bench.training[:]
+    far = [
+        rms_distance(batch["x"][batch["label"] == wish], x).mean()
+        for x, wish in zip(bench.x.cpu(), bench.wish.tolist(), strict=True)
+    ]
+    return float(torch.stack(far).mean())
+
+
+def draw_rows(path: Path, rows: Sequence[Row], labels: Tensor, scaling: Scaling, title: str) -> None:
+    """A PNG with a row for each of ``rows``, the first pictures in columns under their labels; maps in two colours."""
+    count = min(COLUMNS, len(labels))
+    figure, axes = new_figure(len(rows), count, size=0.8)
+    for line, (name, pictures) in zip(axes, rows, strict=True):
+        shown = pictures[:count].cpu()
+        for axis, picture in zip(line, shown, strict=True):
+            axis.set_xticks([])
+            axis.set_yticks([])
+            if name == "difference":
+                axis.imshow(picture[0].numpy(), cmap="seismic", vmin=-2, vmax=2, interpolation="nearest")
+            elif name == "mask":
+                axis.imshow(picture[0].numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            else:
+                axis.imshow(to_images(scaling.to_uint8(picture[None]))[0], interpolation="nearest")
+        line[0].set_ylabel(name, fontsize=6, rotation=0, ha="right", va="center")
+    for axis, label in zip(axes[0], labels[:count].tolist(), strict=True):
+        axis.set_title(str(label), fontsize=8)
+    figure.suptitle(title, fontsize=9)
+    save_figure(path, figure)

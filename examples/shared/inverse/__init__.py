@@ -1,0 +1,1 @@
+"""The tasks and methods of inverse.py, and the figures of their answers."""

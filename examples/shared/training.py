@@ -1,0 +1,65 @@
+"""How the scripts train their small networks: until the end, into a folder or none, with averaged weights.
+
+    model = trained(train, model, dataset, steps=2000, batch_size=128, folder=out / "checkpoints")
+
+What the loss sees is up to the script; :func:`log_sigma` is a good centre for the noise levels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+import scoresde as ss
+from scoresde.data import Dataset
+from scoresde.train import Run
+
+Model = TypeVar("Model", ss.ScoreModel, ss.ClassifierModel)
+
+
+def trained(
+    start: Callable[..., Run[Model]],
+    model: Model,
+    dataset: Dataset,
+    *,
+    steps: int,
+    folder: Path | None = None,
+    **options: Any,
+) -> Model:
+    """The model with averaged weights, in evaluation mode.
+
+    Args:
+        start: ``scoresde.train.train`` or ``train_classifier``.
+        model: with its initial weights.
+        dataset: what it learns.
+        steps: of training.
+        folder: for checkpoints and log.jsonl.
+        options: of ``start``, beside what is the same in all scripts: warm-up, cosine decay, the average's decay.
+    """
+    common: dict[str, Any] = {"warmup": min(100, steps), "decay": "cosine", "ema": 0.999}
+    if folder is not None:
+        common.update(folder=folder, save_every=250, log_every=25)
+    run = start(model, dataset, steps=steps, **common, **options)
+    for _ in run:
+        pass
+    return run.ema_model().eval()
+
+
+def log_sigma(sigma_data: float) -> float:
+    """The mean of log(σ/α) in training that suits data of this deviation.
+
+    Karras et al. 2022 (arXiv:2206.00364, table 1) take -1.2 for a deviation of 0.5, which is log 0.5 - 0.5.
+    """
+    return math.log(sigma_data) - 0.5
+
+
+def of_each_class(dataset: Dataset, count: int) -> Dataset:
+    """The first ``count`` samples, as far as there are so many, as many of each class as of any other."""
+    assert dataset.label is not None and dataset.num_classes is not None
+    groups = [torch.where(dataset.label == k)[0] for k in range(dataset.num_classes)]
+    each = max(1, min(count // len(groups), *map(len, groups)))
+    return dataset.subset(torch.stack([group[:each] for group in groups], dim=1).flatten())

@@ -1,0 +1,86 @@
+"""From a path to a data set: which reader it is, and how more are added::
+
+load("digits.npz")                              # by load_array, as the ending says
+load("my-images", mode="RGB")                   # a folder, by load_folder; options are those of the reader
+
+@reads(".csv")
+def load_csv(path: PathName, *, delimiter: str = ",") -> Dataset:
+    return from_tensors(torch.from_numpy(np.loadtxt(existing(path), delimiter=delimiter)))
+
+load("points.csv", delimiter=";")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from os import PathLike
+from pathlib import Path
+from typing import Any, TypeVar
+
+from scoresde.data.dataset import Dataset
+
+PathName = str | PathLike[str]
+Reader = TypeVar("Reader", bound=Callable[..., Dataset])
+
+FOLDER = "/"
+"""What stands for a folder among endings."""
+LABELS = ("label", "labels", "y")
+"""What labels may be called in a file."""
+READERS: dict[str, Callable[..., Dataset]] = {}
+"""The readers by the ending of the files they read, in small letters."""
+
+
+def reads(*endings: str) -> Callable[[Reader], Reader]:
+    """Make a function (path, **options) -> Dataset the one that reads files with these endings, such as ".npy"."""
+
+    def enter(reader: Reader) -> Reader:
+        READERS.update(dict.fromkeys(endings, reader))
+        return reader
+
+    return enter
+
+
+def load(path: PathName, **options: Any) -> Dataset:
+    """A data set from a file or folder; what is there decides how it is read.
+
+    Args:
+        path: of a folder of images, or of a file with one of the endings in ``READERS``.
+        options: of its reader, see :func:`reader_of`.
+
+    Raises:
+        FileNotFoundError: nothing at ``path``.
+        TypeError: an option that this kind of file does not have.
+        ValueError: a kind of file that is not read here, or one of the errors of its reader.
+    """
+    return reader_of(path)(path, **options)
+
+
+def reader_of(path: PathName) -> Callable[..., Dataset]:
+    """The function by which ``load`` reads ``path``, such as ``load_array``.
+
+    Raises:
+        FileNotFoundError: nothing at ``path``.
+        ValueError: a kind of file that is not read here.
+    """
+    path = existing(path)
+    ending = FOLDER if path.is_dir() else path.suffix.lower()
+    if ending in READERS:
+        return READERS[ending]
+    pickles = " Files of torch.save are pickles, which can run code: save the tensor with numpy.save instead."
+    raise ValueError(
+        f"cannot read {path}: expected a folder of images, or a file ending in one of "
+        f"{', '.join(sorted(set(READERS) - {FOLDER}))}, got {ending or 'no ending'!r}."
+        f"{pickles if ending in ('.pt', '.pth', '.pkl', '.ckpt') else ''}"
+    )
+
+
+def existing(path: PathName) -> Path:
+    """The path, "~" spelt out.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"no data at {path} (looked in {Path.cwd()} for relative paths).")
+    return path

@@ -1,0 +1,224 @@
+"""The model that turns a network's prediction into a score, and the same network under other schedules."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoresde import checks
+from scoresde.models.combination import NOISE, SCORE, X0, Coefficient, Combination, Expectation, combine
+from scoresde.models.conditions import completed, expanded, nulls_for
+from scoresde.models.network import NoiseLevelNetwork
+from scoresde.models.predictions import PREDICTIONS, Prediction
+from scoresde.models.score import DerivedScore, Score, shaped_like
+from scoresde.sde import SDE, Time, has_signal, spread
+
+Given = Mapping[str, Any] | None
+"""Conditions by name, as the network takes them; None for none."""
+
+
+class ScoreModel(NoiseLevelNetwork, Score):
+    r"""A network, the SDE it was trained under, and what it predicts: together a score.
+
+    The network is called as ``net(x, c, **conditions)`` with c = log(σ/α), shape (B,), at least float32. As α enters
+    only through this ratio and the scale of x, one trained network serves every other schedule: see :meth:`under`.
+    Whatever is asked, its coefficients are composed with those of the prediction in float64, and x and the network's
+    output meet once: what the network has in half precision is rounded there alone.
+
+    Args:
+        net: an ``nn.Module`` or any function ``(x, c, **conditions) -> F`` shaped like x.
+        sde: the SDE.
+        predicts: "noise", "x0", "v", "score", "velocity", "edm", or a function (see
+            :data:`~scoresde.models.predictions.Prediction`). "noise" and "score" say nothing of x_0 where α(t) = 0.
+        sigma_data: standard deviation of the data. With it the network sees x / sqrt(α² σ_data² + σ²), of unit
+            variance; without it, x itself. "edm" always scales, with 0.5 unless told otherwise.
+
+    Raises:
+        ValueError: an unknown prediction, or a sigma_data that is not positive.
+    """
+
+    def __init__(
+        self,
+        net: Callable[..., Tensor],
+        sde: SDE,
+        predicts: str | Prediction = "noise",
+        sigma_data: float | None = None,
+    ) -> None:
+        if isinstance(predicts, str) and predicts not in PREDICTIONS:
+            raise ValueError(f"predicts must be one of {', '.join(PREDICTIONS)}, or a function; got {predicts!r}.")
+        super().__init__(net, sde, 0.5 if sigma_data is None and predicts == "edm" else sigma_data)
+        self.predicts = predicts
+        self._prediction = PREDICTIONS[predicts] if isinstance(predicts, str) else predicts
+
+    def evaluate(self, x: Tensor, t: Time, wanted: Combination, conditions: Given = None) -> Tensor:
+        """The wanted combination, of x and one call of the network."""
+        alpha, sigma = self.levels(x, t)
+        k = self._prediction(alpha, sigma, self.sigma_data if self.sigma_data is not None else 1.0)
+        p, q = wanted.of_predictions(alpha, sigma)
+        of_x, of_out = _sum(p, k.x0_x, q, k.noise_x), _sum(p, k.x0_out, q, k.noise_out)
+        if not has_signal(alpha, sigma):
+            self._refuse_infinite(of_x, of_out)
+        out = self.answer(x, alpha, sigma, conditions or {})
+        return combine((of_x, x), (of_out, shaped_like(out, x, "the network")))
+
+    def forward(self, x: Tensor, t: Time, conditions: Given = None) -> Tensor:
+        """The score ∇ log p_t(x), (B, *event).
+
+        Args:
+            x: (B, *event).
+            t: () or (B,), where σ(t) > 0.
+            conditions: by name, passed to the network as they are.
+        """
+        return self.evaluate(x, t, SCORE, conditions)
+
+    def noise(self, x: Tensor, t: Time, conditions: Given = None) -> Tensor:
+        """The predicted ε = E[ε | x_t] = -σ ∇ log p_t(x)."""
+        return self.evaluate(x, t, NOISE, conditions)
+
+    def denoise(self, x: Tensor, t: Time, conditions: Given = None) -> Tensor:
+        """E[x_0 | x_t = x], Tweedie's formula."""
+        return self.evaluate(x, t, X0, conditions)
+
+    def bind(self, **conditions: Any) -> BoundScore:
+        """The Score of this model under fixed conditions, e.g. ``model.bind(label=y)``.
+
+        A number or one row (1, ...) is for the whole batch where the network's ``null_conditions`` name the condition;
+        all else is passed on as it is.
+        """
+        return BoundScore(self, conditions)
+
+    def under(self, sde: SDE) -> ScoreModel:
+        """This model's score under another schedule, exactly, without training.
+
+        The laws of x_t/α depend on σ/α alone, so with t' the time at which both ratios agree and c = α(t')/α_new(t),
+        the predictions x̂_0 and ε̂ of the new schedule at (x, t) are those of the own one at (c x, t')::
+
+            ∇ log p_new(x, t) = c ∇ log p(c x, t')
+
+        Probability-flow trajectories of the two are the same up to the factor α_new/α.
+
+        Args:
+            sde: the other schedule. Asking it for a σ/α outside [0, T] of the trained one raises; for one that was
+                not trained, a warning is given here.
+        """
+        return Transported(self, sde)
+
+    def _refuse_infinite(self, *coefficients: Tensor) -> None:
+        if any(checks.readable(c) and not bool(c.isfinite().all()) for c in coefficients):
+            raise ValueError(
+                f"a network that predicts {self.predicts!r} says nothing of x_0 where α(t) = 0, as at T = "
+                f"{self.sde.T:g} of {type(self.sde).__name__}: x_t is noise there, whatever x_0 was. Start below that "
+                "time (T = 0.999 loses nothing that training can see), or train a network that predicts x0, v, "
+                "velocity or edm."
+            )
+
+
+def _sum(p: Coefficient, of_p: Tensor, q: Coefficient, of_q: Tensor) -> Tensor:
+    """p of_p + q of_q, where a coefficient of 0 wins over an infinite one."""
+    return _product(p, of_p) + _product(q, of_q)
+
+
+def _product(wanted: Coefficient, known: Tensor) -> Tensor:
+    if not isinstance(wanted, Tensor):
+        return wanted * known if wanted else torch.zeros_like(known)
+    none = wanted == 0
+    return wanted * torch.where(none, torch.zeros_like(known), known)
+
+
+class Transported(ScoreModel):
+    """A model seen under another schedule; made by :meth:`ScoreModel.under`."""
+
+    def __init__(self, model: ScoreModel, sde: SDE) -> None:
+        super().__init__(model.net, sde, model.predicts, model.sigma_data)
+        self.trained_under: SDE = model.trained_under if isinstance(model, Transported) else model.sde
+        # In a tuple: as an attribute of its own, nn.Module would list the network's parameters a second time.
+        self._inner: tuple[ScoreModel, ...] = model._inner if isinstance(model, Transported) else (model,)
+        own, new = self.trained_under, sde
+        asked, seen = ([s.log_snr(t).item() for t in (s.T, s.t_min)] for s in (new, own))
+        if asked[0] < seen[0] - 1e-6 or asked[1] > seen[1] + 1e-6:
+            warnings.warn(
+                f"{type(new).__name__} runs over log-SNR [{asked[0]:.3g}, {asked[1]:.3g}], but the network was trained "
+                f"under {type(own).__name__} on [{seen[0]:.3g}, {seen[1]:.3g}]. Narrow the new one's T and t_min (for "
+                "example with its t_of_log_snr) to stay where the network has been.",
+                stacklevel=3,
+            )
+
+    def evaluate(self, x: Tensor, t: Time, wanted: Combination, conditions: Given = None) -> Tensor:
+        """The same combination of the trained schedule's predictions at its own (x, t) with the same σ/α."""
+        time = self.time(t, checks.state(x))
+        own = self.trained_under.t_of_log_snr(self.sde.log_snr(time))
+        alpha, sigma = self.sde.alpha(time), self.sde.sigma(time)
+        # x/sqrt(α² + σ²) is the same under both: no quotient of two α, of which both may be 0
+        size = (self.trained_under.alpha(own) ** 2 + self.trained_under.sigma(own) ** 2) / (alpha**2 + sigma**2)
+        inner = Expectation(*wanted.of_predictions(alpha, sigma))
+        return self._inner[0].evaluate(spread(size.sqrt(), x) * x, own, inner, conditions)
+
+
+@dataclass(frozen=True, eq=False)
+class BoundScore(DerivedScore):
+    """A Score: a model with its conditions filled in."""
+
+    model: ScoreModel
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def score(self) -> ScoreModel:  # type: ignore[override]
+        """The model."""
+        return self.model
+
+    def evaluate(self, x: Tensor, t: Tensor, wanted: Combination) -> Tensor:
+        return self.model.evaluate(x, t, wanted, expanded(self.model.net, self.conditions, x))
+
+
+@dataclass(frozen=True, eq=False)
+class Branches:
+    """One model under several sets of conditions, evaluated in one call of the network.
+
+    Args:
+        model: the model.
+        given: for each branch, its conditions by name: tensors (B, ...), (1, ...), or a number for the whole batch.
+            What one branch gives and another does not is the latter's null.
+        nulls: what stands for "not given", by name, of a shape that broadcasts to the condition's.
+    """
+
+    model: ScoreModel
+    given: tuple[Mapping[str, Any], ...]
+    nulls: Mapping[str, Any]
+
+    def evaluate(self, x: Tensor, t: Tensor, wanted: Combination, which: Sequence[int]) -> list[Tensor]:
+        """The wanted combination in some branches, of which ``which`` holds the indices: (B, *event) for each."""
+        return self.some(x, t, wanted, dict.fromkeys(which))
+
+    def some(self, x: Tensor, t: Tensor, wanted: Combination, rows: Mapping[int, Tensor | None]) -> list[Tensor]:
+        """The same for the samples ``rows[i]`` of branch i alone, an index (n_i,), or None for all: (n_i, *event)."""
+        conditions, time = completed(self.given, self.nulls, x), torch.as_tensor(t)
+
+        def joined(parts: list[Tensor]) -> Tensor:
+            taken = [p if i is None else p[i.to(p.device)] for p, i in zip(parts, rows.values(), strict=True)]
+            return taken[0] if len(taken) == 1 else torch.cat(taken)
+
+        n = len(rows)
+        answers = self.model.evaluate(
+            joined([x] * n),
+            joined([time] * n) if time.ndim else time,
+            wanted.for_samples(lambda c: joined([c] * n)),
+            {name: joined([conditions[i][name] for i in rows]) for name in conditions[0]},
+        )
+        return list(answers.split([len(x) if i is None else len(i) for i in rows.values()]))
+
+
+def branches(model: ScoreModel, given: Sequence[Mapping[str, Any]], null: Any, *, what: str) -> Branches:
+    """:class:`Branches` after all checks that need no x.
+
+    Raises:
+        TypeError: not a ScoreModel.
+        ValueError: see :func:`~scoresde.models.conditions.nulls_for`.
+    """
+    if not isinstance(model, ScoreModel):
+        raise TypeError(f"{what} needs a ScoreModel, not bound, to give it several conditions; got {type(model)}.")
+    return Branches(model, tuple(dict(one) for one in given), nulls_for(model.net, given, null, what=what))

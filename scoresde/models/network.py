@@ -1,0 +1,81 @@
+"""A network that is told the noise level: what models of scores and classifiers share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from scoresde import checks
+from scoresde.sde import NO_SIGNAL, SDE, Time, signal_left, spread
+
+
+class NoiseLevelNetwork(nn.Module):
+    """A network and the SDE whose x_t it is shown, called as ``net(x, c, **conditions)``.
+
+    c = log(σ/α), (B,), at least float32, held at log 1e8 where α is 0 to rounding. The network computes in the dtype of
+    its weights: x is brought to it after scaling, in which no digits are lost.
+
+    Args:
+        net: an ``nn.Module`` or any function.
+        sde: the SDE.
+        sigma_data: standard deviation of the data. With it the network sees x / sqrt(α² σ_data² + σ²), of unit
+            variance; without it, x itself.
+
+    Raises:
+        TypeError: not a network, or not an SDE.
+        ValueError: a sigma_data that is not positive.
+    """
+
+    def __init__(self, net: Callable[..., Tensor], sde: SDE, sigma_data: float | None) -> None:
+        super().__init__()
+        if not isinstance(sde, SDE):
+            raise TypeError(
+                f"sde must be an SDE, got {type(sde).__name__}; the order is {type(self).__name__}(net, sde)."
+            )
+        if not callable(net):
+            raise TypeError(f"net must be a module or a function, got {type(net).__name__}.")
+        if sigma_data is not None:
+            checks.positive(sigma_data, name="sigma_data")
+        self.net, self.sde, self.sigma_data = net, sde, sigma_data
+
+    def levels(self, x: Tensor, t: Time) -> tuple[Tensor, Tensor]:
+        """α(t) and σ(t), () or (B,) float64, after all checks of x and t; α is exactly 0 where it is to rounding.
+
+        Raises:
+            ValueError: σ(t) = 0, where c is infinite and x is clean; a time out of range, or not one for each sample.
+        """
+        time = self.time(t, checks.state(x))
+        alpha, sigma = self.sde.alpha(time), self.sde.sigma(time)
+        if checks.readable(sigma) and bool((sigma <= 0).any()):
+            raise ValueError(
+                f"there is no noise where σ(t) = 0, and nothing to ask a network; got t = {t} under "
+                f"{type(self.sde).__name__}. Stop at t_min = {self.sde.t_min:g} and let solve(..., denoise=True) take "
+                "the last step."
+            )
+        return torch.where(signal_left(alpha, sigma), alpha, 0 * alpha), sigma
+
+    def answer(self, x: Tensor, alpha: Tensor, sigma: Tensor, conditions: Mapping[str, Any]) -> Any:
+        """The network's output for x (B, *event) at noise levels that :meth:`levels` answered."""
+        scaled = x
+        if self.sigma_data is not None:
+            scaled = x * spread((alpha**2 * self.sigma_data**2 + sigma**2).rsqrt(), x)
+        signal = alpha > 0
+        ratio = torch.where(signal, sigma / torch.where(signal, alpha, torch.ones_like(alpha)), 1 / NO_SIGNAL)
+        dtype = self.dtype or x.dtype
+        c = ratio.log().to(device=x.device, dtype=torch.promote_types(dtype, torch.float32))
+        return self.net(scaled.to(dtype), c.expand(x.shape[0]) if c.ndim == 0 else c, **conditions)
+
+    def time(self, t: Time, x: Tensor) -> Tensor:
+        """t as a checked float64 tensor, beside x where there is one for each sample."""
+        time = checks.time(t, self.sde.t_max, what=type(self.sde).__name__)
+        checks.same_batch(time, x)
+        return time.to(x.device) if time.ndim and time.device != x.device else time
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """That of the network's weights; None for a network without any."""
+        parameters = self.net.parameters() if isinstance(self.net, nn.Module) else iter(())
+        return next((p.dtype for p in parameters if p.is_floating_point()), None)

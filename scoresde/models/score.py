@@ -1,0 +1,223 @@
+"""The Score: the currency of the library. It knows its SDE, and answers any linear combination in one evaluation.
+
+Every model bound to its conditions, every guidance, every posterior and every exact score is one. From a function::
+
+    score = as_score(lambda x, t: -x, VP())
+    score(x, t)                  # ∇ log p_t(x)
+    score.linear(x, t, a, b)     # a x + b ∇ log p_t(x)
+    score.denoise(x, t)          # E[x_0 | x_t = x]
+    score.noise(x, t)            # E[ε | x_t = x]
+
+A score of your own derives from :class:`Score` and writes :meth:`Score.evaluate`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scoresde import checks
+from scoresde.models.combination import NOISE, SCORE, X0, Coefficient, Combination, Expectation, Linear, combine
+from scoresde.models.modules import dtype_behind
+from scoresde.sde import SDE, Time
+
+Function = Callable[[Tensor, Tensor], Tensor]
+"""(x (B, *event), t () or (B,)) -> a tensor shaped like x."""
+
+
+class Score(ABC):
+    r"""∇_x log p_t(x) of the law of x_t = α x_0 + σ ε under :attr:`sde`, and all that follows from it.
+
+    Attributes:
+        sde: the SDE.
+        sigma_data: standard deviation of x_0 per coordinate, where the score knows it.
+    """
+
+    sde: SDE
+    sigma_data: float | None = None
+
+    @abstractmethod
+    def evaluate(self, x: Tensor, t: Tensor, wanted: Combination) -> Tensor:
+        """The wanted combination at (x, t), shaped like x and of its dtype, from one evaluation.
+
+        Args:
+            x: (B, *event).
+            t: () or (B,), float64.
+            wanted: which; read it by ``of_score``, ``of_predictions`` or ``of_x0``.
+        """
+
+    def linear(self, x: Tensor, t: Time, a: Coefficient, b: Coefficient) -> Tensor:
+        """a x + b ∇ log p_t(x), with a and b numbers or float64 tensors, () or (B,)."""
+        return self.evaluate(x, _in_float64(t), Linear(a, b))
+
+    def expect(self, x: Tensor, t: Time, x0: Coefficient, noise: Coefficient) -> Tensor:
+        """E[p x_0 + q ε | x_t = x] with p = ``x0``, q = ``noise``."""
+        return self.evaluate(x, _in_float64(t), Expectation(x0, noise))
+
+    def denoise(self, x: Tensor, t: Time) -> Tensor:
+        """E[x_0 | x_t = x] = (x + σ² s)/α (Robbins 1956; Efron 2011)."""
+        return self.evaluate(x, _in_float64(t), X0)
+
+    def noise(self, x: Tensor, t: Time) -> Tensor:
+        """E[ε | x_t = x] = -σ s."""
+        return self.evaluate(x, _in_float64(t), NOISE)
+
+    def __call__(self, x: Tensor, t: Time) -> Tensor:
+        """∇ log p_t(x)."""
+        return self.evaluate(x, _in_float64(t), SCORE)
+
+
+class DerivedScore(Score):
+    """A score made of another one, :attr:`score` (a field, or a property), whose SDE and scale it has."""
+
+    score: Score
+
+    @property
+    def sde(self) -> SDE:  # type: ignore[override]
+        return self.score.sde
+
+    @property
+    def sigma_data(self) -> float | None:  # type: ignore[override]
+        return self.score.sigma_data
+
+
+@dataclass(frozen=True, eq=False)
+class FunctionScore(Score):
+    """A plain function as a Score; made by :func:`as_score`.
+
+    What is not the score itself is worked out from its values, in their own dtype: x̂_0 = (x + σ² s)/α is off by
+    eps σ/α, eps the function's rounding. A function that knows x̂_0 is better given to :func:`score_of_denoiser`.
+    """
+
+    function: Function
+    sde: SDE
+    sigma_data: float | None = None
+    dtype: torch.dtype | None = None
+
+    def evaluate(self, x: Tensor, t: Tensor, wanted: Combination) -> Tensor:
+        a, b = wanted.of_score(self.sde, t)
+        value = self.function(x.to(self.dtype or x.dtype), t)
+        return combine((a, x), (b, shaped_like(value, x, "the score")))
+
+
+@dataclass(frozen=True, eq=False)
+class DenoiserScore(Score):
+    """A denoiser as a Score; made by :func:`score_of_denoiser`."""
+
+    denoiser: Function
+    sde: SDE
+    sigma_data: float | None = None
+    dtype: torch.dtype | None = None
+
+    def evaluate(self, x: Tensor, t: Tensor, wanted: Combination) -> Tensor:
+        a, b = wanted.of_x0(self.sde.alpha(t), self.sde.sigma(t))
+        value = self.denoiser(x.to(self.dtype or x.dtype), t)
+        return combine((a, x), (b, shaped_like(value, x, "the denoiser")))
+
+
+def as_score(
+    function: Function | Score, sde: SDE, *, sigma_data: float | None = None, dtype: torch.dtype | None = None
+) -> Score:
+    """A Score from any function (x, t) -> ∇ log p_t(x).
+
+    Args:
+        function: called with x (B, *event) and t, () or (B,), float64; a Score of this SDE is answered as it is.
+        sde: the SDE whose p_t it is.
+        sigma_data: standard deviation of x_0 per coordinate, if known.
+        dtype: that of tensors which the function holds, to which x is brought; default that of the module behind it, if
+            :func:`~scoresde.models.modules_of` finds one, else x's own, float32 or float64.
+
+    Raises:
+        TypeError: not a function, or not an SDE.
+        ValueError: a Score of another SDE.
+    """
+    _check_sde(sde, "as_score(function, sde)")
+    if isinstance(function, Score):
+        same_sde({"sde": sde, "the score": function.sde})
+        return function
+    if not callable(function):
+        raise TypeError(f"function must be (x, t) -> score, got {type(function).__name__}.")
+    return FunctionScore(function, sde, _checked(sigma_data), dtype or dtype_behind(function))
+
+
+def score_of_denoiser(
+    denoiser: Function, sde: SDE, *, sigma_data: float | None = None, dtype: torch.dtype | None = None
+) -> Score:
+    """The Score (α D(x, t) - x)/σ² of a denoiser D(x, t) = E[x_0 | x_t = x]. Arguments as of :func:`as_score`."""
+    _check_sde(sde, "score_of_denoiser(denoiser, sde)")
+    if not callable(denoiser):
+        raise TypeError(f"denoiser must be (x, t) -> x_0, got {type(denoiser).__name__}.")
+    return DenoiserScore(denoiser, sde, _checked(sigma_data), dtype or dtype_behind(denoiser))
+
+
+def check_score(score: object, *, name: str = "score") -> Score:
+    """The score, if it is one.
+
+    Raises:
+        TypeError: it is not; says how a function becomes one.
+    """
+    if isinstance(score, Score):
+        return score
+    if isinstance(score, SDE):
+        raise TypeError(
+            f"{name} must be a Score, got the SDE {type(score).__name__}: a score knows its own, leave it out."
+        )
+    hint = f"; write as_score({name}, sde)" if callable(score) else ""
+    raise TypeError(
+        f"{name} must be a Score (model.bind(label=y), problem.score(sde), a guidance), got "
+        f"{type(score).__name__}{hint}."
+    )
+
+
+def same_sde(parts: dict[str, SDE]) -> None:
+    """Raises ValueError unless all have one schedule: α and σ agree wherever both are asked."""
+    (first, sde), *others = parts.items()
+    for name, other in others:
+        if other is not sde and not _one_schedule(sde, other):
+            raise ValueError(
+                f"{first} has {sde!r}, {name} has {other!r}: a score means nothing under another schedule. Bring one "
+                "to the other's, for a model by model.under(sde)."
+            )
+
+
+def _one_schedule(a: SDE, b: SDE) -> bool:
+    low, high = max(a.t_min, b.t_min), min(a.T, b.T)
+    if not low < high:
+        return False
+    times = torch.linspace(low, high, 7, dtype=torch.float64)
+    with torch.no_grad():
+        pairs = ((a.alpha(times), b.alpha(times)), (a.sigma(times), b.sigma(times)))
+    # room for the rounding of two ways to write one formula; a chain and its limit differ by O(1/n)
+    return all(torch.allclose(p, q, rtol=1e-9, atol=1e-12) for p, q in pairs)
+
+
+def shaped_like(value: object, x: Tensor, what: str) -> Tensor:
+    """``value`` in the dtype of x.
+
+    Raises:
+        ValueError: it is no tensor shaped like x.
+    """
+    if not isinstance(value, Tensor) or value.shape != x.shape:
+        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"{what} must return a tensor shaped like x, {tuple(x.shape)}; it returned {got}.")
+    return value.to(x.dtype)
+
+
+def _in_float64(t: Time) -> Tensor:
+    """A time as :meth:`Score.evaluate` takes it; its range is checked where the schedule is asked."""
+    return t if isinstance(t, Tensor) and t.dtype == torch.float64 else checks.real(t, name="t")
+
+
+def _check_sde(sde: object, order: str) -> None:
+    if not isinstance(sde, SDE):
+        raise TypeError(f"sde must be an SDE, got {type(sde).__name__}; the order is {order}.")
+
+
+def _checked(sigma_data: float | None) -> float | None:
+    if sigma_data is not None:
+        checks.positive(sigma_data, name="sigma_data")
+    return sigma_data
