@@ -16,8 +16,11 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
 from typing import Any
+
+PathName = str | PathLike[str]
 
 PARTIAL = ".partial-"
 """What the names of unfinished files and folders begin with."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from scoresde import checks
 from scoresde.models import ScoreModel
 from scoresde.models.combination import NOISE, Expectation, combine
-from scoresde.sde import NO_SIGNAL, SDE, Time, has_signal, signal_left, spread
+from scoresde.sde import NO_SIGNAL, SDE, Time, signal_at, signal_left, spread
 
 Weighting = Callable[[SDE, Tensor], Tensor]
 """(sde, t) -> w(t) > 0, shaped like t: the weight of the squared error of the score."""
@@ -137,6 +137,8 @@ def dsm_loss(
     time = checks.time(t, model.sde.t_max, what=type(model.sde).__name__)
     if time.ndim and time.device != x0.device:
         time = time.to(x0.device)
+    working = torch.promote_types(x0.dtype, torch.float32)  # squares and sums of half precision are 2 % off
+    x0, eps = x0.to(working), eps.to(working)
     mean, std = model.sde.marginal(x0, time)
     compared, weight = _compared(weighting, model.sde, time)
     target = eps if compared is NOISE else combine((compared.x0, x0), (compared.noise, eps))
@@ -156,7 +158,7 @@ def _compared(weighting: Weighting, sde: SDE, time: Tensor) -> tuple[Expectation
     be infinite, it is that of x̂_0, of weight w α²/σ⁴.
     """
     alpha, sigma = sde.alpha(time), sde.sigma(time)
-    if has_signal(alpha, sigma):
+    if signal_at(sde, time):
         return NOISE, _weight(weighting, sde, time) / sigma**2
     signal = signal_left(alpha, sigma)
     asked = torch.where(signal, time, sde.t_of_log_snr(torch.full_like(time, 2 * math.log(_NEARLY))))

@@ -1,7 +1,10 @@
-"""Reverse-time processes: one family with one parameter η, from the probability-flow ODE to the reverse SDE and beyond.
+"""Reverse-time processes: one family with one parameter η, from the probability-flow ODE to the reverse SDE::
 
-process = Reverse(score, eta=1.0)
-process.drift(x, t), process.diffusion(t)
+    process = Reverse(score, eta=1.0)
+    process.drift(x, t), process.diffusion(t)
+
+:class:`Reverse` is what every solver takes: it knows the score and, through it, the SDE. η is the stochasticity: 0 is
+the ODE, 1 the SDE of Anderson, and more than 1 draws more noise.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from torch import Tensor
 
 from scoresde import checks
 from scoresde.models.score import Score, check_score
-from scoresde.sde import SDE, Time, has_signal
+from scoresde.sde import SDE, Time, signal_at
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,10 @@ class Reverse:
         """
         sde = self.sde
         time = checks.time(t, sde.t_max, what=type(sde).__name__)
-        signal = has_signal(sde.alpha(time), sde.sigma(time))
+        signal = signal_at(sde, time)
         if not signal and self.eta != 0:
             raise ValueError(
-                f"the reverse SDE has no drift where α(t) = 0, as at t = {float(time.max()):g} of {type(sde).__name__}: "
+                f"the reverse SDE has no drift where α(t) = 0, at t = {float(time.max()):g} of {type(sde).__name__}: "
                 "it diverges there. Solvers step from that time by the law of the step; for drift itself start below."
             )
         if signal:

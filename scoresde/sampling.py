@@ -1,7 +1,9 @@
-"""The one-liner over all of it.
+"""Sampling in one call: prior, grid, process and solver. :func:`sample` puts them together, and each is an argument::
 
-solution = sample(model.bind(label=3), (16, 3, 32, 32), steps=25, seed=0)
-solution.x, solution.nfe
+    solution = sample(model.bind(label=3), (16, 3, 32, 32), steps=25, seed=0)
+    solution.x, solution.nfe
+
+It runs without gradients. For gradients through a run, call ``solver.solve`` on a :class:`~scoresde.reverse.Reverse`.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from torch import Tensor
 import posteriors
 from scoresde import grids
 from scoresde.fitting import fit
+from scoresde.guidance import classifier
 from scoresde.inverse import (
     DiffPIR,
     Downsample,
@@ -29,6 +30,7 @@ from scoresde.inverse import (
 )
 from scoresde.models import as_score
 from scoresde.noise import BrownianNoise, IndependentNoise, Noise
+from scoresde.particles import tilted
 from scoresde.problems import GaussianMixture
 from scoresde.reverse import Reverse
 from scoresde.sampling import sample
@@ -214,6 +216,9 @@ def test_a_clean_measurement_is_kept_to_rounding(kind: Any) -> None:
     for operator in (a, Mask(torch.tensor([[[True], [False]]])), Downsample((1, 2, 1), event=(1, 2, 1))):
         y = operator(data.sample(5, 0))
         x = sample(data.score(sde), (5, 1, 2, 1), solver=kind(Measurement(y, operator, 0.0)), steps=8, dtype=F64).x
+        torch.testing.assert_close(operator(x), y, rtol=0, atol=1e-12)
+        around = PredictorCorrector(kind(Measurement(y, operator, 0.0)))  # a solver around it denoises as it does
+        x = sample(data.score(sde), (5, 1, 2, 1), solver=around, steps=8, dtype=F64).x
         torch.testing.assert_close(operator(x), y, rtol=0, atol=1e-12)
 
 
@@ -451,6 +456,13 @@ def test_a_fitted_sampler_has_no_states_to_replace() -> None:
     for solver in (fitted, PredictorCorrector(fitted)):
         with pytest.raises(ValueError, match="do not follow the process, so that no part of them can be replaced"):
             Replacement(measured(), solver)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_of_particles_refuse_solvers_that_follow_a_measurement(kind: Any) -> None:
+    tilt = classifier(pair().score(VP()), pair().label_log_prob(VP()), label=0)
+    with pytest.raises(ValueError, match="do not follow the process"):
+        tilted(tilt, (8, 2), steps=3, solver=kind(measured()))
 
 
 def test_options_out_of_range() -> None:

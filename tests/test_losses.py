@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from strategies import DEFAULTS, DTYPES, EVENTS, ZERO_TERMINAL, draw_times, members, name, normal, rescaled_ddpm
 from torch import Tensor, nn
 
+import scoresde.checks
 from scoresde import losses
 from scoresde.losses import WEIGHTINGS, Weighting, dsm_loss
 from scoresde.models import PREDICTIONS, ScoreModel
@@ -316,6 +317,25 @@ def test_losses_where_no_signal_is_left_are_the_limits_before_it(sde: SDE, predi
         assert loss[0].item() == pytest.approx((x_hat - x0)[0].square().sum().item(), rel=1e-6)
     if key in ("simple", "min_snr"):
         assert loss[0].item() < 1e-12  # the score is known there: no x_0 in it
+
+
+@pytest.mark.parametrize("key", sorted(WEIGHTINGS))
+@pytest.mark.parametrize("sde", [*ZERO_TERMINAL.values(), VP()], ids=[*ZERO_TERMINAL, "VP"])
+def test_losses_at_times_that_cannot_be_read(sde: SDE, key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU the values of t are not looked at: the answers must not hang on it."""
+    model = ScoreModel(lambda x, c: torch.tanh(x), sde, "v")
+    x0, eps, t = normal(3, 4), normal(3, 4, seed=1), torch.tensor([sde.T, 0.4, sde.T], dtype=torch.float64)
+    read = dsm_loss(model, x0, t, eps, key)
+    monkeypatch.setattr(scoresde.checks, "readable", lambda value: value.ndim == 0)  # of a batch, as on a GPU
+    assert torch.equal(dsm_loss(model, x0, t, eps, key), read) and bool(read.isfinite().all())
+
+
+def test_the_loss_of_half_precision_data_is_computed_in_float32() -> None:
+    model = ScoreModel(lambda x, c: torch.tanh(x), VP(), "v")
+    x0, eps, t = normal(64, 40).bfloat16(), normal(64, 40, seed=1).bfloat16(), torch.linspace(0.1, 0.9, 64)
+    loss, exact = dsm_loss(model, x0, t, eps), dsm_loss(model, x0.double(), t, eps.double())
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-5, atol=0)  # 40 terms, eps of float32 6e-8 each
 
 
 def test_zero_terminal_snr_training_of_lin_et_al() -> None:

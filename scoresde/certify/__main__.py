@@ -12,6 +12,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+import torch
+
 from scoresde.certify.certificate import certify
 from scoresde.certify.rounding import floors
 from scoresde.certify.table import page
@@ -56,4 +58,5 @@ def thoroughly(solvers: Sequence[Solver]) -> int:
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # the tensors are small: a second thread only waits
     sys.exit(main())

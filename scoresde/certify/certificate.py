@@ -1,4 +1,15 @@
-"""One call that measures whatever a solver claims."""
+"""One call that measures whatever a solver claims: :func:`certify` and its result, a :class:`Certificate`.
+
+What a class declares (``order``, ``weak_order``, ``strong_order``, a tolerance) is measured and compared; what a step
+costs and what rounding costs are measured too::
+
+    certificate = certify(Heun())
+    print(certificate)                          # each claim with what was measured, costs, rounding
+    certificate["ODE order"].measured           # one CertificateRow
+    certificate.require()                       # raises NotCertified where a claim does not hold
+
+The parts that measure are in the modules beside this one, and can be called on their own.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,14 @@
-"""Errors on the probability-flow ODE: how they fall with the steps, and with the tolerance of an adaptive solver."""
+"""Errors on the probability-flow ODE: how they fall with the steps, and with the tolerance of an adaptive solver.
+
+:func:`ode_order` measures the order of a solver at η = 0, :func:`tolerance_slope` whether the error of a solver with
+a tolerance is proportional to it::
+
+    linear, nonlinear = ode_order(Heun(), FLOW["VP"])             # two Slopes: on Gaussian data, and on a mixture
+    min(linear.order, nonlinear.order)                            # about 2
+    tolerance_slope(AdaptiveODE(), WIDE["VP"]).slope              # about 1
+
+Errors are those of the end point, whose exact value comes from :func:`~scoresde.certify.cases.exact_ends`.
+"""
 
 from __future__ import annotations
 

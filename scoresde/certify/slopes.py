@@ -1,4 +1,14 @@
-"""Orders from errors over halved steps, by fixed rules: where to begin, when the order shows, when to stop."""
+"""Orders from errors over halved steps, by fixed rules: where to begin, when the order shows, when to stop.
+
+:func:`follow_errors` takes a function from a number of steps to errors by name, doubles that number until
+:func:`settled` says that the order shows, and answers one :class:`Slope` for each name::
+
+    (slope,) = follow_errors(lambda n: {"error": abs((1 + 1 / n) ** n - math.e)})
+    slope.order, slope.settled                  # about 1.0, True
+
+The order is extrapolated to small steps; errors below 1e-12 count as rounding. All measurements of this package that
+halve steps go through it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,14 @@
-"""Order of a solver on one Brownian path, exactly where the data are Gaussian, on sampled paths where they are not."""
+"""Order of a solver on one Brownian path, exactly where the data are Gaussian, on sampled paths where they are not.
+
+The error is the distance between the ends of runs with n and 2n steps on the same path::
+
+    strong_order(EulerMaruyama(), PATH["VE"], eta=1.0).order            # about 1, without Monte Carlo
+    strong_order_sampled(EulerMaruyama(), PATH["VE"], eta=1.0).order    # the same on a mixture, from 512 paths
+
+:func:`strong_order` needs steps that are affine on Gaussian data and raises
+:class:`~scoresde.certify.NotAffine` otherwise; :func:`strong_order_sampled` takes any solver. Both answer a
+:class:`~scoresde.certify.Slope`, whose order is 0 where the limit is not the one that Euler-Maruyama has on that path.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,14 @@
-"""The table of the package's solvers: what each claims, what was measured, what a step costs, where it comes from."""
+"""The table of the package's solvers: what each claims, what was measured, what a step costs, where it comes from.
+
+:func:`page` writes docs/solvers.md from certificates, :func:`cells` one row of it, and :func:`source` finds the paper
+that the docstring of a solver cites::
+
+    page([certify(solver) for solver in catalogue.variants()])          # Markdown
+    source(DDIM)                                                        # '[Song et al. 2021](https://arxiv.org/...)'
+
+``python -m scoresde.certify > docs/solvers.md`` does the first. The text above the table, which explains its columns,
+is here too.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,14 @@
-"""Order of a solver in law, exactly where the data are Gaussian, by coupled Monte Carlo where they are not."""
+"""Order of a solver in law, exactly where the data are Gaussian, by coupled Monte Carlo where they are not.
+
+The error is that of the law of the end given the start::
+
+    weak_order(EulerMaruyama(), LAW["SubVP"], eta=1.0).order            # about 1; mean and variance, exactly
+    weak_order_sampled(EulerMaruyama(), LAW["SubVP"], eta=1.0)          # a SampledOrder on a mixture: order, low, high
+
+:func:`weak_order` needs steps that are affine on Gaussian data and raises :class:`~scoresde.certify.NotAffine`
+otherwise; ``marginal=True`` compares with p_t alone. :func:`weak_order_sampled` takes any solver and answers an
+interval of 95 per cent confidence.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,13 @@
-"""NumPy arrays into data sets. Pickle is never read."""
+"""NumPy arrays into data sets: ``.npy`` and ``.npz``. Pickle is never read.
+
+:func:`load_array` is the reader that :func:`~scoresde.data.load` finds for these endings. An ``.npy`` file holds x,
+with labels in a second file if there are any; an ``.npz`` archive holds both, by name::
+
+    dataset = load_array("digits.npz")                                       # arrays x and label
+    dataset = load_array("x.npy", label="y.npy", channels="last", levels=256)
+
+The arrays are checked and scaled by :func:`~scoresde.data.from_tensors`, to which the other options go.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +22,9 @@ import torch
 from torch import Tensor
 
 from scoresde.data.dataset import Dataset, from_tensors
-from scoresde.data.readers import LABELS, PathName, existing, reads
+from scoresde.data.readers import LABELS, existing, reads
 from scoresde.data.scaling import Scaling
+from scoresde.files import PathName
 
 _IMAGES = ("x", "images", "image", "data", "arr_0")
 

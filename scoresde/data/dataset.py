@@ -1,4 +1,14 @@
-"""Dataset: tensors in memory, handed out in model units, and the checks on the way in."""
+"""Dataset: tensors in memory, handed out in model units, and the checks on the way in.
+
+:func:`from_tensors` checks the tensors and makes a :class:`Dataset`, which keeps them as they are stored and converts
+a batch when it is asked for; :func:`random_flip` mirrors samples of a batch::
+
+    dataset = from_tensors(x, label)                    # uint8 (N, C, H, W) -> [-1, 1]; floating data are standardised
+    dataset[:8]                                         # {"x": (8, C, H, W), "label": (8,)}
+    training, held = dataset.subset(slice(0, 900)), dataset.subset(slice(900, None))
+
+What else belongs to each sample is given by name, ``conditions={"size": size}``, and comes with every batch.
+"""
 
 from __future__ import annotations
 

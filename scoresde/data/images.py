@@ -1,4 +1,14 @@
-"""Encoded images, all of one size and one mode, into a uint8 tensor; folders of them into data sets."""
+"""Encoded images, all of one size and one mode, into a uint8 tensor; folders of them into data sets.
+
+:func:`load_folder` is the reader that :func:`~scoresde.data.load` uses for a folder: sub-folders are classes, in the
+order of their names. :func:`read_images` decodes files or bytes, for any reader::
+
+    dataset = load_folder("pictures", mode="RGB")
+    images = read_images([("a.png", Path("a.png")), ("row 1", encoded)], count=2, mode="L")      # uint8 (2, 1, H, W)
+
+Images are never resized: mixed sizes, and mixed modes without ``mode``, are refused with the names of two that differ.
+Decoding needs Pillow, of the extra ``train``.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +22,9 @@ import torch
 from torch import Tensor
 
 from scoresde.data.dataset import Dataset, from_tensors
-from scoresde.data.readers import FOLDER, PathName, existing, reads
+from scoresde.data.readers import FOLDER, existing, reads
 from scoresde.extras import needs
+from scoresde.files import PathName
 
 Mode = Literal["L", "RGB"]
 

@@ -1,4 +1,14 @@
-"""Parquet files of images, in the layout of Hugging Face image data sets, into data sets."""
+"""Parquet files of images, in the layout of Hugging Face image data sets, into data sets.
+
+:func:`load_parquet` is the reader that :func:`~scoresde.data.load` finds for ``.parquet``. The file has a column of
+structs whose ``bytes`` hold an encoded image, and may have one of integer labels::
+
+    dataset = load_parquet("train.parquet")                                       # columns image or img, and label
+    dataset = load_parquet("train.parquet", mode="RGB", image_column="picture", label_column="digit")
+
+Names of classes are taken from the metadata of the schema where they are. It needs PyArrow and Pillow, of the extra
+``train``.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +21,9 @@ import torch
 
 from scoresde.data.dataset import Dataset, from_tensors
 from scoresde.data.images import Mode, read_images
-from scoresde.data.readers import LABELS, PathName, existing, reads
+from scoresde.data.readers import LABELS, existing, reads
 from scoresde.extras import needs
+from scoresde.files import PathName
 
 _IMAGE_COLUMNS = ("image", "img")
 

@@ -1,25 +1,26 @@
 """From a path to a data set: which reader it is, and how more are added::
 
-load("digits.npz")                              # by load_array, as the ending says
-load("my-images", mode="RGB")                   # a folder, by load_folder; options are those of the reader
+    load("digits.npz")                              # by load_array, as the ending says
+    load("my-images", mode="RGB")                   # a folder, by load_folder; options are those of the reader
 
-@reads(".csv")
-def load_csv(path: PathName, *, delimiter: str = ",") -> Dataset:
-    return from_tensors(torch.from_numpy(np.loadtxt(existing(path), delimiter=delimiter)))
+    @reads(".csv")
+    def load_csv(path: PathName, *, delimiter: str = ",") -> Dataset:
+        return from_tensors(torch.from_numpy(np.loadtxt(existing(path), delimiter=delimiter)))
 
-load("points.csv", delimiter=";")
+    load("points.csv", delimiter=";")
+
+:func:`reader_of` says which function :func:`load` would call, and :func:`reads` enters one under its endings.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
 from scoresde.data.dataset import Dataset
+from scoresde.files import PathName
 
-PathName = str | PathLike[str]
 Reader = TypeVar("Reader", bound=Callable[..., Dataset])
 
 FOLDER = "/"

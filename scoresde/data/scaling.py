@@ -1,4 +1,14 @@
-"""Scaling: the map between the numbers in a file and the numbers a model sees."""
+"""Scaling: the map between the numbers in a file and the numbers a model sees.
+
+A :class:`Scaling` is a shift and a positive scale, and for quantised data the number of levels::
+
+    scaling = Scaling.to_unit_range(256)            # 0 ... 255 to [-1, 1]; Scaling.standardise(data): mean 0, std 1
+    x = scaling.to_model(pixels)
+    scaling.to_data(x), scaling.to_uint8(x)         # back, and as a picture
+    scaling.bin_width                               # of a level in model units, for bits per dimension
+
+Every :class:`~scoresde.data.Dataset` has one as ``scaling``, and checkpoints keep it by ``to_json``.
+"""
 
 from __future__ import annotations
 

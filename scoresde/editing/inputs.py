@@ -1,4 +1,16 @@
-"""What every edit asks of its arguments."""
+"""What every edit asks of its arguments, and how it runs: checks, and defaults that the edits share.
+
+An edit of :mod:`scoresde.editing` begins by calling the functions here, each of which raises or answers what is used
+from then on::
+
+    check_scores(source=source, target=target)              # Scores, of one schedule
+    times = edit_grid(score, grid, steps, t, solver)        # from t, or T, down to t_min
+    x, keep = widened(x0), as_mask(mask, x0)                # float32 at least; 1 where the edit happens
+    with graph(gradients):                                  # autograd only where it was asked for
+        z = source_of(seed, noise).normal(x)
+
+:func:`blend` puts an edited and a known state together by a mask.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,11 @@
-"""From a picture to the latent that makes it, and how well it does.
+"""From a picture to the latent that makes it, and how well it does::
 
-found = invert(score, x0, steps=50, iterations=20)
-found.x, found.round_trip                       # the latent, and the error of the way up and down again
-found.decoded(other_score).x                    # the same latent under another score
+    found = invert(score, x0, steps=50, iterations=20)
+    found.x, found.round_trip                       # the latent, and the error of the way up and down again
+    found.decoded(other_score).x                    # the same latent under another score
+
+:func:`invert` goes up the probability-flow ODE, by DDIM's steps backwards or by torchdiffeq, and answers an
+:class:`Inversion`.
 """
 
 from __future__ import annotations

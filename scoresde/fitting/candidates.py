@@ -1,4 +1,14 @@
-"""The fixed methods that a fit starts from and must beat."""
+"""The fixed methods that a fit starts from and must beat.
+
+:func:`candidates` pairs every solver with every grid of :func:`fixed_grids`, and records each pair that takes exactly
+the wanted number of evaluations as the table of its coefficients::
+
+    found = candidates(VP(), default_solvers(), count=5)
+    found[0].name, found[0].method                          # 'VMultistep(...) on uniform', a LinearMethod
+
+:func:`~scoresde.fitting.fit` calls it, starts from the one that does best on its trajectories, and compares the result
+with all of them on trajectories held out. :func:`default_solvers` are those that are tried unless others are given.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,14 @@
-"""Least squares, robust: the coefficients that carry trajectories to their ends."""
+"""Robust least squares: the coefficients that carry trajectories to their ends.
+
+:func:`descend` takes damped Gauss-Newton steps (Levenberg-Marquardt) on a pseudo-Huber loss over changing blocks of
+trajectories, and keeps the unknowns with the least validation error. :func:`~scoresde.fitting.fit` calls it::
+
+    unknowns, theta = Unknowns.of(score.sde, method)
+    limits = FitLimits(iterations=300, until=time.monotonic() + 60.0)
+    theta, error, done = descend(score, unknowns, theta, train, validation, limits, generator, callback)
+
+A callback is handed an :class:`Iteration` after each step that moved: how far it is, and both errors.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,14 @@
-"""Any linear solver as the table of its coefficients, found by running it on symbols."""
+"""Any linear solver as the table of its coefficients, found by running it on symbols.
+
+:func:`record` hands a solver vectors of coefficients in place of samples, and a denoiser that answers unit vectors;
+what comes out is a :class:`~scoresde.solvers.fitted.LinearMethod`, which :func:`run` applies to any score::
+
+    method = record(DDIM(), sde, grids.karras(sde, 5))
+    run(method, score, x_T)                                 # what DDIM().solve does at η = 0, to rounding
+    evaluations(DDIM(), sde, grids.karras(sde, 5))          # 5
+
+A solver whose states are not linear in the start and the score's values, or that chooses its steps, raises ValueError.
+"""
 
 from __future__ import annotations
 

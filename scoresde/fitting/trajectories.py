@@ -1,4 +1,15 @@
-"""What a sampler is fitted to: starts, and where the probability-flow ODE carries them."""
+"""What a sampler is fitted to: starts, and where the probability-flow ODE carries them.
+
+:func:`reference` solves the ODE by a fifth-order method whose steps are halved until the ends stand still;
+:class:`Trajectories` holds starts and ends in blocks of the one batch size with which the score is called::
+
+    ends, error = reference(score, blocks, 1e-6)            # blocks: a list of (B, *event)
+    trajectories = Trajectories(blocks, ends)
+    squared = trajectories.squared(sampler)                 # (count,), the error of x -> sampler(x) on each
+    root_mean(squared), trimmed(squared)                    # RMS, and the same without the worst 5 %
+
+:func:`~scoresde.fitting.fit` splits them into those it fits to, those that say when to stop and those held out.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,15 @@
-"""The numbers that a fit moves: coefficients, and the half log-SNR of the evaluations."""
+"""The numbers that a fit moves: coefficients, and the half log-SNR of the evaluations.
+
+An :class:`Unknowns` translates between a method and one vector θ, and differentiates the error at the end by θ, for
+every sample on its own::
+
+    unknowns, theta = Unknowns.of(sde, method)              # θ float64, all numbers of a LinearMethod
+    unknowns.method(theta)                                  # and back
+    rows = unknowns.derivatives(score, theta, x, end, signs=None)
+    rows.error, rows.gradient, rows.sketch                  # ErrorDerivatives of one block
+
+:func:`~scoresde.fitting.gauss_newton.descend` is what asks for them. Times stay in the range where the score is known.
+"""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -41,6 +41,7 @@ class MeasuredSolver(Solver):
     """
 
     measurement: Measurement
+    follows_process: ClassVar[bool] = False  # its states follow the measurement, too
 
     def __post_init__(self) -> None:
         if not isinstance(self.measurement, Measurement):

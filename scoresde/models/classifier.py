@@ -1,4 +1,13 @@
-"""A noise-conditional classifier: a network and the SDE whose x_t it is shown."""
+"""A noise-conditional classifier: a network and the SDE whose x_t it is shown.
+
+:class:`ClassifierModel` turns a network that answers logits into log p(k | x_t), for classifier guidance::
+
+    model = ClassifierModel(NoiseClassifier(3, num_classes), sde, sigma_data=0.5)
+    model(x, t)                                             # log-probabilities (B, K); model.logits(x, t)
+    guided = classifier(score, model, scale=2.0, label=3)   # a Score, of scoresde.guidance
+
+:func:`scoresde.train.train_classifier` trains one.
+"""
 
 from __future__ import annotations
 

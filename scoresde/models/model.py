@@ -1,4 +1,15 @@
-"""The model that turns a network's prediction into a score, and the same network under other schedules."""
+"""The model that turns a network's prediction into a score, and the same network under other schedules.
+
+A :class:`ScoreModel` is a network, the SDE it was trained under and what its output means; it is a
+:class:`~scoresde.models.Score`, so every solver and every guidance takes it::
+
+    model = ScoreModel(net, VP(), predicts="v")             # net(x, c, **conditions) with c = log(σ/α)
+    model(x, t, {"label": y})                               # the score; also model.noise, model.denoise
+    score = model.bind(label=y)                             # a BoundScore: the conditions filled in
+    model.under(EDM(t_min=0.02))                            # the same network under another schedule, without training
+
+:func:`branches` evaluates one model under several sets of conditions in one call of the network; guidance uses it.
+"""
 
 from __future__ import annotations
 

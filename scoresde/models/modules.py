@@ -1,4 +1,14 @@
-"""The modules and parameters behind a score, wherever they are held."""
+"""The modules and parameters behind a score, wherever they are held.
+
+:func:`modules_of` finds every ``nn.Module`` through bound conditions, guidances, dataclasses, partials and bound
+methods; :func:`parameters_of` lists their parameters, each once, and :func:`dtype_behind` the dtype of the first::
+
+    guided = classifier_free(model, {"label": y}, scale=2.0)
+    modules_of(guided), parameters_of(guided)
+
+Solvers use them to find the device of a score and the parameters of the adjoint method. What a plain function or a
+lambda has closed over is not seen.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,14 @@
-"""A network that is told the noise level: what models of scores and classifiers share."""
+"""A network that is told the noise level: what models of scores and classifiers share.
+
+:class:`NoiseLevelNetwork` holds a network and its SDE, checks x and t, scales the input and calls
+``net(x, c, **conditions)`` with c = log(σ/α). A subclass says what the answer means::
+
+    class Energy(NoiseLevelNetwork):
+        def forward(self, x, t):
+            return self.answer(x, *self.levels(x, t), {})   # α(t) and σ(t), then the network's output
+
+:class:`~scoresde.models.ScoreModel` and :class:`~scoresde.models.ClassifierModel` derive from it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,14 @@
-"""What a network's output may mean: each prediction as four coefficients of time."""
+"""What a network's output may mean: each prediction as four coefficients of time.
+
+A :data:`Prediction` is a function (α, σ, σ_data) -> :class:`Affine`, which writes ε̂ and x̂_0 as linear combinations of
+x and the network's output. :data:`PREDICTIONS` has those with a name: noise, x0, v, score, velocity, edm::
+
+    ScoreModel(net, sde, predicts="v")                      # PREDICTIONS["v"] is predicts_v
+    ScoreModel(net, sde, predicts=my_prediction)            # one of your own
+    predicts_v(alpha, sigma, 1.0).x0_out                    # -σ/(α² + σ²)
+
+Both ε̂ and x̂_0 are written out, because computing one from the other loses all digits where σ or α is small.
+"""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -52,23 +53,23 @@ class Score(ABC):
 
     def linear(self, x: Tensor, t: Time, a: Coefficient, b: Coefficient) -> Tensor:
         """a x + b ∇ log p_t(x), with a and b numbers or float64 tensors, () or (B,)."""
-        return self.evaluate(x, _in_float64(t), Linear(a, b))
+        return self.evaluate(x, _beside(t, x), Linear(_moved(a, x), _moved(b, x)))
 
     def expect(self, x: Tensor, t: Time, x0: Coefficient, noise: Coefficient) -> Tensor:
         """E[p x_0 + q ε | x_t = x] with p = ``x0``, q = ``noise``."""
-        return self.evaluate(x, _in_float64(t), Expectation(x0, noise))
+        return self.evaluate(x, _beside(t, x), Expectation(_moved(x0, x), _moved(noise, x)))
 
     def denoise(self, x: Tensor, t: Time) -> Tensor:
         """E[x_0 | x_t = x] = (x + σ² s)/α (Robbins 1956; Efron 2011)."""
-        return self.evaluate(x, _in_float64(t), X0)
+        return self.evaluate(x, _beside(t, x), X0)
 
     def noise(self, x: Tensor, t: Time) -> Tensor:
         """E[ε | x_t = x] = -σ s."""
-        return self.evaluate(x, _in_float64(t), NOISE)
+        return self.evaluate(x, _beside(t, x), NOISE)
 
     def __call__(self, x: Tensor, t: Time) -> Tensor:
         """∇ log p_t(x)."""
-        return self.evaluate(x, _in_float64(t), SCORE)
+        return self.evaluate(x, _beside(t, x), SCORE)
 
 
 class DerivedScore(Score):
@@ -207,9 +208,19 @@ def shaped_like(value: object, x: Tensor, what: str) -> Tensor:
     return value.to(x.dtype)
 
 
-def _in_float64(t: Time) -> Tensor:
+def _beside(t: Time, x: Tensor) -> Tensor:
     """A time as :meth:`Score.evaluate` takes it; its range is checked where the schedule is asked."""
-    return t if isinstance(t, Tensor) and t.dtype == torch.float64 else checks.real(t, name="t")
+    return _moved(t if isinstance(t, Tensor) and t.dtype == torch.float64 else checks.real(t, name="t"), x)
+
+
+C = TypeVar("C", Tensor, Coefficient)
+
+
+def _moved(given: C, x: Tensor) -> C:
+    """Where there is one for each sample it goes to x's device; a single one meets x from wherever it is."""
+    if isinstance(given, Tensor) and given.ndim and isinstance(x, Tensor) and given.device != x.device:
+        return given.to(x.device)
+    return given
 
 
 def _check_sde(sde: object, order: str) -> None:

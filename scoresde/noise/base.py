@@ -1,4 +1,18 @@
-"""What a source of randomness is."""
+"""What a source of randomness is: the base class :class:`Noise`, and what every one of them can do.
+
+A noise answers standard normals: ``initial`` for x_T, ``between`` for the Wiener increment of a step, ``normal`` for
+anything else; ``stream`` is another source for another use. One of your own writes two methods::
+
+    class Fixed(Noise):
+        def initial(self, shape, *, dtype, device):
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        def normal(self, x):
+            return torch.zeros_like(x)
+
+It should also write ``position`` and ``rewind`` where runs are to be repeated from the middle, as gradients in constant
+memory ask for. :func:`drawn_seed` takes from a noise a seed for a generator that is not ours.
+"""
 
 from __future__ import annotations
 

@@ -4,6 +4,14 @@ A hash gives 16 bits to each element, which choose one of 65536 atoms of a discr
 four by four, by an orthogonal matrix of entries ±1/2: each normal is half a sum of four atoms, on some 2^64 values,
 and four neighbours remain uncorrelated. Nothing but integer arithmetic, a table, sums and differences: no logarithm or
 cosine whose last bit hangs on the vector unit, so a sample is the same to the bit in any batch.
+
+:func:`counter_normal` is one draw, and a :class:`Counter` all draws of a seed for one kind of batch::
+
+    z = counter_normal((8, 2), (seed, step), first=0, dtype=torch.float32, device=torch.device("cpu"))
+    counter = Counter(seed, 0, (8, 2), torch.float32, torch.device("cpu"))
+    counter.draw((seed, step))                              # the same
+
+:class:`~scoresde.noise.PerSampleNoise`, :class:`~scoresde.noise.BrownianNoise` and training draw from here.
 """
 
 from __future__ import annotations
@@ -14,8 +22,6 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-
-Shape = tuple[int, ...]
 
 _GAMMA, _MIX_1, _MIX_2 = 0x9E37_79B9_7F4A_7C15, 0xBF58_476D_1CE4_E5B9, 0x94D0_49BB_1331_11EB
 
@@ -96,7 +102,7 @@ class Counter:
         device: where.
     """
 
-    def __init__(self, seed: int, first: int, shape: Shape, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, seed: int, first: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
         if not dtype.is_floating_point:
             raise TypeError(f"normals need a floating dtype, got {dtype}.")
         self.kind = shape, dtype, device
@@ -147,7 +153,7 @@ class Counter:
 
 
 def counter_normal(
-    shape: Shape, key: tuple[int, ...], *, first: int, dtype: torch.dtype, device: torch.device
+    shape: tuple[int, ...], key: tuple[int, ...], *, first: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
     """N(0, I) of ``shape`` (B, *event) as a pure function of (key, sample index first + i, element index).
 

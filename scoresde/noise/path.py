@@ -1,4 +1,15 @@
-"""One Brownian path for each sample."""
+"""One Brownian path for each sample, the same for all solvers and step sizes.
+
+:class:`BrownianNoise` is a :class:`~scoresde.noise.Noise` whose increments belong to one path, which can be asked for
+at any times in any order::
+
+    noise = BrownianNoise(seed=0, T=sde.T)
+    sample(score, shape, solver=EulerMaruyama(), steps=50, noise=noise)
+    noise.w(x, 0.3), noise.increment(x, 0.5, 0.3)           # the path at a time, w(0.3) - w(0.5), shaped like x
+
+:func:`brownian_path` makes a path from any noise, for a method that needs one, such as
+:class:`~scoresde.solvers.TorchSDE`.
+"""
 
 from __future__ import annotations
 

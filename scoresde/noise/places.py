@@ -1,4 +1,15 @@
-"""How a Brownian path divides its time: octaves towards 0, cells, pieces."""
+"""How a Brownian path divides its time: octaves towards 0, cells, pieces.
+
+A :class:`Division` of [0, T] says where a time lies, as a :class:`Place`; :func:`beside` says whether two times lie
+strictly inside one piece, between which the path has no increment of its own::
+
+    division = Division(1.0, 11)                            # T, and the levels of BrownianNoise
+    a, b = division.place(0.3), division.place(0.25)
+    beside(a, b), division.piece(a)                         # False, and the length of the piece at 0.3
+
+:class:`~scoresde.noise.BrownianNoise` alone uses it: the place of a time is its way down the tree, and the length of a
+piece is the shortest step that the path resolves. :meth:`Division.places` and :func:`all_beside` do the same for (B,).
+"""
 
 from __future__ import annotations
 

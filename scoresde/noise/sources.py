@@ -1,4 +1,14 @@
-"""Draws that belong to no path: independent ones, or one stream for each sample."""
+"""Draws that belong to no path: independent ones, or one stream for each sample.
+
+:class:`IndependentNoise` draws from one torch generator, :class:`PerSampleNoise` gives each sample a stream of its own,
+so that it does not depend on the batch. Entry points turn what they are given into a noise by :func:`as_noise`::
+
+    PerSampleNoise(0, first=100)            # samples 100, 101, ... of seed 0, the same in any batch
+    IndependentNoise(torch.Generator())     # continues the generator: the fastest
+    as_noise(0)                             # PerSampleNoise(0); as_noise(0, "probe") is another stream of the seed
+
+:func:`chosen_noise` is for functions that take ``seed`` or ``noise``, not both.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,15 @@
-"""Langevin moves that leave p_t ψ_t as it is, and part what resampling has copied."""
+"""Langevin moves that leave p_t ψ_t as it is, and part what resampling has copied.
+
+:class:`LangevinMoves` moves all particles once at a fixed time, accepts or rejects each by Metropolis, and adapts the
+step of each group to its acceptance. :func:`~scoresde.particles.twisted` makes one and calls it ``moves`` times at each
+time of the grid::
+
+    moves = LangevinMoves(groups=1, dimension=x[0].numel(), device=x.device)
+    x, now = moves(evaluate, x, now, alpha, sigma, noise)   # evaluate: x -> Twist; now: that of x
+    moves.acceptance, moves.length                          # (G,) each
+
+A :class:`~scoresde.guidance.Twist` holds x̂_0, log ψ_t and its gradient.
+"""
 
 from __future__ import annotations
 

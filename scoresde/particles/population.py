@@ -1,4 +1,15 @@
-"""Weighted particles on their way, and where they have arrived."""
+"""Weighted particles on their way, and where they have arrived.
+
+:class:`Particles` is what :func:`~scoresde.particles.tilted` and :func:`~scoresde.particles.twisted` answer::
+
+    particles = twisted(guidance, (512, *event), steps=100)
+    particles.mean(), particles.std()                       # (G, *event), under the weights
+    particles.draw(100, noise=0)                            # 100 samples of each group, equally weighted
+    particles.effective.amin(0), particles.distinct         # (G,): how many particles it rests on
+
+:class:`Population` keeps the weights during a run: ``weigh`` multiplies them, ``ancestors`` resamples, ``arrived``
+makes the result and gives a :class:`CollapseWarning` where a few particles hold all weight.
+"""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from scoresde.solvers.base import state_dtype
 from scoresde.solvers.defaults import chosen_grid, prior_draw
 from scoresde.solvers.wrapping import require_solver
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+Entry = TypeVar("Entry", bound=Callable[..., Any])
 
 
 class ParticleOptions(TypedDict, total=False):
@@ -153,7 +153,7 @@ def require_kind(guidance: object, kind: type, wanted: str) -> None:
     same_sde({name: sde, **held})
 
 
-def takes_options(function: Function) -> Function:
+def takes_options(function: Entry) -> Entry:
     """The function, whose signature shows the keywords of :func:`prepared` in place of ``**options``."""
     own, shared = inspect.signature(function), inspect.signature(prepared)
     parameters = [p for p in own.parameters.values() if p.kind is not p.VAR_KEYWORD]

@@ -1,7 +1,10 @@
-"""Feynman-Kac weights for sums of scores: samples of the tilted density, where guidance alone departs from it.
+"""Feynman-Kac weights for sums of scores: samples of the tilted density, where guidance alone departs from it::
 
-particles = tilted(classifier_free(model, {"label": y}, scale=3.0), (256, *event), steps=200)
-x = particles.draw(100, noise=0)
+    particles = tilted(classifier_free(model, {"label": y}, scale=3.0), (256, *event), steps=200)
+    x = particles.draw(100, noise=0)
+
+:func:`tilted` takes a :class:`~scoresde.guidance.LinearGuidance`, a sum of scores with constant weights, and any solver
+that steps on the grid.
 """
 
 from __future__ import annotations

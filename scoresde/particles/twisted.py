@@ -1,8 +1,10 @@
-"""The twisted diffusion sampler: particles that correct an approximate guidance exactly.
+"""The twisted diffusion sampler: particles that correct an approximate guidance exactly::
 
-particles = twisted(pigdm(score, measurement), (512, *event), steps=100, moves=2)
-x = particles.draw(100, noise=0)
-particles.log_normalizer        # the evidence
+    particles = twisted(pigdm(score, measurement), (512, *event), steps=100, moves=2)
+    x = particles.draw(100, noise=0)
+    particles.log_normalizer        # log of the evidence
+
+:func:`twisted` takes a :class:`~scoresde.guidance.TwistedGuidance`, and a solver whose steps are Gaussian.
 """
 
 from __future__ import annotations

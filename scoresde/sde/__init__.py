@@ -8,7 +8,7 @@
 """
 
 from scoresde.sde import members
-from scoresde.sde.base import NO_SIGNAL, SDE, Time, has_signal, signal_left, spread
+from scoresde.sde.base import NO_SIGNAL, SDE, Time, has_signal, signal_at, signal_left, spread
 from scoresde.sde.chain import Chain
 from scoresde.sde.custom import ChainSDE, LinearSDE, ScheduleSDE
 from scoresde.sde.members import *
@@ -25,6 +25,7 @@ __all__ = [
     "Time",
     "has_signal",
     "prior_mismatch",
+    "signal_at",
     "signal_left",
     "spread",
     "suggest_sigma_max",

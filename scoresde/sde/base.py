@@ -57,6 +57,12 @@ def has_signal(alpha: Tensor, sigma: Tensor) -> bool:
     return not checks.readable(signal) or bool(signal.all())
 
 
+def signal_at(sde: SDE, time: Tensor) -> bool:
+    """Whether there is signal at all these times; at T in place of times that cannot be read without stalling."""
+    asked = time.detach() if checks.readable(time) else torch.tensor(sde.T, dtype=torch.float64)
+    return has_signal(sde.alpha(asked), sde.sigma(asked))
+
+
 def root(square: Tensor) -> Tensor:
     """sqrt of what is not negative, with the gradient 0 where the value is 0; there it is infinite, times 0 NaN."""
     positive = square > 0
@@ -171,7 +177,7 @@ class SDE(ABC):
         """
         time, dtype = checks.time(t, self.t_max, what=type(self).__name__), checks.result_dtype(t)
         alpha, sigma = self.alpha(time), self.sigma(time)
-        if has_signal(alpha, sigma):
+        if signal_at(self, time):
             f = self.f(time)
             of_x0, of_noise = f * alpha, f * sigma + 0.5 * self.g(time) ** 2 / sigma
         else:

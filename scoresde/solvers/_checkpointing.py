@@ -256,7 +256,7 @@ def checkpointed(
 
     Forward the steps run without a graph. Backward, one step's graph stands at a time; the states before it are
     computed again from the at most ``states`` that are kept. Gradients reach x, tensors that ``state`` brings along,
-    and every other tensor that entered an operation of the steps (see :class:`~scoresde.solvers.closures.Listener`).
+    and every other tensor that entered an operation of the steps (see :class:`~scoresde.solvers._closures.Listener`).
 
     Raises:
         TypeError: a state of other things than tensors and numbers, or changed in place; a noise without position().

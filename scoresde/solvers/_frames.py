@@ -17,6 +17,9 @@ from scoresde.sde import SDE, has_signal, signal_left
 from scoresde.sde.base import root
 from scoresde.solvers._rows import rows
 
+FAR = 100.0
+"""σ/α up to which a prediction made of the values of x and s keeps four digits of float32."""
+
 
 class Levels(NamedTuple):
     """The schedule at times of any shape, float64: α, σ and h = log(α/σ), half the log-SNR (infinite where σ = 0)."""

@@ -18,11 +18,8 @@ import torch
 from torch import Tensor
 
 from scoresde.models.combination import Coefficient, combine
-from scoresde.solvers._frames import Frame, Levels
+from scoresde.solvers._frames import FAR, Frame, Levels
 from scoresde.solvers._rows import rows
-
-FAR = 100.0
-"""σ/α from where values are counted from x/σ; below, the rounding of ε̂ itself does no harm."""
 
 
 class Carry(NamedTuple):
@@ -37,9 +34,13 @@ class Carry(NamedTuple):
     counted: bool
 
 
-def counted(frame: Frame, at: Levels) -> Tensor:
-    """(n,) bool, where values of this frame are counted from x/σ."""
-    far = (at.sigma >= FAR * at.alpha).detach()
+def counted(frame: Frame, at: Levels, values: int) -> Tensor:
+    """(n,) bool, where the values of a method that combines so many of them are counted from x/σ.
+
+    From σ/α = 100 on, below which the rounding of ε̂ itself does no harm; with four values or more, whose weights alone
+    are hundreds, from 3.
+    """
+    far = (at.sigma >= (FAR if values < 4 else 3.0) * at.alpha).detach()
     return far if frame.rests_on_noise else torch.zeros_like(far)
 
 

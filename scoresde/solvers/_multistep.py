@@ -97,7 +97,7 @@ class Memory(NamedTuple):
 
 @dataclass(frozen=True)
 class ExponentialMultistep(Planned):
-    r"""The engine: F of a :class:`~scoresde.solvers.frames.Frame` as a polynomial through its last p values::
+    r"""The engine: F of a :class:`~scoresde.solvers._frames.Frame` as a polynomial through its last p values::
 
         x_s = c x_t + Σ_j w_j F_j + d z        w_j = ∫_{h_t}^{h_s} K(h) ℓ_j(φ(h)) dh
 
@@ -198,7 +198,7 @@ def weights(frame: Frame, start: Tensor, end: Levels, nodes: Tensor, count: Tens
     return torch.where(used, (mass[:, :, None] * basis).sum(1), 0.0)
 
 
-MOST = 1e4
+MOST = 1e3
 """How much larger than the integral itself the weights of an interpolant may be, in sum. Long steps after short ones,
 as at σ/α of 1e6, would reach 1e8: the rounding of the values times that."""
 
@@ -254,7 +254,7 @@ def plan_rows(frame: Frame, form: Form, at: Levels, start: Levels | None, variab
     scale = unit[behind]
     carry: list[tuple[Carry, ...]] = [()] * len(index)
     follow: list[tuple[Coefficient, ...]] = [()] * len(index)
-    far = counted(frame, known)
+    far = counted(frame, known, p + form.correct)
     if bool(far.any()):
         own, asked = from_noise(known)
         scale = torch.where(far[newest, None], own[behind], scale)
@@ -278,7 +278,7 @@ def _start(frame: Frame, sde: SDE, ends: Levels, nodes: int, variable: Variable)
     inner = levels_at(sde, h[1:-1])
     at = Levels(*(torch.cat([a[:1], b, a[1:]]) for a, b in zip(ends, inner, strict=True)))
     origin, targets = Levels(*(part[:1].expand(nodes) for part in at)), at.at(slice(1, None))
-    far = counted(frame, at)
+    far = counted(frame, at, nodes + 2)
     unit, evaluates = from_noise(at) if bool(far[0]) else frame.units(at)
     linear = targets.sigma / origin.sigma if bool(far[0]) else frame.linear(origin, targets)
     count, every = torch.arange(1, nodes + 1), at.h.expand(nodes, nodes + 1)

@@ -18,7 +18,7 @@ from scoresde.noise import Noise
 from scoresde.reverse import Reverse
 from scoresde.sde import SDE
 from scoresde.sde.base import root
-from scoresde.solvers._frames import Frame, Levels, levels, levels_at
+from scoresde.solvers._frames import FAR, Frame, Levels, levels, levels_at
 from scoresde.solvers._quadrature import for_steps
 from scoresde.solvers._rows import rows
 from scoresde.solvers._tableaus import Tableau
@@ -111,7 +111,7 @@ def plan_stages(scheme: Scheme, sde: SDE, t: Levels, s: Levels, noisy: bool) -> 
     knots = sorted({c for c in (nodes[-1:] if signs else nodes) if 0 < c < 1})
     path = [t, *(places[nodes.index(c)] for c in knots), s]
     count = len(path) - 1 if noisy else 0
-    # rows (n, width): each state as a sum of x, the increments, and the F of the stages in their units
+    # rows (n, width): each state as a sum of x, the increments, and what is evaluated in the stages
     unit = torch.eye(1 + count + len(nodes), dtype=torch.float64)
     noises = [torch.zeros_like(unit[:1])] * len(places)
     if noisy:
@@ -130,8 +130,14 @@ def plan_stages(scheme: Scheme, sde: SDE, t: Levels, s: Levels, noisy: bool) -> 
             states.append(frame.linear(t, place)[:, None] * unit[0] + drift + noises[i])
         if i < len(nodes):
             size, combinations = frame.units(place)
-            slopes.append(size[:, None] * unit[1 + count + i])
-            evaluates.append(combinations)
+            # near the data F is made of the state, which is known, and of the score alone: one pass over memory less
+            near = (place.sigma <= FAR * place.alpha).detach()
+            of_x, of_score = frame.combination(place)
+            apart = of_x[:, None] * states[i] + of_score[:, None] * unit[1 + count + i]
+            slopes.append(torch.where(near[:, None], apart, size[:, None] * unit[1 + count + i]))
+            evaluates.append(
+                [(0.0, 1.0) if is_near else c for is_near, c in zip(near.tolist(), combinations, strict=True)]
+            )
     mixes = [rows(*state[:, : 1 + count + i].unbind(1)) for i, state in enumerate(states)]
     ends, times = [place.t.unbind() for place in path], [place.t.unbind() for place in places]
     return [

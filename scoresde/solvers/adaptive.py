@@ -1,7 +1,9 @@
-"""Step sizes found by the method, for each sample on its own: the probability-flow ODE and the reverse SDE.
+"""Step sizes found by the method, for each sample on its own: the probability-flow ODE and the reverse SDE::
 
-sample(score, shape, solver=AdaptiveODE(rtol=1e-4))
-sample(score, shape, solver=AdaptiveSDE())
+    sample(score, shape, solver=AdaptiveODE(rtol=1e-4))
+    sample(score, shape, solver=AdaptiveSDE())
+
+:class:`AdaptiveODE` and :class:`AdaptiveSDE` take tolerances in place of a number of steps.
 """
 
 from __future__ import annotations
@@ -101,8 +103,8 @@ class AdaptiveSDE(Adaptive):
         x_s = x̂_s + α_s (1 - (1 - e^{-kΔ})/(kΔ)) (D_s - D_t)
 
     that is exponential Euler, and Heun's method, of weak order 2 for additive noise; the difference is the error that
-    is held below atol + rtol |y|, as in :class:`~scoresde.AdaptiveODE`. D_s serves the next step as D_t, so that a
-    step costs one evaluation. Comparing the two on the same noise is due to Jolicoeur-Martineau et al. 2021
+    is held below atol + rtol |y|, as in :class:`AdaptiveODE`. D_s serves the next step as D_t, so that a step
+    costs one evaluation. Comparing the two on the same noise is due to Jolicoeur-Martineau et al. 2021
     (arXiv:2105.14080); there Euler's method and its Heun partner in t, one step size for each sample, no bridge.
 
     A rejected step is tried again on the same path: its noise is kept and bridged
@@ -119,7 +121,7 @@ class AdaptiveSDE(Adaptive):
         rtol: relative tolerance; taken no finer than 4 roundings of x's dtype.
         atol: absolute tolerance.
         max_steps: of a sample, rejected ones included; then a warning and a partial solution, as in
-            :class:`~scoresde.AdaptiveODE`.
+            :class:`~scoresde.solvers.AdaptiveODE`.
         first_step: length of the first step in log(α/σ), default 0.5.
         shrink: the least factor between a step and the next.
         grow: the largest.

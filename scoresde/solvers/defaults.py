@@ -1,4 +1,13 @@
-"""What a run has where nothing is said: its solver, its grid, its first state. One home for every entry point."""
+"""What a run has where nothing is said: its solver, its grid, its first state. One home for every entry point.
+
+:func:`~scoresde.sample`, the particle methods and the edits call these, so that a default means the same everywhere::
+
+    solver = chosen_solver(None)                            # VMultistep()
+    grid = chosen_grid(score, None, 25, solver)             # the solver's default rule, 25 steps, float64 (26,)
+    x = prior_draw(score.sde, grid[0], shape, noise, dtype=torch.float32, device=None, score=score)
+
+Each checks what it is given, and raises TypeError or ValueError with what would be right.
+"""
 
 from __future__ import annotations
 

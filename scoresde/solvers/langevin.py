@@ -1,7 +1,9 @@
-"""Langevin dynamics at a fixed noise level: the corrector, predictor-corrector sampling, and annealed Langevin.
+"""Langevin dynamics at a fixed noise level: the corrector, predictor-corrector sampling, and annealed Langevin::
 
-sample(score, shape, solver=PredictorCorrector(EulerMaruyama(), Langevin(snr=0.1)), steps=100)
-sample(score, shape, solver=AnnealedLangevin(), steps=10)
+    sample(score, shape, solver=PredictorCorrector(EulerMaruyama(), Langevin(snr=0.1)), steps=100)
+    sample(score, shape, solver=AnnealedLangevin(), steps=10)
+
+A :class:`Corrector` of your own is any object with ``correct(process, x, t, noise)``.
 """
 
 from __future__ import annotations
@@ -12,8 +14,11 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor
 
 from scoresde import checks
+from scoresde.models.combination import combine
 from scoresde.noise import Noise
 from scoresde.reverse import Reverse
+from scoresde.sde import has_signal
+from scoresde.solvers._rows import rows
 from scoresde.solvers.base import Solver, from_prior
 from scoresde.solvers.one_step import ReverseDiffusion
 from scoresde.solvers.wrapping import Wrapping, require_solver
@@ -67,8 +72,9 @@ def langevin_steps(process: Reverse, x: Tensor, t: Tensor, size: Tensor, steps: 
     """x <- x + τ s(x, t) + sqrt(2τ) z, ``steps`` times."""
     if size.item() == 0:  # σ(t) = 0: nothing moves, and there is no score to ask for
         return x
+    ((forward, spread),) = rows(size.reshape(1), (2 * size).sqrt().reshape(1))
     for _ in range(steps):
-        x = process.score.linear(x, t, 1.0, size) + (2 * size).sqrt() * noise.normal(x)
+        x = combine((1.0, process.score.linear(x, t, 1.0, forward)), (spread, noise.normal(x)))
     return x
 
 
@@ -147,11 +153,10 @@ class AnnealedLangevin(Solver):
 
     def step(self, process: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise, state: Any) -> tuple[Tensor, Any]:
         """Rescale, then ``steps`` evaluations at s."""
-        first = from_prior(process.sde, t, s, draws=False)
-        if first is None:
-            x = (process.sde.alpha(s) / process.sde.alpha(t)) * x
-        else:
-            x = first.take(process, x, t, s, noise)
+        sde = process.sde
+        before = sde.alpha(t)
+        first = None if has_signal(before, sde.sigma(t)) else from_prior(sde, t, s, draws=False)
+        x = (sde.alpha(s) / before) * x if first is None else first.take(process, x, t, s, noise)
         return self._at_level(process, x, s, state, noise), state
 
     def _at_level(self, process: Reverse, x: Tensor, t: Tensor, relative: Tensor, noise: Noise) -> Tensor:

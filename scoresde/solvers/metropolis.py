@@ -1,6 +1,10 @@
-"""Metropolis-adjusted Langevin: a corrector whose stationary law is p_t itself.
+"""Metropolis-adjusted Langevin: a corrector whose stationary law is p_t itself::
 
-sample(score, shape, solver=PredictorCorrector(EulerMaruyama(), AdjustedLangevin()), steps=50)
+    sample(score, shape, solver=PredictorCorrector(EulerMaruyama(), AdjustedLangevin()), steps=50)
+
+:class:`AdjustedLangevin` accepts or rejects each Langevin step, sample by sample. With ``log_prob`` p_t is kept
+exactly; from the score alone, up to the quadrature of a line integral. Its ``transition`` is one
+:class:`Move` of the chain.
 """
 
 from __future__ import annotations

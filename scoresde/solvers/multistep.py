@@ -1,8 +1,10 @@
-"""Multistep methods, one evaluation a step: the default, and the exponential methods by the names of their papers.
+"""Multistep methods, one evaluation a step: the default, and the exponential methods by the names of their papers::
 
-sample(score, shape)                                              # VMultistep, the default, on grids.balanced
-sample(score, shape, solver=DPMSolverPP(order=2), steps=20)
-sample(score, shape, solver=SASolver(), steps=50)                 # the reverse SDE
+    sample(score, shape)                                              # VMultistep, the default, on grids.balanced
+    sample(score, shape, solver=DPMSolverPP(order=2), steps=20)
+    sample(score, shape, solver=SASolver(), steps=50)                 # the reverse SDE
+
+:class:`Multistep` has the order, the corrector, the quantity that is extrapolated and the variable as arguments.
 """
 
 from __future__ import annotations

@@ -1,6 +1,9 @@
-"""The probability-flow ODE through torchdiffeq.
+"""The probability-flow ODE through torchdiffeq::
 
-sample(score, shape, solver=ProbabilityFlow("dopri5", rtol=1e-5, atol=1e-5))
+    sample(score, shape, solver=ProbabilityFlow("dopri5", rtol=1e-5, atol=1e-5))
+
+:class:`ProbabilityFlow` takes any method of torchdiffeq, fixed-step or adaptive, at η = 0. :func:`integrated` solves
+any ODE by its method, forwards or backwards, for likelihoods and inversion.
 """
 
 from __future__ import annotations

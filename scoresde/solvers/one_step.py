@@ -1,7 +1,9 @@
-"""One evaluation a step, nothing remembered: Euler-Maruyama, reverse diffusion, DDPM's ancestral sampling, DDIM.
+"""One evaluation a step, nothing remembered: Euler-Maruyama, reverse diffusion, DDPM's ancestral sampling, DDIM::
 
-sample(score, shape, solver=EulerMaruyama(), steps=200)
-sample(score, shape, solver=DDIM(), steps=50)
+    sample(score, shape, solver=EulerMaruyama(), steps=200)
+    sample(score, shape, solver=DDIM(), steps=50)
+
+Each is a :class:`OneStep`: it gives the coefficients a, b, c of x_s = a x + b s + c z for all steps at once.
 """
 
 from __future__ import annotations

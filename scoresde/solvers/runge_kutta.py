@@ -1,8 +1,10 @@
-"""Single-step methods: DPM-Solver, exponential, plain and stochastic Runge-Kutta, and Heun's method with churn.
+"""Single-step methods: DPM-Solver, exponential, plain and stochastic Runge-Kutta, and Heun's method with churn::
 
-sample(score, shape, solver=Heun(), steps=25)                      # EDM's sampler
-sample(score, shape, solver=DPMSolver(order=3), steps=10)
-sample(score, shape, solver=StochasticRungeKutta(stages=4), steps=25)
+    sample(score, shape, solver=Heun(), steps=25)                      # EDM's sampler
+    sample(score, shape, solver=DPMSolver(order=3), steps=10)
+    sample(score, shape, solver=StochasticRungeKutta(stages=4), steps=25)
+
+A step takes an evaluation for each stage of the method, and nothing is remembered from one step to the next.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""The reverse SDE through torchsde.
+"""The reverse SDE through torchsde::
 
-sample(score, shape, solver=TorchSDE("srk"), steps=100)
+    sample(score, shape, solver=TorchSDE("srk"), steps=100)
+
+:class:`TorchSDE` runs a method of torchsde on the grid, for any η; ``adjoint=True`` takes gradients by its adjoint.
 """
 
 from __future__ import annotations

@@ -1,4 +1,19 @@
-"""Solvers around solvers, and what is asked of a solver that something else is built on."""
+"""Solvers around solvers, and what is asked of a solver that something else is built on.
+
+:class:`Wrapping` passes everything on to its field ``solver``; a subclass, a frozen dataclass, changes the step::
+
+    @dataclass(frozen=True)
+    class Clamped(Wrapping):
+        solver: Solver
+
+        def step(self, process, x, t, s, noise, state):
+            x, state = self.solver.step(process, x, t, s, noise, state)
+            return x.clamp(-3, 3), state
+
+    sample(score, shape, solver=Clamped(DDIM()))
+
+:func:`require_solver`, :func:`require_steps` and :func:`require_process` raise where a solver will not do, and say why.
+"""
 
 from __future__ import annotations
 
@@ -49,6 +64,10 @@ class Wrapping(Solver):
     def start(self, process: Reverse, x: Tensor, grid: Tensor, noise: Noise) -> tuple[Tensor, Any]:
         """The other solver's."""
         return self.solver.start(process, x, grid, noise)
+
+    def denoised(self, process: Reverse, x: Tensor, t: Tensor) -> Tensor:
+        """The other solver's."""
+        return self.solver.denoised(process, x, t)
 
     def selected(self, state: Any, select: Callable[[Tensor], Tensor]) -> Any:
         """As the other solver selects."""

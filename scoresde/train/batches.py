@@ -1,4 +1,15 @@
-"""The samples of each step: from memory in one go, or through worker processes."""
+"""The samples of each step: from memory in one go, or through worker processes.
+
+:class:`MapDataset` is what can be trained on. :func:`batches` is called by :class:`~scoresde.train.Run` at the start of
+an iteration, and answers a function that returns the next step's batch, this process's rows of it::
+
+    order = DataOrder(len(dataset), batch_size=128, seed=0)
+    fetch = batches(dataset, order, slice(0, 128), 0, 2000, num_workers=0, seed=0, rank=0, pin_memory=False)
+    fetch()["x"]                                            # (128, *event)
+
+Which samples a step has depends on the seed and the step alone, so a resumed run goes on with the right ones;
+:func:`seeded_everywhere` does the same for what a data set draws itself.
+"""
 
 from __future__ import annotations
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +27,7 @@ from torch import Tensor, nn
 import scoresde
 from scoresde.data import Scaling
 from scoresde.extras import needs
+from scoresde.files import PathName
 from scoresde.models import ClassifierModel, Prediction, ScoreModel
 from scoresde.sde import SDE
 from scoresde.train import folder as folders
@@ -38,15 +38,13 @@ from scoresde.train.describe import (
     Unbuildable,
     check_described,
     describe_model,
-    normalised,
+    known_parts,
     rebuild_classifier,
     rebuild_model,
 )
 from scoresde.train.ema import EMA
 from scoresde.train.folder import CheckpointError
 from scoresde.train.owner import refuse_if_owned
-
-PathName = str | PathLike[str]
 
 FORMAT = 1
 MODEL, AVERAGE = "model.safetensors", "ema.safetensors"
@@ -132,7 +130,7 @@ def save(
         "model": describe_model(model),
         "data": describe_data(dataset),
     }
-    folders.make_writable(folder)
+    folders.prepare(folder)
     refuse_if_owned(folder)
     folders.sweep(folder)
     try:
@@ -256,7 +254,7 @@ def describe(folder: PathName) -> Description:
             path=path,
             step=int(config["step"]),
             version=config["version"],
-            model=normalised(model),
+            model=known_parts(model),
             event_shape=None if shape is None else tuple(shape),
             class_names=None if names is None else tuple(names),
             scaling=None if scaling is None else Scaling.from_json(scaling),

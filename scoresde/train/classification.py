@@ -1,4 +1,14 @@
-"""Training of a noise-conditional classifier: cross-entropy on x_t."""
+"""Training of a noise-conditional classifier: cross-entropy on x_t.
+
+:class:`Classification` is the :class:`~scoresde.train.objective.Objective` that
+:func:`~scoresde.train.train_classifier` hands to the loop; it takes x and label from each batch::
+
+    objective = Classification(ClassifierModel(NoiseClassifier(1, 10), sde, sigma_data=1.0))
+    objective.check_data(dataset)                           # raises where there are no labels, or one class only
+    objective.per_sample(x0, t, eps, {"label": label})      # (B,), in nats
+
+The number of logits is compared with the classes of the data at the first call.
+"""
 
 from __future__ import annotations
 

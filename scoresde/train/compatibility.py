@@ -1,4 +1,14 @@
-"""Whether model, data and the checkpoint to go on from fit together: asked before training starts."""
+"""Whether model, data and the checkpoint to go on from fit together: asked before training starts.
+
+:class:`~scoresde.train.Run` calls these as it is made, so that what cannot work fails before a folder is touched, with
+a message that says what to change::
+
+    check_model(model), check_dataset(dataset)              # can be trained and saved; holds samples
+    check_step(objective, dataset, times)                   # the loss of the first sample can be computed
+    description = continued(path, model, dataset, steps)    # the checkpoint is of this model and these data
+
+:func:`entries` brings the entries of a batch to the model's device and dtype; :func:`bin_width` is that of the data.
+"""
 
 from __future__ import annotations
 

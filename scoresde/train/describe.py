@@ -81,7 +81,7 @@ def check_described(model: Any) -> None:
         raise ValueError(f"sigma_data: expected a positive number or null, got {sigma_data!r}")
 
 
-def normalised(model: Mapping[str, Any]) -> dict[str, Any]:
+def known_parts(model: Mapping[str, Any]) -> dict[str, Any]:
     """A description that ``check_described`` accepted, with its kind, and nothing that this version does not know."""
     kind = model.get("kind", SCORE)
     known = {key: model[key] for key in ("sde", "net", "sigma_data")}

@@ -2,6 +2,17 @@
 
 Nothing here has a state worth saving: a resumed run draws what the uninterrupted one would have drawn, and each of N
 processes draws its own rows of the batch that one process would have seen.
+
+:class:`DataOrder` says which samples a step has, :class:`Uniforms` and :func:`step_noise` what it draws, and
+:func:`derive` makes the seed of a named stream::
+
+    indices = DataOrder(len(dataset), batch_size=128, seed=0).indices(step)
+    uniforms = Uniforms.draw(seed, step, batch_size=128)            # .time, .condition_dropout, .flip, each (128,)
+    eps = step_noise(seed, step, rows.start, x0)                    # for rows of the batch, shaped like x0
+    with seeded(device, derive(seed, "network", step, rank)):       # nn.Dropout draws from torch's generators
+        ...
+
+:class:`~scoresde.train.Run` calls them at each step, which is counted from 0.
 """
 
 from __future__ import annotations

@@ -1,12 +1,14 @@
 """EMA: the exponential moving average of a model's parameters::
 
-ema = EMA(model, decay=0.999)
-for batch in data:
-    ...                                        # a step of the optimizer
-    ema.update()
-averaged = ema_model(model, ema)               # a copy, to generate with
-with ema.applied():                            # or for a look: the model itself, with the averaged weights
-    ...
+    ema = EMA(model, decay=0.999)
+    for batch in data:
+        ...                                        # a step of the optimizer
+        ema.update()
+    averaged = ema_model(model, ema)               # a copy, to generate with
+    with ema.applied():                            # or for a look: the model itself, with the averaged weights
+        ...
+
+The loop of :mod:`scoresde.train` keeps one; :class:`EMA` serves a loop of your own as well.
 """
 
 from __future__ import annotations

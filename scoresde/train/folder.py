@@ -3,6 +3,16 @@
 A checkpoint is written into a hidden folder beside its place, flushed to disk, and renamed: whatever moment a process
 is killed or a disk fills up, the folders named step-... are complete. This file knows nothing of what is in them but
 config.json, which lists the others with size and hash, and carries a hash of its own content.
+
+:func:`write` makes a checkpoint of functions that write one file each; the others find and verify what is there::
+
+    prepare(folder)
+    path = write(folder, step, config, {"training.json": json_writer(state)})    # folder/step-00002000
+    find(folder), checkpoints(folder)                                           # the latest; all, oldest first
+    config = read_sealed(path, CONFIG)                                          # CheckpointError where it was changed
+    verified(path, "training.json", config["files"]["training.json"])
+
+:mod:`scoresde.train.checkpoint` says what goes into the files.
 """
 
 from __future__ import annotations
@@ -16,8 +26,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from scoresde.files import PARTIAL
-from scoresde.files import make_writable as make_folder
+from scoresde.files import PARTIAL, make_writable
 
 Writer = Callable[[Path], None]
 
@@ -53,14 +62,14 @@ def find(folder: Path) -> Path:
     return found[-1]
 
 
-def make_writable(folder: Path) -> None:
+def prepare(folder: Path) -> None:
     """Make the folder of a run and try to write in it.
 
     Raises:
         CheckpointError: it cannot be made or written.
     """
     try:
-        make_folder(folder)
+        make_writable(folder)
     except ValueError as error:
         raise CheckpointError(str(error)) from error
 

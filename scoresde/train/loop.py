@@ -301,7 +301,7 @@ class Run(Iterator[StepRecord], Generic[Model]):
         options, path = self._options, self._options.path
         if path is None:
             return None
-        self._processes.from_main(lambda: folder.make_writable(path))
+        self._processes.from_main(lambda: folder.prepare(path))
         found = folder.checkpoints(path)
         self._processes.agree(found[-1].name if found else "none", f"checkpoints in {path}")
         if found and not options.resume:

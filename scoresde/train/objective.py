@@ -1,6 +1,13 @@
 """What a run minimises: a model and its loss as one module, with what that asks of the data.
 
-The loop, the averages and the checkpoints are the same for all; a subclass says what is trained, and by which loss.
+The loop, the averages and the checkpoints are the same for all; a subclass of :class:`Objective` says what is trained,
+and by which loss. :class:`Denoising` is denoising score matching, what :func:`~scoresde.train.train` minimises::
+
+    objective = Denoising(model, TrainOptions(steps=2000, batch_size=128))
+    loss = objective(x0, t, eps, weight, {"label": label})  # (), averaged over samples and coordinates
+
+The other is :class:`~scoresde.train.classification.Classification`. One of your own writes ``per_sample``,
+``check_data`` and ``check_batch``.
 """
 
 from __future__ import annotations

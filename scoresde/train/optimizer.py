@@ -1,4 +1,15 @@
-"""AdamW with clipping, its learning rate as a closed formula of the step, and its state as named tensors."""
+"""AdamW with clipping, its learning rate as a closed formula of the step, and its state as named tensors.
+
+:class:`Optimizer` is what the loop steps; :func:`learning_rate` is the rate of a step, with linear warm-up and, if
+wanted, cosine decay. After ``loss.backward()``::
+
+    optimizer = Optimizer(model, betas=(0.9, 0.999), weight_decay=0.0)
+    lr = learning_rate(step, lr=1e-3, steps=2000, warmup=100, decay="cosine")
+    optimizer.step(lr, optimizer.gradient_norm(), clip=1.0)
+
+The rate depends on the step alone, and ``optimizer.state()`` is a dict of tensors that a checkpoint can hold, so that a
+resumed run goes on exactly.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,14 @@
-"""Who writes into the folder of a run: a small file that keeps a second process out while the first is alive."""
+"""Who writes into the folder of a run: a small file that keeps a second process out while the first is alive.
+
+:class:`Owner` claims a folder for this process by a file ``.owner.json`` in it, until ``release``;
+:class:`~scoresde.train.Run` makes one before it writes::
+
+    owner = Owner(folder)               # CheckpointError where a live process of this host trains into it
+    owner.release()
+
+:func:`refuse_if_owned` only asks; :func:`~scoresde.train.save` calls it before it writes a checkpoint. What a process
+that was killed left behind does not count, so no file ever has to be removed by hand.
+"""
 
 from __future__ import annotations
 

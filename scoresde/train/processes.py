@@ -1,6 +1,14 @@
 """The processes of a run, as Accelerate sees them: one on a CPU or GPU, or several that share each batch.
 
 What one process did or found, all get to know: where the main one fails, all fail instead of waiting for it.
+:class:`~scoresde.train.Run` makes one :class:`Processes` and goes through it for all that concerns the others::
+
+    processes = Processes(cpu=True)
+    processes.rows(batch_size=128, accumulate=1)            # this process's part of each batch, a slice
+    processes.mean(loss), processes.decided(late)           # the mean over all; the main one's answer
+    processes.from_main(write)                              # the main one does it, all get what it returns
+
+With one process nothing is exchanged. How many there are is decided by ``accelerate launch`` or torchrun.
 """
 
 from __future__ import annotations

@@ -1,4 +1,15 @@
-"""What a training step reports, the losses between two lines of the log, and the log file."""
+"""What a training step reports, the losses between two lines of the log, and the log file.
+
+Iterating a run yields a :class:`StepRecord` for each step; the loop itself keeps a :class:`LossWindow` and writes a
+:class:`Log`, one JSON object a line::
+
+    for record in train(model, dataset, steps=2000, batch_size=128, folder="run"):
+        print(record.step, record.loss, record.lr)          # reading the loss waits for a GPU
+
+    json.loads(Path("run/log.jsonl").read_text().splitlines()[-1])["loss"]      # the mean since the line before
+
+A resumed run drops the lines past its checkpoint, so the log has each step once.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,16 @@
-"""The way in: options are checked, a :class:`~scoresde.train.Run` comes out."""
+"""Where training starts: options are checked, a :class:`~scoresde.train.Run` comes out.
+
+:func:`train` trains a :class:`~scoresde.models.ScoreModel` by denoising score matching, :func:`train_classifier` a
+:class:`~scoresde.models.ClassifierModel` by cross-entropy. Options are keywords, or a
+:class:`~scoresde.train.TrainOptions` with changes by keyword::
+
+    run = train(model, dataset, steps=2000, batch_size=128, folder="run", resume=True)
+    for step in run:                                        # iterating does the steps
+        print(step.step, step.loss)
+    averaged = run.ema_model()
+
+:class:`Training` is the type of both. ``help(train)`` lists the options.
+"""
 
 from __future__ import annotations
 
