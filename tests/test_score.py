@@ -301,6 +301,18 @@ def test_models_follow_the_device_of_the_state() -> None:
                 assert method(x, time).device.type == "meta"
 
 
+def test_times_and_coefficients_for_each_sample_go_to_the_device_of_the_state() -> None:
+    """As many solvers and users give them: on the CPU, in float64, whatever kind of score is asked."""
+    sde, x, t = VP(), torch.empty(3, 2, device="meta"), torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)
+    model = ScoreModel(lambda x, c: x * c[:, None], sde, "v")
+    plain = [as_score(lambda x, t: -x, sde), score_of_denoiser(lambda x, t: x, sde)]
+    for score in (*plain, model.bind(), model.under(RectifiedFlow(t_min=0.05, T=0.9))):
+        alpha, sigma = score.sde.alpha(t), score.sde.sigma(t)
+        answers = [score(x, t), score.linear(x, t, alpha, sigma), score.expect(x, t, alpha, sigma)]
+        answers += [Reverse(score, eta).drift(x, t) for eta in (0.0, 1.0)]
+        assert all(out.device.type == "meta" and out.shape == x.shape for out in answers)
+
+
 # -- any score -----------------------------------------------------------------------------------------------------
 
 
