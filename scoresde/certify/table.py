@@ -37,8 +37,8 @@ HEADER = (
 _INTRODUCTION = """\
 # Solvers: what they claim, and what was measured
 
-This page is written by `python -m scoresde.certify > docs/solvers.md`; `tests/test_orders.py` measures everything
-again and fails where the package no longer does what is printed here.
+This page is written by `python -m scoresde.certify > docs/solvers.md`; `tests/certify/test_orders.py` measures
+everything again and fails where the package no longer does what is printed here.
 
 The columns:
 

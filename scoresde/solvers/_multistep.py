@@ -198,9 +198,10 @@ def weights(frame: Frame, start: Tensor, end: Levels, nodes: Tensor, count: Tens
     return torch.where(used, (mass[:, :, None] * basis).sum(1), 0.0)
 
 
-MOST = 100.0
-"""How much larger than the integral itself the weights of an interpolant may be, in sum: so much are errors amplified. On equal steps it is 3.7 with three values, 6.7 with four; where a long step follows short ones, as at σ/α of
-1e6, it would reach 1e8.
+MOST = 50.0
+"""How much larger than the integral itself the weights of an interpolant may be, in sum: so much are errors amplified.
+
+On equal steps 3.7 with three values, 6.7 with four; where a long step follows short ones, as at σ/α of 1e6, up to 1e8.
 """
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -388,7 +387,6 @@ def test_checkpoints_of_before_there_were_conditions_go_on(tmp_path: Path, monke
 
 
 def test_the_command_line_says_what_it_cannot_fill_in(tmp_path: Path) -> None:
-    sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
     import sample
 
     trained(folder=tmp_path, steps=1)

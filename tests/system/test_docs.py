@@ -22,7 +22,7 @@ import scoresde.solvers
 from scoresde import editing, fitting, grids, guidance, inverse, likelihood, losses, metrics, noise, particles, times
 from scoresde.models import predictions
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("**/*.md")) + [page for page in [ROOT / "README.md"] if page.exists()]
 SKIP = "<!-- not run -->"

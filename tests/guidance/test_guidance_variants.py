@@ -853,7 +853,6 @@ def test_rescale_needs_events_with_a_deviation() -> None:
 
 
 def test_the_cost_benchmark_counts_what_the_networks_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "examples" / "benchmarks"))
     benchmark = importlib.import_module("guidance")
     config = benchmark.Config(net="digits", batch=2, steps=4, inside=0.5, repeats=1, out=tmp_path / "costs.json")
     benchmark.main(config)

@@ -45,7 +45,7 @@ SDES: dict[str, SDE] = {
     "EDM": EDM(T=5.0, t_min=0.3),
     "RectifiedFlow": RectifiedFlow(T=0.85, t_min=0.1),
 }
-PAGE = Path(__file__).parents[1] / "docs" / "solvers.md"
+PAGE = Path(__file__).parents[2] / "docs" / "solvers.md"
 SOLVERS = catalogue.variants()
 
 
