@@ -152,7 +152,8 @@ def __getattr__(name: str) -> Any:
         globals()[name] = value  # the next look-up finds it at once
         return value
     raise AttributeError(
-        f"module 'scoresde' has no attribute {name!r}; see dir(scoresde), or import it from its submodule."
+        f"module 'scoresde' has no attribute {name!r}; see dir(scoresde). Most classes are in a submodule: "
+        "solvers in scoresde.solvers, operators in scoresde.inverse, edits in scoresde.editing."
     )
 
 

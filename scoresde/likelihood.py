@@ -54,6 +54,7 @@ def log_prob(
         TypeError, ValueError: bad x, divergence, probes or solver, or a score that is not differentiable in x.
         RuntimeError: the ODE solver gave up. FloatingPointError: the path is not finite.
     """
+    check_score(score)
     checks.state(x, values=True)
     if divergence not in ("hutchinson", "exact"):
         raise ValueError(f'divergence must be "hutchinson" or "exact", got {divergence!r}.')
@@ -146,6 +147,7 @@ def bits_per_dim(
         dequantize: add u; leave it out where x carries it already.
         keywords: passed on to :func:`log_prob`.
     """
+    check_score(score)
     checks.positive(bin_width, name="bin_width")
     checks.state(x, values=True)
     if dequantize:
@@ -157,8 +159,8 @@ def bits_per_dim(
 
 def encode(score: Score, x: Tensor, *, solver: ProbabilityFlow | None = None) -> Tensor:
     """The latent code of x: where the probability-flow ODE carries it from t_min to T, (B, *event)."""
-    checks.state(x, values=True)
     process = _flow(score)
+    checks.state(x, values=True)
     times = torch.tensor([score.sde.t_min, score.sde.T], dtype=torch.float64)
     return _finite(follow(spans(solver or ProbabilityFlow()), process, x, times)[-1]).to(x.dtype)
 

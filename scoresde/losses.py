@@ -120,6 +120,11 @@ def dsm_loss(
             CPU only), an unknown weighting or one that answers another shape than t, times out of range; a diverging
             weighting where α(t) = 0 for a model that says nothing of x_0 there.
     """
+    if not isinstance(getattr(model, "sde", None), SDE):  # a compiled model is no ScoreModel by its class
+        raise TypeError(
+            f"dsm_loss trains a ScoreModel(net, sde, predicts=...), got {type(model).__name__}; the order is "
+            "dsm_loss(model, x0, t, eps), since a model knows its SDE."
+        )
     given: object = weighting
     for maker in (edm, min_snr):
         if given is maker:

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoresde import checks
+
 SHORT, LONG, LONGEST = 20, 64, 256
 
 
@@ -25,5 +27,5 @@ def for_steps(length: Tensor, eta: float | Tensor) -> tuple[Tensor, Tensor]:
     distance of π/2 from the real line, by ρ^{-2Q} with ρ = u + sqrt(1 + u²), u = π/Δ: 20 nodes are enough up to
     kΔ = 4, 64 up to Δ = 14 and kΔ = 60, 256 up to Δ = 45.
     """
-    longest = float(length.detach().abs().max()) * (1 + float(eta) ** 2) if length.numel() else 0.0
+    longest = float(length.detach().abs().max()) * (1 + checks.number(eta) ** 2) if length.numel() else 0.0
     return gauss_legendre(SHORT if longest <= 4 else LONG if longest <= 14 else LONGEST)

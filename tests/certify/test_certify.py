@@ -40,8 +40,8 @@ from scoresde.solvers import (
     EulerMaruyama,
     Heun,
     ProbabilityFlow,
+    SASolver,
     Solver,
-    StochasticRungeKutta,
     UniPC,
     VMultistep,
     Wrapping,
@@ -632,7 +632,7 @@ def test_a_solver_that_composes_before_it_rounds_passes(right: Solver) -> None:
     assert certify.precision(right, torch.bfloat16) == half
 
 
-ON_THE_SCORE = [VMultistep(), DDIM(), DPMSolverPP(), UniPC(), DEIS(), Heun(), Ancestral(), StochasticRungeKutta()]
+ON_THE_SCORE = [VMultistep(), DDIM(), DPMSolverPP(), UniPC(), DEIS(), Heun(), Ancestral(), SASolver()]
 
 
 @pytest.mark.parametrize("right", ON_THE_SCORE, ids=label)
