@@ -64,7 +64,7 @@ def _functions(module: ModuleType, *first: str) -> dict[str, Callable[..., Any]]
 
 
 SDES: Mapping[str, type[ss.SDE]] = _classes(sde, lambda cls: issubclass(cls, ss.SDE))
-SOLVERS: Mapping[str, type[ss.Solver]] = {spelled(cls.__name__): cls for cls in catalogue.classes()}
+SOLVERS: Mapping[str, type[ss.Solver]] = dict(sorted((spelled(cls.__name__), cls) for cls in catalogue.classes()))
 GRIDS: Mapping[str, Callable[..., Tensor]] = _functions(grids, "sde", "steps")
 # Stratified wraps any of the others: a switch of its own.
 TIMES: Mapping[str, type[times.TimeDensity]] = _classes(

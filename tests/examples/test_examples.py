@@ -186,7 +186,7 @@ def test_options_are_read_by_the_types_of_their_fields() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("nothing", [], "choose one of ddim"),
+        ("nothing", [], "choose one of adaptiveode"),
         ("heun", ["churn"], "written name=value"),
         ("heun", ["churn=1", "churn=2"], "given twice"),
         ("heun", ["churns=1"], "no option 'churns'; it has churn, churn_min"),

@@ -1,7 +1,8 @@
-"""Runs from a time without signal, α(T) = 0: where the score says x_0 there all is as from T = 0.999, else it is refused."""
+"""Runs from a time without signal, α(T) = 0: as from a little later, or refused where the score says nothing of x_0."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from typing import Any
@@ -44,20 +45,26 @@ def circle(T: float) -> ScheduleSDE:
     return ScheduleSDE(lambda t: torch.cos(0.5 * math.pi * t), lambda t: torch.sin(0.5 * math.pi * t), T=T)
 
 
-def chain(last: float) -> ChainSDE:
-    """DDPM's, with a last level that keeps ``last`` of the one before it."""
+def chain(zero: bool) -> ChainSDE:
+    """DDPM's of 40 levels, the last of them without signal or as it is."""
     plain = VP(beta_max=12.0).discretize(40)
     ratio, variance = plain.ratio.clone(), plain.variance.clone()
-    ratio[-1], variance[-1] = last, 1 - last**2
+    if zero:
+        ratio[-1], variance[-1] = 0.0, 1.0
     return ChainSDE(Chain(times=plain.times, ratio=ratio, variance=variance))
 
 
-# without signal at T, and the same with a little
+def until(sde: SDE, ratio: float) -> SDE:
+    """The same schedule, ending where σ/α has this value."""
+    return dataclasses.replace(sde, T=float(sde.t_of_log_snr(-2 * math.log(ratio))))
+
+
+# without signal at T; and ending at σ/α = 1000, from where the grids of the other are spaced
 PAIRS: dict[str, tuple[SDE, SDE]] = {
-    "flow": (RectifiedFlow(T=1.0), RectifiedFlow(T=0.999)),
-    "cosine": (Cosine(T=1.0), Cosine(T=0.999)),
-    "circle": (circle(1.0), circle(0.999)),
-    "chain": (chain(0.0), chain(0.01)),
+    "flow": (RectifiedFlow(T=1.0), until(RectifiedFlow(T=1.0), 1000.0)),
+    "cosine": (Cosine(T=1.0), until(Cosine(T=1.0), 1000.0)),
+    "circle": (circle(1.0), circle(1 - 2 / (1000 * math.pi))),
+    "chain": (chain(True), chain(False)),
 }
 
 
@@ -84,25 +91,24 @@ def model(sde: SDE, predicts: str) -> ScoreModel:
     return ScoreModel(net, sde, predicts, sigma_data=0.8)
 
 
-def std(score: Score, solver: Solver, **options: Any) -> float:
+def std(score: Score, solver: Solver, n: int = 500, steps: int = 25) -> float:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torchsde warns of what it does itself
-        return float(sample(score, (1500, 1), solver=solver, steps=25, **options).x.std())
+        return float(sample(score, (n, 1), solver=solver, steps=steps).x.std())
 
 
-# An adaptive SDE method at its default tolerance is off by a tenth or two from σ/α = 1000, less from nothing at all.
+# Its own accuracy at its default tolerance, from so far away; from nothing it is better.
 ROOM = {"AdaptiveSDE": 0.2}
 
 
-@pytest.mark.parametrize("pair", PAIRS)
+@pytest.mark.parametrize("pair", ["flow", "circle"])
 @pytest.mark.parametrize("solver", catalogue.variants(), ids=catalogue.label)
 def test_every_solver_starts_there_as_it_does_a_little_later(solver: Solver, pair: str) -> None:
     none, some = PAIRS[pair]
     assert not has_signal(none.alpha(none.T), none.sigma(none.T)) and has_signal(some.alpha(some.T), some.sigma(some.T))
     found, usual = (std(DATA.score(sde), solver) for sde in (none, some))
-    # Monte Carlo, where other normals are drawn: 2 per cent; and what methods of low order make of the first step: the
-    # grids of a schedule that ends are spaced as from σ/α = 1000, the other's from 100 (chain) to 1000
-    assert found == pytest.approx(usual, abs=ROOM.get(type(solver).__name__, 0.07 if pair != "chain" else 0.15))
+    # the same normals but for methods that draw more of them in a step: 4 standard errors of 500
+    assert found == pytest.approx(usual, abs=ROOM.get(type(solver).__name__, 0.12 if solver.default_eta else 0.01))
 
 
 ONE_OF_EACH = [
@@ -111,14 +117,24 @@ ONE_OF_EACH = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("pair", ["cosine", "chain"])
+@pytest.mark.parametrize("solver", ONE_OF_EACH, ids=name)
+def test_so_they_do_under_other_schedules(solver: Solver, pair: str) -> None:
+    none, some = PAIRS[pair]
+    found, usual = (std(DATA.score(sde), solver) for sde in (none, some))
+    # a chain that ends at σ/α = 20 in place of nothing: DDIM makes half of its error before that
+    assert found == pytest.approx(usual, abs=ROOM.get(type(solver).__name__, 0.12))
+
+
 @pytest.mark.parametrize("predicts", ["x0", "v", "velocity", "edm"])
 @pytest.mark.parametrize("pair", PAIRS)
 def test_models_that_say_x0_there_are_sampled(pair: str, predicts: str) -> None:
     none, _ = PAIRS[pair]
-    for solver in ONE_OF_EACH:
-        score = model(none, predicts)
-        expected = std(DATA.score(none), solver)
-        assert std(score.bind(), solver) == pytest.approx(expected, abs=0.01), solver  # the same run, in float32
+    score, exact = model(none, predicts), DATA.score(none)
+    for solver in ONE_OF_EACH if pair == "flow" else ONE_OF_EACH[:5]:
+        expected, found = (std(s, solver, 100, 12) for s in (exact, score.bind()))
+        # the same run in float32, by which an adaptive SDE method may decide otherwise
+        assert found == pytest.approx(expected, abs=0.05 if isinstance(solver, AdaptiveSDE) else 0.01), solver
 
 
 @pytest.mark.parametrize("predicts", ["noise", "score"])
@@ -154,7 +170,7 @@ def test_functions_that_answer_the_score_alone_are_refused_and_denoisers_are_not
     exact = DATA.score(none)
     alone = as_score(exact.__call__, none)
     for solver in (VMultistep(), DDIM(1.0), UniPC(), TorchSDE()):
-        with pytest.raises(ValueError, match=r"the score alone.* says nothing of x_0 where α\(t\) = 0"):
+        with pytest.raises(ValueError, match=r"a score alone.* says nothing of x_0 where α\(t\) = 0"):
             sample(alone, (3, 1), solver=solver, steps=5)
     for solver in (VMultistep(), DDIM(1.0), UniPC()):
         expected = sample(exact, (3, 1), solver=solver, steps=5).x
@@ -229,7 +245,7 @@ def test_the_flow_itself_is_regular_there(pair: str) -> None:
     drift = Reverse(DATA.score(sde), 0.0).drift
     at_end, before = drift(x, sde.T), drift(x, sde.T - 1e-6)
     torch.testing.assert_close(at_end, before, rtol=1e-4, atol=1e-4)  # 1e-6 times a second derivative
-    with pytest.raises(ValueError, match="no finite value"):
+    with pytest.raises(ValueError, match=r"the reverse SDE has no drift where α\(t\) = 0"):
         Reverse(DATA.score(RectifiedFlow(T=1.0)), 1.0).drift(x, 1.0)  # with noise it is not
 
 
