@@ -44,4 +44,7 @@ def flow(scale: float) -> Variable:
 
 def time_of(sde: SDE) -> Variable:
     """The SDE's own t."""
-    return Variable(lambda h: sde.t_of_log_snr(2 * h.reshape(-1)).reshape(h.shape), lambda v: 0.5 * sde.log_snr(v))
+    return Variable(
+        lambda h: sde.t_of_log_snr(2 * h.reshape(-1)).reshape(h.shape),
+        lambda v: 0.5 * sde.log_snr(v.reshape(-1)).reshape(v.shape),
+    )

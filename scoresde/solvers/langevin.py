@@ -8,6 +8,7 @@ A :class:`Corrector` of your own is any object with ``correct(process, x, t, noi
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -158,6 +159,10 @@ class AnnealedLangevin(Solver):
         first = None if has_signal(before, sde.sigma(t)) else from_prior(sde, t, s, draws=False)
         x = (sde.alpha(s) / before) * x if first is None else first.take(process, x, t, s, noise)
         return self._at_level(process, x, s, state, noise), state
+
+    def selected(self, state: Any, select: Callable[[Tensor], Tensor]) -> Any:
+        """The step size belongs to the grid, not to samples."""
+        return state
 
     def _at_level(self, process: Reverse, x: Tensor, t: Tensor, relative: Tensor, noise: Noise) -> Tensor:
         size = 0.5 * relative * process.sde.sigma(t) ** 2
