@@ -108,6 +108,35 @@ def test_a_move_goes_to_its_proposal_when_a_uniform_number_lies_below_the_ratio(
     torch.testing.assert_close(move.log_prob, PLANE.log_prob(expected, SDE, TIME), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize("nodes", [None, 0, 2])
+def test_a_correction_written_out(nodes: int | None) -> None:
+    """Two moves by given normals: y = x + 2 (r σ)² s + 2 r σ z, log ratio by a formula of Gauss and Lobatto."""
+    process, snr, x = on(PLANE), 0.7, normal(6, 2)
+    draws = [normal(6, 2, seed=1), normal(6, seed=2), normal(6, 2, seed=3), normal(6, seed=4)]
+    got = AdjustedLangevin(snr=snr, nodes=nodes, steps=2).correct(process, x, TIME, Listed(draws))
+    sigma = float(SDE.sigma(TIME))
+    # places and weights on [0, 1]: the trapezoidal rule, Simpson's, and 0, (1 ± 1/√5)/2, 1
+    inner = math.sqrt(1 / 5) / 2
+    rule = {
+        0: [(0.0, 1 / 2), (1.0, 1 / 2)],
+        1: [(0.0, 1 / 6), (0.5, 4 / 6), (1.0, 1 / 6)],
+        2: [(0.0, 1 / 12), (0.5 - inner, 5 / 12), (0.5 + inner, 5 / 12), (1.0, 1 / 12)],
+    }[1 if nodes is None else nodes]
+    taken = []
+    for z, drawn in ((draws[0], draws[1]), (draws[2], draws[3])):
+        size = 2 * (snr * sigma) ** 2
+        here = process.score(x, TIME)
+        y = x + size * here + 2 * snr * sigma * z
+        ahead, d = process.score(y, TIME), y - x
+        line = sum(w * (process.score(x + u * d, TIME) * d).sum(1) for u, w in rule)
+        ratio = line - 0.5 * (d * (here + ahead)).sum(1) + 0.25 * size * (here.square() - ahead.square()).sum(1)
+        accepted = torch.special.ndtr(drawn) < ratio.exp()
+        taken += accepted.tolist()
+        x = torch.where(accepted[:, None], y, x)
+    torch.testing.assert_close(got, x, rtol=1e-10, atol=1e-10)
+    assert set(taken) == {True, False}
+
+
 @pytest.mark.parametrize("inner", range(9))
 def test_quadrature_is_exact_to_its_degree(inner: int) -> None:
     nodes, weights, end = _lobatto(inner)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import pytest
@@ -24,20 +25,26 @@ from scoresde.solvers import (
     AdjustedLangevin,
     DPMSolver,
     DPMSolverPP,
+    ExponentialRungeKutta,
     Heun,
     Langevin,
     Multistep,
     PredictorCorrector,
     ProbabilityFlow,
     Progress,
+    RungeKutta,
     SASolver,
     Solver,
+    StochasticRungeKutta,
     TorchSDE,
     UniPC,
     VMultistep,
     _from_noise,
     catalogue,
 )
+from scoresde.solvers._frames import frame_of, levels
+from scoresde.solvers._multistep import stable_weights, weights
+from scoresde.solvers._variables import LOG_SNR
 
 F64 = torch.float64
 NORMAL = Gaussian(torch.zeros(1, dtype=F64), 1.0)
@@ -176,6 +183,10 @@ def test_the_bare_score_would_not_do(solver: Solver, steps: int) -> None:
 
 # ---- predictions of the noise counted from x/σ ----
 
+SINGLE: list[Any] = [
+    DPMSolver(2, "x0"), DPMSolver(3, "x0"), DPMSolver(3), ExponentialRungeKutta(), ExponentialRungeKutta("v"),
+    RungeKutta(3, "v"), StochasticRungeKutta(2), StochasticRungeKutta(3, "v"), StochasticRungeKutta(4), Heun(),
+]  # fmt: skip
 NOISE: list[Any] = [
     DEIS(1), DEIS(2, "noise_level"), DEIS(3), DEIS(4), UniPC(2, "noise"), UniPC(4, "noise"),
     UniPC(3, "noise", full_start=False), Multistep(3, False, "noise"), Multistep(4, True, "noise", full_start=True),
@@ -214,7 +225,7 @@ def test_where_values_are_counted_from_the_state() -> None:
     for solver, first in ((DEIS(3), 100.0), (DEIS(4), 3.0), (UniPC(3, "noise"), 3.0), (UniPC(2, "noise"), 100.0)):
         sde = EDM(T=1e4)
         process = Reverse(NORMAL.score(sde), 0.0)
-        grid = at([1e4, 101.0, 99.0, 3.1, 2.9, 0.1])
+        grid = at([1e4, 100.5, 99.5, 3.02, 2.98, 0.1])
         rows = solver.plan(process, grid)[1:]
         # the combination that is evaluated: x + σ² s, or s
         taken = [row.evaluates == (1.0, float(t) ** 2) for row, t in zip(rows, grid[1:-1], strict=True)]
@@ -222,6 +233,48 @@ def test_where_values_are_counted_from_the_state() -> None:
     # with noise x/σ is not what stays, and nothing is counted from it
     rows = DEIS(3).plan(Reverse(NORMAL.score(EDM()), 1.0), at([80.0, 40.0, 1.0]))
     assert all(row.evaluates == (0.0, 1.0) and not row.carry for row in rows)
+
+
+@pytest.mark.parametrize("solver", [StochasticRungeKutta(), DPMSolver(1, "x0"), RungeKutta(2, "v")], ids=repr)
+def test_where_stages_ask_for_the_score_alone(solver: Any) -> None:
+    """Up to σ/α = 100, where the state is known exactly enough to make F of it: one pass over memory less."""
+    sde = EDM(T=1e3)
+    plan = solver.plan(Reverse(NORMAL.score(sde), 0.0), torch.tensor([1e3, 100.5, 99.5, 1.0], dtype=F64))
+    asked = [row.stages[0].evaluates for row in plan]
+    assert asked[2] == (0.0, 1.0) and all(of_x == 1.0 and of_score != 1.0 for of_x, of_score in asked[:2])
+
+
+@pytest.mark.parametrize("solver", SINGLE, ids=repr)
+def test_either_way_stages_are_the_same_method(solver: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    sde, x = VP(), normal(3, 1)
+    process, grid, ends = Reverse(MIXTURE.score(sde), solver.default_eta), grids.karras(sde, 5), []
+    for far in (0.0, 3.0, 1e9):
+        monkeypatch.setattr("scoresde.solvers._stages.FAR", far)
+        ends.append(solver.solve(process, x, grid, 0).x)
+    for end in ends[1:]:
+        torch.testing.assert_close(end, ends[0], rtol=1e-10, atol=1e-11)
+
+
+def test_weights_may_amplify_errors_fifty_times() -> None:
+    """Two values at a distance δ, extrapolated over a step: with δ so small the slope between them is left out."""
+    at = levels(VP(), torch.tensor([0.6, 0.35], dtype=F64))
+    frame, start, end = frame_of("x0", 0.0, 1.0), at.h[:1], at.at(slice(1, 2))
+    count = torch.tensor([2])
+
+    def amplified(delta: float) -> float:
+        nodes = torch.stack([start, start - delta], 1)
+        found = weights(frame, start, end, nodes, count, LOG_SNR)[0]
+        return float(found.abs().sum() / found.sum())
+
+    low, high = 1e-4, 1.0
+    for _ in range(60):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if amplified(middle) > 50 else (low, middle)
+    for delta, both in ((low * 1.002, True), (low * 0.998, False)):
+        nodes = torch.stack([start, start - delta], 1)
+        found = stable_weights(frame, start, end, nodes, count, LOG_SNR)
+        kept = weights(frame, start, end, nodes, count if both else torch.tensor([1]), LOG_SNR)
+        assert torch.equal(found, kept) and (float(found[0, 1]) != 0) is both
 
 
 @pytest.mark.parametrize("solver", [DEIS(3), DEIS(4), UniPC(2, "noise")], ids=repr)

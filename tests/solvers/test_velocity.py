@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -13,12 +14,14 @@ from scipy.integrate import quad
 from torch import Tensor
 
 from scoresde import grids
-from scoresde.models import as_score
+from scoresde.models import Score, as_score
 from scoresde.noise import IndependentNoise
 from scoresde.problems import Gaussian, GaussianMixture
 from scoresde.reverse import Reverse
 from scoresde.sde import EDM, SDE, VP, Cosine, RectifiedFlow
 from scoresde.solvers import UniPC, VMultistep
+from scoresde.solvers._frames import levels
+from scoresde.solvers._relaxed import extended
 
 R, S = (0.0, -0.56, 2.38, 5.76), (0.0, 0.0, 3.6, 7.7, 5.4)  # as fitted
 
@@ -89,6 +92,47 @@ def test_the_formula_of_few_evaluations(sde: SDE, steps: int) -> None:
     total += integral(steps - 1, list(range(steps - 1, max(0, steps - 5), -1)), predict)
     expected = 0.7 + total  # of x/N
 
+    first, last = (((sde.alpha(t) * d) ** 2 + sde.sigma(t) ** 2).sqrt() for t in (grid[0], grid[-1]))
+    x = 0.7 * first.reshape(1, 1)
+    found = VMultistep().solve(Reverse(rotating(sde, c, d, velocity), 0.0), x, grid)
+    assert found.nfe == n
+    # quadrature of 20 points on steps that span up to 6 in log σ/α at 4 steps; rounding otherwise
+    assert float(found.x / last) == pytest.approx(expected, abs=1e-5 if steps == 4 else 1e-7)
+
+
+@pytest.mark.parametrize("sde", [VP(), EDM(), RectifiedFlow()], ids=lambda s: type(s).__name__)
+@pytest.mark.parametrize("steps", [3, 22, 30])
+def test_the_formula_of_many_evaluations(sde: SDE, steps: int) -> None:
+    """The same for runs without a free step: five values, six with the evaluation that corrects, all taken whole."""
+    d, c = scales(steps, few=False)
+    grid = grids.balanced(sde, steps)
+    level = ratio(sde, grid)
+    phi, theta = level / (c + level), np.arctan(level / d)
+
+    def velocity(at: float) -> float:
+        return math.exp(-2 * at) * math.cos(5 * at)
+
+    v = [velocity(p) for p in phi]
+
+    def integral(i: int, nodes: list[int]) -> float:
+        form = newton([phi[j] for j in nodes], [v[j] for j in nodes], [1.0] * len(nodes))
+
+        def along(angle: float) -> float:
+            return float(form(d * math.tan(angle) / (c + d * math.tan(angle))))
+
+        return float(quad(along, theta[i], theta[i + 1], epsabs=1e-12)[0])
+
+    total = sum(integral(i, list(range(i + 1, max(-1, i - 5), -1))) for i in range(steps - 1))
+    total += integral(steps - 1, list(range(steps - 1, max(-1, steps - 6), -1)))
+    first, last = (((sde.alpha(t) * d) ** 2 + sde.sigma(t) ** 2).sqrt() for t in (grid[0], grid[-1]))
+    found = VMultistep().solve(Reverse(rotating(sde, c, d, velocity), 0.0), 0.7 * first.reshape(1, 1), grid)
+    assert found.nfe == steps
+    assert float(found.x / last) == pytest.approx(0.7 + total, abs=1e-5 if steps == 3 else 1e-7)  # quadrature, as above
+
+
+def rotating(sde: SDE, c: float, d: float, velocity: Callable[[float], float]) -> Score:
+    """The score whose v depends on time alone."""
+
     def score(x: Tensor, t: Tensor) -> Tensor:
         alpha, sigma = sde.alpha(t), sde.sigma(t)
         norm = ((alpha * d) ** 2 + sigma**2).sqrt()
@@ -97,12 +141,23 @@ def test_the_formula_of_few_evaluations(sde: SDE, steps: int) -> None:
         epsilon = alpha * d / norm * value + sigma / norm * x / norm
         return -epsilon / sigma
 
-    first, last = (((sde.alpha(t) * d) ** 2 + sde.sigma(t) ** 2).sqrt() for t in (grid[0], grid[-1]))
-    x = 0.7 * first.reshape(1, 1)
-    found = VMultistep().solve(Reverse(as_score(score, sde), 0.0), x, grid)
-    assert found.nfe == n
-    # quadrature of 20 points on steps that span up to 6 in log σ/α at 4 steps; rounding otherwise
-    assert float(found.x / last) == pytest.approx(expected, abs=1e-5 if steps == 4 else 1e-7)
+    return as_score(score, sde)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.3])
+def test_a_step_is_free_from_twenty_times_the_scale_on(scale: float) -> None:
+    for start, evaluations in ((20.1 * scale, 7), (19.9 * scale, 8)):
+        sde = EDM(T=start)
+        process, x = Reverse(mixture().score(sde), 0.0), torch.ones(1, 2, dtype=torch.float64)
+        assert VMultistep(scale).solve(process, x, grids.balanced(sde, 8, sigma_data=scale)).nfe == evaluations
+
+
+def test_an_end_without_noise_is_taken_for_one_with_hardly_any() -> None:
+    at = levels(EDM(t_min=0.0), torch.tensor([80.0, 3.0, 0.5, 0.0], dtype=torch.float64))
+    near = extended(at)
+    for ours, theirs in zip(near, at, strict=True):
+        assert torch.equal(ours[:-1], theirs[:-1])
+    assert float(near.h[-1]) == math.log(2) + 25 and float(near.sigma[-1]) == pytest.approx(0.5 * math.exp(-25))
 
 
 def test_evaluations() -> None:
@@ -198,7 +253,9 @@ def test_bad_scales() -> None:
             grids.balanced(VP(), 5, sigma_data=bad)
 
 
-@pytest.mark.parametrize(("eta", "steps"), [(1.0, 15), (0.5, 4), (2.0, 60)])
+@pytest.mark.parametrize(
+    ("eta", "steps"), [(1.0, 15), (0.5, 4), (2.0, 60), (math.sqrt(20.05 / 15), 21), (math.sqrt(19.95 / 15), 20)]
+)
 def test_noise_is_corrected_from_fifteen_eta_squared_steps_on(eta: float, steps: int) -> None:
     """A corrected step of two values has weights for three, one without the corrector for two."""
     sde = VP()
