@@ -18,21 +18,33 @@ from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 # Relative room at the ends of the time range: T - (T - t) and the like come back a few roundings outside.
 _SLACK = 1e-9
 
+_functorch = torch._C._functorch
+
 
 def readable(x: Tensor) -> bool:
     """Whether the values of ``x`` can be looked at without stalling a device or breaking a transform."""
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or not x.is_cpu:
         return False
-    functorch = torch._C._functorch
-    while functorch.is_functorch_wrapped_tensor(x):  # vmap may sit below a derivative
-        if functorch.is_batchedtensor(x):
+    while _functorch.is_functorch_wrapped_tensor(x):  # vmap may sit below a derivative
+        if _functorch.is_batchedtensor(x):
             return False
-        x = functorch.get_unwrapped(x)
+        x = _functorch.get_unwrapped(x)
     return True
+
+
+def single(x: Tensor) -> float | None:
+    """The number that a tensor () holds, where it can be read; else None. A tenth of the time of an operation on it."""
+    return x.item() if x.ndim == 0 and readable(x) else None
+
+
+def followed(x: Tensor) -> bool:
+    """Whether a derivative may be taken of ``x``, in reverse or forward, or a transform runs over it."""
+    return x.requires_grad or _functorch.is_functorch_wrapped_tensor(x) or forward_ad._current_level >= 0
 
 
 def real(value: object, *, name: str) -> Tensor:
@@ -50,12 +62,17 @@ def real(value: object, *, name: str) -> Tensor:
     if tensor.is_complex() or tensor.dtype == torch.bool:
         raise TypeError(f"{name} must be a real number or tensor, got dtype {tensor.dtype}.")
     # Lists are read anew: the first reading rounded them to float32.
-    return tensor.to(torch.float64) if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
+    return brought(tensor, torch.float64) if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
+
+
+def brought(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x.to(dtype)``; a tenth of the time where it is of that dtype already, which every step would pay."""
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 def rounding(value: object) -> float:
     """Relative room for values that should lie in a closed range: a rounding of the dtype they came in."""
-    if isinstance(value, Tensor) and value.is_floating_point():
+    if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64:
         return max(_SLACK, torch.finfo(value.dtype).eps)
     return _SLACK
 
@@ -74,15 +91,15 @@ def time(t: float | Tensor, upper: float, *, name: str = "t", what: str = "the S
             "Drop the trailing axes; the library broadcasts over the event."
         )
     if time.numel() and readable(time):
-        detached = time.detach()
-        low, high = (detached.item(),) * 2 if time.ndim == 0 else (v.item() for v in detached.aminmax())
+        low, high = (time.item(),) * 2 if time.ndim == 0 else (v.item() for v in time.detach().aminmax())
+        if low >= 0 and high <= upper:
+            return time
         slack = rounding(t) * upper
         if not (low >= -slack and high <= upper + slack):
             raise ValueError(
                 f"{name} must lie in [0, {upper:g}], the time range of {what}; got values in [{low:.10g}, {high:.10g}]."
             )
-        if low < 0 or high > upper:
-            time = time.clamp(0.0, upper)
+        time = time.clamp(0.0, upper)
     return time
 
 

@@ -52,6 +52,7 @@ class GaussianMixture:
         if self.weights.shape != self.means.shape[:1] or not _positive(self.weights):
             raise ValueError(f"weights must be ({len(self.means)},) and positive, got {self.weights.tolist()}.")
         self.weights = self.weights / self.weights.sum()
+        self._log_weights = self.weights.log()
         self.event = tuple(self.means.shape[1:])
         self._mu = self.means.double().flatten(1)
         k, d = self._mu.shape
@@ -105,7 +106,7 @@ class GaussianMixture:
         if tuple(x.shape[1:]) != self.event:
             raise ValueError(f"x must be (B, {', '.join(map(str, self.event))}), got {tuple(x.shape)}.")
         mu, spectrum, basis, log_weights = self._like(x)
-        alpha, variance = (c.to(x).reshape(-1, 1, 1) for c in (alpha, sigma**2))
+        alpha, variance = (like(c, x).reshape(-1, 1, 1) for c in (alpha, sigma**2))
         y = x.reshape(x.shape[0], 1, mu.shape[1]) - alpha * mu
         if basis is not None:
             y = torch.einsum("bkd,kde->bke", y, basis)
@@ -115,16 +116,16 @@ class GaussianMixture:
                 "x has no density here: the covariance is singular and no noise has been added (or has been rounded "
                 f"away in {x.dtype}). Ask at a time where σ(t) > 0."
             )
-        log_normal = -0.5 * (y**2 / total + total.log() + math.log(2 * math.pi)).sum(-1)
-        return log_weights + log_normal, y, total
+        constant = log_weights - 0.5 * y.shape[-1] * math.log(2 * math.pi)
+        return constant - 0.5 * (y.square() / total + total.log()).sum(-1), y, total
 
     def _log_joint(self, x: Tensor, sde: SDE, t: Time) -> tuple[Tensor, ...]:
         """log w_k N_k(x), (B, K), first."""
         return self._parts(x, sde, t)
 
     def _like(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        basis = None if self._basis is None else self._basis.to(x)
-        return self._mu.to(x), self._spectrum.to(x), basis, self.weights.log().to(x)
+        basis = None if self._basis is None else like(self._basis, x)
+        return like(self._mu, x), like(self._spectrum, x), basis, like(self._log_weights, x)
 
     def log_prob(self, x: Tensor, sde: SDE | None = None, t: Time | None = None) -> Tensor:
         """log p_t(x) in nats, (B,); of the data themselves without an SDE and a time."""
@@ -151,7 +152,7 @@ class GaussianMixture:
         sigma = sigma.clamp_min(1e-150)  # at σ = 0, too: q σ of the score is -1
         p, q = wanted.of_predictions(alpha, sigma)
         of_cov, of_one, of_mean = (
-            torch.as_tensor(c, dtype=torch.float64).to(x).reshape(-1, 1, 1) for c in (p * alpha, q * sigma, p)
+            like(torch.as_tensor(c, dtype=torch.float64), x).reshape(-1, 1, 1) for c in (p * alpha, q * sigma, p)
         )
         if label is None:
             share = log_joint.softmax(1)[:, :, None]
@@ -383,6 +384,11 @@ class Empirical:
         mean = log_joint.softmax(1) @ self.data.to(x).reshape(len(self.data), -1)
         of_x, of_x0 = wanted.of_x0(*_schedule(x, sde, t))
         return combine((of_x, x), (of_x0, mean.reshape(x.shape)))
+
+
+def like(c: Tensor, x: Tensor) -> Tensor:
+    """``c.to(x)``, of x's dtype and beside it."""
+    return c if c.dtype == x.dtype and c.device == x.device else c.to(x)
 
 
 def _schedule(x: Tensor, sde: SDE, t: Time) -> tuple[Tensor, Tensor]:

@@ -95,18 +95,17 @@ class AffineScore(Score):
     data: Gaussian
     sde: SDE
 
-    @functools.cached_property
-    def moments(self) -> tuple[Tensor, Tensor]:
-        """Mean and variance (D,) of the data."""
-        mean, covariance = self.data.moments(self.sde, 0.0)
-        scale = self.sde.alpha(0.0)
-        return mean / scale, (covariance.diagonal() - self.sde.sigma(0.0) ** 2) / scale**2
-
     def evaluate(self, x: Tensor, t: Tensor, wanted: Combination) -> Tensor:
-        alpha, (mean, variance) = self.sde.alpha(t), self.moments
-        score = (alpha * mean - x) / (alpha**2 * variance + self.sde.sigma(t) ** 2)
+        mean, variance = _moments_at(self.data, self.sde, t.item())
         of_x, of_score = wanted.of_score(self.sde, t)
-        return combine((of_x, x), (of_score, score))
+        return combine((of_x, x), (of_score, (mean - x) / variance))
+
+
+@functools.lru_cache(maxsize=2**16)
+def _moments_at(data: Gaussian, sde: SDE, t: float) -> tuple[Tensor, Tensor]:
+    """Mean and variance (D,) of x_t, kept because the grids of all solvers meet at the same times."""
+    mean, covariance = data.moments(sde, t)
+    return mean, covariance.diagonal()
 
 
 def process_for(solver: Solver, score: Score, eta: float) -> Reverse:

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from scoresde.certify.ode import tolerance_fields
 from scoresde.models import ScoreModel
-from scoresde.models.combination import Expectation
 from scoresde.problems import GaussianMixture
 from scoresde.reverse import Reverse
 from scoresde.sde import EDM, SDE, VE, VP, Cosine, RectifiedFlow, SubVP
@@ -47,10 +46,12 @@ STEPS = (7, 25)
 
 EVERY = (7, 10, 25, 100)
 
+_MEAN, _VARIANCE = 0.8, 0.36
+
 DATA = GaussianMixture(
     torch.tensor([0.5, 0.5], dtype=torch.float64),
-    torch.tensor([[0.0, -0.8], [0.0, 0.8]], dtype=torch.float64),
-    torch.tensor([[1.0, 0.36], [1.0, 0.36]], dtype=torch.float64),
+    torch.tensor([[0.0, -_MEAN], [0.0, _MEAN]], dtype=torch.float64),
+    torch.tensor([[1.0, _VARIANCE], [1.0, _VARIANCE]], dtype=torch.float64),
 )
 """N(0, 1) on the first axis and two normal laws on the second, independent, each of mean 0 and variance 1.
 
@@ -58,26 +59,26 @@ The two are alike, so that where steps are so long that all samples end near one
 network answers is rounded relatively; about another point no solver could tell the samples apart.
 """
 
-_LEVELS = EDM(T=1e9)  # α = 1 and σ = t: the law of x/α at every noise level
-
 
 class RoundedNetwork(nn.Module):
-    r"""The exact network of :data:`DATA` in EDM's prediction, F = (σ x̂_0/σ_d - σ_d α ε̂)/sqrt(α² σ_d² + σ²), σ_d = 1.
+    r"""The exact network of :data:`DATA` in EDM's prediction, F = (σ x̂_0/σ_d - σ_d α ε̂)/sqrt(α² σ_d² + σ²), σ_d = 1::
 
-    Its weights are of ``dtype``, so that x is rounded to it before and F after; in between is float64.
+        F = 0 on the first axis, σ/(v + σ²) [(v - 1) x + m n tanh(m n x/(v + σ²))] on the other, n = sqrt(1 + σ²)
+
+    with ±m and v the means and the variance of the two laws, x the scaled input and σ for σ/α. Its weights are of
+    ``dtype``, so that x is rounded to it before and F after; in between is float64.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(1, dtype=dtype), requires_grad=False)
-        self._score = DATA.score(_LEVELS)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """F (B, 2) of x/sqrt(α² + σ²) and c = log(σ/α), (B,)."""
-        sigma = c.double().exp()
-        size = (1 + sigma**2).sqrt()
-        wanted = Expectation(sigma / size, -1 / size)
-        return self._score.evaluate(x.double() * size[:, None], sigma, wanted).to(x.dtype)
+        square = (2 * c[:, None].double()).exp()
+        total, mean, y = _VARIANCE + square, _MEAN * (1 + square).sqrt(), x[:, 1:].double()
+        out = square.sqrt() / total * ((_VARIANCE - 1) * y + mean * (mean / total * y).tanh())
+        return torch.cat([torch.zeros_like(out), out], 1).to(x.dtype)
 
 
 @dataclass(frozen=True)

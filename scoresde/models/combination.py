@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from scoresde import checks
 from scoresde.sde import SDE, has_signal, spread
 
 Coefficient = float | Tensor
@@ -71,7 +72,7 @@ class Expectation(NamedTuple):
 
     def of_score(self, sde: SDE, t: Tensor) -> tuple[Coefficient, Coefficient]:
         alpha, sigma = sde.alpha(t), sde.sigma(t)
-        if _is(self.x0, 0.0):
+        if not isinstance(self.x0, Tensor) and self.x0 == 0.0:
             return 0.0, -self.noise * sigma
         require_signal(alpha, sigma, "a score alone, of a function, a classifier or a network that predicts scores,")
         return self.x0 / alpha, self.x0 * sigma**2 / alpha - self.noise * sigma
@@ -111,29 +112,27 @@ def require_signal(alpha: Tensor, sigma: Tensor, what: str) -> None:
         )
 
 
+def number(coefficient: Coefficient) -> Coefficient:
+    """The same as a number, which costs nothing to multiply by, where it can be read and is no function of anything."""
+    if not isinstance(coefficient, Tensor) or checks.followed(coefficient):
+        return coefficient
+    value = checks.single(coefficient)
+    return coefficient if value is None else value
+
+
 def combine(*terms: tuple[Coefficient, Tensor]) -> Tensor:
     """Σ c_i x_i in the dtype of the x_i, in as few passes over memory as can be; numbers c = 0 are left out."""
-    kept = [(c, x) for c, x in terms if not _is(c, 0.0)]
-    if not kept:
-        return 0.0 * terms[0][1]
-    (first, x), *others = kept
-    if _is(first, 1.0) and not others:
-        return x
-    if others and _is(first, 1.0) and not isinstance(second := others[0][0], Tensor):
-        total = torch.add(x, others.pop(0)[1], alpha=second)
-    else:
-        total = _times(first, x)
-    for coefficient, y in others:
-        if isinstance(coefficient, Tensor):
-            total = total + _times(coefficient, y)
-        else:  # in place is safe for autograd: ``total`` is ours, and a sum does not need its old value
-            total = total.add_(y, alpha=coefficient)
-    return total
-
-
-def _times(coefficient: Coefficient, x: Tensor) -> Tensor:
-    return spread(coefficient, x) * x if isinstance(coefficient, Tensor) else coefficient * x
-
-
-def _is(coefficient: Coefficient, number: float) -> bool:
-    return not isinstance(coefficient, Tensor) and coefficient == number
+    total, ours = None, False
+    for c, x in terms:
+        if isinstance(c, Tensor):
+            product = spread(c, x) * x
+            total, ours = product if total is None else total + product, True
+        elif c == 0.0:
+            continue
+        elif total is None:
+            total, ours = (x, False) if c == 1.0 else (c * x, True)
+        elif ours:  # in place is safe for autograd: a sum does not need its old value
+            total = total.add_(x, alpha=c)
+        else:
+            total, ours = torch.add(total, x, alpha=c), True
+    return 0.0 * terms[0][1] if total is None else total

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde import checks
-from scoresde.sde import NO_SIGNAL, SDE, Time, signal_left, spread
+from scoresde.sde import NO_SIGNAL, SDE, Time, has_signal, signal_left, spread
 
 
 class NoiseLevelNetwork(nn.Module):
@@ -59,12 +59,15 @@ class NoiseLevelNetwork(nn.Module):
         """
         time = self.time(t, checks.state(x))
         alpha, sigma = self.sde.alpha(time), self.sde.sigma(time)
-        if checks.readable(sigma) and bool((sigma <= 0).any()):
+        number = checks.single(sigma)
+        if number <= 0 if number is not None else checks.readable(sigma) and bool((sigma <= 0).any()):
             raise ValueError(
                 f"there is no noise where σ(t) = 0, and nothing to ask a network; got t = {t} under "
                 f"{type(self.sde).__name__}. Stop at t_min = {self.sde.t_min:g} and let solve(..., denoise=True) take "
                 "the last step."
             )
+        if number is not None:
+            return alpha if has_signal(alpha, sigma) else 0 * alpha, sigma
         return torch.where(signal_left(alpha, sigma), alpha, 0 * alpha), sigma
 
     def answer(self, x: Tensor, alpha: Tensor, sigma: Tensor, conditions: Mapping[str, Any]) -> Any:
@@ -72,11 +75,11 @@ class NoiseLevelNetwork(nn.Module):
         scaled = x
         if self.sigma_data is not None:
             scaled = x * spread((alpha**2 * self.sigma_data**2 + sigma**2).rsqrt(), x)
-        signal = alpha > 0
-        ratio = torch.where(signal, sigma / torch.where(signal, alpha, torch.ones_like(alpha)), 1 / NO_SIGNAL)
         dtype = self.dtype or x.dtype
-        c = ratio.log().to(device=x.device, dtype=torch.promote_types(dtype, torch.float32))
-        return self.net(scaled.to(dtype), c.expand(x.shape[0]) if c.ndim == 0 else c, **conditions)
+        # 1e8 where α is 0
+        level = (sigma / torch.maximum(alpha, NO_SIGNAL * sigma)).log()
+        c = level.to(device=x.device, dtype=torch.promote_types(dtype, torch.float32))
+        return self.net(checks.brought(scaled, dtype), c.expand(x.shape[0]) if c.ndim == 0 else c, **conditions)
 
     def time(self, t: Time, x: Tensor) -> Tensor:
         """t as a checked float64 tensor, beside x where there is one for each sample."""

@@ -53,7 +53,9 @@ class Score(ABC):
 
     def linear(self, x: Tensor, t: Time, a: Coefficient, b: Coefficient) -> Tensor:
         """a x + b ∇ log p_t(x), with a and b numbers or float64 tensors, () or (B,)."""
-        return self.evaluate(x, _beside(t, x), Linear(_moved(a, x), _moved(b, x)))
+        if isinstance(a, Tensor) or isinstance(b, Tensor):
+            a, b = _moved(a, x), _moved(b, x)
+        return self.evaluate(x, _beside(t, x), Linear(a, b))
 
     def expect(self, x: Tensor, t: Time, x0: Coefficient, noise: Coefficient) -> Tensor:
         """E[p x_0 + q ε | x_t = x] with p = ``x0``, q = ``noise``."""
@@ -101,7 +103,7 @@ class FunctionScore(Score):
 
     def evaluate(self, x: Tensor, t: Tensor, wanted: Combination) -> Tensor:
         a, b = wanted.of_score(self.sde, t)
-        value = self.function(x.to(self.dtype or x.dtype), t)
+        value = self.function(checks.brought(x, self.dtype or x.dtype), t)
         return combine((a, x), (b, shaped_like(value, x, "the score")))
 
 
@@ -116,7 +118,7 @@ class DenoiserScore(Score):
 
     def evaluate(self, x: Tensor, t: Tensor, wanted: Combination) -> Tensor:
         a, b = wanted.of_x0(self.sde.alpha(t), self.sde.sigma(t))
-        value = self.denoiser(x.to(self.dtype or x.dtype), t)
+        value = self.denoiser(checks.brought(x, self.dtype or x.dtype), t)
         return combine((a, x), (b, shaped_like(value, x, "the denoiser")))
 
 
@@ -202,15 +204,16 @@ def shaped_like(value: object, x: Tensor, what: str) -> Tensor:
     Raises:
         ValueError: it is no tensor shaped like x.
     """
-    if not isinstance(value, Tensor) or value.shape != x.shape:
-        got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"{what} must return a tensor shaped like x, {tuple(x.shape)}; it returned {got}.")
-    return value.to(x.dtype)
+    if isinstance(value, Tensor) and value.shape == x.shape:
+        return value if value.dtype == x.dtype else value.to(x.dtype)
+    got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+    raise ValueError(f"{what} must return a tensor shaped like x, {tuple(x.shape)}; it returned {got}.")
 
 
 def _beside(t: Time, x: Tensor) -> Tensor:
     """A time as :meth:`Score.evaluate` takes it; its range is checked where the schedule is asked."""
-    return _moved(t if isinstance(t, Tensor) and t.dtype == torch.float64 else checks.real(t, name="t"), x)
+    time = t if isinstance(t, Tensor) and t.dtype == torch.float64 else checks.real(t, name="t")
+    return _moved(time, x) if time.ndim else time
 
 
 C = TypeVar("C", Tensor, Coefficient)

@@ -53,6 +53,8 @@ def signal_left(alpha: Tensor, sigma: Tensor) -> Tensor:
 
 def has_signal(alpha: Tensor, sigma: Tensor) -> bool:
     """Whether that holds for all of them; taken for granted where values cannot be read without stalling a device."""
+    if (number := checks.single(alpha)) is not None and sigma.ndim == 0:
+        return number > NO_SIGNAL * sigma.item()
     signal = signal_left(alpha.detach(), sigma.detach())
     return not checks.readable(signal) or bool(signal.all())
 
@@ -65,6 +67,8 @@ def signal_at(sde: SDE, time: Tensor) -> bool:
 
 def root(square: Tensor) -> Tensor:
     """sqrt of what is not negative, with the gradient 0 where the value is 0; there it is infinite, times 0 NaN."""
+    if (number := checks.single(square)) is not None and number > 0:
+        return square.sqrt()
     positive = square > 0
     return torch.where(positive, torch.where(positive, square, torch.ones_like(square)).sqrt(), 0 * square)
 
@@ -80,7 +84,7 @@ def _in_float64(method: Callable[[Any, Tensor], Tensor], name: str) -> Callable[
             value = value.expand(time.shape)
         if name in _MAY_NOT_DIVERGE:
             self._finite(value, time, name)
-        return value.to(checks.result_dtype(t))
+        return checks.brought(value, checks.result_dtype(t))
 
     return evaluate
 

@@ -17,7 +17,7 @@ from scoresde.sde import SDE, has_signal, signal_left
 from scoresde.sde.base import root
 from scoresde.solvers._rows import rows
 
-FAR = 100.0
+FAR = 200.0
 """σ/α up to which a prediction made of the values of x and s keeps four digits of float32."""
 
 

@@ -37,8 +37,8 @@ class Carry(NamedTuple):
 def counted(frame: Frame, at: Levels, values: int) -> Tensor:
     """(n,) bool, where the values of a method that combines so many of them are counted from x/σ.
 
-    From σ/α = 100 on, below which the rounding of ε̂ itself does no harm; with four values or more, whose weights
-    amplify it, from 3 on.
+    From σ/α = 200 on (VP starts at 152), below which the rounding of ε̂ itself does no harm; with four values or more,
+    whose weights amplify it, from 3 on.
     """
     far = (at.sigma >= (FAR if values < 4 else 3.0) * at.alpha).detach()
     return far if frame.rests_on_noise else torch.zeros_like(far)

@@ -358,7 +358,7 @@ class Planned(Solver):
             x, memory = row.take(process, x, t, s, noise), None
         else:
             x, memory = self.advance(process, x, t, s, noise, row, plan.memory)
-        return x, plan._replace(done=plan.done + 1, memory=memory)
+        return x, Plan(plan.rows, plan.done + 1, memory, plan.times)
 
     def selected(self, state: Any, select: Callable[[Tensor], Tensor]) -> Any:
         """The plan belongs to the grid, not to samples."""

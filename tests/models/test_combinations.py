@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import between, draw_times, members, name, normal
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from scoresde import grids
 from scoresde.models import (
@@ -348,3 +349,27 @@ def test_an_exact_score_is_finite_where_no_noise_is_left(sde: SDE) -> None:
     torch.testing.assert_close(score.denoise(x, t), x, rtol=1e-12, atol=1e-12)
     drift = Reverse(score, 0.0).drift(x, t)
     torch.testing.assert_close(drift, sde.f(t) * x - 0.5 * sde.g(t) ** 2 * score(x, t), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("predicts", sorted(PREDICTIONS))
+def test_derivatives_by_time_are_taken_in_every_mode(predicts: str) -> None:
+    """Coefficients become numbers where nothing looks on: never under a forward or reverse derivative, nor a map."""
+    model = ScoreModel(lambda x, c: x * c[:, None].sin(), VP(), predicts, sigma_data=1.0)
+    x, t, step = normal(4, 2), torch.tensor(0.3, dtype=F64), 1e-6
+
+    def answer(t: Tensor) -> Tensor:
+        return model.linear(x, t, 0.3, 0.2)
+
+    expected = (answer(t + step) - answer(t - step)) / (2 * step)
+    with forward_ad.dual_level():
+        dual = forward_ad.unpack_dual(answer(forward_ad.make_dual(t, torch.ones_like(t)))).tangent
+    found = (
+        torch.func.jvp(answer, (t,), (torch.ones_like(t),))[1],
+        torch.func.jacrev(answer)(t),
+        torch.autograd.functional.jacobian(answer, t),
+        dual,
+    )
+    for value in found:
+        # central differences: step² and the rounding of values of size 10 over the step
+        torch.testing.assert_close(value, expected, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(torch.vmap(answer)(torch.stack([t, 2 * t])), torch.stack([answer(t), answer(2 * t)]))
