@@ -42,9 +42,14 @@ def single(x: Tensor) -> float | None:
     return x.item() if x.ndim == 0 and readable(x) else None
 
 
+def transformed(x: Tensor) -> bool:
+    """Whether a transform such as ``torch.vmap`` or ``torch.func.jvp`` runs over it."""
+    return bool(_functorch.is_functorch_wrapped_tensor(x))
+
+
 def followed(x: Tensor) -> bool:
     """Whether a derivative may be taken of ``x``, in reverse or forward, or a transform runs over it."""
-    return x.requires_grad or _functorch.is_functorch_wrapped_tensor(x) or forward_ad._current_level >= 0
+    return x.requires_grad or transformed(x) or forward_ad._current_level >= 0
 
 
 def real(value: object, *, name: str) -> Tensor:

@@ -56,7 +56,7 @@ class GaussianMixture:
         self.event = tuple(self.means.shape[1:])
         self._mu = self.means.double().flatten(1)
         k, d = self._mu.shape
-        cov = torch.as_tensor(covariances, dtype=torch.float64)
+        self.covariances = cov = torch.as_tensor(covariances, dtype=torch.float64)
         checks.finite(cov, name="covariances")
         self._basis: Tensor | None = None  # (K, D, D) eigenvectors; None where the axes already are
         if cov.ndim <= 1 and cov.numel() in (1, k):
@@ -105,8 +105,8 @@ class GaussianMixture:
         """The same from α and σ, () or (B,)."""
         if tuple(x.shape[1:]) != self.event:
             raise ValueError(f"x must be (B, {', '.join(map(str, self.event))}), got {tuple(x.shape)}.")
-        mu, spectrum, basis, log_weights = self._like(x)
-        alpha, variance = (like(c, x).reshape(-1, 1, 1) for c in (alpha, sigma**2))
+        mu, spectrum, basis, log_weights = self._as(x)
+        alpha, variance = (_like(c, x).reshape(-1, 1, 1) for c in (alpha, sigma**2))
         y = x.reshape(x.shape[0], 1, mu.shape[1]) - alpha * mu
         if basis is not None:
             y = torch.einsum("bkd,kde->bke", y, basis)
@@ -123,9 +123,9 @@ class GaussianMixture:
         """log w_k N_k(x), (B, K), first."""
         return self._parts(x, sde, t)
 
-    def _like(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-        basis = None if self._basis is None else like(self._basis, x)
-        return like(self._mu, x), like(self._spectrum, x), basis, like(self._log_weights, x)
+    def _as(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        basis = None if self._basis is None else _like(self._basis, x)
+        return _like(self._mu, x), _like(self._spectrum, x), basis, _like(self._log_weights, x)
 
     def log_prob(self, x: Tensor, sde: SDE | None = None, t: Time | None = None) -> Tensor:
         """log p_t(x) in nats, (B,); of the data themselves without an SDE and a time."""
@@ -148,11 +148,11 @@ class GaussianMixture:
         """
         alpha, sigma = _schedule(x, sde, t)
         log_joint, y, total = self._parts_at(x, alpha, sigma)
-        mu, spectrum, basis, _ = self._like(x)
+        mu, spectrum, basis, _ = self._as(x)
         sigma = sigma.clamp_min(1e-150)  # at σ = 0, too: q σ of the score is -1
         p, q = wanted.of_predictions(alpha, sigma)
         of_cov, of_one, of_mean = (
-            like(torch.as_tensor(c, dtype=torch.float64), x).reshape(-1, 1, 1) for c in (p * alpha, q * sigma, p)
+            _like(torch.as_tensor(c, dtype=torch.float64), x).reshape(-1, 1, 1) for c in (p * alpha, q * sigma, p)
         )
         if label is None:
             share = log_joint.softmax(1)[:, :, None]
@@ -311,7 +311,7 @@ class Gaussian(GaussianMixture):
         Along each axis of the covariance, with v(t) = α² λ + σ²: x_s = α_s μ + sqrt(v(s)/v(t)) (x - α_t μ).
         """
         _, y, before = self._parts(x, sde, t)
-        mu, _, basis, _ = self._like(x)
+        mu, _, basis, _ = self._as(x)
         alpha, variance = sde.alpha(s).to(x).reshape(-1, 1, 1), (sde.sigma(s) ** 2).to(x).reshape(-1, 1, 1)
         y = y * ((alpha**2 * self._spectrum.to(x) + variance) / before).sqrt()
         if basis is not None:
@@ -386,7 +386,7 @@ class Empirical:
         return combine((of_x, x), (of_x0, mean.reshape(x.shape)))
 
 
-def like(c: Tensor, x: Tensor) -> Tensor:
+def _like(c: Tensor, x: Tensor) -> Tensor:
     """``c.to(x)``, of x's dtype and beside it."""
     return c if c.dtype == x.dtype and c.device == x.device else c.to(x)
 

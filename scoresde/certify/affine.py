@@ -1,7 +1,8 @@
 """A run on Gaussian data laid open: its end is affine in x and in every draw, and basis vectors show the coefficients.
 
     offset, slope, noises = affine(DDIM(), process, grid, dimension=3)      # x_end = offset + slope x + Σ noises_k z_k
-    distance = apart(((DDIM(), coarse), (DDIM(), fine)), process, start)    # of two runs on one Brownian path
+    coarse, fine = (recorded(DDIM(), grid, process, dimension=3) for grid in grids)
+    distance = apart((coarse, fine), process, start)                    # of the two ends on one Brownian path
 
 so that mean, variance and distances at the end follow without Monte Carlo, whatever number of draws a step takes.
 """
@@ -12,6 +13,7 @@ import bisect
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,9 +23,6 @@ from scoresde.noise import Noise
 from scoresde.reverse import Reverse
 from scoresde.sde import SDE
 from scoresde.solvers import Solver
-
-_Run = tuple[Solver, Tensor]
-"""A solver and its grid."""
 
 
 class NotAffine(ValueError):
@@ -131,32 +130,44 @@ def propagate(solver: Solver, process: Reverse, grid: Tensor, mean: Tensor, vari
     return offset + slope * mean, slope**2 * variance + noises.square().sum(0)
 
 
-def apart(runs: tuple[_Run, _Run], process: Reverse, start: tuple[Tensor, Tensor]) -> float:
-    """Root mean square distance (all axes) of the ends of two (solver, grid) on one Brownian path, without Monte Carlo.
+class Run(NamedTuple):
+    """A solver on a grid, and what it asks of its noise there; see :func:`recorded`."""
+
+    solver: Solver
+    grid: Tensor
+    asked: RecordingNoise
+
+
+def recorded(solver: Solver, grid: Tensor, process: Reverse, dimension: int) -> Run:
+    """A run for :func:`apart`; what it asks of its noise does not depend on the score."""
+    asked = RecordingNoise()
+    blind = dataclasses.replace(process, score=Blind(process.sde))
+    solver.solve(blind, torch.zeros(1, dimension, dtype=torch.float64), grid, asked)
+    return Run(solver, grid, asked)
+
+
+def apart(runs: tuple[Run, Run], process: Reverse, start: tuple[Tensor, Tensor]) -> float:
+    """Root mean square distance (all axes) of the ends of two runs on one Brownian path, without Monte Carlo.
 
     On Gaussian data each end is affine in x and the increments of the path over the cells into which the times that
     both runs ask for divide it: basis vectors show the coefficients, and what they differ by is the distance.
 
     Args:
-        runs: two solvers with their grids.
+        runs: two of :func:`recorded`.
         process: its score affine, axis by axis.
         start: mean and variance (D,) of x at the start.
 
     Raises:
         NotAffine: an end is not affine in x.
     """
-    records = [RecordingNoise(), RecordingNoise()]
     mean, variance = start
-    blind = dataclasses.replace(process, score=Blind(process.sde))
-    for (solver, grid), record in zip(runs, records, strict=True):
-        solver.solve(blind, mean[None], grid, record)
-    times = sorted(records[0].times | records[1].times)
+    times = sorted(runs[0].asked.times | runs[1].asked.times)
     cells = max(len(times) - 1, 0)
-    x = _basis(cells + sum(r.draws for r in records), len(mean))
+    x = _basis(cells + sum(one.asked.draws for one in runs), len(mean))
     after, found = 3 + cells, []
-    for (solver, grid), record in zip(runs, records, strict=True):
+    for solver, grid, asked in runs:
         end = solver.solve(process, x, grid, BasisPath(times, after)).x
-        after += record.draws
+        after += asked.draws
         found.append(_read(end, solver, "its path does not follow; measure with strong_order_sampled"))
     offset, slope, noises = (a - b for a, b in zip(*found, strict=True))
     return math.sqrt(float(((offset + slope * mean) ** 2 + slope**2 * variance + noises.square().sum(0)).sum()))

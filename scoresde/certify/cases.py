@@ -16,13 +16,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from scoresde import grids
 from scoresde.models import Combination, Score
-from scoresde.models.combination import combine
 from scoresde.problems import Gaussian, GaussianMixture
 from scoresde.reverse import Reverse
 from scoresde.sde import EDM, SDE, VE, VP, Cosine, RectifiedFlow, SubVP
@@ -89,23 +89,48 @@ SMOOTH = GaussianMixture(
 
 
 @dataclass(frozen=True, eq=False)
-class AffineScore(Score):
-    """``data.score(sde)`` for one time and a diagonal covariance, with as little around it as can be."""
+class PlainScore(Score):
+    """``data.score(sde)`` for diagonal covariances with as little around it as can be: an order takes many steps."""
 
-    data: Gaussian
+    data: GaussianMixture
     sde: SDE
 
     def evaluate(self, x: Tensor, t: Tensor, wanted: Combination) -> Tensor:
-        mean, variance = _moments_at(self.data, self.sde, t.item())
-        of_x, of_score = wanted.of_score(self.sde, t)
-        return combine((of_x, x), (of_score, (mean - x) / variance))
+        if t.ndim:
+            return self.data.score(self.sde).evaluate(x, t, wanted)
+        at = _laws(self.data, self.sde, t.item())
+        p, q = map(float, wanted.of_predictions(at.alpha, at.sigma))  # type: ignore[arg-type]
+        slope = p * at.gain + q * at.rate if p else q * at.rate
+        if len(slope) == 1:
+            along = (x - at.mean) * slope
+            return along.add_(self.data.means, alpha=p) if p else along
+        apart = x[:, None] - at.mean
+        parts = p * self.data.means + slope * apart
+        share = (at.weight - 0.5 * (apart.square() / at.variance).sum(-1)).softmax(1)
+        return (share[:, :, None] * parts).sum(1)
+
+
+class _Laws(NamedTuple):
+    """The components of x_t: α, σ, mean and variance V (K, D), α C/V, σ/V, log w - ½ Σ log V up to a constant."""
+
+    alpha: float
+    sigma: float
+    mean: Tensor
+    variance: Tensor
+    gain: Tensor
+    rate: Tensor
+    weight: Tensor
 
 
 @functools.lru_cache(maxsize=2**16)
-def _moments_at(data: Gaussian, sde: SDE, t: float) -> tuple[Tensor, Tensor]:
-    """Mean and variance (D,) of x_t, kept because the grids of all solvers meet at the same times."""
-    mean, covariance = data.moments(sde, t)
-    return mean, covariance.diagonal()
+def _laws(data: GaussianMixture, sde: SDE, t: float) -> _Laws:
+    """Kept, because the grids of all solvers meet at the same times."""
+    alpha, sigma = float(sde.alpha(t)), float(sde.sigma(t))
+    variance = alpha**2 * data.covariances + sigma**2
+    weight = data.weights.log() - 0.5 * variance.log().sum(-1)
+    return _Laws(
+        alpha, sigma, alpha * data.means, variance, alpha * data.covariances / variance, sigma / variance, weight
+    )
 
 
 def process_for(solver: Solver, score: Score, eta: float) -> Reverse:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 
 from scoresde import grids
-from scoresde.certify.cases import MIXED, Grid, exact_ends, process_for, starts
+from scoresde.certify.cases import MIXED, Grid, PlainScore, exact_ends, process_for, starts
 from scoresde.certify.slopes import FEWEST_STEPS, MOST_STEPS, Slope, follow_errors
 from scoresde.sde import SDE
 from scoresde.solvers import Solver
@@ -52,7 +52,7 @@ def ode_order(
     Raises:
         ValueError: the solver does not take η = 0.
     """
-    process, x = process_for(solver, MIXED.score(sde), 0.0), starts(sde)
+    process, x = process_for(solver, PlainScore(MIXED, sde), 0.0), starts(sde)
     gaussian, mixture = exact_ends(sde)
 
     def errors(n: int) -> dict[str, float]:

@@ -18,8 +18,8 @@ import math
 import torch
 
 from scoresde import grids
-from scoresde.certify.affine import apart
-from scoresde.certify.cases import GAUSSIAN, SMOOTH, AffineScore, Grid, process_for
+from scoresde.certify.affine import Run, apart, recorded
+from scoresde.certify.cases import GAUSSIAN, SMOOTH, Grid, PlainScore, process_for
 from scoresde.certify.slopes import FEWEST_STEPS, Slope, follow_errors
 from scoresde.certify.weak import law
 from scoresde.noise import BrownianNoise
@@ -52,16 +52,24 @@ def strong_order(
         ValueError: the solver does not take this η.
         NotAffine: its steps are not affine on Gaussian data.
     """
-    process = process_for(solver, AffineScore(GAUSSIAN, sde), eta)
+    process = process_for(solver, PlainScore(GAUSSIAN, sde), eta)
     start = law(GAUSSIAN, sde, sde.T)
 
-    def distance(a: Solver, n: int, b: Solver, m: int) -> float:
-        return apart(((a, grid(sde, n)), (b, grid(sde, m))), process, start)
+    def on(solver: Solver, n: int) -> Run:
+        return recorded(solver, grid(sde, n), process, len(start[0]))
 
-    (slope,) = follow_errors(lambda n: {"path": distance(solver, n, solver, 2 * n)}, first=first, most=most, close=0.06)
-    n, euler = 2 * slope.steps[-1], EulerMaruyama()
+    runs = {first: on(solver, first)}
+
+    def error(n: int) -> dict[str, float]:
+        runs[2 * n] = on(solver, 2 * n)
+        return {"path": apart((runs[n], runs[2 * n]), process, start)}
+
+    (slope,) = follow_errors(error, first=first, most=most, close=0.06)
+    n = 2 * slope.steps[-1]
+    coarse, fine = (on(EulerMaruyama(), steps) for steps in (n // 2, n))
     # Each is about its own last halving away from the limit, or they have different limits.
-    return _same_limit(slope, distance(solver, n, euler, n), slope.errors[-1] + distance(euler, n // 2, euler, n))
+    moved = slope.errors[-1] + apart((coarse, fine), process, start)
+    return _same_limit(slope, apart((runs[n], fine), process, start), moved)
 
 
 def strong_order_sampled(

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from scoresde import checks, grids
 from scoresde.certify.affine import affine
-from scoresde.certify.cases import GAUSSIAN, SMOOTH, AffineScore, Grid, process_for
+from scoresde.certify.cases import GAUSSIAN, SMOOTH, Grid, PlainScore, process_for
 from scoresde.certify.slopes import FEWEST_STEPS, Slope, follow_errors
 from scoresde.noise import BrownianNoise
 from scoresde.problems import Gaussian, GaussianMixture
@@ -79,7 +79,7 @@ def weak_order(
         ValueError: the solver does not take this η.
         NotAffine: its steps are not affine on Gaussian data.
     """
-    process = process_for(solver, AffineScore(GAUSSIAN, sde), eta)
+    process = process_for(solver, PlainScore(GAUSSIAN, sde), eta)
     start, end = law(GAUSSIAN, sde, sde.T), law(GAUSSIAN, sde, sde.t_min)
     exact = conditional(GAUSSIAN, sde, eta)
 

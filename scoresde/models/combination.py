@@ -112,7 +112,7 @@ def require_signal(alpha: Tensor, sigma: Tensor, what: str) -> None:
         )
 
 
-def number(coefficient: Coefficient) -> Coefficient:
+def as_number(coefficient: Coefficient) -> Coefficient:
     """The same as a number, which costs nothing to multiply by, where it can be read and is no function of anything."""
     if not isinstance(coefficient, Tensor) or checks.followed(coefficient):
         return coefficient
@@ -131,7 +131,7 @@ def combine(*terms: tuple[Coefficient, Tensor]) -> Tensor:
             continue
         elif total is None:
             total, ours = (x, False) if c == 1.0 else (c * x, True)
-        elif ours:  # in place is safe for autograd: a sum does not need its old value
+        elif ours and not checks.transformed(x):  # in place is safe for autograd: a sum does not need its old value
             total = total.add_(x, alpha=c)
         else:
             total, ours = torch.add(total, x, alpha=c), True

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
-from scoresde.models.combination import NOISE, SCORE, X0, Coefficient, Combination, Expectation, combine, number
+from scoresde.models.combination import NOISE, SCORE, X0, Coefficient, Combination, Expectation, as_number, combine
 from scoresde.models.conditions import completed, expanded, nulls_for
 from scoresde.models.network import NoiseLevelNetwork
 from scoresde.models.predictions import PREDICTIONS, Prediction
@@ -70,12 +70,12 @@ class ScoreModel(NoiseLevelNetwork, Score):
         """The wanted combination, of x and one call of the network."""
         alpha, sigma = self.levels(x, t)
         k = self._prediction(alpha, sigma, self.sigma_data if self.sigma_data is not None else 1.0)
-        p, q = map(number, wanted.of_predictions(alpha, sigma))
+        p, q = map(as_number, wanted.of_predictions(alpha, sigma))
         of_x, of_out = _sum(p, k.x0_x, q, k.noise_x), _sum(p, k.x0_out, q, k.noise_out)
         if not has_signal(alpha, sigma):
             self._refuse_infinite(of_x, of_out)
         out = self.answer(x, alpha, sigma, conditions or {})
-        return combine((number(of_x), x), (number(of_out), shaped_like(out, x, "the network")))
+        return combine((as_number(of_x), x), (as_number(of_out), shaped_like(out, x, "the network")))
 
     def forward(self, x: Tensor, t: Time, conditions: Given = None) -> Tensor:
         """The score ∇ log p_t(x), (B, *event).

@@ -17,8 +17,8 @@ from torch import Tensor
 from scoresde import certify, grids
 from scoresde.certify import FLOW, LAW, PATH, NotAffine, NotCertified, cases
 from scoresde.certify.__main__ import main
-from scoresde.certify.affine import affine, apart, propagate
-from scoresde.certify.cases import GAUSSIAN, MIXED, AffineScore, exact_ends, starts
+from scoresde.certify.affine import affine, apart, propagate, recorded
+from scoresde.certify.cases import GAUSSIAN, MIXED, PlainScore, exact_ends, starts
 from scoresde.certify.counting import costs
 from scoresde.certify.rounding import DATA, SCHEDULES, RoundedNetwork
 from scoresde.certify.slopes import follow_errors
@@ -367,7 +367,17 @@ def test_the_mixture_is_the_gaussian_on_three_axes(sde: str) -> None:
     expected = GAUSSIAN.score(schedule)(x[:, :3], t)
     # rounding of both
     torch.testing.assert_close(MIXED.score(schedule)(x, t)[:, :3], expected, rtol=1e-11, atol=1e-12)
-    torch.testing.assert_close(AffineScore(GAUSSIAN, schedule)(x[:, :3], t), expected, rtol=1e-11, atol=1e-12)
+    torch.testing.assert_close(PlainScore(GAUSSIAN, schedule)(x[:, :3], t), expected, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("sde", FLOW)
+def test_scores_with_little_around_them_are_the_problems_own(sde: str) -> None:
+    schedule = FLOW[sde]
+    x, one = starts(schedule), torch.tensor(0.7 * schedule.T, dtype=torch.float64)
+    for t in (one, one.expand(3)):
+        for method in ("__call__", "denoise", "noise"):
+            found, expected = (getattr(s, method)(x, t) for s in (PlainScore(MIXED, schedule), MIXED.score(schedule)))
+            torch.testing.assert_close(found, expected, rtol=1e-11, atol=1e-12)  # rounding of both
 
 
 def test_the_reference_on_the_mixture_is_that_of_another_method() -> None:
@@ -414,7 +424,7 @@ class Bent(EulerMaruyama):
 @pytest.mark.parametrize("sde", LAW)
 def test_the_conditional_law_is_that_of_many_small_steps(sde: str, eta: float) -> None:
     schedule = LAW[sde]
-    process = Reverse(AffineScore(GAUSSIAN, schedule), eta)
+    process = Reverse(PlainScore(GAUSSIAN, schedule), eta)
     got = []
     for n in (128, 256):
         offset, slope, noises = affine(EulerMaruyama(), process, grids.uniform(schedule, n), 3)
@@ -495,7 +505,8 @@ def test_the_distance_on_a_path_is_that_of_the_closed_form() -> None:
     sde, none = PATH["VE"], torch.zeros(1, dtype=torch.float64)
     process = Reverse(as_score(lambda x, t: torch.zeros_like(x), sde), 1.0)
     coarse, fine = grids.uniform(sde, 4), grids.uniform(sde, 8)
-    got = apart(((EulerMaruyama(), coarse), (EulerMaruyama(), fine)), process, (none, none + 1))
+    a, b = (recorded(EulerMaruyama(), grid, process, 1) for grid in (coarse, fine))
+    got = apart((a, b), process, (none, none + 1))
     held = sde.g(coarse[:-1]).repeat_interleave(2) - sde.g(fine[:-1])
     expected = float((held**2 * -fine.diff()).sum().sqrt())
     assert abs(got / expected - 1) < 1e-12  # rounding
@@ -503,13 +514,13 @@ def test_the_distance_on_a_path_is_that_of_the_closed_form() -> None:
 
 def test_the_exact_distance_on_a_path_is_the_sampled_one() -> None:
     sde, n = PATH["VE"], 8
-    process = Reverse(AffineScore(GAUSSIAN, sde), 1.0)
+    process = Reverse(PlainScore(GAUSSIAN, sde), 1.0)
     mean, variance = law(GAUSSIAN, sde, sde.T)
-    runs = [(DDIM(), grids.uniform(sde, steps)) for steps in (n, 2 * n)]
+    runs = [recorded(DDIM(), grids.uniform(sde, steps), process, 3) for steps in (n, 2 * n)]
     exact = apart((runs[0], runs[1]), process, (mean, variance))
     path = BrownianNoise(3, sde.T)
     x = mean + variance.sqrt() * path.initial((4096, 3), dtype=torch.float64, device=torch.device("cpu"))
-    ends = [solver.solve(process, x, grid, path).x for solver, grid in runs]
+    ends = [solver.solve(process, x, grid, path).x for solver, grid, _ in runs]
     sampled = float((ends[0] - ends[1]).square().sum(1).mean().sqrt())
     # the root of a mean of 4096 squares, at least one normal each: relative spread at most 1/√8192 = 0.011, times 4
     assert abs(sampled / exact - 1) < 0.045

@@ -373,3 +373,14 @@ def test_derivatives_by_time_are_taken_in_every_mode(predicts: str) -> None:
         # central differences: step² and the rounding of values of size 10 over the step
         torch.testing.assert_close(value, expected, rtol=1e-7, atol=1e-7)
     torch.testing.assert_close(torch.vmap(answer)(torch.stack([t, 2 * t])), torch.stack([answer(t), answer(2 * t)]))
+
+
+def test_a_map_over_parameters_of_a_score() -> None:
+    """As ensembles are evaluated: x is one tensor for all, what the score answers is not."""
+    x, t = normal(3, 2), torch.tensor(0.4, dtype=F64)
+
+    def answer(rate: Tensor) -> Tensor:
+        return as_score(lambda x, t: -rate * x, VP()).linear(x, t, 0.7, 0.2)
+
+    rates = torch.tensor([0.5, 2.0], dtype=F64)
+    torch.testing.assert_close(torch.vmap(answer)(rates), torch.stack([answer(rate) for rate in rates]))
