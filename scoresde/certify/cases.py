@@ -122,7 +122,7 @@ class _Laws(NamedTuple):
     weight: Tensor
 
 
-@functools.lru_cache(maxsize=2**16)
+@functools.lru_cache(maxsize=2**14)
 def _laws(data: GaussianMixture, sde: SDE, t: float) -> _Laws:
     """Kept, because the grids of all solvers meet at the same times."""
     alpha, sigma = float(sde.alpha(t)), float(sde.sigma(t))

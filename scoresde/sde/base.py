@@ -29,6 +29,7 @@ Time = float | Tensor
 
 _FUNCTIONS_OF_TIME = ("alpha", "sigma", "f", "g", "log_snr")
 _MAY_NOT_DIVERGE = ("f", "g")
+_PARTS = 16  # into which a search divides an interval
 
 
 def spread(coefficient: Tensor, x: Tensor) -> Tensor:
@@ -194,7 +195,7 @@ class SDE(ABC):
         return (2 * (self.alpha(time).log() - self.sigma(time).log())).to(dtype)
 
     def t_of_log_snr(self, log_snr: Time) -> Tensor:
-        """The time at which log(α²/σ²) equals ``log_snr``: bisection, then one Newton step that carries gradients.
+        """The time at which log(α²/σ²) equals ``log_snr``: by search, then one Newton step that carries gradients.
 
         Those of first order, dt/dλ = 1/λ'(t), and through tensors that the schedule holds: the slope is taken as
         constant, so second derivatives are not those of the inverse function.
@@ -207,12 +208,14 @@ class SDE(ABC):
         """
         target = self._reachable(log_snr)
         with torch.no_grad():
-            low, high = torch.zeros_like(target), torch.full_like(target, self.t_max)
-            for _ in range(70):  # halves t_max below the spacing of float64 near t = 1e-5 t_max
-                middle = (low + high) / 2
-                above = self.log_snr(middle) > target
-                low, high = torch.where(above, middle, low), torch.where(above, high, middle)
-            time = (low + high) / 2
+            low, width = torch.zeros_like(target), self.t_max
+            parts = torch.arange(1, _PARTS, dtype=target.dtype, device=target.device)
+            for _ in range(18):  # 16^18 parts of t_max: below the spacing of float64 near t = 1e-5 t_max
+                width = width / _PARTS
+                inner = (low[..., None] + width * parts).clamp_max(self.t_max)
+                above = self.log_snr(inner.flatten()).reshape(inner.shape) > target[..., None]
+                low = low + width * above.sum(-1)
+            time = (low + width / 2).clamp_max(self.t_max)
         # dt/dλ = 1/λ'(t), the implicit function theorem. Where λ is infinite there is no slope and no step.
         step = (self.log_snr(time) - target) / derivative(self.log_snr, time).detach()
         time = time - torch.where(step.isfinite(), step, torch.zeros_like(step))

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.sde.base import SDE, derivative, root, signal_left
+from scoresde import checks
+from scoresde.sde.base import SDE, Time, derivative, root, signal_left
 from scoresde.sde.chain import Chain
 
 TimeFunction = Callable[[Tensor], Tensor | float]
@@ -274,4 +275,25 @@ class ChainSDE(SDE):
         if not self._fades:
             return before
         left = self._left(t)
-        return before + self._added(left) * (-2 * self._levels[1][-1].to(t.device)).exp() / left**2
+        return before + self._added(left) / left**2 * self._scale(t)
+
+    def _scale(self, t: Tensor) -> Tensor:
+        """1/α² at the level before the last."""
+        return (-2 * self._levels[1][-1].to(t.device)).exp()
+
+    def t_of_log_snr(self, log_snr: Time) -> Tensor:
+        """In closed form: (σ/α)² is piecewise linear, and on the way to a level without signal b + v (1/ρ² - 1)."""
+        target = self._reachable(log_snr)
+        wanted, (times, values) = (-target).exp(), (self._levels[i].to(target.device) for i in (0, 2))
+        if self._fades:
+            known, end, last = values[-1], times[-1], times[-2]
+            times, values = times[:-1], values[:-1]
+        i = torch.searchsorted(values, wanted.detach().contiguous()).clamp(1, len(values) - 1)
+        before, after = values.take(i - 1), values.take(i)
+        inside = wanted.clamp_max(values[-1]) if self._fades else wanted
+        time = torch.lerp(times.take(i - 1), times.take(i), (inside - before) / (after - before))
+        if self._fades:
+            added = self.chain.variance[-1].to(target.device) * self._scale(target)
+            left = root(added / ((wanted - known).clamp_min(0.0) + added))
+            time = torch.where(wanted > known, end - left * (end - last), time)
+        return checks.brought(time, checks.result_dtype(log_snr))

@@ -18,7 +18,7 @@ from scoresde import certify, grids
 from scoresde.certify import FLOW, LAW, PATH, NotAffine, NotCertified, cases
 from scoresde.certify.__main__ import main
 from scoresde.certify.affine import affine, apart, propagate, recorded
-from scoresde.certify.cases import GAUSSIAN, MIXED, PlainScore, exact_ends, starts
+from scoresde.certify.cases import GAUSSIAN, MIXED, WIDE, PlainScore, exact_ends, starts
 from scoresde.certify.counting import costs
 from scoresde.certify.rounding import DATA, SCHEDULES, RoundedNetwork
 from scoresde.certify.slopes import follow_errors
@@ -255,7 +255,7 @@ def test_a_right_solver_passes_and_says_so() -> None:
 
 
 def test_a_solver_that_claims_nothing_is_neither_certified_nor_refused() -> None:
-    certificate = certify.certify(AnnealedLangevin())
+    certificate = certify.certify(AnnealedLangevin(), sdes={"VP": FLOW["VP"]})
     assert not certificate.claims and not certificate.passed and "claims nothing" in str(certificate)
     with pytest.raises(NotCertified, match="nothing to certify"):
         certificate.require()
@@ -555,16 +555,18 @@ class Lax(ProbabilityFlow):
 
 
 def test_an_error_in_proportion_to_the_tolerance_is_certified() -> None:
-    assert certify.certify(ProbabilityFlow("bosh3")).require()["error per tolerance"].claimed == 1
+    assert (
+        certify.certify(ProbabilityFlow("bosh3"), sdes={"VP": WIDE["VP"]}).require()["error per tolerance"].claimed == 1
+    )
 
 
 def test_a_tolerance_that_is_not_kept_is_refused() -> None:
     with pytest.raises(NotCertified, match=r"error per tolerance: claims 1, measured 0\.[2-6]"):
-        certify.certify(Lax()).require()
+        certify.certify(Lax(), sdes={"VP": WIDE["VP"]}).require()
 
 
 def test_a_tolerance_that_sets_no_steps_is_no_claim() -> None:
-    certificate = certify.certify(ProbabilityFlow("rk4", options={"step_size": 0.05}))
+    certificate = certify.certify(ProbabilityFlow("rk4", options={"step_size": 0.05}), sdes={"VP": WIDE["VP"]})
     assert not certificate.claims
     with pytest.raises(ValueError, match="has no option named"):
         certify.tolerance_slope(Heun(), FLOW["VE"])
@@ -577,10 +579,11 @@ def test_an_adaptive_method_of_the_sde_alone_is_listed_without_a_claim() -> None
             if process.eta == 0:
                 raise ValueError("not the ODE")
 
-    row = certify.certify(Wild())["error per tolerance"]
+    certificate = certify.certify(Wild(), sdes={"VP": WIDE["VP"]})
+    row = certificate["error per tolerance"]
     assert row.claimed is None and row.passed is None and "takes no η = 0" in row.note
-    row = cells(certify.certify(Wild()))
-    assert (row[4], row[6]) == ("—", "its own choice")
+    shown = cells(certificate)
+    assert (shown[4], shown[6]) == ("—", "its own choice")
 
 
 # ---- costs ----

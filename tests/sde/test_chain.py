@@ -310,3 +310,23 @@ def test_levels_may_live_on_another_device() -> None:
     assert torch.equal(chain.time(level.cuda()), chain.time(level))
     got = chain.posterior_mean(x0.cuda(), x_i.cuda(), level.cuda())
     torch.testing.assert_close(got.cpu(), chain.posterior_mean(x0, x_i, level))  # rounding of another device
+
+
+@pytest.mark.parametrize("fades", [False, True])
+def test_the_inverse_of_log_snr_is_that_of_the_search(fades: bool) -> None:
+    """Levels, between them, on the way to a level without signal, and the gradient; beyond any signal it is T."""
+    plain = VP(beta_max=12.0).discretize(40)
+    ratio, variance = plain.ratio.clone(), plain.variance.clone()
+    if fades:
+        ratio[-1], variance[-1] = 0.0, 1.0
+    sde = ChainSDE(Chain(times=plain.times, ratio=ratio, variance=variance))
+    times = torch.cat([plain.times, torch.linspace(1e-4, sde.T, 301, dtype=torch.float64)])
+    levels = sde.log_snr(times)[: None if not fades else -1].requires_grad_()
+    found, searched = sde.t_of_log_snr(levels), SDE.t_of_log_snr(sde, levels)
+    torch.testing.assert_close(found, searched, rtol=1e-12, atol=1e-14)  # spacing of float64
+    # off the kinks, where the slope is not unique
+    inside = (levels.detach()[:, None] - sde.log_snr(plain.times)).abs().min(1).values > 1e-6
+    slopes = [torch.autograd.grad(value.sum(), levels)[0][inside] for value in (found, searched)]
+    torch.testing.assert_close(*slopes, rtol=1e-8, atol=0)
+    assert sde.t_of_log_snr(levels.detach().float()).dtype == torch.float32
+    assert not fades or (sde.t_of_log_snr(-math.inf) == sde.T and abs(sde.t_of_log_snr(-60.0) / sde.T - 1) < 1e-12)
