@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 # Before torch is imported: the tests compare with what a CPU computes, bit for bit in places, and train() would
@@ -24,3 +25,8 @@ settings.load_profile("fast")  # `pytest --hypothesis-profile=thorough` looks fu
 
 # The tensors of the tests are small: a second thread only waits, and pytest-xdist already fills the cores.
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """What was made up to here stays: a tenth of the run would go into searching it for garbage, again and again."""
+    gc.freeze()

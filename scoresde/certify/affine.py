@@ -130,7 +130,7 @@ def propagate(solver: Solver, process: Reverse, grid: Tensor, mean: Tensor, vari
     return offset + slope * mean, slope**2 * variance + noises.square().sum(0)
 
 
-class Run(NamedTuple):
+class RecordedRun(NamedTuple):
     """A solver on a grid, and what it asks of its noise there; see :func:`recorded`."""
 
     solver: Solver
@@ -138,15 +138,15 @@ class Run(NamedTuple):
     asked: RecordingNoise
 
 
-def recorded(solver: Solver, grid: Tensor, process: Reverse, dimension: int) -> Run:
+def recorded(solver: Solver, grid: Tensor, process: Reverse, dimension: int) -> RecordedRun:
     """A run for :func:`apart`; what it asks of its noise does not depend on the score."""
     asked = RecordingNoise()
     blind = dataclasses.replace(process, score=Blind(process.sde))
     solver.solve(blind, torch.zeros(1, dimension, dtype=torch.float64), grid, asked)
-    return Run(solver, grid, asked)
+    return RecordedRun(solver, grid, asked)
 
 
-def apart(runs: tuple[Run, Run], process: Reverse, start: tuple[Tensor, Tensor]) -> float:
+def apart(runs: tuple[RecordedRun, RecordedRun], process: Reverse, start: tuple[Tensor, Tensor]) -> float:
     """Root mean square distance (all axes) of the ends of two runs on one Brownian path, without Monte Carlo.
 
     On Gaussian data each end is affine in x and the increments of the path over the cells into which the times that

@@ -18,7 +18,7 @@ import math
 import torch
 
 from scoresde import grids
-from scoresde.certify.affine import Run, apart, recorded
+from scoresde.certify.affine import RecordedRun, apart, recorded
 from scoresde.certify.cases import GAUSSIAN, SMOOTH, Grid, PlainScore, process_for
 from scoresde.certify.slopes import FEWEST_STEPS, Slope, follow_errors
 from scoresde.certify.weak import law
@@ -55,7 +55,7 @@ def strong_order(
     process = process_for(solver, PlainScore(GAUSSIAN, sde), eta)
     start = law(GAUSSIAN, sde, sde.T)
 
-    def on(solver: Solver, n: int) -> Run:
+    def on(solver: Solver, n: int) -> RecordedRun:
         return recorded(solver, grid(sde, n), process, len(start[0]))
 
     runs = {first: on(solver, first)}

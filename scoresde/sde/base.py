@@ -219,6 +219,7 @@ class SDE(ABC):
         # dt/dλ = 1/λ'(t), the implicit function theorem. Where λ is infinite there is no slope and no step.
         step = (self.log_snr(time) - target) / derivative(self.log_snr, time).detach()
         time = time - torch.where(step.isfinite(), step, torch.zeros_like(step))
+        time = time + (time.clamp(0.0, self.t_max) - time).detach()  # rounding may leave the range at its ends
         return time.to(checks.result_dtype(log_snr))
 
     def _reachable(self, log_snr: Time) -> Tensor:

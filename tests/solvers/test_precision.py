@@ -102,10 +102,13 @@ EXTREME = [RectifiedFlow(T=1 - 1e-6), VE(sigma_max=1e6)]
 OTHERS = (AdaptiveSDE, TorchSDE, ProbabilityFlow)
 
 
-@pytest.mark.parametrize("steps", [7, 25])
 @pytest.mark.parametrize("solver", [s for s in catalogue.variants() if not isinstance(s, OTHERS)], ids=catalogue.label)
-def test_no_digits_are_lost_where_there_is_hardly_any_signal(solver: Solver, steps: int) -> None:
-    """On N(0, 1), from σ/α = 1e6 and from 1e3: float32 as float64, and bfloat16 but for its own first rounding."""
+def test_no_digits_are_lost_where_there_is_hardly_any_signal(solver: Solver) -> None:
+    """On N(0, 1), from σ/α = 1e6 and from 1e3: float32 as float64, and bfloat16 but for its own first rounding.
+
+    With the exact score; :mod:`scoresde.certify.rounding` has a network's, and more steps.
+    """
+    steps = 7
     for sde in (RectifiedFlow(), *EXTREME):
         score = NORMAL.score(sde)
         exact = deviation(score, solver, steps, F64)
