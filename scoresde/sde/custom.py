@@ -186,6 +186,12 @@ class LinearSDE(SDE):
         log_alpha, ratio = self._integrate(t, self._panels)
         return log_alpha.exp() * root(ratio)
 
+    def inverse_snr(self, t: Tensor) -> Tensor:
+        return self._integrate(t, self._panels)[1]
+
+    def log_snr(self, t: Tensor) -> Tensor:  # type: ignore[override]
+        return -self.inverse_snr(t).log()
+
     def f(self, t: Tensor) -> Tensor:  # type: ignore[override]
         return _on(self._f, t)
 

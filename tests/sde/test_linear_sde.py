@@ -207,3 +207,12 @@ BAD_SCHEDULE: list[tuple[Any, Any, dict[str, float], str]] = [
 def test_bad_schedules(alpha: Any, sigma: Any, options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ScheduleSDE(alpha, sigma, **options)
+
+
+def test_log_snr_is_that_of_alpha_and_sigma() -> None:
+    sde, t = (
+        LinearSDE(lambda t: -0.5 - 4 * t, lambda t: (1 + 8 * t).sqrt()),
+        torch.linspace(0, 1, 9, dtype=torch.float64),
+    )
+    torch.testing.assert_close(sde.log_snr(t), SDE.log_snr(sde, t), rtol=1e-13, atol=1e-13)  # rounding of logarithms
+    torch.testing.assert_close(sde.inverse_snr(t), SDE.inverse_snr(sde, t), rtol=1e-13, atol=0)
