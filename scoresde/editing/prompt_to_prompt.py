@@ -19,8 +19,8 @@ from scoresde import checks
 from scoresde.editing.inputs import edit_grid, graph, source_of
 from scoresde.grids import Rule
 from scoresde.guidance.classifier_free import classifier_free
-from scoresde.guidance.compose import Composed
 from scoresde.guidance.parts import finite_scale
+from scoresde.guidance.sums import Composed
 from scoresde.models.combination import Combination
 from scoresde.models.model import ScoreModel, branches
 from scoresde.models.score import DerivedScore, Score

@@ -8,35 +8,28 @@
 
 A guidance of your own is a frozen dataclass that derives from :class:`LinearGuidance` (a weighted sum of scores),
 :class:`TwistedGuidance` (a score and a known ψ_t), or :class:`NonlinearGuidance`. Calibration of a classifier, scales
-in other conventions, and CFG++ as a schedule are here, too.
+in other conventions, and CFG++ as a schedule are here, too. Sums stand in :mod:`~scoresde.guidance.sums`, what is no
+sum in :mod:`~scoresde.guidance.nonlinear`.
 """
 
-from scoresde.guidance.auto import autoguidance
+from scoresde.guidance import nonlinear, parts, sums
 from scoresde.guidance.calibration import Calibration, calibration
 from scoresde.guidance.classifier import classifier
 from scoresde.guidance.classifier_free import classifier_free
-from scoresde.guidance.compose import compose
 from scoresde.guidance.conventions import from_scale, to_scale
-from scoresde.guidance.nonlinear import NonlinearGuidance
-from scoresde.guidance.parts import LinearGuidance, Part, Twist, TwistedGuidance
+from scoresde.guidance.nonlinear import *
+from scoresde.guidance.parts import *
 from scoresde.guidance.plus_plus import PlusPlus, cfg_plus_plus
-from scoresde.guidance.projected import projected
+from scoresde.guidance.sums import *
 
 __all__ = [
     "Calibration",
-    "LinearGuidance",
-    "NonlinearGuidance",
-    "Part",
     "PlusPlus",
-    "Twist",
-    "TwistedGuidance",
-    "autoguidance",
     "calibration",
     "cfg_plus_plus",
     "classifier",
     "classifier_free",
-    "compose",
     "from_scale",
-    "projected",
     "to_scale",
 ]
+__all__ += nonlinear.__all__ + parts.__all__ + sums.__all__

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from scoresde import checks
 from scoresde.guidance.leaf import constant, on_leaf
-from scoresde.guidance.nonlinear import parts_of
-from scoresde.guidance.parts import LinearGuidance, Part, Twist, TwistedGuidance, finite_scale
+from scoresde.guidance.parts import LinearGuidance, Part, Twist, TwistedGuidance, finite_scale, parts_of
 from scoresde.models.combination import X0, Combination, combine
 from scoresde.models.score import DerivedScore, Score, check_score, same_sde
 from scoresde.sde import SDE

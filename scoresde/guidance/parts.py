@@ -1,10 +1,11 @@
-"""Guidance that is a weighted sum of scores, and what can be said of the density that it points to.
+"""What a guidance derives from: a weighted sum of scores, a score bent by a known ψ_t, or neither.
 
     guided.parts(x, t, SCORE)                       # [Part(weight, value), ...] of a LinearGuidance
     guided.twist(x, t)                              # Twist(x0, log_psi, gradient) of a TwistedGuidance
+    guided.reason                                   # why a NonlinearGuidance has neither
 
 :mod:`scoresde.particles` corrects samples by them: ``tilted`` the first, ``twisted`` the second. A guidance of your own
-is a frozen dataclass that derives from one of the two, and from :class:`~scoresde.models.score.DerivedScore`.
+is a frozen dataclass that derives from one of the three, and from :class:`~scoresde.models.score.DerivedScore`.
 """
 
 from __future__ import annotations
@@ -14,11 +15,15 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
 
 from scoresde import checks
 from scoresde.models.combination import Combination, combine
 from scoresde.models.score import Score
+from scoresde.sde import spread
+
+__all__ = ["LinearGuidance", "NonlinearGuidance", "Part", "Twist", "TwistedGuidance"]
 
 
 class Part(NamedTuple):
@@ -118,3 +123,44 @@ def finite_scale(scale: float | Tensor, *, name: str = "scale", hint: str = "") 
     if value.ndim or not math.isfinite(number := float(value.detach())):
         raise ValueError(message)
     return number
+
+
+class NonlinearGuidance(Score):
+    """A guided Score for which scores alone give no weights that would correct its samples.
+
+    Its weights change with time, or it is no sum of scores at all. :func:`scoresde.particles.tilted` needs a
+    :class:`LinearGuidance`; ``reason`` is what it can tell the user.
+    """
+
+    @property
+    @abstractmethod
+    def reason(self) -> str:
+        """Why there are no weights, as part of a sentence."""
+
+    @property
+    def correction(self) -> str:
+        """What to do about it, as part of a sentence."""
+        return (
+            f"it cannot be corrected from scores alone, since {self.reason}; take a constant scale without interval, "
+            "rescale or projection"
+        )
+
+
+def parts_of(score: Score, x: Tensor, t: Tensor, wanted: Combination) -> list[Part]:
+    """A score as a weighted sum: the parts of a LinearGuidance, any other score as one part of weight 1.
+
+    Raises:
+        TypeError: a NonlinearGuidance, which is none.
+    """
+    if isinstance(score, NonlinearGuidance):
+        raise TypeError(f"{type(score).__name__} is no weighted sum of scores: {score.correction}.")
+    if isinstance(score, LinearGuidance):
+        return list(score.parts(x, t, wanted))
+    return [Part(1.0, score.evaluate(x, t, wanted))]
+
+
+def steered(weak: Tensor, strong: Tensor, scale: Tensor) -> Tensor:
+    """Weak + scale (strong - weak), with one scale () or one for each sample (B,)."""
+    if scale.ndim == 0 and not scale.requires_grad and checks.readable(scale):
+        return torch.lerp(weak, strong, scale.item())
+    return torch.lerp(weak, strong, spread(scale, strong) if scale.ndim else scale.to(strong))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
-from scoresde.guidance.nonlinear import NonlinearGuidance, steered
+from scoresde.guidance.parts import NonlinearGuidance, steered
 from scoresde.models.combination import X0, Combination, combine
 from scoresde.models.model import Branches, ScoreModel
 from scoresde.models.score import DerivedScore
