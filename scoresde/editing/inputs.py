@@ -5,7 +5,7 @@ from then on::
 
     check_scores(source=source, target=target)              # Scores, of one schedule
     times = edit_grid(score, grid, steps, t, solver)        # from t, or T, down to t_min
-    x, keep = widened(x0), as_mask(mask, x0)                # float32 at least; 1 where the edit happens
+    x, edited = widened(x0), as_mask(mask, x0)                # float32 at least; 1 where the edit happens
     with graph(gradients):                                  # autograd only where it was asked for
         z = source_of(seed, noise).normal(x)
 

@@ -148,24 +148,24 @@ class LinearOperator(ABC):
                     f"{len(ax)} rows. To take part of an event, leave the first axis alone: x[:, :1]."
                 )
             # sums of as many terms as an event has numbers, rounded each
-            room = 100 * torch.finfo(x.dtype).eps * (x.numel() + ax.numel()) ** 0.5
+            tolerance = 100 * torch.finfo(x.dtype).eps * (x.numel() + ax.numel()) ** 0.5
             if float(zero.abs().max()) > 0:
                 raise ValueError(
                     f"{name} is not linear: A(0) is not 0 (largest {zero.abs().max():.3g}). Subtract A(0) from A and y."
                 )
             off = (both - (2 * ax - 3 * az)).abs().max() / (2 * ax.abs() + 3 * az.abs()).max().clamp_min(1e-30)
-            if not float(off) <= room:
+            if not float(off) <= tolerance:
                 raise ValueError(
                     f"{name} is not linear: A(2x - 3z) differs from 2 A x - 3 A z by {off:.1g} (relative). A nonlinear "
                     "function goes into Measurement as it is, and dps() takes it."
                 )
-            if not float((self(x[:1]) - ax[:1]).abs().max()) <= room * float(ax.abs().max()):
+            if not float((self(x[:1]) - ax[:1]).abs().max()) <= tolerance * float(ax.abs().max()):
                 raise ValueError(f"{name} mixes samples: A of a batch differs from A of its first sample alone.")
             y = noise.normal(ax)
             aty = self.adjoint(y)
             left, right = (ax * y).flatten(1).sum(1), (x * aty).flatten(1).sum(1)
             scale = ax.norm() * y.norm() + x.norm() * aty.norm()
-            if not float((left - right).abs().max()) <= room * float(scale):
+            if not float((left - right).abs().max()) <= tolerance * float(scale):
                 raise ValueError(
                     f"the adjoint of {name} is not that of A: <A x, y> = {left[0]:.6g} but <x, Aᵀ y> = {right[0]:.6g}. "
                     "Correct it; FunctionOperator(forward, event=...) derives it from a differentiable A."

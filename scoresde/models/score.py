@@ -194,7 +194,7 @@ def _one_schedule(a: SDE, b: SDE) -> bool:
     times = torch.linspace(low, high, 7, dtype=torch.float64)
     with torch.no_grad():
         pairs = ((a.alpha(times), b.alpha(times)), (a.sigma(times), b.sigma(times)))
-    # room for the rounding of two ways to write one formula; a chain and its limit differ by O(1/n)
+    # tolerance for the rounding of two ways to write one formula; a chain and its limit differ by O(1/n)
     return all(torch.allclose(p, q, rtol=1e-9, atol=1e-12) for p, q in pairs)
 
 

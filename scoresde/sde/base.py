@@ -230,10 +230,10 @@ class SDE(ABC):
         lowest, highest = (self.log_snr(t).item() for t in (self.t_max, 0.0))
         low, high = (v.item() for v in target.detach().aminmax())
         slack = checks.rounding(log_snr)
-        room = [slack * max(1.0, abs(end)) if math.isfinite(end) else 0.0 for end in (lowest, highest)]
+        tolerance = [slack * max(1.0, abs(end)) if math.isfinite(end) else 0.0 for end in (lowest, highest)]
         if lowest < 2 * math.log(NO_SIGNAL):
-            room[0] = math.inf  # α(t_max) is 0 but for rounding, or as good: less signal is none as well
-        if not (low >= lowest - room[0] and high <= highest + room[1]):
+            tolerance[0] = math.inf  # α(t_max) is 0 but for rounding, or as good: less signal is none as well
+        if not (low >= lowest - tolerance[0] and high <= highest + tolerance[1]):
             raise ValueError(
                 f"{type(self).__name__} has log-SNR in [{lowest:.10g}, {highest:.10g}] on its times "
                 f"[0, {self.t_max:g}]; got values in [{low:.10g}, {high:.10g}]."

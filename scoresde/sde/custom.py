@@ -82,7 +82,7 @@ class ScheduleSDE(SDE):
         """f and g come from automatic differentiation, which sees nothing of .item(), numpy or a look-up in a table."""
         ends = torch.linspace(self.T / 16, self.T * 15 / 16, 15, dtype=torch.float64)
         # Mean slopes over short intervals lie between the extreme slopes inside, of which the derivative at several
-        # points gives an idea: a factor of 2 leaves room for any function that is smooth at this scale.
+        # points gives an idea: a factor of 2 is enough for any function that is smooth at this scale.
         width = self.T / 64
         points = ends + width * torch.linspace(0, 1, 9, dtype=torch.float64)[:, None]
         for name, function in {

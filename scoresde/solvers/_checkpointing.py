@@ -27,7 +27,7 @@ def default_states(steps: int) -> int:
 
 
 def left_part(length: int, states: int) -> int:
-    """Where to keep the next state on a stretch of ``length`` > 1 steps whose first state is kept, with room for
+    """Where to keep the next state on a stretch of ``length`` > 1 steps whose first state is kept, of at most
     ``states`` in all: the offset of the split that has the fewest steps repeated.
 
     With c states, C(c + r, c) steps can be reversed so that none is repeated more than r times (Griewank & Walther
@@ -179,7 +179,7 @@ class _Sweep:
         self._derived = {values[i][0] for i in derived(value for _, value in values)}
 
     def reverse(self, i: int, j: int, kept: KeptState, states: int) -> None:
-        """Back from step j to before step i, with room for ``states`` kept ones."""
+        """Back from step j to before step i, where ``states`` can be held."""
         while j - i > 1:
             middle = i + left_part(j - i, states)
             self.reverse(middle, j, self._run.advance(i, middle, kept), states - 1)

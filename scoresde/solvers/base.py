@@ -209,8 +209,8 @@ class Solver(ABC):
                 callback(Progress(step, len(grid) - 1, grid[step], x))
 
         if checkpoint and torch.is_grad_enabled():
-            room = default_states(len(grid) - 1) if checkpoint is True else checkpoint
-            passed = self._run_again(process, x, grid, source, report, room, every=trajectory)
+            budget = default_states(len(grid) - 1) if checkpoint is True else checkpoint
+            passed = self._run_again(process, x, grid, source, report, budget, every=trajectory)
             ending, states = Ending(passed[-1]), [x, *passed]
         else:
             wanted = trajectory or callback is not None
@@ -250,7 +250,7 @@ class Solver(ABC):
         return Ending(x)
 
     def _run_again(
-        self, process: Reverse, x: Tensor, grid: Tensor, noise: Noise, report: Report, room: int, *, every: bool
+        self, process: Reverse, x: Tensor, grid: Tensor, noise: Noise, report: Report, budget: int, *, every: bool
     ) -> list[Tensor]:
         """The same with steps that are done again for their gradients: the state after each step, or the last alone."""
         x, state = self.start(process, x, grid, noise)
@@ -259,7 +259,7 @@ class Solver(ABC):
         def step(i: int, x: Tensor, state: Any) -> tuple[Tensor, Any]:
             return self.step(process, x, times[i], times[i + 1], noise, state)
 
-        return checkpointed(step, x, state, len(times) - 1, noise, states=room, report=report, every=every)
+        return checkpointed(step, x, state, len(times) - 1, noise, states=budget, report=report, every=every)
 
     def _check_checkpoint(self, checkpoint: bool | int) -> None:
         if not isinstance(checkpoint, int) or checkpoint < 0:
@@ -294,15 +294,15 @@ class Plan(NamedTuple):
 
 
 class FromPrior(NamedTuple):
-    """The step from a time without signal, α = 0, where x is noise: x_s = keep x + α_s x̂_0 + fresh z."""
+    """The step from a time without signal, α = 0, where x is noise: x_s = linear x + α_s x̂_0 + fresh z."""
 
-    keep: Coefficient
+    linear: Coefficient
     alpha: Coefficient
     fresh: Coefficient
 
     def take(self, process: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
         """One evaluation, of x̂_0 at t."""
-        terms = [(self.keep, x), (self.alpha, process.score.denoise(x, t))]
+        terms = [(self.linear, x), (self.alpha, process.score.denoise(x, t))]
         if isinstance(self.fresh, Tensor):
             terms.append((self.fresh, noise.between(x, t, s)))
         return combine(*terms)

@@ -69,8 +69,8 @@ class EulerMaruyama(OneStep):
     def coefficients(self, process: Reverse, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One evaluation a step."""
         length, rate = t - s, process.sde.g(t) ** 2
-        keep = 1 - process.sde.f(t) * length
-        return keep, 0.5 * (1 + process.eta**2) * rate * length, process.eta * root(rate * length)
+        of_x = 1 - process.sde.f(t) * length
+        return of_x, 0.5 * (1 + process.eta**2) * rate * length, process.eta * root(rate * length)
 
 
 @dataclass(frozen=True)
