@@ -221,10 +221,8 @@ class GaussianMixture:
         columns = operator(basis).detach().reshape(d + 2, -1).double()
         matrix = columns[:d].mT
         # a few roundings of a sum of D terms
-        tolerance = 1e-12 * float(columns.abs().max()) * d
-        if not torch.allclose(matrix @ probe[0], columns[d], rtol=0, atol=tolerance) or bool(
-            (columns[d + 1] != 0).any()
-        ):
+        slack = 1e-12 * float(columns.abs().max()) * d
+        if not torch.allclose(matrix @ probe[0], columns[d], rtol=0, atol=slack) or bool((columns[d + 1] != 0).any()):
             raise ValueError("the exact posterior is known for linear A only, and this A is not: A(Σ c_i e_i) differs "
                              "from Σ c_i A(e_i), or A(0) from 0.")  # fmt: skip
         return matrix

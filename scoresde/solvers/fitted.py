@@ -29,7 +29,7 @@ from scoresde.sde import SDE
 from scoresde.solvers.base import Solver, only_ode
 
 FORMAT, VERSION = "scoresde fitted sampler", 2
-# α and σ of the schedule that a sampler is run on, against those it was fitted for: tolerance for another build's libm only.
+# α and σ of the schedule that a sampler is run on, against those it was fitted for: another build's libm may differ.
 _SAME = 1e-9
 
 
