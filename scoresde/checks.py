@@ -43,8 +43,8 @@ def single(x: Tensor) -> float | None:
 
 
 def transformed(x: Tensor) -> bool:
-    """Whether a transform such as ``torch.vmap`` or ``torch.func.jvp`` runs over it."""
-    return bool(_functorch.is_functorch_wrapped_tensor(x))
+    """Whether a transform such as ``torch.vmap``, ``torch.func.jvp`` or ``torch.compile`` runs over it."""
+    return torch.compiler.is_compiling() or bool(_functorch.is_functorch_wrapped_tensor(x))
 
 
 def followed(x: Tensor) -> bool:

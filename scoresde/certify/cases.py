@@ -98,7 +98,10 @@ class PlainScore(Score):
     def evaluate(self, x: Tensor, t: Tensor, wanted: Combination) -> Tensor:
         if t.ndim:
             return self.data.score(self.sde).evaluate(x, t, wanted)
-        at = _laws(self.data, self.sde, t.item())
+        try:
+            at = _laws(self.data, self.sde, t.item())
+        except TypeError:  # fields that have no hash
+            at = _laws.__wrapped__(self.data, self.sde, t.item())
         p, q = map(float, wanted.of_predictions(at.alpha, at.sigma))  # type: ignore[arg-type]
         slope = p * at.gain + q * at.rate if p else q * at.rate
         if len(slope) == 1:

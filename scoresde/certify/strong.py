@@ -55,13 +55,14 @@ def strong_order(
     process = process_for(solver, PlainScore(GAUSSIAN, sde), eta)
     start = law(GAUSSIAN, sde, sde.T)
 
+    runs: dict[int, RecordedRun] = {}
+
     def on(solver: Solver, n: int) -> RecordedRun:
         return recorded(solver, grid(sde, n), process, len(start[0]))
 
-    runs = {first: on(solver, first)}
-
     def error(n: int) -> dict[str, float]:
-        runs[2 * n] = on(solver, 2 * n)
+        for steps in (n, 2 * n):
+            runs[steps] = runs.get(steps) or on(solver, steps)
         return {"path": apart((runs[n], runs[2 * n]), process, start)}
 
     (slope,) = follow_errors(error, first=first, most=most, close=0.06)

@@ -74,8 +74,10 @@ class ScoreModel(NoiseLevelNetwork, Score):
         of_x, of_out = _sum(p, k.x0_x, q, k.noise_x), _sum(p, k.x0_out, q, k.noise_out)
         if not has_signal(alpha, sigma):
             self._refuse_infinite(of_x, of_out)
-        out = self.answer(x, alpha, sigma, conditions or {})
-        return combine((as_number(of_x), x), (as_number(of_out), shaped_like(out, x, "the network")))
+        out = shaped_like(self.answer(x, alpha, sigma, conditions or {}), x, "the network")
+        answer = combine((as_number(of_x), x), (as_number(of_out), out))
+        # never the network's own tensor, which its next call may write to (CUDA graphs do), nor the caller's
+        return answer.clone() if answer is out or answer is x else answer
 
     def forward(self, x: Tensor, t: Time, conditions: Given = None) -> Tensor:
         """The score ∇ log p_t(x), (B, *event).

@@ -66,7 +66,7 @@ class NoiseLevelNetwork(nn.Module):
                 f"{type(self.sde).__name__}. Stop at t_min = {self.sde.t_min:g} and let solve(..., denoise=True) take "
                 "the last step."
             )
-        if number is not None:
+        if number is not None and checks.readable(alpha):
             return alpha if has_signal(alpha, sigma) else 0 * alpha, sigma
         return torch.where(signal_left(alpha, sigma), alpha, 0 * alpha), sigma
 
@@ -76,7 +76,7 @@ class NoiseLevelNetwork(nn.Module):
         if self.sigma_data is not None:
             scaled = x * spread((alpha**2 * self.sigma_data**2 + sigma**2).rsqrt(), x)
         dtype = self.dtype or x.dtype
-        # 1e8 where α is 0
+        # where α is 0, σ/α is taken as 1e8
         level = (sigma / torch.maximum(alpha, NO_SIGNAL * sigma)).log()
         c = level.to(device=x.device, dtype=torch.promote_types(dtype, torch.float32))
         return self.net(checks.brought(scaled, dtype), c.expand(x.shape[0]) if c.ndim == 0 else c, **conditions)

@@ -29,7 +29,6 @@ Time = float | Tensor
 
 _FUNCTIONS_OF_TIME = ("alpha", "sigma", "f", "g", "log_snr")
 _MAY_NOT_DIVERGE = ("f", "g")
-_PARTS = 16  # into which a search divides an interval
 
 
 def spread(coefficient: Tensor, x: Tensor) -> Tensor:
@@ -54,10 +53,11 @@ def signal_left(alpha: Tensor, sigma: Tensor) -> Tensor:
 
 def has_signal(alpha: Tensor, sigma: Tensor) -> bool:
     """Whether that holds for all of them; taken for granted where values cannot be read without stalling a device."""
-    if (number := checks.single(alpha)) is not None and sigma.ndim == 0:
-        return number > NO_SIGNAL * sigma.item()
-    signal = signal_left(alpha.detach(), sigma.detach())
-    return not checks.readable(signal) or bool(signal.all())
+    signal, noise = checks.single(alpha), checks.single(sigma)
+    if signal is not None and noise is not None:
+        return signal > NO_SIGNAL * noise
+    left = signal_left(alpha.detach(), sigma.detach())
+    return not checks.readable(left) or bool(left.all())
 
 
 def signal_at(sde: SDE, time: Tensor) -> bool:
@@ -209,13 +209,15 @@ class SDE(ABC):
         target = self._reachable(log_snr)
         with torch.no_grad():
             low, width = torch.zeros_like(target), self.t_max
-            parts = torch.arange(1, _PARTS, dtype=target.dtype, device=target.device)
-            for _ in range(18):  # 16^18 parts of t_max: below the spacing of float64 near t = 1e-5 t_max
-                width = width / _PARTS
+            # few values are found in few calls, many in few evaluations
+            bits = 4 if target.numel() <= 32 else 1
+            parts = torch.arange(1, 2**bits, dtype=target.dtype, device=target.device)
+            for _ in range(72 // bits):  # 2^72 parts of t_max: below the spacing of float64 near t = 1e-5 t_max
+                width = width / 2**bits
                 inner = (low[..., None] + width * parts).clamp_max(self.t_max)
                 above = self.log_snr(inner.flatten()).reshape(inner.shape) > target[..., None]
                 low = low + width * above.sum(-1)
-            time = (low + width / 2).clamp_max(self.t_max)
+            time = (low + width).clamp_max(self.t_max)
         # dt/dλ = 1/λ'(t), the implicit function theorem. Where λ is infinite there is no slope and no step.
         step = (self.log_snr(time) - target) / derivative(self.log_snr, time).detach()
         time = time - torch.where(step.isfinite(), step, torch.zeros_like(step))

@@ -290,16 +290,16 @@ class ChainSDE(SDE):
     def t_of_log_snr(self, log_snr: Time) -> Tensor:
         """In closed form: (σ/α)² is piecewise linear, and on the way to a level without signal b + v (1/ρ² - 1)."""
         target = self._reachable(log_snr)
-        wanted, (times, values) = (-target).exp(), (self._levels[i].to(target.device) for i in (0, 2))
-        if self._fades:
-            known, end, last = values[-1], times[-1], times[-2]
-            times, values = times[:-1], values[:-1]
-        i = torch.searchsorted(values, wanted.detach().contiguous()).clamp(1, len(values) - 1)
-        before, after = values.take(i - 1), values.take(i)
-        inside = wanted.clamp_max(values[-1]) if self._fades else wanted
-        time = torch.lerp(times.take(i - 1), times.take(i), (inside - before) / (after - before))
+        # e^600 is as good as infinite, and differentiates
+        wanted, (times, values) = (-target.clamp_min(-600.0)).exp(), (self._levels[i].to(target.device) for i in (0, 2))
+        inside, known = wanted.clamp_max(values[-1]) if self._fades else wanted, values[-1]
+        i = torch.searchsorted(values, inside.detach().contiguous()).clamp(1, len(values) - 1)
+        start, gap = values.take(i - 1), values.take(i) - values.take(i - 1)
+        part = (inside - start) / torch.where(gap > 0, gap, torch.ones_like(gap))
+        time = torch.lerp(times.take(i - 1), times.take(i), part)
         if self._fades:
             added = self.chain.variance[-1].to(target.device) * self._scale(target)
             left = root(added / ((wanted - known).clamp_min(0.0) + added))
-            time = torch.where(wanted > known, end - left * (end - last), time)
+            time = torch.where(wanted > known, times[-1] - left * (times[-1] - times[-2]), time)
+        time = time + (time.clamp(0.0, self.t_max) - time).detach()
         return checks.brought(time, checks.result_dtype(log_snr))

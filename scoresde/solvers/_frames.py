@@ -17,8 +17,8 @@ from scoresde.sde import SDE, has_signal, signal_left
 from scoresde.sde.base import root
 from scoresde.solvers._rows import rows
 
-FAR = 200.0
-"""σ/α up to which a prediction made of the values of x and s keeps four digits of float32."""
+FAR = 160.0
+"""σ/α up to which a prediction made of the values of x and s keeps three digits of float32; VP starts at 152."""
 
 
 class Levels(NamedTuple):

@@ -37,7 +37,7 @@ class Carry(NamedTuple):
 def counted(frame: Frame, at: Levels, values: int) -> Tensor:
     """(n,) bool, where the values of a method that combines so many of them are counted from x/σ.
 
-    From σ/α = 200 on (VP starts at 152), below which the rounding of ε̂ itself does no harm; with four values or more,
+    From σ/α = 160 on (VP starts at 152), below which the rounding of ε̂ itself does no harm; with four values or more,
     whose weights amplify it, from 3 on.
     """
     far = (at.sigma >= (FAR if values < 4 else 3.0) * at.alpha).detach()

@@ -512,6 +512,18 @@ def test_the_distance_on_a_path_is_that_of_the_closed_form() -> None:
     assert abs(got / expected - 1) < 1e-12  # rounding
 
 
+def test_counts_that_a_solver_refuses_are_left_out_on_a_path_too() -> None:
+    @dataclass(frozen=True)
+    class Many(EulerMaruyama):
+        def solve(self, process: Reverse, x: Tensor, grid: Tensor, *args: Any, **options: Any) -> Any:
+            if len(grid) < 7:
+                raise ValueError("at least six steps")
+            return super().solve(process, x, grid, *args, **options)
+
+    slope = certify.strong_order(Many(), PATH["VE"], 1.0)
+    assert slope.steps[0] == 8 and abs(slope.order - 1) < 0.1
+
+
 def test_the_exact_distance_on_a_path_is_the_sampled_one() -> None:
     sde, n = PATH["VE"], 8
     process = Reverse(PlainScore(GAUSSIAN, sde), 1.0)

@@ -29,7 +29,7 @@ from scoresde.models.score import DerivedScore, check_score, same_sde
 from scoresde.problems import Empirical, Gaussian, GaussianMixture
 from scoresde.reverse import Reverse
 from scoresde.sampling import sample
-from scoresde.sde import EDM, SDE, VE, VP, ChainSDE, Cosine, RectifiedFlow, SubVP
+from scoresde.sde import EDM, SDE, VE, VP, ChainSDE, Cosine, RectifiedFlow, ScheduleSDE, SubVP
 from scoresde.solvers import VMultistep
 
 F64 = torch.float64
@@ -384,3 +384,40 @@ def test_a_map_over_parameters_of_a_score() -> None:
 
     rates = torch.tensor([0.5, 2.0], dtype=F64)
     torch.testing.assert_close(torch.vmap(answer)(rates), torch.stack([answer(rate) for rate in rates]))
+
+
+@pytest.mark.parametrize(
+    "t", [torch.tensor(0.3, dtype=F64), torch.tensor([0.3, 0.5, 0.9], dtype=F64)], ids=["()", "(B,)"]
+)
+def test_a_model_compiles_to_one_graph(t: Tensor) -> None:
+    model = ScoreModel(lambda x, c: x * c[:, None].cos(), VP(), "noise", sigma_data=1.0)
+    scores: list[Score] = [model, as_score(lambda x, t: -x, VP())]
+    for score in scores:
+        compiled = torch.compile(lambda x, t, s=score: s.linear(x, t, 0.3, 0.2), fullgraph=True, backend="eager")
+        x = normal(3, 2)
+        torch.testing.assert_close(compiled(x, t), score.linear(x, t, 0.3, 0.2))
+
+
+def test_a_map_over_times_where_alpha_is_constant() -> None:
+    sde, x, times = ScheduleSDE(lambda t: 1.0, lambda t: 0.1 + t), normal(3, 2), torch.tensor([0.2, 0.7], dtype=F64)  # type: ignore[arg-type, return-value]
+    score = as_score(lambda x, t: -x, sde)
+    found = torch.vmap(lambda t: score.denoise(x, t))(times)
+    torch.testing.assert_close(found, torch.stack([score.denoise(x, t) for t in times]))
+
+
+@pytest.mark.parametrize(("predicts", "method"), [("x0", "denoise"), ("noise", "noise"), ("score", "__call__")])
+def test_what_a_model_answers_is_nobody_elses_memory(predicts: str, method: str) -> None:
+    """A network may write its next answer where its last one stood, as CUDA graphs do; and x is the caller's."""
+    held = torch.zeros(3, 2, dtype=F64)
+
+    def net(x: Tensor, c: Tensor) -> Tensor:
+        return held.copy_(x.tanh() * c[:, None])
+
+    x, other = normal(3, 2), normal(3, 2, seed=1)
+    model = ScoreModel(net, EDM(), predicts)
+    first = getattr(model, method)(x, 0.5)
+    before = first.clone()
+    getattr(model, method)(other, 2.0)
+    assert torch.equal(first, before)
+    same = getattr(ScoreModel(lambda x, c: x, EDM(), predicts), method)(x, 0.5)
+    assert same.data_ptr() != x.data_ptr()

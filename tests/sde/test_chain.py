@@ -330,3 +330,15 @@ def test_the_inverse_of_log_snr_is_that_of_the_search(fades: bool) -> None:
     torch.testing.assert_close(*slopes, rtol=1e-8, atol=0)
     assert sde.t_of_log_snr(levels.detach().float()).dtype == torch.float32
     assert not fades or (sde.t_of_log_snr(-math.inf) == sde.T and abs(sde.t_of_log_snr(-60.0) / sde.T - 1) < 1e-12)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_the_ends_of_a_short_chain_without_signal(n: int) -> None:
+    last = torch.tensor([0.9, 0.0][-n:], dtype=torch.float64), torch.tensor([0.19, 1.0][-n:], dtype=torch.float64)
+    sde = ChainSDE(Chain(times=torch.tensor([0.5, 1.0][-n:], dtype=torch.float64), ratio=last[0], variance=last[1]))
+    levels = torch.tensor([math.inf, 2.0, -800.0, -math.inf], dtype=torch.float64, requires_grad=True)
+    found = sde.t_of_log_snr(levels)
+    assert found[0] == 0 and found[2] == found[3] == sde.T
+    torch.testing.assert_close(sde.log_snr(found[1]), levels[1], rtol=1e-12, atol=0)
+    (slopes,) = torch.autograd.grad(found.sum(), levels)
+    assert bool(slopes.isfinite().all()) and slopes[1] < 0
