@@ -18,7 +18,7 @@ from scoresde.noise import IndependentNoise, Noise, PerSampleNoise
 from scoresde.problems import Gaussian, GaussianMixture
 from scoresde.reverse import Reverse
 from scoresde.sde import VE, VP
-from scoresde.solvers import DDIM, AdjustedLangevin, Langevin, PredictorCorrector
+from scoresde.solvers import DDIM, AdjustedLangevin, AnnealedLangevin, Langevin, PredictorCorrector
 from scoresde.solvers.metropolis import _lobatto
 
 F64 = torch.float64
@@ -135,6 +135,22 @@ def test_a_correction_written_out(nodes: int | None) -> None:
         x = torch.where(accepted[:, None], y, x)
     torch.testing.assert_close(got, x, rtol=1e-10, atol=1e-10)
     assert set(taken) == {True, False}
+
+
+@pytest.mark.parametrize("given", [None, 0.003])
+def test_annealed_steps_written_out(given: float | None) -> None:
+    """Two steps at each time, x + a/2 s + sqrt(a) z with a = ε σ²/σ_end², by given normals; x times α_s/α_t between."""
+    sde, grid = VP(), tensor(0.8, 0.5)
+    process, x = Reverse(PLANE.score(sde)), normal(6, 2)
+    draws = [normal(6, 2, seed=i) for i in range(1, 5)]
+    found = AnnealedLangevin(given, steps=2).solve(process, x, grid, Listed(draws)).x
+    last = sde.sigma(grid[1]) ** 2
+    for i, t in enumerate(grid):
+        x = x * (sde.alpha(t) / sde.alpha(grid[0]) if i else 1.0)
+        a = (0.5 * last if given is None else given) * sde.sigma(t) ** 2 / last
+        for z in draws[2 * i : 2 * i + 2]:
+            x = x + 0.5 * a * process.score(x, t) + a.sqrt() * z
+    torch.testing.assert_close(found, x, rtol=1e-12, atol=1e-12)  # rounding
 
 
 @pytest.mark.parametrize("inner", range(9))
