@@ -184,7 +184,7 @@ def _upward_steps(sde: SDE, up: Tensor) -> list[UpwardStep]:
         growth = sigma[-1] / sigma[-2]
         last = (alpha[-1], sigma[-1], growth, -growth * alpha[-2], torch.zeros_like(growth))
         columns = [torch.cat([column[:-1], end.reshape(1)]) for column, end in zip(columns, last, strict=True)]
-    differentiable = any(column.requires_grad for column in columns)
+    differentiable = any(map(checks.followed, columns))
     parts = [list(column.unbind()) if differentiable else column.tolist() for column in columns]
     sizes = torch.hypot(alpha, sigma)[1:].detach().tolist()
     return [UpwardStep(*row) for row in zip(sizes, *parts, strict=True)]

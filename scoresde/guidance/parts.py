@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
-from scoresde.models.combination import Combination, combine
+from scoresde.models.combination import Combination, as_number, combine
 from scoresde.models.score import Score
 from scoresde.sde import spread
 
@@ -161,6 +161,7 @@ def parts_of(score: Score, x: Tensor, t: Tensor, wanted: Combination) -> list[Pa
 
 def steered(weak: Tensor, strong: Tensor, scale: Tensor) -> Tensor:
     """Weak + scale (strong - weak), with one scale () or one for each sample (B,)."""
-    if scale.ndim == 0 and not scale.requires_grad and checks.readable(scale):
-        return torch.lerp(weak, strong, scale.item())
+    number = as_number(scale)
+    if not isinstance(number, Tensor):
+        return torch.lerp(weak, strong, number)
     return torch.lerp(weak, strong, spread(scale, strong) if scale.ndim else scale.to(strong))

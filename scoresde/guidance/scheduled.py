@@ -91,7 +91,7 @@ class TwoBranches(DerivedScore, NonlinearGuidance):
         values = scale.detach()
         if scale.ndim and not torch.compiler.is_compiling():
             values = values.cpu()
-        if scale.requires_grad or not checks.readable(values):
+        if checks.followed(scale) or not checks.readable(values):
             return None
         none = torch.zeros_like(values, dtype=torch.bool)
         zero, one = (values == i if i in self.single else none for i in (0, 1))

@@ -221,8 +221,11 @@ class SDE(ABC):
         # dt/dλ = 1/λ'(t), the implicit function theorem. Where λ is infinite there is no slope and no step.
         step = (self.log_snr(time) - target) / derivative(self.log_snr, time).detach()
         time = time - torch.where(step.isfinite(), step, torch.zeros_like(step))
-        time = time + (time.clamp(0.0, self.t_max) - time).detach()  # rounding may leave the range at its ends
-        return time.to(checks.result_dtype(log_snr))
+        return self._inside(time).to(checks.result_dtype(log_snr))
+
+    def _inside(self, time: Tensor) -> Tensor:
+        """The time, which rounding may have taken out of the range at its ends, with its gradient."""
+        return time + (time.clamp(0.0, self.t_max) - time).detach()
 
     def _reachable(self, log_snr: Time) -> Tensor:
         """``log_snr`` in float64, inside the range it has on [0, t_max]."""

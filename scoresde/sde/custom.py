@@ -301,5 +301,4 @@ class ChainSDE(SDE):
             added = self.chain.variance[-1].to(target.device) * self._scale(target)
             left = root(added / ((wanted - known).clamp_min(0.0) + added))
             time = torch.where(wanted > known, times[-1] - left * (times[-1] - times[-2]), time)
-        time = time + (time.clamp(0.0, self.t_max) - time).detach()
-        return checks.brought(time, checks.result_dtype(log_snr))
+        return checks.brought(self._inside(time), checks.result_dtype(log_snr))

@@ -286,3 +286,14 @@ def test_scores_and_sdes_in_each_others_place_are_named() -> None:
                 build()
         with pytest.raises(TypeError, match=f"weak must be a Score.*{words}"):
             autoguidance(score, bad)  # type: ignore[arg-type]
+
+
+def test_a_derivative_by_time_sees_the_schedule_of_the_scale() -> None:
+    """In forward mode as in reverse: a scale that is a function of t is not taken for a number."""
+    model = ScoreModel(lambda x, c, label: x * (c[:, None] + label[:, None]).sin(), VP(), "v", sigma_data=1.0)
+    score = classifier_free(model, {"label": torch.ones(3)}, lambda t: 1 + t**2, null={"label": torch.zeros(3)})
+    x, t, step = normal(3, 2), torch.tensor(0.4, dtype=torch.float64), 1e-6
+    expected = (score(x, t + step) - score(x, t - step)) / (2 * step)
+    for found in (torch.func.jvp(lambda t: score(x, t), (t,), (torch.ones_like(t),))[1],
+                  torch.func.jacrev(lambda t: score(x, t))(t)):  # fmt: skip
+        torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-7)  # central differences

@@ -61,6 +61,27 @@ def newton(nodes: list[float], values: list[float], shares: list[float]) -> Any:
     return polynomial
 
 
+def velocity(at: float) -> float:
+    """A v that depends on time alone, by φ."""
+    return math.exp(-2 * at) * math.cos(5 * at)
+
+
+def integrals(sde: SDE, grid: Tensor, c: float, d: float) -> Callable[[int, list[int], list[float]], float]:
+    """Over step i, of Newton's form through v at these times, by scipy."""
+    level = ratio(sde, grid)
+    phi, theta = level / (c + level), np.arctan(level / d)
+
+    def integral(i: int, nodes: list[int], shares: list[float]) -> float:
+        form = newton([phi[j] for j in nodes], [velocity(phi[j]) for j in nodes], shares)
+
+        def along(angle: float) -> float:
+            return float(form(d * math.tan(angle) / (c + d * math.tan(angle))))
+
+        return float(quad(along, theta[i], theta[i + 1], epsabs=1e-12)[0])
+
+    return integral
+
+
 @pytest.mark.parametrize("sde", [VP(), EDM(), RectifiedFlow(), Cosine(t_min=0.01)], ids=lambda s: type(s).__name__)
 @pytest.mark.parametrize("steps", [4, 6, 10, 21])
 def test_the_formula_of_few_evaluations(sde: SDE, steps: int) -> None:
@@ -68,23 +89,7 @@ def test_the_formula_of_few_evaluations(sde: SDE, steps: int) -> None:
     n = steps - 1
     d, c = scales(n, few=True)
     grid = grids.balanced(sde, steps)
-    level = ratio(sde, grid)
-    phi, theta = level / (c + level), np.arctan(level / d)
-
-    def velocity(at: float) -> float:
-        return math.exp(-2 * at) * math.cos(5 * at)
-
-    v = [velocity(p) for p in phi]
-
-    def integral(i: int, nodes: list[int], shares: list[float]) -> float:
-        """Over step i, of the form through these times."""
-        form = newton([phi[j] for j in nodes], [v[j] for j in nodes], shares)
-
-        def along(angle: float) -> float:
-            return float(form(d * math.tan(angle) / (c + d * math.tan(angle))))
-
-        return float(quad(along, theta[i], theta[i + 1], epsabs=1e-12)[0])
-
+    integral = integrals(sde, grid, c, d)
     predict, correct = [1 - r / n for r in R], [1 + s / n for s in S]
     total = integral(0, [1, 2], [1.0, correct[1]])  # the free step, by the first two evaluations
     for i in range(1, steps - 1):
@@ -106,24 +111,13 @@ def test_the_formula_of_many_evaluations(sde: SDE, steps: int) -> None:
     """The same for runs without a free step: five values, six with the evaluation that corrects, all taken whole."""
     d, c = scales(steps, few=False)
     grid = grids.balanced(sde, steps)
-    level = ratio(sde, grid)
-    phi, theta = level / (c + level), np.arctan(level / d)
+    integral = integrals(sde, grid, c, d)
 
-    def velocity(at: float) -> float:
-        return math.exp(-2 * at) * math.cos(5 * at)
+    def whole(i: int, first: int, count: int) -> float:
+        nodes = list(range(first, max(-1, first - count), -1))
+        return integral(i, nodes, [1.0] * len(nodes))
 
-    v = [velocity(p) for p in phi]
-
-    def integral(i: int, nodes: list[int]) -> float:
-        form = newton([phi[j] for j in nodes], [v[j] for j in nodes], [1.0] * len(nodes))
-
-        def along(angle: float) -> float:
-            return float(form(d * math.tan(angle) / (c + d * math.tan(angle))))
-
-        return float(quad(along, theta[i], theta[i + 1], epsabs=1e-12)[0])
-
-    total = sum(integral(i, list(range(i + 1, max(-1, i - 5), -1))) for i in range(steps - 1))
-    total += integral(steps - 1, list(range(steps - 1, max(-1, steps - 6), -1)))
+    total = sum(whole(i, i + 1, 6) for i in range(steps - 1)) + whole(steps - 1, steps - 1, 5)
     first, last = (((sde.alpha(t) * d) ** 2 + sde.sigma(t) ** 2).sqrt() for t in (grid[0], grid[-1]))
     found = VMultistep().solve(Reverse(rotating(sde, c, d, velocity), 0.0), 0.7 * first.reshape(1, 1), grid)
     assert found.nfe == steps
