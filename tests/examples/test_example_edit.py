@@ -12,18 +12,10 @@ import pytest
 import edit
 from scoresde.train import CheckpointError
 from shared.conditional import caption, captioned, task
-from shared.digits import DigitFlags, fit, load
+from shared.digits import load
 from shared.edits import EDITS
 
 SMALL: dict[str, Any] = {"count": 4, "steps": 2, "cpu": True}
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A digits model of two steps, narrow, in the folder of a run of digits.py."""
-    out = tmp_path_factory.mktemp("digits")
-    fit(DigitFlags(steps=2, width=8, batch_size=16, cpu=True), load(0)[0], out)
-    return out
 
 
 @pytest.fixture(scope="module")

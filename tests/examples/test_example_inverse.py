@@ -19,7 +19,6 @@ from scoresde.data import Scaling
 from scoresde.inverse import LinearOperator, Measurement
 from scoresde.problems import Gaussian
 from scoresde.train import CheckpointError
-from shared.digits import DigitFlags, fit, load
 from shared.inverse import figures as inverse_figures
 from shared.inverse import methods as inverse_methods
 from shared.inverse.tasks import TASKS, Event, Settings, Task
@@ -27,14 +26,6 @@ from shared.inverse.tasks import TASKS, Event, Settings, Task
 SMALL: dict[str, Any] = {"count": 3, "samples": 2, "particles": 4, "steps": 2, "cpu": True}
 METHODS = inverse_methods.NAMES
 SHAPES = [(1, 8, 8), (3, 8, 12)]
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A digits model of two steps, narrow, in the folder of a run of digits.py."""
-    out = tmp_path_factory.mktemp("digits")
-    fit(DigitFlags(steps=2, width=8, batch_size=16, cpu=True), load(0)[0], out)
-    return out
 
 
 @pytest.fixture(scope="module")
