@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         sampling,
         sde,
         solvers,
+        spectrum,
         times,
         train,
     )
@@ -52,7 +53,8 @@ if TYPE_CHECKING:
     from scoresde.reverse import Reverse
     from scoresde.sampling import sample
     from scoresde.sde import EDM, SDE, VE, VP, ChainSDE, Cosine, LinearSDE, RectifiedFlow, ScheduleSDE, SubVP
-    from scoresde.solvers import DDIM, EulerMaruyama, Heun, PredictorCorrector, Solution, Solver, VMultistep
+    from scoresde.solvers import DDIM, EulerMaruyama, Heun, PredictorCorrector, Solution, Solver, SpectralMultistep
+    from scoresde.spectrum import Spectrum
 
 __version__ = "0.1.0"
 
@@ -77,7 +79,8 @@ _HOME: dict[str, tuple[str, ...]] = {
         "VE",
         "VP",
     ),
-    "solvers": ("DDIM", "EulerMaruyama", "Heun", "PredictorCorrector", "Solution", "Solver", "VMultistep"),
+    "solvers": ("DDIM", "EulerMaruyama", "Heun", "PredictorCorrector", "Solution", "Solver", "SpectralMultistep"),
+    "spectrum": ("Spectrum",),
 }
 """Where each name of the root comes from."""
 
@@ -108,8 +111,9 @@ __all__ = [
     "ScoreModel",
     "Solution",
     "Solver",
+    "SpectralMultistep",
+    "Spectrum",
     "SubVP",
-    "VMultistep",
     "as_score",
     "bits_per_dim",
     "certify",
@@ -136,6 +140,7 @@ __all__ = [
     "sampling",
     "sde",
     "solvers",
+    "spectrum",
     "times",
     "train",
 ]

@@ -4,7 +4,7 @@
     sample(score, shape, grid=grids.uniform, steps=50)      # a rule, made for the score's SDE
 
 Where α(T) = 0 every rule but :func:`uniform` steps as from σ/α = 1000 (T = 0.999 of rectified flow), its first time
-still T; :func:`balanced` as from 1000 sigma_data.
+still T; :func:`spectral` as from 1000 scales of the data.
 """
 
 from __future__ import annotations
@@ -17,12 +17,10 @@ from torch import Tensor
 
 from scoresde import checks
 from scoresde.sde import SDE, Time, has_signal
+from scoresde.spectrum import Spectrum
 
 Rule = Callable[..., Tensor]
 """(sde, steps) -> times, as the functions here, which also take t_start=... ."""
-
-FEW = 21
-"""Steps up to which :func:`balanced` and the solver made for it follow their rule for few evaluations."""
 
 
 def _ends(sde: SDE, steps: int, t_start: Time | None, t_end: Time | None) -> tuple[Tensor, Tensor]:
@@ -87,58 +85,61 @@ def karras(sde: SDE, steps: int, *, rho: float = 7.0, t_start: Time | None = Non
 
 
 _FLOOR = 0.002  # σ/α, in units of the data's scale, below which no steps are spent
+_MESH = 4000  # points at which the density of spectral steps is summed
+
+# The density of spectral steps for n of them: fitted once, see docs/default.md.
+_BOTTOM, _BOTTOM_BY_STEPS = 0.095, 0.49
+_POWER, _POWER_BY_STEPS = 0.348, -0.496
+_REST = 0.0546
 
 
-def _density(steps: int) -> tuple[float, float, float]:
-    """a, log c and ε of balanced steps, fitted to a family of mixtures: see docs/benchmarks.md."""
-    if steps <= FEW:
-        n = max(4, steps - 1)
-        return 1.021 * math.exp(-2.25 / n), math.log(0.756) + 2.26 / n, 0.130 * math.exp(-1.59 / n)
-    return 0.968 * math.exp(-0.33 / steps), math.log(0.711) + 1.10 / steps, 0.0699 * math.exp(2.29 / steps)
-
-
-def balanced(
-    sde: SDE, steps: int, *, sigma_data: float = 1.0, t_start: Time | None = None, t_end: Time | None = None
+def spectral(
+    sde: SDE, steps: int, *, spectrum: Spectrum | None = None, t_start: Time | None = None, t_end: Time | None = None
 ) -> Tensor:
-    r"""Steps where the denoiser varies, long ones at both ends; made for :class:`~scoresde.VMultistep`.
+    r"""Steps as long as E[x_0 | x_t] allows, for data of many scales; made for :class:`~scoresde.SpectralMultistep`.
 
-    With σ̃ = σ/α, equal steps in::
+    With σ̃ = σ/α, where the variance of Gaussian data is spread evenly over log λ from l to L, λ the variance along a
+    direction, D = E[x_0 | x_t] moves at the rate ‖dD/d log σ̃‖² ∝ r² = (1 + l/σ̃²)⁻² - (1 + L/σ̃²)⁻². The density of
+    steps in log σ̃ is::
 
-        ψ(σ̃) = (2/a) atan((σ̃/c)^a) + ε log σ̃
+        r^p + ε max r^p
 
-    the integral of the density sech(a log(σ̃/c)) + ε of steps in log σ̃. a, c and ε depend on the number of steps alone,
-    by one rule up to :data:`FEW` steps and another beyond,
-    so that the grid depends on the SDE through its range of σ̃ only. a = 1, ε = 0 would be the angle of the cosine
-    schedule. Steps end at σ̃ = 0.002 sigma_data, from where one step leads to any lower t_end, also to σ = 0.
+    L is the spectrum's largest variance; l grows and p falls with the number of steps, by which they become more equal.
+    Steps end at σ̃ = 0.002 scales, from where one step leads to any lower t_end, also to σ = 0.
     Arguments as in :func:`uniform`, and
 
     Args:
-        sigma_data: scale of the data, per coordinate; 0.5 to 2 times the truth makes little difference.
+        spectrum: deviations of the data; by default those of a single number of deviation 1.
     """
-    checks.positive(sigma_data, name="sigma_data")
+    data = Spectrum(1.0, 1.0) if spectrum is None else spectrum
     start, end = _ends(sde, steps, t_start, t_end)
-    scale = math.log(checks.number(sigma_data))
+    scale = math.log(data.scale)
     # log of σ̃ over the scale
     first, last = (-0.5 * level - scale for level in (_first_level(sde, start, end, scale), sde.log_snr(end)))
     floor = torch.minimum(torch.tensor(math.log(_FLOOR), dtype=torch.float64), first - 1)
     last = torch.maximum(last, floor)
-    a, c, rest = _density(steps)
+    u = first + (last - first) * torch.linspace(0, 1, _MESH + 1, dtype=torch.float64)
+    density = _density(u, steps, (data.largest / data.scale) ** 2)
+    place = torch.cat([torch.zeros(1, dtype=torch.float64), (density[1:] + density[:-1]).cumsum(0)])
+    target = place[-1] * torch.linspace(0, 1, steps + 1, dtype=torch.float64)[1:-1]
+    cell = torch.searchsorted(place.detach(), target.detach()).clamp(1, _MESH)
+    part = (target - place[cell - 1]) / (place[cell] - place[cell - 1])
+    inside = u[cell - 1] + part * (u[cell] - u[cell - 1])
+    return torch.cat([start.reshape(1), sde.t_of_log_snr(-2 * (inside + scale)), end.reshape(1)])
 
-    def place(u: Tensor) -> Tensor:
-        return 2 / a * torch.atan((a * (u - c)).exp()) + rest * u
 
-    low, high = place(last), place(first)
-    target = (high + (low - high) * torch.linspace(0, 1, steps + 1, dtype=torch.float64))[1:-1]
-    with torch.no_grad():
-        below, above = last.expand_as(target), first.expand_as(target)
-        for _ in range(60):  # halves a range of any size below the spacing of float64
-            middle = (below + above) / 2
-            short = place(middle) < target
-            below, above = torch.where(short, middle, below), torch.where(short, above, middle)
-        u = (below + above) / 2
-        slope = 1 / torch.cosh(a * (u - c)) + rest
-    u = u + (target - place(u)) / slope  # no move, but carries gradients
-    return torch.cat([start.reshape(1), sde.t_of_log_snr(-2 * (u + scale)), end.reshape(1)])
+def _density(u: Tensor, steps: int, high: float) -> Tensor:
+    """Of steps at log σ̃ = u, for variances up to ``high``, in units of the scale."""
+    many = max(4, steps - 1) / 10
+    low = min(0.5, _BOTTOM * many**_BOTTOM_BY_STEPS) ** 2
+    power = _POWER * many**_POWER_BY_STEPS
+    inverse = (-2 * u).exp()
+    rate = ((1 + low * inverse) ** -2 - (1 + high * inverse) ** -2).clamp_min(0) ** (power / 2)
+    # where its derivative in 1/σ̃² is 0
+    ratio = (high / low) ** (1 / 3)
+    at = (ratio - 1) / (high - ratio * low)
+    most = ((1 + low * at) ** -2 - (1 + high * at) ** -2) ** (power / 2)
+    return rate + _REST * most
 
 
 _MOST = 1000.0  # σ/α from which a run that starts without signal steps, after its first time

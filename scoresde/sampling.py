@@ -50,10 +50,11 @@ def sample(
         score: a Score: a ScoreModel, ``model.bind(label=y)``, a guided or an exact one. Its SDE gives the prior, and is
             reversed. A function becomes one by :func:`~scoresde.as_score`.
         shape: (B, *event).
-        solver: default :class:`~scoresde.solvers.VMultistep`, one evaluation a step, at the ``sigma_data`` of the
-            score, or 1. A sampler made by :func:`~scoresde.fitting.fit`, or the path of its file, brings its own times.
+        solver: default :class:`~scoresde.solvers.SpectralMultistep`, one evaluation a step, with the ``spectrum`` of
+            the score, or one that data of this shape and its ``sigma_data`` may have. A sampler made by
+            :func:`~scoresde.fitting.fit`, or the path of its file, brings its own times.
         steps: number of steps; ignored where ``grid`` is a tensor of times, and by a fitted sampler.
-        grid: times, or one of :mod:`scoresde.grids`; default the solver's, :func:`~scoresde.grids.balanced` for the
+        grid: times, or one of :mod:`scoresde.grids`; default the solver's, :func:`~scoresde.grids.spectral` for the
             default solver and :func:`~scoresde.grids.karras` for others.
         eta: the stochasticity of :class:`~scoresde.Reverse`; default the solver's own.
         seed: sample i depends on (seed, i) alone, whatever the batch size; default 0. Excludes ``noise``. Exceptions:
@@ -77,8 +78,8 @@ def sample(
     solver = Fitted.load(solver) if isinstance(solver, os.PathLike) else chosen_solver(solver)
     source = chosen_noise(seed, noise)
     process = Reverse(score, solver.default_eta if eta is None else eta)
-    times = chosen_grid(score, grid, steps, solver)
     shape = checks.shape(shape)
+    times = chosen_grid(score, grid, steps, solver, shape[1:])
     if x is None:
         x = prior_draw(score.sde, times[0], shape, source, dtype=dtype, device=device, score=score)
     elif tuple(checks.state(x).shape) != shape:

@@ -28,10 +28,11 @@ from scoresde.solvers import (
     ProbabilityFlow,
     ReverseDiffusion,
     Solver,
+    SpectralMultistep,
     TorchSDE,
-    VMultistep,
     catalogue,
 )
+from scoresde.spectrum import Spectrum
 
 SDES: list[SDE] = [VP(), SubVP(), VE(), EDM(), Cosine(), RectifiedFlow()]
 
@@ -142,9 +143,9 @@ def test_a_given_start_is_used_and_its_dtype_kept() -> None:
 def test_grids_as_functions_tensors_and_the_default() -> None:
     score, sde = mixture().score(VP()), VP()
     default = sample(score, (2, 2), steps=7)
-    assert torch.equal(default.grid, grids.balanced(sde, 7)) and default.nfe == 7  # six, and one to denoise
-    wide = sample(score, (2, 2), steps=7, solver=VMultistep(sigma_data=2.0))
-    assert torch.equal(wide.grid, grids.balanced(sde, 7, sigma_data=2.0))
+    assert torch.equal(default.grid, grids.spectral(sde, 7)) and default.nfe == 7  # six, and one to denoise
+    wide = sample(score, (2, 2), steps=7, solver=SpectralMultistep(Spectrum(2.0, 3.0)))
+    assert torch.equal(wide.grid, grids.spectral(sde, 7, spectrum=Spectrum(2.0, 3.0)))
     assert torch.equal(sample(score, (2, 2), steps=7, solver=Heun()).grid, grids.karras(sde, 7))
     assert len(sample(score, (2, 2)).grid) == 26
     own = sample(score, (2, 2), steps=7, grid=grids.uniform)
@@ -165,7 +166,7 @@ def test_eta_is_the_solvers_own_unless_given() -> None:
     assert torch.equal(run(solver=DDIM()), run(solver=DDIM(), eta=0.0))
     assert torch.equal(run(solver=DDIM(eta=0.5)), run(solver=DDIM(), eta=0.5))
     assert not torch.allclose(run(solver=EulerMaruyama()), run(solver=EulerMaruyama(), eta=0.5))
-    assert torch.equal(run(), run(solver=VMultistep()))
+    assert torch.equal(run(), run(solver=SpectralMultistep()))
     assert torch.equal(run(), run(eta=0.0)) and not torch.allclose(run(), run(eta=1.0))
     with pytest.raises(ValueError, match="probability-flow ODE"):
         run(solver=Heun(), eta=1.0)
@@ -239,7 +240,7 @@ def test_progress_bar_and_callback_together() -> None:
             callback=lambda p: seen.append(p.step),
             trajectory=True,
         )
-    assert seen == [1, 2, 3, 4, 5] and "VMultistep" in err.getvalue() and "5/5" in err.getvalue()
+    assert seen == [1, 2, 3, 4, 5] and "SpectralMultistep" in err.getvalue() and "5/5" in err.getvalue()
     quiet = io.StringIO()
     with redirect_stderr(quiet):
         b = sample(score, (2, 2), steps=5, trajectory=True)

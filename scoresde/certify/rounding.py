@@ -211,7 +211,7 @@ def _deviation(solver: Solver, sde: SDE, eta: float, steps: int, dtype: torch.dt
     process = _process(sde, eta, dtype)
     x = sde.prior_sample((samples, *DATA.event), 0, dtype=torch.float64)
     try:
-        grid = chosen_grid(process.score, None, steps, solver)
+        grid = chosen_grid(process.score, None, steps, solver, DATA.event)
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of adaptive methods at their step limit
             end = solver.solve(process, x.to(torch.promote_types(dtype, torch.float32)), grid, 0).x

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from scoresde import checks
 
-FEWEST_STEPS, MOST_STEPS, FLOOR, CLOSE = 4, 1024, 1e-12, 0.15
+FEWEST_STEPS, MOST_STEPS, FLOOR, CLOSE = 4, 2048, 1e-12, 0.15
 
 
 @dataclass(frozen=True)

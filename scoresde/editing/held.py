@@ -3,7 +3,7 @@
 :class:`Held` is how :func:`~scoresde.editing.sdedit` and :func:`~scoresde.editing.diffedit` leave what is outside a
 mask as it was. The mask is 1 where the solver inside decides, and ``known`` gives the state elsewhere after i steps::
 
-    held = Held(VMultistep(), mask, known=lambda i, t, noise: states[i])
+    held = Held(SpectralMultistep(), mask, known=lambda i, t, noise: states[i])
     held.solve(Reverse(score, eta=0.0), states[0], grid)
 
 The solver inside must step on the grid: one that chooses its own steps is refused.

@@ -4,7 +4,7 @@ An edit of :mod:`scoresde.editing` begins by calling the functions here, each of
 from then on::
 
     check_scores(source=source, target=target)              # Scores, of one schedule
-    times = edit_grid(score, grid, steps, t, solver)        # from t, or T, down to t_min
+    times = edit_grid(score, grid, steps, t, solver, event) # from t, or T, down to t_min
     x, edited = widened(x0), as_mask(mask, x0)                # float32 at least; 1 where the edit happens
     with graph(gradients):                                  # autograd only where it was asked for
         z = source_of(seed, noise).normal(x)
@@ -70,17 +70,19 @@ def edit_time(sde: SDE, t: Time, *, name: str = "t") -> Tensor:
     return time
 
 
-def edit_grid(score: Score, grid: Tensor | Rule | None, steps: int, t: Time | None, solver: Solver) -> Tensor:
+def edit_grid(
+    score: Score, grid: Tensor | Rule | None, steps: int, t: Time | None, solver: Solver, event: tuple[int, ...]
+) -> Tensor:
     """The grid: given, or by a rule, default the solver's, from ``t`` (default T); without a graph where none is kept.
 
     Raises:
         TypeError: neither times nor a rule. ValueError: both a tensor of times and t.
     """
     if t is not None and grid is not None and not callable(grid):
-        chosen_grid(score, grid, steps, solver)  # raises where it is none
+        chosen_grid(score, grid, steps, solver, event)  # raises where it is none
         raise ValueError("a grid of times starts where it starts: give grid or t, not both.")
     start = None if t is None else edit_time(score.sde, t)
-    times = chosen_grid(score, grid, steps, solver, start=start)
+    times = chosen_grid(score, grid, steps, solver, event, start=start)
     return times if torch.is_grad_enabled() else times.detach()
 
 

@@ -131,7 +131,7 @@ def invert(
     flow = solver or ProbabilityFlow()
     down: Solver = flow if method == "ode" else DDIM()
     with graph(gradients):
-        times = edit_grid(score, grid, steps, t, down)
+        times = edit_grid(score, grid, steps, t, down, tuple(x0.shape[1:]))
         counted, x = CountedScore(score), widened(x0)
         residual: Tensor | None = None
         if method == "ode":

@@ -167,7 +167,7 @@ def prompt_to_prompt(
     require_steps(solver, "which two captions would not share")
     one, other = (_under(model, scale, conditions) for conditions in (source, target))
     with graph(gradients):
-        times = edit_grid(model, grid, steps, None, solver)
+        times = edit_grid(model, grid, steps, None, solver, tuple(x.shape[1:]))
         done = round(share * (len(times) - 1))
         stop = -1.0 if done == len(times) - 1 else float(times[done].detach())
         if done:

@@ -60,7 +60,7 @@ def sdedit(
         x0: (B, *event), the pictures; may be drawings, strokes or collages.
         t: the time to which they are noised, in (t_min, T].
         level: in its place, the noise level σ/α there.
-        solver: default VMultistep, whose η is 0; the paper runs the reverse SDE, η = 1.
+        solver: default SpectralMultistep, whose η is 0; the paper runs the reverse SDE, η = 1.
         steps: steps from t down to t_min.
         grid: a function of :mod:`scoresde.grids`; default that of the solver, as in ``sample``.
         eta: the stochasticity of Reverse; default the solver's own.
@@ -83,7 +83,7 @@ def sdedit(
     start = _start(sde, t, level)
     with graph(gradients):
         solver = chosen_solver(solver)
-        times = edit_grid(score, grid, steps, start, solver)
+        times = edit_grid(score, grid, steps, start, solver, tuple(x0.shape[1:]))
         process = Reverse(score, solver.default_eta if eta is None else eta)
         source, wide = source_of(seed, noise), widened(x0)
         inside = None if mask is None else as_mask(mask, wide)

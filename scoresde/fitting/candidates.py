@@ -4,7 +4,7 @@
 the wanted number of evaluations as the table of its coefficients::
 
     found = candidates(VP(), default_solvers(), count=5)
-    found[0].name, found[0].method                          # 'VMultistep(...) on uniform', a LinearMethod
+    found[0].name, found[0].method                          # 'SpectralMultistep(...) on uniform', a LinearMethod
 
 :func:`~scoresde.fitting.fit` calls it, starts from the one that does best on its trajectories, and compares the result
 with all of them on trajectories held out. :func:`default_solvers` are those that are tried unless others are given.
@@ -22,8 +22,9 @@ from torch import Tensor
 from scoresde import grids
 from scoresde.fitting.recorded import evaluations, record
 from scoresde.sde import SDE
-from scoresde.solvers import Multistep, Solver, VMultistep
+from scoresde.solvers import Multistep, Solver, SpectralMultistep
 from scoresde.solvers.fitted import LinearMethod
+from scoresde.spectrum import Spectrum
 
 
 class Candidate(NamedTuple):
@@ -36,7 +37,7 @@ class Candidate(NamedTuple):
 def default_solvers() -> list[Solver]:
     """Those of one evaluation a step that do best in few steps."""
     return [
-        VMultistep(),
+        SpectralMultistep(),
         Multistep(2, True, "x0"),
         Multistep(3, True, "x0"),
         Multistep(2, True, "v"),
@@ -46,7 +47,7 @@ def default_solvers() -> list[Solver]:
     ]
 
 
-def candidates(sde: SDE, solvers: Sequence[Solver], count: int) -> list[Candidate]:
+def candidates(sde: SDE, solvers: Sequence[Solver], count: int, spectrum: Spectrum | None = None) -> list[Candidate]:
     """Every solver on every grid, each with the steps of its own that take ``count`` evaluations.
 
     Raises:
@@ -55,7 +56,7 @@ def candidates(sde: SDE, solvers: Sequence[Solver], count: int) -> list[Candidat
     found = []
     for solver in solvers:
         steps = _steps(solver, sde, count)
-        for name, grid in fixed_grids(sde, steps).items() if steps else ():
+        for name, grid in fixed_grids(sde, steps, spectrum).items() if steps else ():
             if evaluations(solver, sde, grid) == count:
                 found.append(Candidate(f"{solver!r} on {name}", record(solver, sde, grid)))
     if not found:
@@ -74,9 +75,10 @@ def _steps(solver: Solver, sde: SDE, count: int) -> int:
     return 0
 
 
-def fixed_grids(sde: SDE, steps: int) -> dict[str, Tensor]:
+def fixed_grids(sde: SDE, steps: int, spectrum: Spectrum | None = None) -> dict[str, Tensor]:
     """Times by rules, those that exist for this SDE."""
-    found: dict[str, Tensor] = {"uniform": grids.uniform(sde, steps), "balanced": grids.balanced(sde, steps)}
+    found: dict[str, Tensor] = {"uniform": grids.uniform(sde, steps)}
+    found["spectral"] = grids.spectral(sde, steps, spectrum=spectrum)
     for rho in (3.0, 5.0, 7.0, 10.0):
         found[f"karras(rho={rho:g})"] = grids.karras(sde, steps, rho=rho)
     for scale in (0.3, 1.0):

@@ -32,6 +32,7 @@ from scoresde.noise import PerSampleNoise
 from scoresde.sde import SDE
 from scoresde.solvers import Solver
 from scoresde.solvers.fitted import FitReport, Fitted, FittedLevels, LinearMethod
+from scoresde.solvers.spectral import known_spectrum
 
 # Of the blocks of trajectories: what is trained on and validated on; the rest is held out.
 _TRAINED, _VALIDATED = 0.6, 0.15
@@ -102,7 +103,10 @@ def fit(
     began = time.monotonic()
     x = _starts(score, shape, starts, seed, dtype, device)
     blocks = _blocks(score, x, batch)
-    methods = candidates(score.sde, solvers, steps)
+    event = tuple(x.shape[1:])
+    # what a solver takes from the score and the shape is to be known before it is run on symbols
+    made = [solver.made_for(score, event) for solver in solvers]
+    methods = candidates(score.sde, made, steps, known_spectrum(score, event))
     generator = torch.Generator().manual_seed(seed)
     # on one block, roughly: which method to start from, and how good the end points need to be
     rough = Trajectories(blocks[:1], reference(score, blocks[:1], math.inf)[0])

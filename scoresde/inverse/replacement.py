@@ -1,7 +1,7 @@
 """Replacement: after each step of any solver the measured part of x is drawn anew from its law given y.
 
     sample(score, shape, solver=Replacement(measurement), steps=100)
-    sample(score, shape, solver=Replacement(measurement, solver=VMultistep()), eta=1.0)
+    sample(score, shape, solver=Replacement(measurement, solver=SpectralMultistep()), eta=1.0)
 
 No backward passes; biased in a way that its docstring derives.
 """

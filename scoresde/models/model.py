@@ -28,6 +28,7 @@ from scoresde.models.network import NoiseLevelNetwork
 from scoresde.models.predictions import PREDICTIONS, Prediction
 from scoresde.models.score import DerivedScore, Score, shaped_like
 from scoresde.sde import SDE, Time, has_signal, spread
+from scoresde.spectrum import Spectrum
 
 Given = Mapping[str, Any] | None
 """Conditions by name, as the network takes them; None for none."""
@@ -48,6 +49,7 @@ class ScoreModel(NoiseLevelNetwork, Score):
             :data:`~scoresde.models.predictions.Prediction`). "noise" and "score" say nothing of x_0 where α(t) = 0.
         sigma_data: standard deviation of the data. With it the network sees x / sqrt(α² σ_data² + σ²), of unit
             variance; without it, x itself. "edm" always scales, with 0.5 unless told otherwise.
+        spectrum: of the data, for the samplers; see :meth:`Spectrum.of <scoresde.spectrum.Spectrum.of>`.
 
     Raises:
         ValueError: an unknown prediction, or a sigma_data that is not positive.
@@ -59,11 +61,13 @@ class ScoreModel(NoiseLevelNetwork, Score):
         sde: SDE,
         predicts: str | Prediction = "noise",
         sigma_data: float | None = None,
+        spectrum: Spectrum | None = None,
     ) -> None:
         if isinstance(predicts, str) and predicts not in PREDICTIONS:
             raise ValueError(f"predicts must be one of {', '.join(PREDICTIONS)}, or a function; got {predicts!r}.")
         super().__init__(net, sde, 0.5 if sigma_data is None and predicts == "edm" else sigma_data)
         self.predicts = predicts
+        self.spectrum = spectrum
         self._prediction = PREDICTIONS[predicts] if isinstance(predicts, str) else predicts
 
     def evaluate(self, x: Tensor, t: Time, wanted: Combination, conditions: Given = None) -> Tensor:
@@ -151,7 +155,7 @@ class Transported(ScoreModel):
     """A model seen under another schedule; made by :meth:`ScoreModel.under`."""
 
     def __init__(self, model: ScoreModel, sde: SDE) -> None:
-        super().__init__(model.net, sde, model.predicts, model.sigma_data)
+        super().__init__(model.net, sde, model.predicts, model.sigma_data, model.spectrum)
         self.trained_under: SDE = model.trained_under if isinstance(model, Transported) else model.sde
         # In a tuple: as an attribute of its own, nn.Module would list the network's parameters a second time.
         self._inner: tuple[ScoreModel, ...] = model._inner if isinstance(model, Transported) else (model,)

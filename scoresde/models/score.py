@@ -25,6 +25,7 @@ from scoresde import checks
 from scoresde.models.combination import NOISE, SCORE, X0, Coefficient, Combination, Expectation, Linear, combine
 from scoresde.models.modules import dtype_behind
 from scoresde.sde import SDE, Time
+from scoresde.spectrum import Spectrum
 
 Function = Callable[[Tensor, Tensor], Tensor]
 """(x (B, *event), t () or (B,)) -> a tensor shaped like x."""
@@ -36,10 +37,12 @@ class Score(ABC):
     Attributes:
         sde: the SDE.
         sigma_data: standard deviation of x_0 per coordinate, where the score knows it.
+        spectrum: the same along the direction of most, too, where the score knows it.
     """
 
     sde: SDE
     sigma_data: float | None = None
+    spectrum: Spectrum | None = None
 
     @abstractmethod
     def evaluate(self, x: Tensor, t: Tensor, wanted: Combination) -> Tensor:
@@ -86,6 +89,10 @@ class DerivedScore(Score):
     @property
     def sigma_data(self) -> float | None:  # type: ignore[override]
         return self.score.sigma_data
+
+    @property
+    def spectrum(self) -> Spectrum | None:  # type: ignore[override]
+        return self.score.spectrum
 
 
 @dataclass(frozen=True, eq=False)

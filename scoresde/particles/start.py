@@ -127,7 +127,7 @@ def prepared(
     source = chosen_noise(seed, noise)
     solver = default_solver if solver is None else require_solver(solver)
     process = Reverse(score, default_eta if eta is None else eta)
-    times = chosen_grid(score, grid, steps, solver).detach()
+    times = chosen_grid(score, grid, steps, solver, shape[1:]).detach()
     source.check(times)
     return ParticleRun(process, solver, times, shape, groups, threshold, scheme, source, denoise, dtype, device)
 

@@ -24,7 +24,7 @@ from scoresde.models.score import DerivedScore
 from scoresde.particles.population import Particles
 from scoresde.particles.start import ParticleOptions, ParticleRun, prepared, require_kind, takes_options
 from scoresde.sde import SDE, signal_left
-from scoresde.solvers import Solver, VMultistep
+from scoresde.solvers import Solver, SpectralMultistep
 from scoresde.solvers.wrapping import require_process, require_steps
 
 
@@ -46,7 +46,7 @@ def tilted(guidance: LinearGuidance, shape: tuple[int, ...], **options: Unpack[P
             :func:`~scoresde.guidance.classifier`, a composition. All p_i must have come to the SDE's prior at T.
         shape: (G·N, *event); rows g·N to g·N + N - 1 are group g. Conditions bound row by row must agree in a group.
         options: see :class:`~scoresde.particles.ParticleOptions`. The solver is one that takes the grid's steps,
-            default :class:`~scoresde.solvers.VMultistep`; take 50 ``steps`` or more for each unit of a large scale.
+            default :class:`~scoresde.SpectralMultistep`; take 50 ``steps`` or more for each unit of a large scale.
             ``eta`` is 2 by default: the more noise, the sooner particles forget where they came from, so that their
             weights differ less; 2 instead of 1 saves half of them or more, but wants steps twice as short. Without
             noise equal particles would never part: a solver that draws none needs ``threshold=0``. ``denoise`` is by
@@ -72,7 +72,7 @@ def tilted(guidance: LinearGuidance, shape: tuple[int, ...], **options: Unpack[P
         "classifier_free(...) or classifier(...)",
     )
     recorded = RecordedSum(guidance)
-    run = prepared(recorded, shape, VMultistep(), 2.0, **options)
+    run = prepared(recorded, shape, SpectralMultistep(), 2.0, **options)
     require_steps(run.solver, "so that there is no common time at which to weigh and resample the particles")
     require_process(run.solver, "so that weights collected there are not those of the process")
     run.solver.check(run.process)

@@ -57,7 +57,7 @@ def twisted(
         options: see :class:`~scoresde.particles.ParticleOptions`. The solver is one whose steps are Gaussian, which it
             says by ``transitions``, and that draws noise at ``eta``; default
             :class:`~scoresde.solvers.EulerMaruyama`, whose law is nearer to p than that of DDIM at equal steps.
-            ``Multistep(1, correct=False, predicts="v")`` on :func:`~scoresde.grids.balanced` is nearer still where
+            ``Multistep(1, correct=False, predicts="v")`` on :func:`~scoresde.grids.spectral` is nearer still where
             ``sigma_data`` is known. ``eta`` is 1 by default: there the best ψ_t is E[ψ_0(x_0) | x_t], which methods
             approximate; elsewhere it is not, and weights differ more. ``denoise`` is by the plain score, at no cost,
             and weighs with ψ_0 there. Without it, particles end at the last time and follow p ψ of it.

@@ -6,14 +6,14 @@ Each family has a page of its own; what a solver may say of itself, and how to w
     solution = DPMSolverPP(order=2).solve(Reverse(score, eta=0.0), x_T, grids.karras(sde, 20))
     sample(score, shape, solver=PredictorCorrector(), steps=100)
 
-:mod:`~scoresde.solvers.multistep` (the default among them), :mod:`~scoresde.solvers.one_step`,
+:mod:`~scoresde.solvers.spectral` (the default), :mod:`~scoresde.solvers.multistep`, :mod:`~scoresde.solvers.one_step`,
 :mod:`~scoresde.solvers.runge_kutta`, :mod:`~scoresde.solvers.adaptive`, :mod:`~scoresde.solvers.langevin`,
 :mod:`~scoresde.solvers.metropolis`, :mod:`~scoresde.solvers.fitted`, torchdiffeq in
 :mod:`~scoresde.solvers.ode_backend`, torchsde in :mod:`~scoresde.solvers.sde_backend`. Modules with a leading
 underscore are the engines behind them.
 """
 
-from scoresde.solvers import adaptive, langevin, metropolis, multistep, one_step, runge_kutta
+from scoresde.solvers import adaptive, langevin, metropolis, multistep, one_step, runge_kutta, spectral
 from scoresde.solvers.adaptive import *
 from scoresde.solvers.base import Ending, Planned, Progress, Solution, Solver, only_ode, only_sde
 from scoresde.solvers.fitted import Fitted
@@ -24,6 +24,7 @@ from scoresde.solvers.ode_backend import ProbabilityFlow
 from scoresde.solvers.one_step import *
 from scoresde.solvers.runge_kutta import *
 from scoresde.solvers.sde_backend import TorchSDE
+from scoresde.solvers.spectral import *
 from scoresde.solvers.wrapping import Wrapping
 
 __all__ = [
@@ -45,3 +46,4 @@ __all__ += metropolis.__all__
 __all__ += multistep.__all__
 __all__ += one_step.__all__
 __all__ += runge_kutta.__all__
+__all__ += spectral.__all__

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
-from scoresde.models.combination import Coefficient, combine
+from scoresde.models.combination import Coefficient, as_number, combine
 from scoresde.noise import Noise
 from scoresde.reverse import Reverse
 from scoresde.sde import SDE
@@ -62,6 +63,8 @@ class Row(NamedTuple):
         remember: how many F to hand on.
         carry: of each F that is handed on, where it is counted from x/σ: see :mod:`~scoresde.solvers._from_noise`.
         follow: by how much each past F follows a change of x from outside, there.
+        doubt: (a, w...), of x and F, newest first: by how much the evaluation corrects x, weighed for an estimate of
+            the error; None for a method that makes none.
     """
 
     evaluates: tuple[Coefficient, Coefficient] | None
@@ -71,6 +74,7 @@ class Row(NamedTuple):
     remember: int
     carry: tuple[Carry, ...] = ()
     follow: tuple[Coefficient, ...] = ()
+    doubt: tuple[Coefficient, ...] | None = None
 
 
 class StartUp(NamedTuple):
@@ -87,12 +91,14 @@ class StartUp(NamedTuple):
 class Memory(NamedTuple):
     """Past F, newest first; ``ahead`` if the newest belongs to the time where the next step starts.
 
-    ``x`` is the state from whose x/σ they are counted, if they are.
+    ``x`` is the state from whose x/σ they are counted, if they are. ``doubt`` is the sum of the squares that the rows'
+    ``doubt`` came to, (B,) float64.
     """
 
     past: tuple[Tensor, ...] = ()
     ahead: bool = False
     x: Tensor | None = None
+    doubt: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -149,7 +155,7 @@ class ExponentialMultistep(Planned):
         """One evaluation."""
         if isinstance(row, StartUp):
             return _sweep(process, x, row)
-        past, ahead, origin = memory or Memory()
+        past, ahead, origin, doubt = memory or Memory()
         if origin is not None and origin is not x:  # a corrector, or a measurement, has moved x since
             past = tuple(combine((1.0, f), (c, x - origin)) for c, f in zip(row.follow, past, strict=False))
         if not ahead and row.evaluates is not None:
@@ -158,10 +164,25 @@ class ExponentialMultistep(Planned):
             change = combine(*zip(row.weights, past, strict=False))
             after = combine((1.0, change), (row.linear, x))
             return after, Memory(carried(x, change, past, row.carry), False, after if row.carry[0].counted else None)
+        if row.doubt is not None:
+            doubt = doubted(x, past, row.doubt, doubt)
         terms = [(row.linear, x), *zip(row.weights, past, strict=False)]
         if self.draws_noise(process):
             terms.append((row.noise, noise.between(x, t, s)))
-        return combine(*terms), Memory(past[: row.remember])
+        return combine(*terms), Memory(past[: row.remember], doubt=doubt)
+
+
+_JUDGED = 1024  # coordinates of a sample, at equal distances, by which its error is estimated
+
+
+def doubted(x: Tensor, past: tuple[Tensor, ...], weights: tuple[Coefficient, ...], before: Tensor | None) -> Tensor:
+    """(B,) float64: ``before`` and the mean square over some coordinates of Σ weights (x, past)."""
+    size = math.prod(x.shape[1:])
+    every = max(1, size // _JUDGED)
+    with torch.no_grad():
+        some = [value.detach().reshape(len(x), size)[:, ::every] for value in (x, *past)]
+        square = combine(*zip(map(as_number, weights), some, strict=False)).double().square().mean(1)
+    return square if before is None else before + square
 
 
 def variable_of(name: Interpolates, sde: SDE, sigma_data: float) -> Variable:

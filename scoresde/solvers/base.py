@@ -14,7 +14,7 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -43,12 +43,13 @@ class Progress(NamedTuple):
 
 @dataclass(frozen=True)
 class Ending:
-    """What the steps come to: the state, and the fields of :class:`Solution` that only adaptive methods know."""
+    """What the steps come to: the state, and the fields of :class:`Solution` that only some methods know."""
 
     x: Tensor
     complete: bool = True
     nfe_per_sample: Tensor | None = None
     reached: Tensor | None = None
+    error: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,8 @@ class Solution:
         complete: whether every sample reached the last time; adaptive methods stop short of it at their step limit.
         nfe_per_sample: (B,) evaluations that each sample needed, from methods whose samples step on their own.
         reached: (B,) float64, the time that each sample reached, from the same methods.
+        error: (B,) float64, what a method that judges itself expects the error of a coordinate of each sample to be,
+            root mean square, in units of x_0: see :class:`~scoresde.SpectralMultistep`.
     """
 
     x: Tensor
@@ -74,6 +77,7 @@ class Solution:
     complete: bool = True
     nfe_per_sample: Tensor | None = None
     reached: Tensor | None = None
+    error: Tensor | None = None
 
 
 class CountedScore(Score):
@@ -81,7 +85,7 @@ class CountedScore(Score):
 
     def __init__(self, score: Score) -> None:
         self.score, self.nfe = score, 0
-        self.sigma_data = score.sigma_data
+        self.sigma_data, self.spectrum = score.sigma_data, score.spectrum
 
     @property
     def sde(self) -> SDE:  # type: ignore[override]
@@ -145,9 +149,17 @@ class Solver(ABC):
         """Whether a step needs random numbers on this process."""
         return process.eta > 0
 
+    def judged(self, process: Reverse, x: Tensor, state: Any) -> Tensor | None:
+        """The error that the run which ended with this state expects, (B,); None for a method that does not say."""
+        return None
+
     def default_grid(self, score: Score) -> grids.Rule | Tensor:
         """The rule of the grid that goes with the method; for a method that knows only its own times, these."""
         return grids.karras
+
+    def made_for(self, score: Score, event: tuple[int, ...]) -> Self:
+        """The same solver, with what it is to take from the score and the shape of a sample (*event) filled in."""
+        return self
 
     def selected(self, state: Any, select: Callable[[Tensor], Tensor]) -> Any:
         """What is remembered of some samples: ``state`` with each tensor of samples replaced by ``select`` of it."""
@@ -227,7 +239,9 @@ class Solver(ABC):
             )
         path = torch.stack(states).to(dtype) if trajectory else None
         each = ending.nfe_per_sample if ending.nfe_per_sample is None else ending.nfe_per_sample + int(denoise)
-        return Solution(x.to(dtype), counted.nfe, grid, path, denoise, ending.complete, each, ending.reached)
+        return Solution(
+            x.to(dtype), counted.nfe, grid, path, denoise, ending.complete, each, ending.reached, ending.error
+        )
 
     def integrate(self, process: Reverse, x: Tensor, grid: Tensor, noise: Noise, report: Report) -> Ending:
         """All steps, from x at grid[0] to grid[-1]: the loop over :meth:`step`.
@@ -247,7 +261,7 @@ class Solver(ABC):
         for i, (t, s) in enumerate(itertools.pairwise(times)):
             x, state = self.step(process, x, t, s, noise, state)
             report(i + 1, x)
-        return Ending(x)
+        return Ending(x, error=self.judged(process, x, state))
 
     def _run_again(
         self, process: Reverse, x: Tensor, grid: Tensor, noise: Noise, report: Report, budget: int, *, every: bool
@@ -327,7 +341,11 @@ class Planned(Solver):
 
     @abstractmethod
     def plan(self, process: Reverse, grid: Tensor) -> Sequence[Any]:
-        """What each of the n steps of ``grid`` (n + 1,) needs; raises ValueError where a step cannot be taken."""
+        """What each of the n steps of ``grid`` (n + 1,) needs, of a solver that is :meth:`made_for` them.
+
+        Raises:
+            ValueError: a step cannot be taken.
+        """
 
     @abstractmethod
     def advance(
@@ -337,7 +355,7 @@ class Planned(Solver):
 
     def start(self, process: Reverse, x: Tensor, grid: Tensor, noise: Noise) -> tuple[Tensor, Any]:
         """The plan."""
-        return x, Plan(self._planned(process, grid), 0, None, grid.tolist())
+        return x, Plan(self._planned(process, x, grid), 0, None, grid.tolist())
 
     def step(self, process: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise, state: Any) -> tuple[Tensor, Any]:
         """The next step of the plan that :meth:`start` made; without a state, or at other times, one on its own.
@@ -352,7 +370,7 @@ class Planned(Solver):
                     f"{type(self).__name__} remembers the steps of its grid, of which none goes from t = {t:g} to "
                     f"{s:g} now. Call start with the times that you will take, or state None for a new beginning."
                 )
-            plan = Plan(self._planned(process, torch.stack([t, s])), 0, None, [t.item(), s.item()])
+            plan = Plan(self._planned(process, x, torch.stack([t, s])), 0, None, [t.item(), s.item()])
         row = plan.rows[plan.done]
         if isinstance(row, FromPrior):
             x, memory = row.take(process, x, t, s, noise), None
@@ -364,11 +382,12 @@ class Planned(Solver):
         """The plan belongs to the grid, not to samples."""
         return state._replace(memory=mapped(state.memory, select))
 
-    def _planned(self, process: Reverse, grid: Tensor) -> Sequence[Any]:
+    def _planned(self, process: Reverse, x: Tensor, grid: Tensor) -> Sequence[Any]:
         first = from_prior(process.sde, grid[0], grid[1], draws=self.draws_noise(process))
+        made = self.made_for(process.score, tuple(x.shape[1:]))
         if first is None:
-            return self.plan(process, grid)
-        return [first, *(self.plan(process, grid[1:]) if len(grid) > 2 else ())]
+            return made.plan(process, grid)
+        return [first, *(made.plan(process, grid[1:]) if len(grid) > 2 else ())]
 
 
 class _NoNoise(Noise):

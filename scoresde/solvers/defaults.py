@@ -2,8 +2,8 @@
 
 :func:`~scoresde.sample`, the particle methods and the edits call these, so that a default means the same everywhere::
 
-    solver = chosen_solver(None)                            # VMultistep()
-    grid = chosen_grid(score, None, 25, solver)             # the solver's default rule, 25 steps, float64 (26,)
+    solver = chosen_solver(None)                            # SpectralMultistep()
+    grid = chosen_grid(score, None, 25, solver, event)      # the solver's default rule, 25 steps, float64 (26,)
     x = prior_draw(score.sde, grid[0], shape, noise, dtype=torch.float32, device=None, score=score)
 
 Each checks what it is given, and raises TypeError or ValueError with what would be right.
@@ -20,33 +20,41 @@ from scoresde.models.score import Score
 from scoresde.noise import Noise
 from scoresde.sde import SDE
 from scoresde.solvers.base import Solver
-from scoresde.solvers.multistep import VMultistep
+from scoresde.solvers.spectral import SpectralMultistep
 from scoresde.solvers.wrapping import require_solver
 
 
 def chosen_solver(solver: Solver | None) -> Solver:
-    """The solver, by default a new VMultistep.
+    """The solver, by default a new SpectralMultistep.
 
     Raises:
         TypeError: something else.
     """
-    return VMultistep() if solver is None else require_solver(solver)
+    return SpectralMultistep() if solver is None else require_solver(solver)
 
 
 def chosen_grid(
-    score: Score, grid: Tensor | grids.Rule | None, steps: int, solver: Solver, *, start: Tensor | None = None
+    score: Score,
+    grid: Tensor | grids.Rule | None,
+    steps: int,
+    solver: Solver,
+    event: tuple[int, ...],
+    *,
+    start: Tensor | None = None,
 ) -> Tensor:
     """Times: those given, or made by a rule of so many steps, by default the solver's, from ``start`` if there is one.
+
+    ``event`` is the shape of a sample, on which the solver's rule may depend.
 
     Raises:
         TypeError: neither times nor a rule.
         ValueError: bad times; a start for a solver that knows only its own times.
     """
-    grid = solver.default_grid(score) if grid is None else grid
+    grid = solver.made_for(score, event).default_grid(score) if grid is None else grid
     if start is not None and isinstance(grid, Tensor):
         raise ValueError(
             f"{type(solver).__name__} knows only its own times, which start at T; they cannot be made anew from "
-            "another time. Take VMultistep() or another solver."
+            "another time. Take SpectralMultistep() or another solver."
         )
     if callable(grid):
         grid = grid(score.sde, steps) if start is None else grid(score.sde, steps, t_start=start)

@@ -1,6 +1,5 @@
-"""Multistep methods, one evaluation a step: the default, and the exponential methods by the names of their papers::
+"""Exponential multistep methods, one evaluation a step, by the names of their papers::
 
-    sample(score, shape)                                              # VMultistep, the default, on grids.balanced
     sample(score, shape, solver=DPMSolverPP(order=2), steps=20)
     sample(score, shape, solver=SASolver(), steps=50)                 # the reverse SDE
 
@@ -9,98 +8,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from scoresde import checks, grids
+from scoresde import checks
 from scoresde.models.combination import Coefficient
-from scoresde.models.score import Score
 from scoresde.reverse import Reverse
-from scoresde.solvers._frames import Predicts, VFrame, check_data_scale, data_scale, levels
-from scoresde.solvers._multistep import ExponentialMultistep, Form, Interpolates, one_step_rows, plan_rows
-from scoresde.solvers._relaxed import extended, relaxed_rows
-from scoresde.solvers._variables import flow
+from scoresde.solvers._frames import Predicts, check_data_scale
+from scoresde.solvers._multistep import ExponentialMultistep, Form, Interpolates, one_step_rows
 
-__all__ = ["DEIS", "DPMSolverPP", "Multistep", "SASolver", "UniPC", "VMultistep"]
-
-# Numbers of the default, fitted together with those of _relaxed and grids.balanced to a family of mixtures: see
-# docs/benchmarks.md.
-_STEADY = 15.0  # steps from which the corrector helps at η = 1
-_PRIOR = 20.0  # σ/α, in units of the data's scale, from where the score is the prior's
-
-
-def scales(n: int, few: bool) -> tuple[float, float]:
-    """d of the frame and c of φ for n evaluations, in units of the data's scale."""
-    n = max(4, n)
-    if few:
-        return 1.247 * math.exp(2.23 / n), 0.204 * math.exp(9.96 / n)
-    return 1.027 * math.exp(2.40 / n), 0.636 * math.exp(1.78 / n)
-
-
-@dataclass(frozen=True)
-class VMultistep(ExponentialMultistep):
-    r"""The default: a polynomial of v̂ in flow time through its last five values, with a corrector.
-
-    With N = sqrt(α² d² + σ²), tan θ = σ/(α d) and φ = σ/(c α + σ), one evaluation a step, which also corrects the
-    step that led to it::
-
-        x_s / N_s = x_t / N_t + Σ_j w_j v̂_j        w_j = ∫_{θ_t}^{θ_s} ℓ_j(φ) dθ
-
-    Both ends, σ → 0 and σ/α → ∞, are regular in φ and θ, so long steps there do no harm. d and c depend on the number
-    n of evaluations and on ``sigma_data``; the grid that goes with them is :func:`~scoresde.grids.balanced`.
-
-    **Few evaluations.** A run of 4 to 21 steps for η = 0 that starts where σ/α >= 20 σ_data takes n = steps - 1
-    evaluations: none in the first step, where x is the prior's and v̂ = 0; those that follow correct it. And of the
-    terms of Newton's form of a polynomial, by degree q, the predictor takes a share 1 - r_q/n, never below 0, and the
-    corrector 1 + s_q/n. For η > 0 two values are used, with the corrector from 15 η² steps on. d and c
-    (:func:`scales`), r and s were fitted once to random mixtures in 2, 8 and 64 dimensions.
-
-    The prediction v: Salimans & Ho 2022 (arXiv:2202.00512), appendix D; the corrector: Zhao et al. 2023
-    (arXiv:2302.04867).
-
-    Args:
-        sigma_data: standard deviation of the data per coordinate; default the score's own, else 1.
-
-    Raises:
-        ValueError: sigma_data not positive.
-    """
-
-    sigma_data: float | None = None
-
-    order: ClassVar[int] = 3
-
-    def __post_init__(self) -> None:
-        check_data_scale(self.sigma_data)
-
-    def form(self) -> Form:
-        """Five values, corrected."""
-        return Form(5, correct=True, predicts="v")
-
-    def plan(self, process: Reverse, grid: Tensor) -> Sequence[Any]:
-        """Rows; the first without an evaluation where few must do."""
-        at, ode = levels(process.sde, grid), bool(process.eta == 0)
-        if ode and bool(at.sigma[-1] == 0):
-            at = extended(at)
-        steps, scale = len(grid) - 1, checks.number(data_scale(self.sigma_data, process.score))
-        few = ode and 4 <= steps <= grids.FEW and float(-at.h[0].detach()) >= math.log(_PRIOR * scale)
-        n = steps - 1 if few else steps
-        d, c = scales(n, few)
-        frame, variable = VFrame(process.eta, d * scale), flow(c * scale)
-        if few:
-            return relaxed_rows(frame, at, n, variable)
-        # noise makes a corrected extrapolation over steps so long unstable
-        calm = steps >= _STEADY * checks.number(process.eta) ** 2
-        form = self.form() if ode else self.form()._replace(history=2, correct=calm)
-        return plan_rows(frame, form, at, None, variable)
-
-    def default_grid(self, score: Score) -> grids.Rule:
-        """:func:`~scoresde.grids.balanced`, at the same scale."""
-        return partial(grids.balanced, sigma_data=data_scale(self.sigma_data, score))
+__all__ = ["DEIS", "DPMSolverPP", "Multistep", "SASolver", "UniPC"]
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 
@@ -53,6 +54,10 @@ class Wrapping(Solver):
     def default_grid(self, score: Score) -> grids.Rule | Tensor:
         return self.solver.default_grid(score)
 
+    def made_for(self, score: Score, event: tuple[int, ...]) -> Self:
+        held = [field.name for field in dataclasses.fields(self) if getattr(self, field.name) is self.solver]
+        return dataclasses.replace(self, **dict.fromkeys(held, self.solver.made_for(score, event)))
+
     def check(self, process: Reverse) -> None:
         """What the other solver asks."""
         self.solver.check(process)
@@ -81,7 +86,7 @@ def require_solver(solver: object, *, name: str = "solver") -> Solver:
         TypeError: something else.
     """
     if not isinstance(solver, Solver):
-        raise TypeError(f"{name} must be a Solver such as VMultistep() or Heun(), got {solver!r}.")
+        raise TypeError(f"{name} must be a Solver such as SpectralMultistep() or Heun(), got {solver!r}.")
     return solver
 
 
@@ -90,7 +95,7 @@ def require_steps(solver: Solver, why: str, otherwise: str = "") -> None:
     if not solver.steps_on_grid:
         raise ValueError(
             f"{type(solver).__name__} is not made of the grid's steps but chooses its own steps, {why}. Take a solver "
-            f"that steps on the grid, such as VMultistep(), Heun() or DDIM(){otherwise}."
+            f"that steps on the grid, such as SpectralMultistep(), Heun() or DDIM(){otherwise}."
         )
 
 
@@ -99,5 +104,5 @@ def require_process(solver: Solver, why: str) -> None:
     if not solver.follows_process:
         raise ValueError(
             f"the states of {type(solver).__name__} between its ends do not follow the process, {why}. Take a solver "
-            "of the process, such as VMultistep() or DDIM()."
+            "of the process, such as SpectralMultistep() or DDIM()."
         )

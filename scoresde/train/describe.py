@@ -24,6 +24,7 @@ import scoresde.sde
 from scoresde.models import PREDICTIONS, ClassifierModel, Prediction, ScoreModel
 from scoresde.models.model import Transported
 from scoresde.sde import SDE
+from scoresde.spectrum import Spectrum
 from scoresde.train.draws import seeded
 from scoresde.train.folder import CheckpointError
 
@@ -79,17 +80,20 @@ def check_described(model: Any) -> None:
         raise ValueError(f"predicts: expected one of {', '.join(PREDICTIONS)}, got {predicts!r}")
     if sigma_data is not None and not (isinstance(sigma_data, float | int) and 0 < sigma_data < float("inf")):
         raise ValueError(f"sigma_data: expected a positive number or null, got {sigma_data!r}")
+    _spectrum(model)
 
 
 def known_parts(model: Mapping[str, Any]) -> dict[str, Any]:
     """A description that ``check_described`` accepted, with its kind, and nothing that this version does not know."""
     kind = model.get("kind", SCORE)
     known = {key: model[key] for key in ("sde", "net", "sigma_data")}
-    return {"kind": kind, **known, "predicts": model["predicts"] if kind == SCORE else None}
+    found = {"kind": kind, **known, "predicts": model["predicts"] if kind == SCORE else None}
+    return found if model.get("spectrum") is None else {**found, "spectrum": model["spectrum"]}
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:
-    """``model`` as JSON: its kind, SDE and network by class name and arguments, what it predicts, sigma_data.
+    """``model`` as JSON: its kind, SDE and network by class name and arguments, what it predicts,
+    sigma_data and spectrum.
 
     Raises:
         TypeError: neither a ScoreModel nor a ClassifierModel, or one seen under another schedule than it was trained
@@ -106,13 +110,27 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
     if any("_orig_mod" in name for name, _ in model.named_modules()):
         raise ValueError("torch.compile(net) renames the weights; compile in place, net.compile(), before or after.")
     predicts = model.predicts if isinstance(model, ScoreModel) else None
-    return {
+    spectrum = model.spectrum if isinstance(model, ScoreModel) else None
+    described = {
         "kind": SCORE if isinstance(model, ScoreModel) else CLASSIFIER,
         "sde": _describe_sde(model.sde),
         "net": _describe_net(model.net),
         "predicts": predicts if isinstance(predicts, str) else None,
         "sigma_data": None if model.sigma_data is None else float(model.sigma_data),
     }
+    return described if spectrum is None else {**described, "spectrum": dataclasses.asdict(spectrum)}
+
+
+def _spectrum(description: Mapping[str, Any]) -> Spectrum | None:
+    """Raises TypeError or ValueError where it is none."""
+    given = description.get("spectrum")  # files of before there was one do not say
+    if given is None:
+        return None
+    if not (isinstance(given, dict) and set(given) == {"scale", "largest"}):
+        raise ValueError(f"spectrum: expected scale and largest or null, got {given!r}")
+    if not all(isinstance(v, float | int) and not isinstance(v, bool) for v in given.values()):
+        raise TypeError(f"spectrum: expected two numbers, got {given!r}")
+    return Spectrum(**given)
 
 
 def rebuild_model(
@@ -138,7 +156,7 @@ def rebuild_model(
             raise ValueError("the model was trained with a prediction function of its own; pass it as predicts=....")
     elif description["predicts"] not in (None, predicts):
         raise ValueError(f"the model was trained to predict {description['predicts']!r}, got predicts={predicts!r}.")
-    return ScoreModel(net, sde, predicts=predicts, sigma_data=description["sigma_data"])
+    return ScoreModel(net, sde, predicts, description["sigma_data"], _spectrum(description))
 
 
 def rebuild_classifier(

@@ -156,7 +156,7 @@ def test_what_the_library_has_is_found_by_name() -> None:
     assert concrete - {solvers.Fitted} == set(choices.SOLVERS.values())  # which is made by a fit, not by options
     assert choices.SOLVERS["euler-maruyama"] is ss.EulerMaruyama
     assert set(choices.SDES.values()) == {ss.VP, ss.SubVP, ss.VE, ss.Cosine, ss.EDM, ss.RectifiedFlow}
-    assert set(choices.GRIDS.values()) == {grids.balanced, grids.uniform, grids.log_snr, grids.karras}
+    assert set(choices.GRIDS.values()) == {grids.spectral, grids.uniform, grids.log_snr, grids.karras}
     assert times.LogNormalSigma in choices.TIMES.values()
     assert times.Stratified not in choices.TIMES.values()
     assert "digits" in choices.PRESETS

@@ -39,8 +39,8 @@ from scoresde.solvers import (
     Heun,
     Multistep,
     Solver,
+    SpectralMultistep,
     UniPC,
-    VMultistep,
 )
 from scoresde.solvers.fitted import FitReport, FittedLevels, LinearMethod
 
@@ -88,7 +88,7 @@ LINEAR: list[Solver] = [
     DPMSolverPP(3),
     DEIS(4),
     UniPC(3),
-    VMultistep(),
+    SpectralMultistep(),
     Multistep(3, True, "v", "angle"),
     Multistep(2, False, "noise", "noise_level"),
 ]
@@ -321,7 +321,7 @@ def test_solvers_are_where_it_starts() -> None:
         assert quick(solver=both, steps=4).report.started_from.startswith("Multistep")
     made = quick(solver=Heun(), steps=4)  # two steps of Heun's
     assert made.steps == 4 and made.report.started_from.startswith("Heun")
-    assert quick(solver=None).report.started_from.startswith("Multistep")
+    assert "Multistep" in quick(solver=None).report.started_from
 
 
 def test_limits_stop_it() -> None:

@@ -19,7 +19,7 @@ from scoresde.problems import GaussianMixture
 from scoresde.reverse import Reverse
 from scoresde.sampling import sample
 from scoresde.sde import EDM, SDE, VE, VP, Cosine, RectifiedFlow
-from scoresde.solvers import DDIM, DPMSolverPP, Heun, Solver, VMultistep
+from scoresde.solvers import DDIM, DPMSolverPP, Heun, Solver, SpectralMultistep
 
 NONE = 2  # the label of no class
 SAYS_X0 = ("x0", "v", "velocity", "edm")
@@ -177,8 +177,8 @@ RUNS = ("classifier_free", "compose", "projected", "autoguidance", "rescale")
 
 
 SOLVERS: list[tuple[Solver, int]] = [
-    (VMultistep(), 7),
-    (VMultistep(), 25),
+    (SpectralMultistep(), 7),
+    (SpectralMultistep(), 25),
     (DDIM(), 25),
     (DPMSolverPP(), 10),
     (DPMSolverPP(order=3), 25),

@@ -45,8 +45,8 @@ from scoresde.solvers import (
     PredictorCorrector,
     ProbabilityFlow,
     Solver,
+    SpectralMultistep,
     UniPC,
-    VMultistep,
 )
 
 F64 = torch.float64
@@ -164,7 +164,7 @@ def test_the_stated_bias_is_the_limit_of_small_steps(sde: SDE, rho: float) -> No
     assert abs(mean - rho * Y) > 0.09  # which is not the posterior's mean
 
 
-@pytest.mark.parametrize("solver", [VMultistep(), DPMSolverPP()], ids=name)
+@pytest.mark.parametrize("solver", [SpectralMultistep(), DPMSolverPP()], ids=name)
 def test_a_memory_of_past_steps_does_not_move_the_limit(solver: Solver) -> None:
     mean, variance = (1 - math.sqrt(1 - RHO**2)) / RHO, (1 - RHO**2) * math.atanh(RHO) / RHO
     got = law(Replacement(measured(), solver), VP(t_min=1e-5), 160, eta=1.0)
@@ -442,7 +442,7 @@ def test_measurements_that_do_not_serve(kind: Any) -> None:
         sample(score, (4, 3), solver=kind(measured()), steps=2)
 
 
-@pytest.mark.parametrize("solver", [UniPC(), DPMSolverPP(), VMultistep()], ids=name)
+@pytest.mark.parametrize("solver", [UniPC(), DPMSolverPP(), SpectralMultistep()], ids=name)
 def test_passes_gone_again_want_no_memory(solver: Solver) -> None:
     with pytest.raises(ValueError, match="remembers past steps"):
         RePaint(measured(), solver)

@@ -30,7 +30,8 @@ from scoresde.problems import Empirical, Gaussian, GaussianMixture
 from scoresde.reverse import Reverse
 from scoresde.sampling import sample
 from scoresde.sde import EDM, SDE, VE, VP, ChainSDE, Cosine, RectifiedFlow, ScheduleSDE, SubVP
-from scoresde.solvers import VMultistep
+from scoresde.solvers import SpectralMultistep
+from scoresde.spectrum import Spectrum
 
 F64 = torch.float64
 MIXTURE = GaussianMixture(
@@ -325,17 +326,19 @@ def test_the_default_takes_the_scale_of_the_score() -> None:
     """A score that knows its scale is sampled as if the solver had been told, in grid and in method."""
     sde = VP()
     model = ScoreModel(lambda x, c: 0.05 * torch.tanh(3 * x + 0.1 * c[:, None]), sde, "x0", sigma_data=0.2)
-    told = sample(model, (4, 2), solver=VMultistep(sigma_data=0.2), steps=8)
+    told = sample(model, (4, 2), solver=SpectralMultistep(Spectrum.assumed((2,), 0.2)), steps=8)
     function = model.__call__
     for score in (model, model.bind(), Derived(model), as_score(function, sde, sigma_data=0.2)):
         assert score.sigma_data == 0.2
         found = sample(score, (4, 2), steps=8)
-        assert torch.equal(found.grid, told.grid) and torch.equal(found.grid, grids.balanced(sde, 8, sigma_data=0.2))
+        assert torch.equal(found.grid, told.grid) and torch.equal(
+            found.grid, grids.spectral(sde, 8, spectrum=Spectrum(0.2, 0.2))
+        )
         torch.testing.assert_close(found.x, told.x, rtol=0, atol=1e-4)  # float32, a function's by other arithmetic
     unknown = sample(as_score(function, sde), (4, 2), steps=8)
-    assert torch.equal(unknown.grid, grids.balanced(sde, 8)) and not torch.allclose(unknown.x, told.x, atol=1e-3)
+    assert torch.equal(unknown.grid, grids.spectral(sde, 8)) and not torch.allclose(unknown.x, told.x, atol=1e-3)
     # what the solver is told goes before what the score knows
-    assert torch.equal(sample(model, (4, 2), solver=VMultistep(sigma_data=1.0), steps=8).grid, unknown.grid)
+    assert torch.equal(sample(model, (4, 2), solver=SpectralMultistep(Spectrum(1.0, 1.0)), steps=8).grid, unknown.grid)
     assert ScoreModel(lambda x, c: x, sde, "edm").sigma_data == 0.5  # which always scales
 
 

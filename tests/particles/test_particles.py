@@ -28,7 +28,16 @@ from scoresde.particles.resample import RESAMPLING, residual, systematic
 from scoresde.problems import GaussianMixture
 from scoresde.reverse import Reverse
 from scoresde.sde import EDM, SDE, VE, VP, Cosine, RectifiedFlow, has_signal
-from scoresde.solvers import DDIM, Ancestral, EulerMaruyama, Heun, Multistep, ReverseDiffusion, Solver, VMultistep
+from scoresde.solvers import (
+    DDIM,
+    Ancestral,
+    EulerMaruyama,
+    Heun,
+    Multistep,
+    ReverseDiffusion,
+    Solver,
+    SpectralMultistep,
+)
 
 F64 = torch.float64
 
@@ -499,7 +508,7 @@ def run(guidance: Any = GOOD, shape: Any = (4, 1), **options: Any) -> Particles:
         (lambda: run(Broken(VP(), other=as_score(lambda x, t: -x, Cosine()))), ValueError, "its other has Cosine"),
         (lambda: run(solver=Heun()), TypeError, "one-step solver"),
         (lambda: run(solver="ddim"), TypeError, "must be a Solver"),
-        (lambda: run(solver=VMultistep()), TypeError, "one-step solver"),
+        (lambda: run(solver=SpectralMultistep()), TypeError, "one-step solver"),
         (lambda: run(solver=Multistep()), ValueError, "remembers past steps"),
         (lambda: run(solver=DDIM(), eta=0.0), ValueError, "draw no noise"),
         (lambda: run(solver=DDIM(eta=0.0)), ValueError, "draw no noise"),
@@ -619,10 +628,10 @@ def long_steps(sde: SDE, steps: int) -> Tensor:
         (v_step(), long_steps, 5),
         (EulerMaruyama(), grids.log_snr, 100),
         (ReverseDiffusion(), grids.log_snr, 100),
-        (DDIM(), grids.balanced, 7),
-        (Ancestral(), grids.balanced, 10),
-        (v_step(), grids.balanced, 7),
-        (v_step(), grids.balanced, 100),
+        (DDIM(), grids.spectral, 7),
+        (Ancestral(), grids.spectral, 10),
+        (v_step(), grids.spectral, 7),
+        (v_step(), grids.spectral, 100),
     ],
     ids=name_of,
 )

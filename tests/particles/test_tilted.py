@@ -51,9 +51,9 @@ from scoresde.solvers import (
     ReverseDiffusion,
     SASolver,
     Solver,
+    SpectralMultistep,
     StochasticRungeKutta,
     TorchSDE,
-    VMultistep,
 )
 
 F64 = torch.float64
@@ -265,8 +265,8 @@ def long_steps(sde: SDE, steps: int) -> Tensor:
     ("solver", "rule", "steps"),
     [
         (EulerMaruyama(), grids.log_snr, 60),
-        (VMultistep(), grids.balanced, 60),
-        (VMultistep(), long_steps, 6),
+        (SpectralMultistep(), grids.spectral, 60),
+        (SpectralMultistep(), long_steps, 6),
         (DDIM(), long_steps, 6),
         (SASolver(), long_steps, 6),
     ],
@@ -387,8 +387,8 @@ def test_the_rate_is_the_same_for_every_eta() -> None:
 @pytest.mark.parametrize(
     ("sde", "solver", "eta"),
     [
-        (VP(), VMultistep(), 1.0),
-        (EDM(T=80.0, t_min=0.01), VMultistep(), 1.0),
+        (VP(), SpectralMultistep(), 1.0),
+        (EDM(T=80.0, t_min=0.01), SpectralMultistep(), 1.0),
         (VP(), Multistep(), 1.0),
         (VP(), Multistep(), 0.5),
         (VP(), DPMSolverPP(), 1.0),
@@ -494,7 +494,7 @@ def guided(sde: SDE, scale: float, n: int, eta: float) -> Tensor:
     """Guidance alone."""
     process = Reverse(Guided(sde, scale), eta)
     start = sde.prior_sample((n, 2), 5, dtype=F64)
-    return VMultistep().solve(process, start, grids.balanced(sde, 100), 6, denoise=True).x
+    return SpectralMultistep().solve(process, start, grids.spectral(sde, 100), 6, denoise=True).x
 
 
 @pytest.mark.parametrize(("sde", "scale"), [(VP(), 3.0), (EDM(T=80.0, t_min=0.01), 3.0), (VP(), 0.5)], ids=name_of)
@@ -572,7 +572,7 @@ def test_conditions_may_differ_from_group_to_group() -> None:
 def test_evaluations_are_the_solvers_own_and_one() -> None:
     sde = VP()
     for solver, steps, nfe in (
-        (VMultistep(), 20, 21),
+        (SpectralMultistep(), 20, 21),
         (DDIM(), 20, 21),
         (Multistep(), 20, 21),
         (StochasticRungeKutta(), 20, 41),

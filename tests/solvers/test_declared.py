@@ -27,12 +27,13 @@ from scoresde.solvers import (
     PredictorCorrector,
     ProbabilityFlow,
     Solver,
+    SpectralMultistep,
     UniPC,
-    VMultistep,
     Wrapping,
     catalogue,
 )
 from scoresde.solvers import _variables as variables
+from scoresde.spectrum import Spectrum
 
 F64 = torch.float64
 MIXTURE = GaussianMixture(torch.ones(2), torch.tensor([[-1.0, 0.3], [0.7, 0.1]], dtype=F64), 0.05)
@@ -138,7 +139,7 @@ def test_the_default_grid_is_the_one_that_sample_takes(solver: Solver) -> None:
     score = MIXTURE.score(VP())
     rule = solver.default_grid(score)
     assert callable(rule)
-    expected = grids.balanced if isinstance(solver, VMultistep) else grids.karras
+    expected = grids.spectral if isinstance(solver, SpectralMultistep) else grids.karras
     assert torch.equal(rule(VP(), 9), expected(VP(), 9))
     assert torch.equal(sample(score, (2, 2), solver=solver, steps=9).grid, rule(VP(), 9))
     assert float(rule(VP(), 9, t_start=0.5)[0]) == 0.5
@@ -146,9 +147,9 @@ def test_the_default_grid_is_the_one_that_sample_takes(solver: Solver) -> None:
 
 def test_the_default_grid_knows_the_scale_of_the_data() -> None:
     knows = ScoreModel(lambda x, c: x, VP(), "x0", sigma_data=0.3)
-    for solver, scale in ((VMultistep(), 0.3), (VMultistep(sigma_data=2.0), 2.0)):
+    for solver, scale in ((SpectralMultistep(), 0.3), (SpectralMultistep(Spectrum(2.0, 2.0)), 2.0)):
         rule = solver.default_grid(knows)
-        assert callable(rule) and torch.equal(rule(VP(), 9), grids.balanced(VP(), 9, sigma_data=scale))
+        assert callable(rule) and torch.equal(rule(VP(), 9), grids.spectral(VP(), 9, spectrum=Spectrum(scale, scale)))
         around: Any = PredictorCorrector(solver).default_grid(knows)
         assert torch.equal(around(VP(), 9), rule(VP(), 9))
 
@@ -163,7 +164,9 @@ def test_the_default_eta_is_one_that_the_method_takes(solver: Solver) -> None:
         solver.solve(process, normal(2, 2), grids.karras(VP(), 3))
 
 
-@pytest.mark.parametrize("inner", [UniPC(), DDIM(), AnnealedLangevin(), ProbabilityFlow("rk4"), VMultistep()], ids=name)
+@pytest.mark.parametrize(
+    "inner", [UniPC(), DDIM(), AnnealedLangevin(), ProbabilityFlow("rk4"), SpectralMultistep()], ids=name
+)
 def test_a_solver_around_another_declares_what_the_other_does(inner: Solver) -> None:
     outer = PredictorCorrector(inner)
     assert isinstance(outer, Wrapping) and outer.solver is inner
@@ -175,7 +178,7 @@ def test_a_solver_around_another_declares_what_the_other_does(inner: Solver) -> 
 
 def test_what_is_remembered_of_some_samples() -> None:
     """``selected`` picks rows out of whatever a method carries: the run goes on as theirs alone."""
-    for solver in (UniPC(3), DEIS(3), VMultistep(), PredictorCorrector(UniPC()), AnnealedLangevin(), DDIM()):
+    for solver in (UniPC(3), DEIS(3), SpectralMultistep(), PredictorCorrector(UniPC()), AnnealedLangevin(), DDIM()):
         process, grid, rows = process_of(solver), grids.karras(VP(), 6), torch.tensor([2, 0])
         whole = normal(3, 2)
         ends = []

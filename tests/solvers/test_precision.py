@@ -35,10 +35,10 @@ from scoresde.solvers import (
     RungeKutta,
     SASolver,
     Solver,
+    SpectralMultistep,
     StochasticRungeKutta,
     TorchSDE,
     UniPC,
-    VMultistep,
     _from_noise,
     catalogue,
 )
@@ -66,7 +66,9 @@ def deviation(score: Score, solver: Solver, steps: int, dtype: torch.dtype) -> f
 
 
 @pytest.mark.parametrize("dtype", HALVES)
-@pytest.mark.parametrize("solver", [VMultistep(), DEIS(), Heun(), DDIM(1.0), AdaptiveODE(), TorchSDE()], ids=name)
+@pytest.mark.parametrize(
+    "solver", [SpectralMultistep(), DEIS(), Heun(), DDIM(1.0), AdaptiveODE(), TorchSDE()], ids=name
+)
 def test_half_precision_comes_in_and_goes_out_and_float32_is_carried(solver: Solver, dtype: torch.dtype) -> None:
     seen: list[Progress] = []
     asked: list[torch.dtype] = []
@@ -118,7 +120,9 @@ def test_no_digits_are_lost_where_there_is_hardly_any_signal(solver: Solver, ste
 
 
 @pytest.mark.parametrize("steps", [7, 25])
-@pytest.mark.parametrize("solver", [VMultistep(), DEIS(), DEIS(4), UniPC(4, "noise"), SASolver(), Heun()], ids=repr)
+@pytest.mark.parametrize(
+    "solver", [SpectralMultistep(), DEIS(), DEIS(4), UniPC(4, "noise"), SASolver(), Heun()], ids=repr
+)
 def test_nor_on_data_that_are_not_gaussian(solver: Solver, steps: int) -> None:
     for sde in EXTREME:
         exact = deviation(MIXTURE.score(sde), solver, steps, F64)
@@ -152,7 +156,7 @@ class Rough(nn.Module):
 @pytest.mark.parametrize(
     "solver",
     [
-        VMultistep(),
+        SpectralMultistep(),
         DDIM(),
         DEIS(),
         UniPC(),
@@ -172,9 +176,7 @@ def test_a_network_in_half_precision_is_rounded_there_alone(solver: Solver, pred
         assert found == pytest.approx(exact, abs=2e-2 * max(1.0, exact)), sde
 
 
-@pytest.mark.parametrize(
-    ("solver", "steps"), [(VMultistep(), 25), (DEIS(), 7), (DPMSolverPP(), 7), (UniPC(), 7)], ids=repr
-)
+@pytest.mark.parametrize(("solver", "steps"), [(DEIS(), 7), (DPMSolverPP(), 7), (UniPC(), 7)], ids=repr)
 def test_the_bare_score_would_not_do(solver: Solver, steps: int) -> None:
     """The same network behind a function that answers ∇ log p_t alone: what is measured above is then lost."""
     for sde in EXTREME:

@@ -29,10 +29,10 @@ from scoresde.solvers import (
     Heun,
     ProbabilityFlow,
     Solver,
+    SpectralMultistep,
     StochasticRungeKutta,
     TorchSDE,
     UniPC,
-    VMultistep,
     catalogue,
 )
 
@@ -111,8 +111,8 @@ def test_every_solver_starts_there_as_it_does_a_little_later(solver: Solver) -> 
 
 
 ONE_OF_EACH = [
-    VMultistep(), DDIM(), DPMSolverPP(), Heun(), StochasticRungeKutta(), EulerMaruyama(), AdaptiveODE(), AdaptiveSDE(),
-    ProbabilityFlow(), TorchSDE(), AnnealedLangevin(),
+    SpectralMultistep(), DDIM(), DPMSolverPP(), Heun(), StochasticRungeKutta(), EulerMaruyama(), AdaptiveODE(),
+    AdaptiveSDE(), ProbabilityFlow(), TorchSDE(), AnnealedLangevin(),
 ]  # fmt: skip
 
 
@@ -144,7 +144,7 @@ def test_models_that_do_not_are_refused_before_any_work(pair: str, predicts: str
     score = ScoreModel(lambda x, c: calls.append(x) or x, none, predicts)  # type: ignore[func-returns-value]
     told = rf"a network that predicts '{predicts}' says nothing of x_0 where α\(t\) = 0, as at T = 1 .*T = 0\.999"
     for solver in (
-        VMultistep(),
+        SpectralMultistep(),
         DDIM(),
         Heun(),
         EulerMaruyama(),
@@ -168,10 +168,10 @@ def test_functions_that_answer_the_score_alone_are_refused_and_denoisers_are_not
     none, _ = PAIRS[pair]
     exact = DATA.score(none)
     alone = as_score(exact.__call__, none)
-    for solver in (VMultistep(), DDIM(1.0), UniPC(), TorchSDE()):
+    for solver in (SpectralMultistep(), DDIM(1.0), UniPC(), TorchSDE()):
         with pytest.raises(ValueError, match=r"a score alone.* says nothing of x_0 where α\(t\) = 0"):
             sample(alone, (3, 1), solver=solver, steps=5)
-    for solver in (VMultistep(), DDIM(1.0), UniPC()):
+    for solver in (SpectralMultistep(), DDIM(1.0), UniPC()):
         expected = sample(exact, (3, 1), solver=solver, steps=5).x
         found = sample(score_of_denoiser(exact.denoise, none), (3, 1), solver=solver, steps=5).x
         torch.testing.assert_close(found, expected, rtol=0, atol=2e-4)  # float32 of x and x̂_0 combined
@@ -226,11 +226,11 @@ def test_the_first_step_written_out(pair: str) -> None:
     mean = (DATA.weights[:, None] * DATA.means).sum(0)
     alpha, sigma = sde.alpha(grid[1]), sde.sigma(grid[1])
     still, noisy = (alpha * mean + sigma * z for z in (x / sde.sigma(grid[0]), normal(4, 1, seed=9)))
-    for solver in (VMultistep(), DDIM(), UniPC(), Heun(), EulerMaruyama(), StochasticRungeKutta()):
+    for solver in (SpectralMultistep(), DDIM(), UniPC(), Heun(), EulerMaruyama(), StochasticRungeKutta()):
         run = solver.solve(Reverse(score, 0.0), x, grid)
         assert run.nfe == 1
         torch.testing.assert_close(run.x, still, rtol=1e-12, atol=1e-12)
-    for solver in (VMultistep(), DDIM(), EulerMaruyama(), StochasticRungeKutta(), TorchSDE()):
+    for solver in (SpectralMultistep(), DDIM(), EulerMaruyama(), StochasticRungeKutta(), TorchSDE()):
         for eta in (0.3, 1.0):
             run = solver.solve(Reverse(score, eta), x, grid, Fixed())
             torch.testing.assert_close(run.x, noisy, rtol=1e-12, atol=1e-12)
@@ -260,7 +260,7 @@ def test_adaptive_runs_from_nothing_are_as_exact_as_they_say(method: Any, tolera
     assert float((found - exact).abs().max()) < 50 * tolerance + 1e-6
 
 
-@pytest.mark.parametrize("solver", [VMultistep(), UniPC(), DDIM(), Heun()], ids=repr)
+@pytest.mark.parametrize("solver", [SpectralMultistep(), UniPC(), DDIM(), Heun()], ids=repr)
 def test_gradients_reach_the_schedule_and_the_grid_through_the_first_step(solver: Solver) -> None:
     scale = torch.tensor(1.1, dtype=F64, requires_grad=True)
     x, inner = normal(3, 1), torch.tensor([0.8, 0.4, 0.1], dtype=F64, requires_grad=True)
@@ -287,7 +287,7 @@ def test_what_rounding_leaves_of_alpha_is_no_signal(alpha: float) -> None:
     sde = ScheduleSDE(lambda t: (1 - t) + alpha * t, lambda t: t, T=1.0)
     assert not has_signal(sde.alpha(1.0), sde.sigma(1.0))
     start = normal(200, 1)
-    for solver in (VMultistep(), DDIM(), DPMSolverPP(), Heun(), AdaptiveODE(), ProbabilityFlow()):
+    for solver in (SpectralMultistep(), DDIM(), DPMSolverPP(), Heun(), AdaptiveODE(), ProbabilityFlow()):
         runs = [
             sample(DATA.score(s), (200, 1), x=start, solver=solver, steps=10).x for s in (sde, RectifiedFlow(T=1.0))
         ]
@@ -305,11 +305,11 @@ def test_signal_is_a_matter_of_the_ratio_alone() -> None:
     assert not has_signal(torch.tensor(1.0), torch.tensor(1.1e8))
 
 
-@pytest.mark.parametrize("rule", [grids.uniform, grids.log_snr, grids.karras, grids.balanced], ids=lambda r: r.__name__)
+@pytest.mark.parametrize("rule", [grids.uniform, grids.log_snr, grids.karras, grids.spectral], ids=lambda r: r.__name__)
 @pytest.mark.parametrize("sde", [pair[0] for pair in PAIRS.values()], ids=list(PAIRS))
 def test_grids_start_at_the_end_of_the_schedule(rule: Any, sde: SDE) -> None:
     grid = rule(sde, 9)
     assert float(grid[0]) == sde.T and float(grid[-1]) == sde.t_min and bool((grid.diff() < 0).all())
     assert has_signal(sde.alpha(grid[1:]), sde.sigma(grid[1:]))
-    run = VMultistep().solve(Reverse(DATA.score(sde), 0.0), normal(4, 1), grid, IndependentNoise(0))
+    run = SpectralMultistep().solve(Reverse(DATA.score(sde), 0.0), normal(4, 1), grid, IndependentNoise(0))
     assert bool(run.x.isfinite().all())

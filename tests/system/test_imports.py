@@ -19,7 +19,7 @@ ROOT = Path(scoresde.__file__).parent
 
 # The one-way order, bottom to top. Each unit (a file or folder of scoresde/) with the units it may import.
 HELPERS = {"checks", "extras", "files"}  # what any program could use: they import nothing of ours
-CORE = HELPERS | {"noise", "sde", "models"}
+CORE = HELPERS | {"noise", "sde", "spectrum", "models"}
 PROCESS = CORE | {"reverse", "grids", "solvers"}
 ALLOWED: dict[str, set[str]] = {
     "checks": set(),
@@ -27,10 +27,11 @@ ALLOWED: dict[str, set[str]] = {
     "files": set(),
     "noise": {"checks"},
     "sde": {"checks", "noise"},
-    "models": {"checks", "noise", "sde"},
+    "spectrum": {"checks"},
+    "models": {"checks", "noise", "sde", "spectrum"},
     "nn": {"checks", "models.conditions"},
     "times": {"checks", "sde"},
-    "grids": {"checks", "sde"},
+    "grids": {"checks", "sde", "spectrum"},
     "metrics": {"checks", "noise"},
     "data": HELPERS | {"noise", "models.conditions"},
     "reverse": {"checks", "sde", "models"},

@@ -26,6 +26,7 @@ from scoresde.models import ScoreModel
 from scoresde.models.predictions import predicts_v
 from scoresde.nn import MLP, UNet
 from scoresde.sde import EDM, SDE, VE, VP, Cosine, LinearSDE, RectifiedFlow, SubVP
+from scoresde.spectrum import Spectrum
 from scoresde.train import EMA, CheckpointError, Run, TrainOptions, describe, load_model, save, train
 from scoresde.train.checkpoint import read_tensors
 from scoresde.train.describe import NETS, SDES
@@ -479,6 +480,16 @@ def test_prediction_and_scale_are_kept(tmp_path: Path, predicts: str, sigma_data
     assert (loaded.predicts, loaded.sigma_data) == (predicts, sigma_data)
 
 
+def test_the_spectrum_is_kept(tmp_path: Path) -> None:
+    model = mlp()
+    model.spectrum = Spectrum(0.5, 3.0)
+    save(tmp_path, model, step=0)
+    assert load_model(tmp_path, ema=False).spectrum == Spectrum(0.5, 3.0)
+    model.spectrum = None
+    save(tmp_path, model, step=1)
+    assert load_model(tmp_path, ema=False).spectrum is None
+
+
 def test_weights_in_double_precision_come_back_in_double_precision(tmp_path: Path) -> None:
     model = mlp().double()
     save(tmp_path, model, step=0, ema=EMA(model))
@@ -665,6 +676,9 @@ def test_a_lonely_damaged_checkpoint_says_so(tmp_path: Path) -> None:
         (lambda c: c["model"]["sde"].update(fields=3), r"config\.json is damaged .*fields"),
         (lambda c: c["model"].update(predicts="foo"), r"config\.json is damaged .*predicts.*'foo'"),
         (lambda c: c["model"].update(sigma_data=-1), r"config\.json is damaged .*sigma_data"),
+        (lambda c: c["model"].update(spectrum={"scale": 1.0}), r"config\.json is damaged .*spectrum"),
+        (lambda c: c["model"].update(spectrum={"scale": 2.0, "largest": 1.0}), r"config\.json is damaged .*at least"),
+        (lambda c: c["model"].update(spectrum={"scale": "1", "largest": True}), r"config\.json is damaged .*spectrum"),
     ],
 )
 def test_a_config_that_makes_no_sense_is_refused(

@@ -133,7 +133,7 @@ def _guided(make: Twisted, solver: Solver | None = None, eta: float | None = Non
 
 def _particles(make: Twisted, moves: int = 0) -> Method:
     """Particles; with Langevin moves at each time, in the frame of v and within the same evaluations."""
-    frame: dict[str, Any] = {"solver": Multistep(1, correct=False, predicts="v"), "grid": grids.balanced}
+    frame: dict[str, Any] = {"solver": Multistep(1, correct=False, predicts="v"), "grid": grids.spectral}
 
     def run(task: Task) -> Tensor:
         n, event = len(task.y), task.setting.mixture.event

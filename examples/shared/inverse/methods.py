@@ -27,6 +27,7 @@ from scoresde.models.combination import Combination
 from scoresde.models.score import DerivedScore
 from scoresde.particles import twisted
 from scoresde.solvers import Ancestral, Multistep
+from scoresde.spectrum import Spectrum
 
 Followed = tuple[ss.Score, ss.Solver, int]
 """The score to follow, the solver, its steps."""
@@ -140,7 +141,7 @@ def _particles(prior: Prior, score: Counted, measurement: Measurement) -> tuple[
             (len(some.y), *prior.event),
             groups=len(y),
             solver=Multistep(1, correct=False, predicts="v", sigma_data=prior.sigma_data),
-            grid=partial(grids.balanced, sigma_data=prior.sigma_data),
+            grid=partial(grids.spectral, spectrum=Spectrum.assumed(prior.event, prior.sigma_data)),
             steps=prior.steps,
             noise=noise,
             device=prior.device,

@@ -1,0 +1,139 @@
+r"""The best linear multistep method for data of a known spectrum.
+
+With x̃ = x/α and σ̃ = σ/α the probability-flow ODE is dx̃ = (x̃ - D)/σ̃ dσ̃, D = E[x_0 | x_t], so that from a to b::
+
+    x̃_b = (σ̃_b/σ̃_a) x̃_a + σ̃_b ∫ D d(1/σ̃)
+
+Along a direction in which the data have the variance λ, x̃ = ξ sqrt(λ + σ̃²) and D = ξ λ / sqrt(λ + σ̃²), ξ a normal.
+For data with many λ, weights that are shared by all directions leave a squared error that is a quadratic form of the
+weights; the best of them solve a least-squares problem, as in the prediction of a random process from its values at
+some times (Wiener 1949; kriging). All that is needed of the data are the shares of their variance by λ.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Prior(NamedTuple):
+    """What is assumed of the data, in units of their deviation per coordinate.
+
+    Attributes:
+        variances: (m,) λ.
+        shares: (m,) of the total variance, summing to 1.
+        mean: deviation of a constant, common to all times, beside it.
+        roughness: deviation of what D has at one time alone.
+        slack: part of x's variance that is not believed to follow from the variances.
+    """
+
+    variances: Tensor
+    shares: Tensor
+    mean: float
+    roughness: float
+    slack: float
+
+    def denoised(self, ratio: Tensor) -> Tensor:
+        """D (..., m + 1) at σ̃ = ``ratio`` (...), in independent parts."""
+        part = (self.shares * self.variances / (self.variances + ratio[..., None] ** 2)).sqrt()
+        return torch.cat([part, torch.full_like(part[..., :1], self.mean)], -1)
+
+    def state(self, ratio: Tensor) -> Tensor:
+        """x̃, the constant without noise, (..., m + 1)."""
+        part = (self.shares * (1 + ratio[..., None] ** 2 / self.variances)).sqrt()
+        return torch.cat([part, torch.full_like(part[..., :1], self.mean)], -1)
+
+
+def best(prior: Prior, start: Tensor, end: Tensor, nodes: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """(a, w): x̃_end = a x̃_start + Σ_j w_j D_j with the least expected squared error, for n steps at once.
+
+    Args:
+        prior: of the data.
+        start: (n,) σ̃ where each step begins.
+        end: (n,) where it ends.
+        nodes: (n, p) σ̃ of the values of D.
+        count: (n,) how many of them, from the first, are known; the others get weight 0.
+
+    Returns:
+        (n,) and (n, p).
+    """
+    ratio = end / start
+    x, goal = prior.state(start), prior.state(end) - ratio[:, None] * prior.state(start)
+    known = torch.cat([x[:, None], prior.denoised(nodes)], 1)  # (n, 1 + p, m + 1)
+    used = torch.arange(nodes.shape[1] + 1) <= count[:, None]
+    known = torch.where(used[:, :, None], known, torch.zeros_like(known))
+    own = torch.full_like(nodes, prior.roughness)
+    own = torch.cat([prior.slack**0.5 * x.square().sum(1, keepdim=True).sqrt(), own], 1)
+    # by least squares over the parts of the data: its normal equations would lose the digits that short steps need
+    parts = torch.cat([known, torch.diag_embed(torch.where(used, own, torch.ones_like(own)))], 2).mT
+    size = parts.square().sum(1).sqrt()
+    q, r = torch.linalg.qr(parts / size[:, None])
+    right = q[:, : goal.shape[1]].mT @ goal[:, :, None]
+    found = torch.linalg.solve_triangular(r, right, upper=True)[..., 0] / size
+    return ratio + found[:, 0], found[:, 1:]
+
+
+class StepWeights(NamedTuple):
+    """x̃ at the end of each of n steps as a x̃ + Σ_j w_j D_j: (n,) and (n, p), of the newest D first."""
+
+    a: Tensor
+    w: Tensor
+
+
+class Steps(NamedTuple):
+    """The steps, and in the same form by how much what is known at the start of each corrects x̃ there."""
+
+    step: StepWeights
+    correction: StepWeights
+
+
+def plan(prior: Prior, ratio: Tensor, history: int, again: int, free: bool) -> Steps:
+    """The n steps between n + 1 levels of σ̃: each from the one before, corrected by what has been learned since.
+
+    At level i, with D known at i and before, the last ``again`` steps are taken once more, from the newest state that
+    will not change any more; from there on to i + 1. All of it is linear in the state at i and the values of D, so that
+    it costs weights and no evaluations.
+
+    Args:
+        prior: of the data.
+        ratio: (n + 1,) decreasing σ̃.
+        history: p, values of D by which a step is predicted; one more by which it is corrected.
+        again: how many steps are taken again; at least 1.
+        free: whether nothing is evaluated at the first level.
+
+    Returns:
+        With history + 2 weights a step.
+    """
+    n, first = len(ratio) - 1, int(free)
+    at = torch.arange(n)
+
+    def window(newest: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """σ̃ of the values at ``newest`` and before, and how many of them there are."""
+        index = newest[:, None] - torch.arange(size)
+        return ratio[index.clamp_min(first)], (newest - first + 1).clamp(0, size)
+
+    ahead = StepWeights(*best(prior, ratio[:-1], ratio[1:], *window(at, history)))
+    # from the state `again` levels before to level i
+    back = StepWeights(*best(prior, ratio[(at - again).clamp_min(0)], ratio[:-1], *window(at, history + 1)))
+    # the step to the level that is the base of the next step, for the last time
+    settled = at - again + 1
+    steady = (settled >= 1) & (at >= first)
+    base = settled.clamp_min(1)
+    final = StepWeights(*best(prior, ratio[base - 1], ratio[base], *window(at, history + 1)))
+    known = (at >= max(first, 1))[:, None]
+    none = torch.zeros_like(back.w)
+    back = StepWeights(torch.where(known[:, 0], back.a, 1.0), torch.where(known, back.w, none))
+    final = StepWeights(torch.where(steady, final.a, 1.0), torch.where(steady[:, None], final.w, none))
+    pad = torch.nn.functional.pad
+    # x̃_{i+1} = g F + Σ u D of the settled state F
+    g = ahead.a * back.a
+    u = pad(ahead.w, (0, 1)) + ahead.a[:, None] * back.w
+    # F of the next step is f F + Σ v D, and F follows from x̃_{i+1}
+    a = torch.cat([g[:1], g[1:] * final.a[:-1] / g[:-1]])
+    older = g[1:, None] * final.w[:-1] - a[1:, None] * u[:-1]
+    w = pad(u, (0, 1)) + pad(torch.cat([none[:1], older]), (1, 0))
+    # from the state as it is corrected, the step is that ahead
+    correction = StepWeights(a / ahead.a - 1, (w - pad(ahead.w, (0, 2))) / ahead.a[:, None])
+    return Steps(StepWeights(a, w), correction)
