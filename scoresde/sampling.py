@@ -51,7 +51,8 @@ def sample(
             reversed. A function becomes one by :func:`~scoresde.as_score`.
         shape: (B, *event).
         solver: default :class:`~scoresde.solvers.SpectralMultistep`, one evaluation a step, with the ``spectrum`` of
-            the score, or one that data of this shape and its ``sigma_data`` may have. A sampler made by
+            the score, or one that data of this shape and its ``sigma_data`` may have; for a posterior score
+            :class:`~scoresde.solvers.Ancestral`. A sampler made by
             :func:`~scoresde.fitting.fit`, or the path of its file, brings its own times.
         steps: number of steps; ignored where ``grid`` is a tensor of times, and by a fitted sampler.
         grid: times, or one of :mod:`scoresde.grids`; default the solver's, :func:`~scoresde.grids.spectral` for the
@@ -75,7 +76,7 @@ def sample(
         TypeError, ValueError: see :meth:`Solver.solve`.
     """
     check_score(score)
-    solver = Fitted.load(solver) if isinstance(solver, os.PathLike) else chosen_solver(solver)
+    solver = Fitted.load(solver) if isinstance(solver, os.PathLike) else chosen_solver(solver, score, eta)
     source = chosen_noise(seed, noise)
     process = Reverse(score, solver.default_eta if eta is None else eta)
     shape = checks.shape(shape)

@@ -6,6 +6,7 @@ import io
 import math
 from collections.abc import Callable
 from contextlib import redirect_stderr
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 import scoresde.solvers as package
 from scoresde import grids, metrics
+from scoresde.inverse import Mask, Measurement, pigdm
 from scoresde.models import ScoreModel, as_score
 from scoresde.noise import BrownianNoise, IndependentNoise, PerSampleNoise
 from scoresde.problems import GaussianMixture
@@ -22,6 +24,7 @@ from scoresde.sampling import sample
 from scoresde.sde import EDM, SDE, VE, VP, Cosine, RectifiedFlow, SubVP
 from scoresde.solvers import (
     DDIM,
+    Ancestral,
     EulerMaruyama,
     Heun,
     PredictorCorrector,
@@ -418,3 +421,14 @@ def test_bad_arguments(change: dict[str, Any], error: type[Exception], match: st
 def test_bad_scores(score: Callable[[Tensor, Tensor], Tensor], error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         sample(as_score(score, VP()), (2, 2))
+
+
+def test_a_rough_score_is_not_extrapolated_unless_it_is_asked_for() -> None:
+    """Posterior scores say of themselves that they are rough, through whatever is made of them."""
+    score = mixture().score(VP())
+    posterior = pigdm(score, Measurement(torch.tensor([[0.3], [0.1]]), Mask(torch.tensor([True, False])), 0.1))
+    assert posterior.rough and not score.rough
+    run = partial(sample, posterior, (2, 2), steps=8, seed=1)
+    assert torch.equal(run().x, run(solver=Ancestral()).x) and torch.equal(run(eta=1.0).x, run().x)
+    assert torch.equal(run(eta=0.0).x, run(solver=SpectralMultistep()).x)
+    assert not torch.equal(run(eta=0.0).x, run().x)

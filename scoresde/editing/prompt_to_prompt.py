@@ -163,7 +163,7 @@ def prompt_to_prompt(
             f"source and target must have the same conditions, got {', '.join(source) or 'none'} and "
             f"{', '.join(target) or 'none'}; repeat those that stay the same."
         )
-    solver = chosen_solver(solver)
+    solver = chosen_solver(solver, model, eta)
     require_steps(solver, "which two captions would not share")
     one, other = (_under(model, scale, conditions) for conditions in (source, target))
     with graph(gradients):

@@ -82,7 +82,7 @@ def sdedit(
     sde = score.sde
     start = _start(sde, t, level)
     with graph(gradients):
-        solver = chosen_solver(solver)
+        solver = chosen_solver(solver, score, eta)
         times = edit_grid(score, grid, steps, start, solver, tuple(x0.shape[1:]))
         process = Reverse(score, solver.default_eta if eta is None else eta)
         source, wide = source_of(seed, noise), widened(x0)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -47,6 +48,8 @@ class LikelihoodScore(DerivedScore, TwistedGuidance):
 
     score: Score
     measurement: Measurement
+
+    rough: ClassVar[bool] = True  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         check_score(self.score)

@@ -38,11 +38,14 @@ class Score(ABC):
         sde: the SDE.
         sigma_data: standard deviation of x_0 per coordinate, where the score knows it.
         spectrum: the same along the direction of most, too, where the score knows it.
+        rough: whether it changes so much from time to time that samplers had better not extrapolate it: then
+            :func:`~scoresde.sample` takes :class:`~scoresde.solvers.Ancestral` where nothing else is said.
     """
 
     sde: SDE
     sigma_data: float | None = None
     spectrum: Spectrum | None = None
+    rough: bool = False
 
     @abstractmethod
     def evaluate(self, x: Tensor, t: Tensor, wanted: Combination) -> Tensor:
@@ -93,6 +96,10 @@ class DerivedScore(Score):
     @property
     def spectrum(self) -> Spectrum | None:  # type: ignore[override]
         return self.score.spectrum
+
+    @property
+    def rough(self) -> bool:  # type: ignore[override]
+        return self.score.rough
 
 
 @dataclass(frozen=True, eq=False)

@@ -88,17 +88,24 @@ class StartUp(NamedTuple):
     carry: tuple[Carry, ...] = ()
 
 
+class Doubt(NamedTuple):
+    """Sum of the mean squares of the rows' ``doubt``, (B,) float64, and some coordinates of past F, newest first."""
+
+    squares: Tensor
+    past: tuple[Tensor, ...]
+
+
 class Memory(NamedTuple):
     """Past F, newest first; ``ahead`` if the newest belongs to the time where the next step starts.
 
-    ``x`` is the state from whose x/σ they are counted, if they are. ``doubt`` is the sum of the squares that the rows'
-    ``doubt`` came to, (B,) float64.
+    ``x`` is the state from whose x/σ they are counted, if they are. ``doubt`` is what the estimate of the error has
+    come to.
     """
 
     past: tuple[Tensor, ...] = ()
     ahead: bool = False
     x: Tensor | None = None
-    doubt: Tensor | None = None
+    doubt: Doubt | None = None
 
 
 @dataclass(frozen=True)
@@ -165,24 +172,31 @@ class ExponentialMultistep(Planned):
             after = combine((1.0, change), (row.linear, x))
             return after, Memory(carried(x, change, past, row.carry), False, after if row.carry[0].counted else None)
         if row.doubt is not None:
-            doubt = doubted(x, past, row.doubt, doubt)
+            doubt = doubted(x, past[0], row, doubt)
         terms = [(row.linear, x), *zip(row.weights, past, strict=False)]
         if self.draws_noise(process):
             terms.append((row.noise, noise.between(x, t, s)))
         return combine(*terms), Memory(past[: row.remember], doubt=doubt)
 
 
-_JUDGED = 1024  # coordinates of a sample, at equal distances, by which its error is estimated
+_PIECES, _LONG = 16, 16  # pieces of a sample, at equal distances, and their length: by which its error is estimated
 
 
-def doubted(x: Tensor, past: tuple[Tensor, ...], weights: tuple[Coefficient, ...], before: Tensor | None) -> Tensor:
-    """(B,) float64: ``before`` and the mean square over some coordinates of Σ weights (x, past)."""
-    size = math.prod(x.shape[1:])
-    every = max(1, size // _JUDGED)
+def doubted(x: Tensor, newest: Tensor, row: Row, before: Doubt | None) -> Doubt:
+    """With the mean square over some coordinates of what the row says of x and the past, ``newest`` its newest."""
+    weights, size = row.doubt or (), math.prod(x.shape[1:])
+    apart = size // _PIECES
+
+    def some(value: Tensor) -> Tensor:
+        flat = value.detach().reshape(len(x), size)
+        if apart <= _LONG:
+            return flat
+        return flat[:, : _PIECES * apart].reshape(len(x), _PIECES, apart)[:, :, :_LONG].flatten(1)
+
     with torch.no_grad():
-        some = [value.detach().reshape(len(x), size)[:, ::every] for value in (x, *past)]
-        square = combine(*zip(map(as_number, weights), some, strict=False)).double().square().mean(1)
-    return square if before is None else before + square
+        past = (some(newest), *(before.past if before else ()))[: len(weights) - 1]
+        square = combine(*zip(map(as_number, weights), (some(x), *past), strict=True)).double().square().mean(1)
+    return Doubt(square + before.squares if before else square, past[: row.remember])
 
 
 def variable_of(name: Interpolates, sde: SDE, sigma_data: float) -> Variable:

@@ -2,7 +2,7 @@
 
 :func:`~scoresde.sample`, the particle methods and the edits call these, so that a default means the same everywhere::
 
-    solver = chosen_solver(None)                            # SpectralMultistep()
+    solver = chosen_solver(None, score)                     # SpectralMultistep()
     grid = chosen_grid(score, None, 25, solver, event)      # the solver's default rule, 25 steps, float64 (26,)
     x = prior_draw(score.sde, grid[0], shape, noise, dtype=torch.float32, device=None, score=score)
 
@@ -20,17 +20,20 @@ from scoresde.models.score import Score
 from scoresde.noise import Noise
 from scoresde.sde import SDE
 from scoresde.solvers.base import Solver
+from scoresde.solvers.one_step import Ancestral
 from scoresde.solvers.spectral import SpectralMultistep
 from scoresde.solvers.wrapping import require_solver
 
 
-def chosen_solver(solver: Solver | None) -> Solver:
-    """The solver, by default a new SpectralMultistep.
+def chosen_solver(solver: Solver | None, score: Score, eta: float | None = None) -> Solver:
+    """The solver, by default a new SpectralMultistep; for a rough score Ancestral, unless its η = 1 is not wanted.
 
     Raises:
         TypeError: something else.
     """
-    return SpectralMultistep() if solver is None else require_solver(solver)
+    if solver is not None:
+        return require_solver(solver)
+    return Ancestral() if score.rough and eta in (None, 1) else SpectralMultistep()
 
 
 def chosen_grid(

@@ -125,7 +125,7 @@ class SpectralMultistep(ExponentialMultistep):
                 tuple(row[: known[i]]),
                 0.0,
                 values - 1,
-                doubt=tuple(doubt[: known[i] + 1]) if i else None,
+                doubt=tuple(doubt[: known[i] + 1]) if known[i] else None,
             )
             for i, ((c, *row), doubt) in enumerate(zip(columns, doubts, strict=True))
         ]
@@ -136,9 +136,9 @@ class SpectralMultistep(ExponentialMultistep):
         if doubt is None:
             return None
         n = state.done
-        error = doubt.sqrt() * max(_LEAST_SHARE, min(1.0, (_WHOLE / n) ** _SHARE_BY_STEPS))
+        error = doubt.squares.sqrt() * max(_LEAST_SHARE, min(1.0, (_WHOLE / n) ** _SHARE_BY_STEPS))
         scale = self._known(process.score).scale
-        if checks.readable(error) and len(error) and not bool(error.median() <= _TRUSTED * scale):
+        if checks.readable(error) and len(error) and bool(error.median() > _TRUSTED * scale):
             warnings.warn(
                 f"{type(self).__name__} expects an error of {float(error.median()):.2g} a coordinate after {n} steps, "
                 f"where the data's deviation is {scale:.2g}: the answer is not to be trusted. Take more steps, or "

@@ -36,7 +36,7 @@ from scoresde.models.combination import Combination
 from scoresde.models.score import DerivedScore
 from scoresde.particles import twisted
 from scoresde.problems import GaussianMixture
-from scoresde.solvers import Ancestral, Multistep, Solver
+from scoresde.solvers import Ancestral, Multistep, Solver, SpectralMultistep
 
 SDE = ss.VP(0.1, 20.0, t_min=1e-3)
 
@@ -123,7 +123,7 @@ def _stepping(make: Callable[[Measurement], Solver], each: int = 1) -> Method:
 
 
 def _guided(make: Twisted, solver: Solver | None = None, eta: float | None = None) -> Method:
-    """A likelihood score; with the default solver unless told otherwise."""
+    """A likelihood score; with its default solver unless told otherwise."""
 
     def run(task: Task) -> Tensor:
         return task.run(make(task.score, task.repeated(task.samples)), solver, task.budget - 1, eta)
@@ -166,9 +166,9 @@ METHODS: Mapping[str, Method] = {
     "DiffPIR": _stepping(DiffPIR),
     "DPS": _guided(_dps(1.0), Ancestral()),
     "DPS, scale 0.3": _guided(_dps(0.3), Ancestral()),
-    "PiGDM": _guided(pigdm),
+    "PiGDM": _guided(pigdm, SpectralMultistep()),
     "PiGDM, eta = 1": _guided(pigdm, Ancestral()),
-    "moment matching": _guided(_moments),
+    "moment matching": _guided(_moments, SpectralMultistep()),
     "moment matching, eta = 1": _guided(_moments, Ancestral()),
     "particles, PiGDM": _particles(pigdm),
     "particles, moment matching": _particles(_moments),
