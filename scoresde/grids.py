@@ -4,7 +4,8 @@
     sample(score, shape, grid=grids.uniform, steps=50)      # a rule, made for the score's SDE
 
 Where α(T) = 0 every rule but :func:`uniform` steps as from σ/α = 1000 (T = 0.999 of rectified flow), its first time
-still T; :func:`spectral` as from 1000 scales of the data.
+still T; :func:`spectral` as from 1000 scales of the data, or
+30 times the largest deviation.
 """
 
 from __future__ import annotations
@@ -105,7 +106,7 @@ def spectral(
         r^p + ε max r^p
 
     L is the spectrum's largest variance; l grows and p falls with the number of steps, by which they become more equal.
-    Steps end at σ̃ = 0.002 scales, from where one step leads to any lower t_end, also to σ = 0.
+    It is summed down to σ̃ = 0.002 scales; to any lower t_end, also to σ = 0, the last step leads from the time before.
     Arguments as in :func:`uniform`, and
 
     Args:
@@ -115,9 +116,12 @@ def spectral(
     start, end = _ends(sde, steps, t_start, t_end)
     scale = math.log(data.scale)
     # log of σ̃ over the scale
-    first, last = (-0.5 * level - scale for level in (_first_level(sde, start, end, scale), sde.log_snr(end)))
+    # without signal, from where the largest deviation is a thirtieth of the noise at least
+    widest = math.log(max(data.scale, 0.03 * data.largest))
+    first = -0.5 * _first_level(sde, start, end, widest) - scale
     floor = torch.minimum(torch.tensor(math.log(_FLOOR), dtype=torch.float64), first - 1)
-    last = torch.maximum(last, floor)
+    noisy = bool(sde.sigma(end) > 0)  # the derivative of an infinite level would be none
+    last = torch.maximum(-0.5 * sde.log_snr(end) - scale, floor) if noisy else floor
     u = first + (last - first) * torch.linspace(0, 1, _MESH + 1, dtype=torch.float64)
     density = _density(u, steps, (data.largest / data.scale) ** 2)
     place = torch.cat([torch.zeros(1, dtype=torch.float64), (density[1:] + density[:-1]).cumsum(0)])

@@ -41,8 +41,9 @@ class Spectrum:
     largest: float
 
     def __post_init__(self) -> None:
-        checks.positive(self.scale, name="scale")
-        checks.positive(self.largest, name="largest")
+        for name in ("scale", "largest"):
+            checks.positive(getattr(self, name), name=name)
+            object.__setattr__(self, name, checks.number(getattr(self, name), name=name))
         if self.largest < self.scale:
             raise ValueError(
                 f"the largest deviation along a direction is at least that of a coordinate; got {self.largest:g} and "
@@ -73,7 +74,7 @@ class Spectrum:
         flat = x.detach().flatten(1).double()
         flat = flat - flat.mean(0)
         scale = float(flat.square().mean().sqrt())
-        if not scale:
+        if bool((x == x[:1]).all()) or not scale:
             raise ValueError("the samples are all the same: they have no deviation.")
         along = flat[flat.square().sum(1).argmax()]
         for _ in range(_ROUNDS):

@@ -57,6 +57,8 @@ def test_bad_spectra() -> None:
     for bad in ((0.0, 1.0), (1.0, math.nan), (-1.0, 1.0), (2.0, 1.0)):
         with pytest.raises(ValueError, match=r"positive|at least that of a coordinate"):
             Spectrum(*bad)
-    for x in (torch.zeros(1, 3), torch.ones(4, 3), torch.full((3, 2), math.inf)):
+    constant = torch.rand(5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).expand(9, 5)
+    assert isinstance(Spectrum(torch.tensor(0.5), torch.tensor(2.0)).scale, float)  # type: ignore[arg-type]
+    for x in (constant, torch.zeros(1, 3), torch.ones(4, 3), torch.full((3, 2), math.inf)):
         with pytest.raises(ValueError, match=r"two samples|the same|finite"):
             Spectrum.of(x)

@@ -46,6 +46,23 @@ class Prior(NamedTuple):
         return torch.cat([part, torch.full_like(part[..., :1], self.mean)], -1)
 
 
+MOST = 20.0
+"""How large the weights of D may be in sum, for a step from σ̃_a to σ̃_b in units of 1 - σ̃_b/σ̃_a: so much are errors of D
+amplified. On spectral grids at most 18; where a long step follows short ones, as on uniform ones, up to 1e4."""
+
+
+def bounded(prior: Prior, start: Tensor, end: Tensor, nodes: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """:func:`best` through fewer of the values where all of them would amplify their errors."""
+    a, w = best(prior, start, end, nodes, count)
+    for fewer in range(nodes.shape[1] - 1, 0, -1):
+        wild = w.detach().abs().sum(1) > MOST * (1 - end / start).detach()
+        if not bool(wild.any()):
+            break
+        other_a, other_w = best(prior, start, end, nodes, count.clamp_max(fewer))
+        a, w = torch.where(wild, other_a, a), torch.where(wild[:, None], other_w, w)
+    return a, w
+
+
 def best(prior: Prior, start: Tensor, end: Tensor, nodes: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     """(a, w): x̃_end = a x̃_start + Σ_j w_j D_j with the least expected squared error, for n steps at once.
 
@@ -114,14 +131,14 @@ def plan(prior: Prior, ratio: Tensor, history: int, again: int, free: bool) -> S
         index = newest[:, None] - torch.arange(size)
         return ratio[index.clamp_min(first)], (newest - first + 1).clamp(0, size)
 
-    ahead = StepWeights(*best(prior, ratio[:-1], ratio[1:], *window(at, history)))
+    ahead = StepWeights(*bounded(prior, ratio[:-1], ratio[1:], *window(at, history)))
     # from the state `again` levels before to level i
-    back = StepWeights(*best(prior, ratio[(at - again).clamp_min(0)], ratio[:-1], *window(at, history + 1)))
+    back = StepWeights(*bounded(prior, ratio[(at - again).clamp_min(0)], ratio[:-1], *window(at, history + 1)))
     # the step to the level that is the base of the next step, for the last time
     settled = at - again + 1
     steady = (settled >= 1) & (at >= first)
     base = settled.clamp_min(1)
-    final = StepWeights(*best(prior, ratio[base - 1], ratio[base], *window(at, history + 1)))
+    final = StepWeights(*bounded(prior, ratio[base - 1], ratio[base], *window(at, history + 1)))
     known = (at >= max(first, 1))[:, None]
     none = torch.zeros_like(back.w)
     back = StepWeights(torch.where(known[:, 0], back.a, 1.0), torch.where(known, back.w, none))

@@ -66,7 +66,8 @@ class Solution:
         nfe_per_sample: (B,) evaluations that each sample needed, from methods whose samples step on their own.
         reached: (B,) float64, the time that each sample reached, from the same methods.
         error: (B,) float64, what a method that judges itself expects the error of a coordinate of each sample to be,
-            root mean square, in units of x_0: see :class:`~scoresde.SpectralMultistep`.
+            root mean square, in units of x_0: see :class:`~scoresde.SpectralMultistep`. None around another solver, and
+            where steps are done again for gradients (``checkpoint``).
     """
 
     x: Tensor

@@ -6,12 +6,13 @@ sample(score, shape, solver=SpectralMultistep(Spectrum.of(images)), steps=10)
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -76,11 +77,12 @@ class SpectralMultistep(ExponentialMultistep):
     correction. See :mod:`~scoresde.solvers._best_linear`; its grid is :func:`~scoresde.grids.spectral`.
 
     No evaluation is spent on the first of 4 steps or more that starts at σ/α of 3 largest deviations, where x says what
-    is known. At an end with σ = 0 it gives x_0. For η > 0 it follows the reverse SDE by two values of v̂, corrected from
-    15 η² steps on.
+    is known. The last step to an end with σ = 0 is predicted like every other. For η > 0 it follows the reverse SDE by
+    two values of v̂, corrected from 15 η² steps on.
 
     ``Solution.error`` is an estimate of the error of each sample, from what each evaluation corrected: within a factor
-    of 3 of the truth for most (see docs/default.md); a warning is given where it is half the data's deviation.
+    of 3 of the truth for most from 5 evaluations on (see docs/default.md), None below 2. A warning is given where it is
+    half the data's deviation.
 
     Prediction of a process from some of its values: Wiener 1949; weights of integrals by a Gaussian process: O'Hagan
     1991. The numbers of the rule were fitted once: see docs/default.md.
@@ -135,7 +137,9 @@ class SpectralMultistep(ExponentialMultistep):
         doubt = None if state is None or state.memory is None else state.memory.doubt
         if doubt is None:
             return None
-        n = state.done
+        n = sum(isinstance(row, Row) and row.doubt is not None for row in state.rows[: state.done])
+        if n < 2:  # hardly anything has been corrected
+            return None
         error = doubt.squares.sqrt() * max(_LEAST_SHARE, min(1.0, (_WHOLE / n) ** _SHARE_BY_STEPS))
         scale = self._known(process.score).scale
         if checks.readable(error) and len(error) and bool(error.median() > _TRUSTED * scale):
@@ -152,9 +156,9 @@ class SpectralMultistep(ExponentialMultistep):
         """:func:`~scoresde.grids.spectral`, of the same spectrum."""
         return partial(grids.spectral, spectrum=self._known(score))
 
-    def made_for(self, score: Score, event: tuple[int, ...]) -> SpectralMultistep:
+    def made_for(self, score: Score, event: tuple[int, ...]) -> Self:
         """With the spectrum: its own, else the score's, else what data of that shape and ``sigma_data`` may have."""
-        return SpectralMultistep(self.spectrum or known_spectrum(score, event))
+        return dataclasses.replace(self, spectrum=self.spectrum or known_spectrum(score, event))
 
     def _known(self, score: Score) -> Spectrum:
         return self.spectrum or known_spectrum(score, ())  # that of a single number, for want of a shape

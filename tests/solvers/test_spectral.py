@@ -332,3 +332,37 @@ def test_noise_is_corrected_from_fifteen_eta_squared_steps_on(eta: float, steps:
 
     assert values(steps) == 3
     assert values(steps - 1) == 2
+
+
+@pytest.mark.parametrize("grid", [grids.uniform, grids.karras, grids.spectral], ids=lambda g: g.__name__)
+@pytest.mark.parametrize("steps", [8, 25, 60])
+def test_errors_of_the_score_are_not_amplified(grid: grids.Rule, steps: int) -> None:
+    """A network's errors on any grid: the end is off by what they are, not by a multiple that grows with the steps."""
+    sde, data = VP(), Gaussian(torch.zeros(500, dtype=F64), 0.25)
+    exact, draw = data.score(sde), torch.Generator().manual_seed(0)
+
+    class Noisy(Score):
+        def evaluate(self, x: Tensor, t: Tensor, wanted: Combination) -> Tensor:
+            _, of_x0 = wanted.of_x0(sde.alpha(t), sde.sigma(t))
+            return exact.evaluate(x, t, wanted) + of_x0 * 1e-2 * torch.randn(x.shape, generator=draw, dtype=F64)
+
+    score = Noisy()
+    score.sde = sde
+    x = torch.randn(8, 500, generator=torch.Generator().manual_seed(1), dtype=F64)
+    times = grid(sde, steps)
+    solver = SpectralMultistep(Spectrum.assumed((500,), 0.5))
+    ends = [solver.solve(Reverse(s, 0.0), x, times).x for s in (score, exact)]
+    off = float((ends[0] - ends[1]).square().mean().sqrt())
+    assert off < 15 * 1e-2  # up to 100 without the bound on weights
+
+
+def test_an_answer_of_one_step_is_not_judged() -> None:
+    run = sample(mixture().score(VP()), (3, 2), steps=1, denoise=False)
+    assert run.nfe == 1 and run.error is None
+
+
+def test_a_solver_derived_from_it_keeps_its_ways() -> None:
+    class Mine(SpectralMultistep):
+        pass
+
+    assert type(Mine().made_for(mixture().score(VP()), (2,))) is Mine
