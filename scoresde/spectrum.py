@@ -71,7 +71,7 @@ class Spectrum:
         checks.state(x, values=True)
         if len(x) < 2:
             raise ValueError(f"a spectrum needs at least two samples, got {len(x)}.")
-        flat = x.detach().flatten(1).double()
+        flat = x.detach().reshape(len(x), -1).double()
         flat = flat - flat.mean(0)
         scale = float(flat.square().mean().sqrt())
         if bool((x == x[:1]).all()) or not scale:

@@ -26,6 +26,11 @@ def test_measured_as_by_the_singular_values() -> None:
     assert found.largest == pytest.approx(float(largest), rel=1e-2)  # the second singular value is near
 
 
+def test_single_numbers_have_one_deviation() -> None:
+    x = torch.tensor([1.0, 3.0, 8.0])
+    assert Spectrum.of(x).scale == Spectrum.of(x).largest == pytest.approx(float(x.std(correction=0)), rel=1e-6)
+
+
 def test_assumed_by_the_size() -> None:
     assert Spectrum.assumed(()) == Spectrum.assumed((2,)) == Spectrum(1.0, 1.0)
     images = Spectrum.assumed((3, 32, 32), 0.5)

@@ -366,3 +366,17 @@ def test_a_solver_derived_from_it_keeps_its_ways() -> None:
         pass
 
     assert type(Mine().made_for(mixture().score(VP()), (2,))) is Mine
+
+
+@pytest.mark.parametrize("n", [2, 4, 20])
+def test_what_is_assumed_by_the_number_of_evaluations(n: int) -> None:
+    """The rule of docs/default.md, written out: powers of the evaluations, over 10, from 4 on."""
+    many = max(n, 4) / 10
+    for spectrum, highest in ((Spectrum(2.0, 20.0), 108.6), (Spectrum(2.0, 2.0), 5.76)):
+        found = prior_of(spectrum, n)
+        ends = [float(found.variances[i]) for i in (0, -1)]
+        assert ends == pytest.approx([(0.0717 * many**-0.673) ** 2, highest], rel=1e-9)
+        ratios_ = found.variances[1:] / found.variances[:-1]
+        torch.testing.assert_close(ratios_, ratios_[:1].expand_as(ratios_), rtol=1e-9, atol=0)
+        assert found.shares.tolist() == pytest.approx([1 / len(found.shares)] * len(found.variances))
+        assert (found.mean, found.roughness, found.slack) == pytest.approx((0.3, 1.43e-3 / many**3, 2.09e-5 / many**2))
