@@ -23,7 +23,8 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 import scoresde as ss
-from contest.problems import NAMES, Problem, end_points, problem
+from contest.problems import NAMES, Problem, problem
+from contest.reference import end_points
 from contest.results import CACHE
 from scoresde.solvers import AdaptiveODE, ProbabilityFlow
 

@@ -39,7 +39,11 @@ def tables(results: Path) -> dict[str, str]:
     for name, file in (("ode", "ours_ode.jsonl"), ("fitted", "fitted_ode.jsonl")):
         ours = contest.read(results / file, Result)
         if peers and ours:
-            found[name] = "\n\n".join(ode.table(p, peers, ours) for p in dict.fromkeys(r.problem for r in ours))
+            names = tuple(dict.fromkeys(r.problem for r in ours))
+            found[name] = "\n\n".join(ode.table(p, peers, ours) for p in names)
+            bands = [some for p in names if (some := ode.banded(p, peers, ours))]
+            if name == "ode" and bands:
+                found["bands"] = "\n\n".join(bands)
     laws = contest.read(results / "peers_sde.jsonl", LawResult)
     own = contest.read(results / "ours_sde.jsonl", LawResult)
     if laws and own:

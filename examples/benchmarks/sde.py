@@ -2,8 +2,9 @@
 
     python examples/benchmarks/sde.py --ours "EulerMaruyama()@karras" "Ancestral()@karras"
 
-20,000 samples of each against as many exact ones at t_min, beside the same distance between two exact sets, the
-floor. Peers run with eta = 1, their default. Their results are kept in --peers and read from there the next time.
+20,000 samples of each (2000 in thousands of dimensions) against as many exact ones at t_min, beside the same distance
+between two exact sets, the floor. Any mixture of contest/problems.py that is neither guided nor rough has an exact law.
+Peers run with eta = 1, their default. Their results are kept in --peers and read from there the next time.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor
 import contest
 import scoresde as ss
 from contest import GridRule, LawResult
-from contest.problems import Mixture, mixture
+from contest.problems import LAWS, Mixture, mixture
 from peers import tournament
 from peers.grids import SHIPPED
 from peers.peer import Oracle, Peer
@@ -47,10 +48,12 @@ class Config(contest.ContestFlags):
     """Samples on which every peer runs on every grid before the best of them run on all."""
     keep: int = 4
     """How many of them."""
+    large: tuple[int, int] = (2000, 200)
+    """Samples, and those for all peers, where a sample has 1000 coordinates and more, if they are less."""
     peers: Path = contest.CACHE / "peers_sde.jsonl"
     """File of the peers' results: read where it has them, else written."""
     out: Path = contest.CACHE / "ours_sde.jsonl"
-    """File for our results."""
+    """File for our results; what it holds of other problems stays."""
 
 
 Sampler = Callable[[Tensor, int], tuple[Tensor, int]]
@@ -126,60 +129,86 @@ def evaluate(
     return LawResult(problem.name, nfe, used, *contest.named(solver, grid), samples, together(each), each)
 
 
+LARGE = 1000
+
+
+def sizes(config: Config, problem: Mixture) -> tuple[int, int]:
+    """How many samples there are, and with how many everybody runs."""
+    most = (config.samples, config.screen)
+    if problem.dimension < LARGE:
+        return most
+    return min(most[0], config.large[0]), min(most[1], config.large[1])
+
+
 def run_peers(config: Config, problem: Mixture, nfe: int, results: Sequence[LawResult]) -> list[LawResult]:
     """Every peer on every grid with few samples; then the best of them with all."""
     entries = [(name, peer, grid) for name, peer in tournament.sde().items() for grid in GRIDS]
+    samples, screen = sizes(config, problem)
     first = []
     for i, (_, peer, grid) in enumerate(entries):
-        each, _ = judged(problem, peer_sampler(problem, peer, grid, nfe), config.screen, 1, config.slices)
+        each, _ = judged(problem, peer_sampler(problem, peer, grid, nfe), screen, 1, config.slices)
         first.append((each[0], i))
     found = []
     for _, i in sorted(first)[: config.keep]:
         name, peer, grid = entries[i]
         sampler = peer_sampler(problem, peer, grid, nfe)
-        each, used = judged(problem, sampler, config.samples, config.repeats, config.slices)
-        found.append(LawResult(problem.name, nfe, used, name, grid, config.samples, together(each), each))
+        each, used = judged(problem, sampler, samples, config.repeats, config.slices)
+        found.append(LawResult(problem.name, nfe, used, name, grid, samples, together(each), each))
     print(f"measured the peers on {problem.name} at {nfe} evaluations", flush=True)
     return found
 
 
 def run_floor(config: Config, problem: Mixture, results: Sequence[LawResult]) -> list[LawResult]:
     """The floor, of enough sets to be sure of it."""
-    return [floor(problem, config.samples, max(8, config.repeats), config.slices)]
+    return [floor(problem, sizes(config, problem)[0], max(8, config.repeats), config.slices)]
+
+
+def law(name: str) -> Mixture:
+    """A mixture of which samples of the law at t_min are known.
+
+    Raises:
+        ValueError: it is guided or rough, or none.
+    """
+    if name not in LAWS:
+        raise ValueError(f"the laws that are known are {', '.join(LAWS)}; got {name!r}.")
+    return mixture(name)
 
 
 def peer_results(config: Config) -> list[LawResult]:
     """The floors, whose budget is 0, and the peers: from the file, or measured and added to it."""
     wanted: dict[contest.Key, contest.Measuring[LawResult]] = {}
     for name in config.problems:
-        wanted[name, 0, config.samples] = partial(run_floor, config, mixture(name))
+        problem = law(name)
+        samples, _ = sizes(config, problem)
+        wanted[name, 0, samples] = partial(run_floor, config, problem)
         for nfe in config.nfe:
-            wanted[name, nfe, config.samples] = partial(run_peers, config, mixture(name), nfe)
-    results = contest.measured(config.peers, LawResult, wanted, key=lambda r: (r.problem, r.budget, r.samples))
-    return [r for r in results if r.samples == config.samples]
+            wanted[name, nfe, samples] = partial(run_peers, config, problem, nfe)
+    return contest.measured(config.peers, LawResult, wanted, key=lambda r: (r.problem, r.budget, r.samples))
 
 
 def table(name: str, peers: list[LawResult], ours: list[LawResult]) -> str:
     """Markdown: the best peer, ours, and the ratios to it and to the floor, for one problem."""
-    least = next(r.distance for r in peers if (r.problem, r.solver) == (name, "exact"))
+    mine = [r for r in ours if r.problem == name]
+    peers = [p for p in peers if p.problem == name and p.samples == mine[0].samples]
+    least = next(p.distance for p in peers if p.solver == "exact")
     heads = ["NFE:", "best peer", "its distance", "ours", "our distance", "ours / best peer:", "ours / floor:"]
     rows = []
-    for r in (r for r in ours if r.problem == name):
-        field = [p for p in peers if (p.problem, p.budget) == (name, r.budget)]
+    for r in mine:
+        field = [p for p in peers if p.budget == r.budget]
         if field:
             first = min(field, key=lambda p: p.distance)
             cells = [str(r.budget), first.name, f"{first.distance:.2e}", r.name, f"{r.distance:.2e}"]
             rows.append([*cells, f"{r.distance / first.distance:.2f}", f"{r.distance / least:.2f}"])
-    title = f"sliced Wasserstein-2 to the exact law; between exact sets {least:.2e}"
+    title = f"sliced Wasserstein-2 to the exact law, {mine[0].samples} samples; between exact sets {least:.2e}"
     return f"**{name}**, {title}\n\n{contest.markdown(heads, rows)}"
 
 
 def main(config: Config) -> None:
     """Measure what is missing and print the tables."""
-    sizes = {"samples": config.samples, "repeats": config.repeats, "slices": config.slices}
 
     def ours(solver: ss.Solver | None, grid: GridRule | None, name: str, nfe: int) -> LawResult:
-        return evaluate(solver, grid, mixture(name), nfe, **sizes)
+        samples, _ = sizes(config, law(name))
+        return evaluate(solver, grid, law(name), nfe, samples=samples, repeats=config.repeats, slices=config.slices)
 
     contest.compete(config, peer_results, ours, table)
 

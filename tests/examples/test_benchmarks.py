@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import tyro
-from torch import Tensor
+from safetensors.torch import save_file
+from scipy.integrate import solve_ivp
+from torch import Tensor, distributions
 
 import contest
 import ode
 import overhead
 import report
+import roughness
 import scoresde as ss
 import sde
-from contest import Result, Setting, problems, timing
-from contest.problems import Mixture
+from contest import Result, Setting, learned, mixtures, problems, timing
+from contest.problems import Guided, Mixture, Problem, Rough
+from contest.reference import Accuracy, end_points, reference
 from peers import edm, kdiffusion, tournament
 from peers import grids as peer_grids
 from peers.peer import Oracle, Peer
 from scoresde import grids
 from scoresde.data import from_tensors
-from scoresde.nn import MLP
+from scoresde.nn import MLP, UNet
 from scoresde.problems import Gaussian
 from scoresde.train import train
 
@@ -79,12 +85,14 @@ def test_the_end_points_are_the_flow_s(process: ss.SDE, tmp_path: Path) -> None:
     problem = gaussian(process)
     x = problem.start(8)
     exact = problem.mixture.flow(process, x, process.T, process.t_min)  # type: ignore[attr-defined]
-    ends = problems.end_points(problem, x, cache=tmp_path)
-    torch.testing.assert_close(ends, exact, rtol=0, atol=1e-10)  # what the docstring promises
+    ends = end_points(problem, x, cache=tmp_path)
+    torch.testing.assert_close(ends, exact, rtol=0, atol=1e-10)  # a hundredth of what two runs may differ by, and more
     (file,) = tmp_path.iterdir()
-    torch.save(torch.zeros_like(x), file)
-    assert not problems.end_points(problem, x, cache=tmp_path).any()  # read back
-    assert problems.end_points(problem, x + 1, cache=tmp_path).any()  # another question
+    kept = torch.load(file, weights_only=True)
+    assert kept["agreement"] <= problem.accuracy.tolerance and kept["steps"] >= 2 * problem.accuracy.first
+    torch.save({**kept, "ends": torch.zeros_like(x)}, file)
+    assert not end_points(problem, x, cache=tmp_path).any()  # read back
+    assert end_points(problem, x + 1, cache=tmp_path).any()  # another question
     assert not torch.equal(problem.law(4, 0), problem.law(4, 1))
 
 
@@ -95,7 +103,7 @@ def test_a_trained_network_is_a_problem(tmp_path: Path) -> None:
     for _ in train(ss.ScoreModel(net, ss.VP()), data, steps=5, batch_size=4, lr=0.1, folder=tmp_path, progress=False):
         pass
     problem = problems.problem(str(tmp_path))
-    assert isinstance(problem, problems.Learned) and problem.dimension == 2
+    assert isinstance(problem, learned.Learned) and problem.dimension == 2
     x, t, model = problem.start(5), torch.tensor(0.4, dtype=torch.float64), problem.model
     alpha, sigma = problem.sde.alpha(t), problem.sde.sigma(t)
     label = torch.tensor([0, 1, 2, 0, 1])
@@ -264,6 +272,298 @@ def test_results_go_through_files_into_the_page(tmp_path: Path, capsys: pytest.C
     assert "old" not in text and "peer, karras rho=3 | 1.00e-10" in text and text.endswith("-->\nafter\n")
     with pytest.raises(ValueError, match="no place for the table"):
         report.filled("empty", {"ode": ""})
+
+
+# -- the field's problems ----------------------------------------------------------------------------------------------
+
+
+def density(problem: Mixture, t: float, label: Tensor | None = None) -> Any:
+    """p_t, or that of one component for each sample, by torch.distributions: nothing of the library's formulas."""
+    alpha, sigma, law = float(problem.sde.alpha(t)), float(problem.sde.sigma(t)), problem.mixture
+    k, d = law.means.shape
+    cov = law.covariances
+    full = cov if cov.ndim == 3 else torch.diag_embed(cov.reshape(k, -1).expand(k, d))
+    parts = distributions.MultivariateNormal(
+        alpha * law.means, alpha**2 * full + sigma**2 * torch.eye(d, dtype=torch.float64)
+    )
+    if label is not None:
+        return distributions.MultivariateNormal(parts.loc[label], parts.covariance_matrix[label])
+    return distributions.MixtureSameFamily(distributions.Categorical(law.weights), parts)
+
+
+def gradient(law: Any, x: Tensor) -> Tensor:
+    """∇ log p(x), by autograd."""
+    x = x.clone().requires_grad_()
+    return torch.autograd.grad(law.log_prob(x).sum(), x)[0]
+
+
+def by_scipy(problem: Problem, x: Tensor) -> Tensor:
+    """The end points by steps that another program chooses."""
+
+    def slope(log_ratio: float, flat: np.ndarray) -> np.ndarray:
+        y = torch.from_numpy(flat).reshape(x.shape)
+        return (y - problem.denoise(y, float(np.exp(log_ratio)))).numpy().ravel()
+
+    y, span = x / problem.sde.alpha(problem.sde.T), tuple(math.log(r) for r in problem.ratios)
+    run = solve_ivp(slope, span, y.numpy().ravel(), method="DOP853", rtol=1e-11, atol=1e-11)
+    return torch.from_numpy(run.y[:, -1]).reshape(x.shape) * problem.sde.alpha(problem.sde.t_min)
+
+
+def small_spectral(schedule: str = "vp") -> Mixture:
+    return Mixture("small", problems.SDES[schedule](), mixtures.spectral(4, 48))
+
+
+def test_the_laws_are_as_described() -> None:
+    law = mixtures.spectral()
+    variances, axes = mixtures.directions(law)
+    assert law.event == (3072,) and axes is None and len(law.weights) == 10
+    i = torch.arange(1, 3073, dtype=torch.float64)
+    power = 1 / (i**1.3 * (1 + (i / 150) ** 1.2))
+    # ten components of random loudness: the whole spectrum follows the power law to a factor
+    level = (variances / power).log()
+    assert float(level.std()) < 0.3 and float(variances[0] / variances[-1]) > 1e5
+    assert [int(n) for n in law.means.shape] == [10, 3072]
+    x = mixtures.heavy().sample(20_000, 0)
+    # kurtosis 3 E[s⁴]/E[s²]² of one coordinate
+    s2 = torch.tensor([0.1, 0.25, 0.6, 1.5, 4.0]) ** 2
+    w = torch.tensor([0.3, 0.3, 0.2, 0.15, 0.05])
+    expected = float(3 * (w * s2**2).sum() / (w * s2).sum() ** 2)
+    assert expected > 20 and float((x[:, 0] / x[:, 0].std()).pow(4).mean()) == pytest.approx(expected, rel=0.2)
+    assert float(x[:, 15].var() / x[:, 0].var()) == pytest.approx(1 / 16, rel=0.1)
+    plane = mixtures.scales2d()
+    near = torch.cdist(plane.means, plane.means).fill_diagonal_(torch.inf).amin(1)
+    assert len(plane.weights) == 18 and float(near.max()) < 0.3 and float(plane.means.norm(dim=1).min()) > 0.5
+
+
+@pytest.mark.parametrize("name", ["small", "heavy-edm", "scales2d-vp", "digits64-guided4-vp", "digits64-guided2-edm"])
+def test_the_scores_are_gradients_of_the_densities(name: str) -> None:
+    problem = small_spectral() if name == "small" else problems.mixture(name)
+    x = problem.start(12)
+    for t in (0.9 * problem.sde.T, 0.3 * problem.sde.T, 0.02 * problem.sde.T):
+        at = problem.sde.alpha(t) * problem.mixture.sample(12, 1) + problem.sde.sigma(t) * x / x.std()
+        expected = gradient(density(problem, t), at)
+        if isinstance(problem, Guided):
+            alone = gradient(density(problem, t, torch.arange(12) % 10), at)
+            expected = expected + problem.scale * (alone - expected)
+        # torch.distributions factorises the covariance, of a condition of up to 1e5
+        torch.testing.assert_close(problem.score(at, t), expected, rtol=1e-9, atol=1e-9 * float(expected.abs().max()))
+        alpha, sigma = problem.sde.alpha(t), problem.sde.sigma(t)
+        by_score = (at + sigma**2 * expected) / alpha
+        torch.testing.assert_close(problem.denoise(at / alpha, float(sigma / alpha)), by_score, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["small", "heavy-edm", "scales2d-edm", "digits64-guided8-vp", "digits64-rough-edm"])
+def test_the_reference_is_another_method_s_too(name: str) -> None:
+    problem = small_spectral("edm") if name == "small" else problems.problem(name)
+    x = problem.start(3, 1)
+    torch.testing.assert_close(reference(problem, x).ends, by_scipy(problem, x), rtol=0, atol=1e-8)
+
+
+def test_a_reference_of_which_two_runs_do_not_agree_is_refused() -> None:
+    class Hasty(Mixture):
+        @property
+        def accuracy(self) -> Accuracy:
+            return Accuracy(1e-9, 2, 8)
+
+    hasty = Hasty("hasty", problems.SDES["edm"](), problems.mixture2d())
+    with pytest.raises(RuntimeError, match="runs of 4 and 8 steps differ by"):
+        reference(hasty, hasty.start(4))
+
+
+def test_what_a_sample_is_asked_about_does_not_depend_on_who_is_beside_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    problem = problems.mixture("mixture2d-guided2-vp")  # of eight components
+    x, t = problem.start(20), torch.linspace(0.1, 1.0, 20, dtype=torch.float64)
+    monkeypatch.setattr("contest.reference.GROUP", 12)
+    together = reference(problem, x).ends  # eight, eight and four
+    for first in (8, 16):
+        alone = reference(problem, x[first : first + 4]).ends
+        torch.testing.assert_close(together[first : first + 4], alone, rtol=0, atol=1e-9)
+    whole = problem.score(x, t)
+    monkeypatch.setattr(problems, "CHUNK", 12 * problem.mixture.means.numel())
+    pieces = problem.score
+    assert isinstance(pieces, problems.Piecewise) and pieces.rows == 8
+    torch.testing.assert_close(pieces(x, t), whole)
+    torch.testing.assert_close(pieces(x, 0.5)[8:16], problem.score(x[8:16], 0.5))
+
+
+@pytest.mark.parametrize("name", ["digits64-rough-vp", "mixture2d-rough-edm"])
+def test_a_rough_score_errs_by_what_it_says(name: str) -> None:
+    rough = problems.mixture(name)
+    exact = problems.mixture(name.replace("-rough", ""))
+    assert isinstance(rough, Rough) and rough.fingerprint() != exact.fingerprint()
+    waves, scale = rough.waves, float(mixtures.directions(rough.mixture)[0].mean().sqrt())
+    sizes = []
+    for t in (0.9 * rough.sde.T, 0.5 * rough.sde.T, 0.05 * rough.sde.T):
+        alpha, sigma = rough.sde.alpha(t), rough.sde.sigma(t)
+        y = (alpha * rough.mixture.sample(200, 0) + sigma * torch.randn(200, rough.dimension)) / alpha
+        r = float(sigma / alpha)
+        off = rough.denoise(y, r) - exact.denoise(y, r)
+        unknown = scale * r / math.sqrt(scale**2 + r**2)
+        each = off.square().mean(1).sqrt() / (problems.ROUGHNESS * unknown)
+        assert float(each.max()) <= math.sqrt(2) + 1e-9  # the bound
+        sizes.append(float(each.square().mean().sqrt()))
+        torch.testing.assert_close(rough.score.denoise(alpha * y, t), rough.denoise(y, r), rtol=1e-8, atol=1e-9)
+        # smooth: half a step changes it by half as much
+        near, nearer = (waves(y * (1 + h), r) - waves(y, r) for h in (1e-4, 5e-5))
+        torch.testing.assert_close(near, 2 * nearer, rtol=0, atol=1e-3 * float(near.abs().max()))
+    assert all(0.7 < size < 1.3 for size in sizes)
+    levels = torch.tensor([0.3, 3.0], dtype=torch.float64)
+    both = rough.denoise(y[:2], levels)
+    torch.testing.assert_close(both[1:], rough.denoise(y[1:2], 3.0))
+
+
+def test_how_long_an_error_lasts() -> None:
+    angle = 0.01 * torch.arange(400, dtype=torch.float64)
+    turning = torch.stack([angle.cos(), angle.sin()], 1)[:, None]
+    ratios = (-0.02 * torch.arange(400, dtype=torch.float64)).exp().tolist()
+    assert roughness.half_life(turning, ratios) == pytest.approx(2 * math.acos(0.5), abs=0.02)
+    assert roughness.half_life(torch.ones(5, 1, 2), ratios[:5]) == math.inf
+    cells = roughness.row(0.1 * turning, ratios, torch.ones(400, dtype=torch.float64))
+    assert cells[4] == "0.0707" and len(cells) == 6
+
+
+def test_bands_add_up_to_the_whole() -> None:
+    at = contest.setting("digits64-vp", 8, cache=None)
+    x = at.exact + torch.randn(8, 64) * torch.linspace(0.1, 1.0, 64)
+    found = contest.bands(x, at)
+    variances, axes = at.problem.directions or (torch.empty(0), None)
+    torch.testing.assert_close((axes * variances) @ axes.mT, moments(problems.digits64()), rtol=1e-9, atol=1e-9)  # type: ignore[operator, union-attr]
+    mean = variances.mean()
+    many = [int((variances >= mean).sum()), 0, int((variances < 0.01 * mean).sum())]
+    many[1] = 64 - many[0] - many[2]
+    assert found is not None and min(many) > 0
+    whole = sum(n * band**2 for n, band in zip(many, found, strict=True) if band is not None) / 64
+    assert math.sqrt(whole) == pytest.approx(contest.distance(x, at.exact)[0])
+    plane = contest.setting("heavy-vp", 2, cache=None)
+    assert (contest.bands(plane.exact, plane) or [])[2] is None  # heavy tails have no direction that is so weak
+    x[0, 0] = math.nan
+    assert contest.bands(x, at) == [math.inf] * 3
+
+
+def moments(law: Any) -> Tensor:
+    """The covariance of a mixture of full ones."""
+    w, mean = law.weights, (law.weights[:, None] * law.means).sum(0)
+    second = (w[:, None, None] * (law.covariances + law.means[:, :, None] * law.means[:, None])).sum(0)
+    return second - mean[:, None] * mean
+
+
+def weights_folder(folder: Path, net: MLP | UNet, **about: Any) -> ss.ScoreModel:
+    """What somebody might publish: a description and weights of half the precision, without the constants."""
+    model = ss.ScoreModel(net, ss.VP(0.1, 12.0), "edm", 0.4)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_((p + 0.1 * torch.randn_like(p)).bfloat16())
+    told = {"network": type(net).__name__, "config": dict(net.config), "sde": "VP(beta_min=0.1, beta_max=12.0)"}
+    told |= {"predicts": "edm", "sigma_data": 0.4, **about}
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(told))
+    save_file(
+        {k: v.detach().bfloat16().contiguous() for k, v in model.named_parameters()}, folder / "weights.safetensors"
+    )
+    return model
+
+
+def test_a_folder_of_weights_is_a_problem(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = weights_folder(tmp_path / "net", MLP(3, width=8, depth=1, num_classes=4), event_shape=[3])
+    place, label, t = str(tmp_path / "net"), torch.tensor([0, 1, 2, 3, 0]), torch.tensor(0.4, dtype=torch.float64)
+    plain, guided, free = (problems.problem(place + more) for more in ("", "@guided2", "@unconditional"))
+    x = plain.start(5)
+    expected = {plain: model.bind(label=label), free: model.bind()}
+    expected[guided] = ss.classifier_free(model, {"label": label}, 2.0)
+    found = {}
+    for problem, score in expected.items():
+        found[problem] = problem.score.denoise(x, t)
+        assert found[problem].dtype == torch.float64 and problem.directions is None
+        torch.testing.assert_close(found[problem], score.denoise(x.float(), t).double(), rtol=1e-5, atol=1e-5)
+        alpha, sigma = problem.sde.alpha(t), problem.sde.sigma(t)
+        torch.testing.assert_close(problem.denoise(x / alpha, sigma / alpha), found[problem], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(problem.score(x, t), (alpha * found[problem] - x) / sigma**2)
+    assert not torch.allclose(found[plain], found[free]) and not torch.allclose(found[plain], found[guided])
+    assert len({problem.fingerprint() for problem in expected}) == 3
+    double = problems.problem(place + "@float64,guided2")
+    assert isinstance(double, learned.Learned) and (plain.period, double.period, free.period) == (4, 4, 1)
+    ends = {problem: reference(problem, x) for problem in (guided, double)}
+    torch.testing.assert_close(ends[guided].ends, ends[double].ends, rtol=0, atol=1e-4)
+    assert ends[double].agreement < 1e-7 and guided.accuracy != double.accuracy
+    assert contest.evaluate(ss.Heun(), None, Setting(guided, x, ends[guided].ends), 40).bands is None
+
+
+def test_a_folder_that_does_not_tell_enough(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    weights_folder(tmp_path, UNet(1, width=8, multipliers=(1,), blocks=1, attention_levels=()))
+    place = str(tmp_path)
+    shapes = [getattr(problems.problem(place + more), "event", None) for more in ("", "@1x8x8")]
+    assert shapes == [(1, 32, 32), (1, 8, 8)]
+    at = problems.problem(place + "@1x8x8")
+    assert at.score(at.start(2), torch.tensor(0.5, dtype=torch.float64)).shape == (2, 64)
+    for more, message in (
+        ("@guided2", "no classes"),
+        ("@twice", "after the @"),
+        ("@guided2,unconditional", "not both"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            problems.problem(place + more)
+    weights_folder(tmp_path, MLP(3, width=8, depth=1))
+    for change, message in (
+        ({}, "does not tell the shape"),
+        ({"predicts": None}, "does not tell predicts"),
+        ({"network": "Sequential"}, "no network"),
+        ({"sde": "VP(0.1)"}, "written as"),
+        ({"sde": "Score()"}, "no SDE"),
+        ({"network": "MLP", "config": {"dim": 3, "width": 8, "depth": 2}}, "not those of its network"),
+    ):
+        config = tmp_path / "config.json"
+        before = json.loads(config.read_text())
+        config.write_text(json.dumps({k: v for k, v in (before | change).items() if v is not None}))
+        with pytest.raises(ValueError, match=message):
+            learned.learned.__wrapped__(place)
+        config.write_text(json.dumps(before))
+
+
+def test_old_results_are_read_and_those_of_other_problems_stay(tmp_path: Path) -> None:
+    line = {k: v for k, v in dataclasses.asdict(RESULT).items() if k != "bands"}
+    file = tmp_path / "old.jsonl"
+    file.write_text(json.dumps(line) + "\n")
+    assert contest.read(file, Result) == [RESULT] and RESULT.bands is None
+    new = dataclasses.replace(RESULT, problem="spectral-vp", bands=[0.1, None, math.inf])
+    flags = contest.ContestFlags(("default",), ("spectral-vp",), (4,), out=file)
+    for _ in range(2):
+        contest.compete(flags, lambda _: [], lambda *_: new, lambda *_: "")
+    assert contest.read(file, Result) == [RESULT, new]
+
+
+def test_tables_of_bands_compare_like_with_like() -> None:
+    ours = dataclasses.replace(RESULT, bands=[0.2, 0.1, 0.3])
+    peer = dataclasses.replace(RESULT, solver="first", bands=[0.1, 0.2, 0.3])
+    worse = dataclasses.replace(peer, solver="second", rms=1.0, trimmed=1.0)
+    other = dataclasses.replace(peer, solver="third", samples=9, rms=1e-12, trimmed=1e-12)
+    table = ode.banded(RESULT.problem, [worse, peer, other], [ours])
+    assert "first" in table and "2.0e-01 / 1.0e-01 = 2.00" in table and "= 0.50" in table
+    assert "third" not in ode.table(RESULT.problem, [other, worse, peer], [ours])
+    assert "| – | – | – |" in ode.table(RESULT.problem, [other], [ours])
+    for without in (RESULT, dataclasses.replace(ours, bands=[0.2, 0.1, None])):
+        assert ode.banded(RESULT.problem, [peer], [without]) == ""
+
+
+def test_fewer_samples_and_peers_where_an_evaluation_takes_long() -> None:
+    assert ode.sizes(ode.Config(), "digits64-vp") == (1000, 128) and ode.sizes(ode.Config(), "spectral-vp") == (16, 2)
+    assert sde.sizes(sde.Config(samples=50), problems.mixture("spectral-edm")) == (50, 200)
+    name = "digits64-guided2-vp"
+    few = ode.field(name, RESULT.budget, [dataclasses.replace(RESULT, solver="k-diffusion heun")], few=True)
+    assert [(n, g) for n, _, g in few] == [("k-diffusion heun", "karras")]
+    assert (
+        len(ode.field(name, RESULT.budget, [])) == len(ode.field("heavy-vp", RESULT.budget, [RESULT], few=True)) > 500
+    )
+
+
+def test_the_law_of_thousands_of_coordinates() -> None:
+    problem = sde.law("spectral-edm")
+    few = sde.evaluate(ss.EulerMaruyama(), grids.karras, problem, 3, samples=12, repeats=1, slices=4)
+    assert few.nfe == 3 and math.isfinite(few.distance)
+    for name in ("digits64-guided2-vp", "digits64-rough-vp"):
+        with pytest.raises(ValueError, match="laws that are known"):
+            sde.law(name)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -4,9 +4,10 @@
 
     contest.evaluate(ss.Heun(), ss.grids.karras, "mixture2d-edm", 20)      # the whole benchmark of one of our solvers
 
-:mod:`contest.problems` are what is solved, :mod:`contest.run` is a run and its error, :mod:`contest.results` keeps what
-was measured and puts it into tables, :mod:`contest.timing` takes turns. The peers are in a package of their own, which
-builds on this one.
+:mod:`contest.problems` are what is solved: the laws of :mod:`contest.mixtures` and the networks of
+:mod:`contest.learned`; :mod:`contest.reference` says where their flow ends. :mod:`contest.run` is a run and its error,
+:mod:`contest.results` keeps what was measured and puts it into tables, :mod:`contest.timing` takes turns. The peers are
+in a package of their own, which builds on this one.
 """
 
 from contest.results import (
@@ -25,11 +26,14 @@ from contest.results import (
     write_array,
 )
 from contest.run import (
+    BANDS,
     ContestFlags,
     GridRule,
     Setting,
+    bands,
     compete,
     distance,
+    errors,
     evaluate,
     most,
     named,
@@ -39,6 +43,7 @@ from contest.run import (
 )
 
 __all__ = [
+    "BANDS",
     "CACHE",
     "ContestFlags",
     "GridRule",
@@ -48,9 +53,11 @@ __all__ = [
     "Outcome",
     "Result",
     "Setting",
+    "bands",
     "best",
     "compete",
     "distance",
+    "errors",
     "evaluate",
     "markdown",
     "measured",

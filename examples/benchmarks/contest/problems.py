@@ -1,66 +1,53 @@
-"""The benchmark's problems: two exact mixtures under two SDEs, or a trained network, and where their ODE ends.
+"""The benchmark's problems by name: exact scores under two schedules, rough and guided ones, and trained networks.
 
-    problem("mixture2d-vp").score, problem("runs/digits/checkpoints").score
+    problem("spectral-edm").score, problem("digits64-guided4-vp").score, problem("digits64-rough-vp").score
+    problem("runs/digits/checkpoints@guided2").score
     ends = end_points(problem("digits64-edm"), x)
 
-The mixtures are known in closed form, so every library integrates the same exact score in float64 and the distance to
-the exact end point is the error of its integration alone; of a network, the same score is integrated by everybody too.
+A name is LAW-vp, LAW-edm, LAW-rough-vp, LAW-guidedW-vp, ... with a law of :data:`~contest.mixtures.MIXTURES`, whose
+score is known in closed form: every library integrates the same exact score in float64, and the distance to the exact
+end point is the error of its integration alone. Or it is the folder of a network, see :mod:`contest.learned`; of it,
+too, the same score is integrated by everybody.
 """
 
 from __future__ import annotations
 
 import functools
-import hashlib
 import math
+import re
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
-from scipy.integrate import DOP853, solve_ivp
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 import scoresde as ss
+from contest.mixtures import MIXTURES, directions
+from contest.mixtures import digits64 as digits64
+from contest.mixtures import mixture2d as mixture2d
+from contest.reference import EXACT, Accuracy
 from scoresde.models.combination import Combination
-from scoresde.models.conditions import nulls_of
-from scoresde.models.score import DerivedScore
+from scoresde.models.score import DerivedScore, score_of_denoiser
 from scoresde.problems import GaussianMixture
-from scoresde.train import describe, load_model
 
 NAMES = ("mixture2d-vp", "mixture2d-edm", "digits64-vp", "digits64-edm")
+"""What contests are about where nothing else is said."""
 
+LAWS = tuple(f"{law}-{schedule}" for law in MIXTURES for schedule in ("vp", "edm"))
+"""Every mixture under either schedule."""
 
-@functools.cache
-def mixture2d(components: int = 8, seed: int = 0) -> GaussianMixture:
-    """Eight Gaussians around the unit circle, with unequal weights, radii, widths (0.1 to 0.3) and orientations."""
-    draw = np.random.default_rng(seed)
-    angle = 2 * np.pi * (np.arange(components) + draw.uniform(-0.2, 0.2, components)) / components
-    radius = draw.uniform(0.8, 1.2, components)
-    means = radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
-    turn = draw.uniform(0, np.pi, components)
-    axes = np.stack([np.stack([np.cos(turn), -np.sin(turn)], 1), np.stack([np.sin(turn), np.cos(turn)], 1)], 1)
-    variances = draw.uniform(0.1, 0.3, (components, 2)) ** 2
-    covariances = np.einsum("kij,kj,klj->kil", axes, variances, axes)
-    return GaussianMixture(*(torch.from_numpy(v) for v in (draw.uniform(0.5, 1.5, components), means, covariances)))
+FURTHER = (
+    *(f"digits64-guided{w}-{schedule}" for w in (2, 4, 8) for schedule in ("vp", "edm")),
+    *(f"{law}-rough-{schedule}" for law in ("digits64", "spectral") for schedule in ("vp", "edm")),
+)
+"""Guided and rough ones, of the many that names can say."""
 
-
-@functools.cache
-def digits64(event: tuple[int, ...] = (64,), ridge: float = 0.01) -> GaussianMixture:
-    """One full Gaussian for each class of scikit-learn's 8x8 digits, in pixels of mean 0 and mean variance 1.
-
-    ``ridge`` is added to each covariance: some pixels never change within a class.
-    """
-    pixels, label = load_digits(return_X_y=True)
-    x = (pixels - pixels.mean(0)) / np.sqrt(pixels.var(0).mean())
-    classes = [x[label == k] for k in range(10)]
-    means = np.stack([c.mean(0) for c in classes])
-    covariances = np.stack([np.cov(c.T) + ridge * np.eye(64) for c in classes])
-    weights = np.array([float(len(c)) for c in classes])
-    return GaussianMixture(
-        torch.from_numpy(weights), torch.from_numpy(means).reshape(-1, *event), torch.from_numpy(covariances)
-    )
+SDES: dict[str, Callable[[], ss.SDE]] = {
+    "vp": lambda: ss.VP(0.1, 20.0, t_min=1e-3),
+    "edm": lambda: ss.EDM(T=80.0, t_min=0.002),
+}
 
 
 @dataclass(frozen=True)
@@ -82,11 +69,26 @@ class Problem(ABC):
 
     @abstractmethod
     def denoise(self, y: Tensor, ratio: float | Tensor) -> Tensor:
-        """E[x_0 | x_t/α = y] where σ/α = ``ratio``, a number or (): what peers call the denoiser."""
+        """E[x_0 | x_t/α = y] where σ/α = ``ratio``, a number, () or (n,): what peers call the denoiser."""
 
     @abstractmethod
     def fingerprint(self) -> bytes:
         """Tells two scores apart."""
+
+    @property
+    def directions(self) -> tuple[Tensor, Tensor | None] | None:
+        """Variances (D,) of the data, and the axes (D, D) along which they are, None for the coordinates; if known."""
+        return None
+
+    @property
+    def period(self) -> int:
+        """Samples i and i + period are asked under the same condition."""
+        return 1
+
+    @property
+    def accuracy(self) -> Accuracy:
+        """Of the end points."""
+        return EXACT
 
     @property
     def ratios(self) -> tuple[float, float]:
@@ -111,15 +113,23 @@ class Mixture(Problem):
 
     @property
     def score(self) -> ss.Score:
-        return self.mixture.score(self.sde)
+        return self.under(self.sde)
+
+    def under(self, sde: ss.SDE) -> ss.Score:
+        """The score under another SDE."""
+        return piecewise(self.mixture.score(sde), self.mixture, 1)
 
     def denoise(self, y: Tensor, ratio: float | Tensor) -> Tensor:
         # x_t/α = x_0 + (σ/α) ε has the law of the variance-exploding SDE whose time is the ratio, whatever the SDE
-        return _exploding(self.mixture).denoise(y, torch.as_tensor(ratio, dtype=torch.float64))
+        return self.under(EXPLODING).denoise(y, torch.as_tensor(ratio, dtype=torch.float64))
 
     def fingerprint(self) -> bytes:
         told = (self.mixture.weights, self.mixture.means, self.mixture.sample(16, 0))
         return b"".join(v.numpy().tobytes() for v in told)
+
+    @property
+    def directions(self) -> tuple[Tensor, Tensor | None]:
+        return _directions(self.mixture)
 
     def law(self, n: int, seed: int) -> Tensor:
         """n exact samples of p at t_min, where every sampler stops."""
@@ -130,104 +140,181 @@ class Mixture(Problem):
         return self.sde.alpha(t) * x0 + self.sde.sigma(t) * z
 
 
-@functools.cache
-def _exploding(mixture: GaussianMixture) -> ss.Score:
-    return mixture.score(ss.EDM(T=1e4, t_min=1e-9))
+EXPLODING = ss.EDM(T=1e4, t_min=1e-9)
+_directions = functools.cache(directions)
 
 
 @dataclass(frozen=True)
-class Learned(Problem):
-    """A trained network, in float64; where it knows classes, sample i is of class i modulo their number."""
+class Guided(Mixture):
+    """The exact score of a component k under classifier-free guidance, sample i of component i modulo their number::
 
-    model: ss.ScoreModel
-    event: tuple[int, ...]
-    classes: int
+        s(x, t) + w (s_k(x, t) - s(x, t))
+
+    Attributes:
+        scale: w; 1 is the component alone.
+    """
+
+    scale: float
 
     @property
-    def dimension(self) -> int:
-        return math.prod(self.event)
+    def period(self) -> int:
+        return len(self.mixture.weights)
 
-    @property
-    def score(self) -> ss.Score:
-        return Flat(self.model, self.event, self.classes)
-
-    def denoise(self, y: Tensor, ratio: float | Tensor) -> Tensor:
-        t = self.sde.t_of_log_snr(-2 * torch.as_tensor(ratio, dtype=torch.float64).log())
-        return self.score.denoise(self.sde.alpha(t) * y, t)
+    def under(self, sde: ss.SDE) -> ss.Score:
+        return piecewise(GuidedScore(self.mixture.score(sde), self.mixture, self.scale), self.mixture, self.period)
 
     def fingerprint(self) -> bytes:
-        return b"".join(p.detach().numpy().tobytes() for p in self.model.parameters())
+        return super().fingerprint() + f"guided {self.scale}".encode()
 
 
 @dataclass(frozen=True, eq=False)
-class Flat(DerivedScore):
-    """A network's score of samples flattened to (n, D); with classes, sample i is of class i modulo their number."""
+class GuidedScore(DerivedScore):
+    """See :class:`Guided`."""
 
-    score: ss.ScoreModel
-    event: tuple[int, ...]
-    classes: int
+    score: ss.Score
+    mixture: GaussianMixture
+    scale: float
 
     def evaluate(self, x: Tensor, t: Tensor, wanted: Combination) -> Tensor:
-        label = {"label": torch.arange(len(x)) % self.classes} if self.classes else {}
-        return self.score.evaluate(x.reshape(-1, *self.event), t, wanted, label).flatten(1)
+        label = torch.arange(len(x)) % len(self.mixture.weights)
+        alone = self.mixture.score(self.sde, label).evaluate(x, t, wanted)
+        return torch.lerp(self.score.evaluate(x, t, wanted), alone, self.scale)
+
+
+@dataclass(frozen=True, eq=False)
+class Waves:
+    r"""What a network errs by, as far as its size and its wiggles go: m plane waves along orthonormal directions b_j::
+
+        e(y, r) = size · d(r) · sqrt(2 D/m) Σ_j b_j sin(k a_j·y/sqrt(s² + r²) + ω log r + φ_j)
+        d(r) = s r/sqrt(s² + r²)
+
+    d is the deviation that a coordinate of x_0 keeps once x_0 + r ε is known. The root mean square of a coordinate is
+    size · d(r) over random phases, and never more than √2 of that: |e|² = size² d² (2 D/m) Σ_j sin² <= 2 D size² d².
+
+    Attributes:
+        size: of the error, in deviations of what is not known.
+        scale: s, the deviation of a coordinate of the data.
+        dimension: D.
+        count: m; at most D.
+        wave: k, for a_j of length 1.
+        turn: ω.
+    """
+
+    size: float
+    scale: float
+    dimension: int
+    count: int = 64
+    wave: float = 2.0
+    turn: float = 0.9
+    seed: int = 0
+    fixed: tuple[Tensor, Tensor, Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        draw = torch.Generator().manual_seed(self.seed)
+        shape = (self.dimension, min(self.count, self.dimension))
+        a, b = (torch.randn(*shape, generator=draw, dtype=torch.float64) for _ in range(2))
+        phase = 2 * math.pi * torch.rand(shape[1], generator=draw, dtype=torch.float64)
+        object.__setattr__(self, "fixed", (a / a.norm(dim=0), torch.linalg.qr(b)[0], phase))
+
+    def spread(self, r: Tensor) -> Tensor:
+        """d(r)."""
+        return self.scale * r / (self.scale**2 + r**2).sqrt()
+
+    def __call__(self, y: Tensor, ratio: float | Tensor) -> Tensor:
+        """e(y, r), (n, D), for r a number, () or (n,)."""
+        r = torch.as_tensor(ratio, dtype=torch.float64).reshape(-1, 1)
+        a, b, phase = self.fixed
+        angle = self.wave * (y / (self.scale**2 + r**2).sqrt()) @ a + self.turn * r.log() + phase
+        return self.size * math.sqrt(2 * self.dimension / a.shape[1]) * self.spread(r) * (angle.sin() @ b.mT)
+
+
+ROUGHNESS = 0.1
+"""Size of the errors of rough problems. It is that of an MLP of 1.3 M parameters which was trained for three minutes on
+samples of digits64, and so is how far in log r they are correlated with themselves: ``roughness.py`` measures both."""
+
+
+@dataclass(frozen=True)
+class Rough(Mixture):
+    """A mixture whose denoiser errs as a network does, by :class:`Waves` of the size :data:`ROUGHNESS`."""
+
+    waves: Waves
+
+    @property
+    def score(self) -> ss.Score:
+        def denoiser(x: Tensor, t: Tensor) -> Tensor:
+            alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
+            return self.denoise(x / alpha.reshape(-1, 1), sigma / alpha)
+
+        return score_of_denoiser(denoiser, self.sde)
+
+    def denoise(self, y: Tensor, ratio: float | Tensor) -> Tensor:
+        return super().denoise(y, ratio) + self.waves(y, ratio)
+
+    def fingerprint(self) -> bytes:
+        return super().fingerprint() + repr(self.waves).encode()
+
+
+CHUNK = 2**21  # numbers (samples, components, D) that are in memory at a time
+
+
+def piecewise(score: ss.Score, mixture: GaussianMixture, period: int) -> ss.Score:
+    """The score of a mixture, for many samples of many coordinates a few at a time, a multiple of ``period``."""
+    rows = CHUNK // mixture.means.numel()
+    return Piecewise(score, max(1, rows // period) * period)
+
+
+@dataclass(frozen=True, eq=False)
+class Piecewise(DerivedScore):
+    """A score that is asked for at most ``rows`` samples at a time."""
+
+    score: ss.Score
+    rows: int
+
+    def evaluate(self, x: Tensor, t: Tensor, wanted: Combination) -> Tensor:
+        if len(x) <= self.rows:
+            return self.score.evaluate(x, t, wanted)
+        parts = (slice(i, i + self.rows) for i in range(0, len(x), self.rows))
+        return torch.cat([self._part(x, t, wanted, part) for part in parts])
+
+    def _part(self, x: Tensor, t: Tensor, wanted: Combination, part: slice) -> Tensor:
+        return self.score.evaluate(x[part], t[part] if t.ndim else t, wanted.for_samples(lambda c: c[part]))
+
+
+_NAME = re.compile(rf"({'|'.join(MIXTURES)})(?:-(rough)|-guided(\d+(?:\.\d+)?))?-({'|'.join(SDES)})")
 
 
 @functools.cache
 def problem(name: str) -> Problem:
-    """One of NAMES, or the network in the folder of that name that train() has left.
+    """The problem of that name: see the head of this file.
 
     Raises:
-        ValueError: neither.
+        ValueError: no name, and no folder of a network either.
     """
-    if name in NAMES:
+    if _NAME.fullmatch(name):
         return mixture(name)
-    if not Path(name).is_dir():
-        raise ValueError(f"the problems are {', '.join(NAMES)} and folders of trained networks; got {name!r}.")
-    event = describe(name).event_shape
-    if event is None:
-        raise ValueError(f"the checkpoint in {name} does not tell the shape of its data.")
-    model = load_model(name).double().requires_grad_(False)
-    classes = int(nulls_of(model.net).get("label", 0))
-    return Learned(name, model.sde, model, tuple(event), classes)
+    from contest.learned import learned  # which builds on this module
+
+    if not Path(name.partition("@")[0]).is_dir():
+        raise ValueError(
+            f"the problems are {', '.join((*LAWS, *FURTHER))} and folders of trained networks; got {name!r}."
+        )
+    return learned(name)
 
 
 def mixture(name: str) -> Mixture:
-    """One of NAMES."""
-    kind, schedule = name.split("-")
-    sde: ss.SDE = ss.VP(0.1, 20.0, t_min=1e-3) if schedule == "vp" else ss.EDM(T=80.0, t_min=0.002)
-    return Mixture(name, sde, mixture2d() if kind == "mixture2d" else digits64())
+    """A problem made of a mixture.
 
-
-def end_points(problem: Problem, x: Tensor, *, tolerance: float = 1e-13, cache: Path | None = None) -> Tensor:
-    """Where the probability-flow ODE carries x (n, D) from T to t_min, to about 1e-10.
-
-    Each sample's y = x/α obeys dy/dr = (y - E[x_0 | y]) / r in r = σ/α, here in log r, by the eighth-order pair of
-    Dormand and Prince, in groups of like samples with one step size. ``cache`` is a folder of earlier answers.
+    Raises:
+        ValueError: the name says another thing.
     """
-    file = None
-    if cache is not None:
-        content = x.numpy().tobytes() + problem.fingerprint() + f"{problem.sde} {tolerance}".encode()
-        file = cache / f"{Path(problem.name).name}-{hashlib.sha256(content).hexdigest()[:16]}.pt"
-        if file.exists():
-            stored: Tensor = torch.load(file, weights_only=True)
-            return stored
-    first, last = problem.ratios
-
-    def slope(log_ratio: float, flat: np.ndarray) -> np.ndarray:
-        y = torch.from_numpy(flat).reshape(-1, problem.dimension)
-        out: np.ndarray = (y - problem.denoise(y, float(np.exp(log_ratio)))).numpy().ravel()
-        return out
-
-    ends = []
-    y = x / problem.sde.alpha(problem.sde.T)
-    for part in (y[i : i + 125] for i in range(0, len(y), 125)):
-        span = (float(np.log(first)), float(np.log(last)))
-        run = solve_ivp(slope, span, part.numpy().ravel(), method=DOP853, rtol=tolerance, atol=tolerance)
-        if not run.success:
-            raise RuntimeError(f"the reference integration of {problem.name} failed: {run.message}")
-        ends.append(torch.from_numpy(run.y[:, -1]).reshape(part.shape))
-    exact = torch.cat(ends) * problem.sde.alpha(problem.sde.t_min)
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(exact, file)
-    return exact
+    found = _NAME.fullmatch(name)
+    if not found:
+        raise ValueError(f"the mixtures are {', '.join((*LAWS, *FURTHER))}; got {name!r}.")
+    law, rough, scale, schedule = found.groups()
+    law, sde = MIXTURES[law](), SDES[schedule]()
+    if scale:
+        return Guided(name, sde, law, float(scale))
+    if rough:
+        deviation = float(directions(law)[0].mean().sqrt())
+        return Rough(name, sde, law, Waves(ROUGHNESS, deviation, law.event[0]))
+    return Mixture(name, sde, law)

@@ -57,10 +57,13 @@ class Result(Outcome):
     Attributes:
         rms: root of the mean squared distance, over sqrt(D): the error of a coordinate.
         trimmed: the same without the worst 5 % of the samples.
+        bands: that of a coordinate along the directions of large, middle and small variance, see :func:`contest.bands`;
+            None for a band without directions, and where the problem does not know its own.
     """
 
     rms: float
     trimmed: float
+    bands: list[float | None] | None = None
 
 
 @dataclass(frozen=True)

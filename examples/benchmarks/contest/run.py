@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 import scoresde as ss
-from contest.problems import NAMES, Problem, end_points, problem
-from contest.results import CACHE, Outcome, Result, write
+from contest.problems import NAMES, Problem, problem
+from contest.reference import end_points
+from contest.results import CACHE, Outcome, Result, read, write
 from scoresde import grids
 
 TRIM = 0.05
@@ -55,6 +56,33 @@ def distance(x: Tensor, exact: Tensor) -> tuple[float, float]:
     return float(squared.mean().sqrt()), float(kept.mean().sqrt())
 
 
+BANDS = (1.0, 0.01)
+"""What parts the bands of the spectrum: variances along a direction, in mean variances of a coordinate."""
+
+
+def bands(x: Tensor, at: Setting) -> list[float | None] | None:
+    """Root-mean-square distance of x (n, D) to the exact end points along the directions of each band, of one of them.
+
+    With λ the variance of the data along a direction and λ̄ that of a coordinate on average: λ >= λ̄, which is what all
+    is made of; 0.01 λ̄ <= λ < λ̄; and λ < 0.01 λ̄, the finest detail. The squares, weighted by the shares of the
+    directions, add up to that of :func:`distance`. None for a band without directions, and where no λ is known.
+    """
+    known = at.problem.directions
+    if known is None:
+        return None
+    variances, axes = known
+    apart = x - at.exact
+    squared = (apart if axes is None else apart @ axes).square().mean(0).nan_to_num(torch.inf)
+    place = sum((variances < edge * variances.mean()).long() for edge in BANDS)
+    chosen = (squared[place == band] for band in range(len(BANDS) + 1))
+    return [float(some.mean().sqrt()) if len(some) else None for some in chosen]
+
+
+def errors(x: Tensor, at: Setting) -> tuple[float, float, list[float | None] | None]:
+    """Of the whole, without the worst 5 % of the samples, and in the bands of the spectrum."""
+    return (*distance(x, at.exact), bands(x, at))
+
+
 def evaluate(solver: ss.Solver | None, grid: GridRule | None, where: Setting | str, nfe: int) -> Result:
     """Error of a solver of ours with at most ``nfe`` evaluations.
 
@@ -69,8 +97,8 @@ def evaluate(solver: ss.Solver | None, grid: GridRule | None, where: Setting | s
     """
     at = setting(where) if isinstance(where, str) else where
     end = solve(solver, grid, at, most_steps(solver, grid, at, nfe))
-    rms, trimmed = distance(end.x, at.exact)
-    return Result(at.problem.name, nfe, end.nfe, *named(solver, grid), len(at.x), rms, trimmed)
+    rms, trimmed, by_band = errors(end.x, at)
+    return Result(at.problem.name, nfe, end.nfe, *named(solver, grid), len(at.x), rms, trimmed, by_band)
 
 
 def solve(solver: ss.Solver | None, grid: GridRule | None, at: Setting, steps: int) -> ss.Solution:
@@ -124,12 +152,12 @@ class ContestFlags:
     ours: tuple[str, ...] = ("default",)
     """Solvers of scoresde with their grids, "Heun()@karras(rho=5)"; "default" is what scoresde.sample takes."""
     problems: tuple[str, ...] = NAMES
-    """Which problems; a contest of end points takes the folder of a trained network, too, with fewer samples."""
-
+    """Which problems: names as in contest.problems; a contest of end points takes guided and rough ones, and the folder
+    of a trained network, too, see contest.learned."""
     nfe: tuple[int, ...] = (10, 20, 50, 100)
     """Score evaluations allowed."""
     out: Path = CACHE / "ours.jsonl"
-    """File for our results."""
+    """File for our results; what it holds of other problems stays."""
 
 
 Config = TypeVar("Config", bound=ContestFlags)
@@ -157,7 +185,8 @@ def compete(
     entered = [parsed(text) for text in config.ours]
     theirs = peers(config)
     own = [ours(*entry, name, nfe) for entry in entered for name in config.problems for nfe in config.nfe]
-    write(config.out, own)
+    others = [r for r in read(config.out, type(own[0])) if r.problem not in config.problems] if own else []
+    write(config.out, [*others, *own])
     for name in config.problems:
         print(table(name, theirs, own), end="\n\n")
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 
 from contest.results import Result
-from contest.run import Setting, distance
+from contest.run import Setting, errors
 from peers import azula, diffusers, edm, kdiffusion
 from peers.grids import GRIDS, SHIPPED, TUNED
 from peers.peer import Oracle, Peer
@@ -43,9 +43,9 @@ def measure(name: str, peer: Peer, grid: str, at: Setting, nfe: int) -> Result |
         y = peer.run(oracle, at.x / problem.sde.alpha(problem.sde.T), levels)
     if oracle.calls > nfe:
         raise AssertionError(f"{name} took {oracle.calls} evaluations of {nfe}")
-    rms, trimmed = distance(y * problem.sde.alpha(problem.sde.t_min), at.exact)
+    rms, trimmed, by_band = errors(y * problem.sde.alpha(problem.sde.t_min), at)
     rule = grid if peer.any_grid else "its own"
-    return Result(problem.name, nfe, oracle.calls, name, rule, len(at.x), rms, trimmed)
+    return Result(problem.name, nfe, oracle.calls, name, rule, len(at.x), rms, trimmed, by_band)
 
 
 def entries(all_peers: Mapping[str, Peer]) -> list[Entry]:
