@@ -15,7 +15,7 @@ import tyro
 
 import contest
 from contest import Result
-from contest.problems import NAMES
+from contest.problems import NAMES, Mixture
 from scoresde.fitting import fit
 from scoresde.solvers import Fitted
 
@@ -66,7 +66,7 @@ def fitted(config: Config, name: str, nfe: int) -> tuple[Result, Fitted]:
         iterations=10_000,
         budget=config.seconds,
         # trained networks are compared in float64
-        dtype=torch.float32 if name in NAMES else torch.float64,
+        dtype=torch.float32 if isinstance(at.problem, Mixture) else torch.float64,
     )
     result = contest.evaluate(sampler, lambda sde, steps: sampler.grid, at, nfe)
     return replace(result, solver=f"scoresde {sampler.report.chosen}", grid="its own"), sampler

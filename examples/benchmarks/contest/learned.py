@@ -29,7 +29,7 @@ import scoresde as ss
 import scoresde.nn as networks
 from contest.problems import Problem
 from contest.reference import DOUBLE, SINGLE, Accuracy
-from scoresde.models.combination import Combination
+from scoresde.models.combination import Combination, combine
 from scoresde.models.conditions import nulls_of
 from scoresde.models.score import DerivedScore
 from scoresde.train import describe, load_model
@@ -97,8 +97,8 @@ class Flat(DerivedScore):
         pictures = x.reshape(-1, *self.event)
         if _dtype(self.score) == torch.float64:
             return bound.evaluate(pictures, t, wanted).flatten(1)
-        of_x, of_x0 = (torch.as_tensor(c).reshape(-1, 1) for c in wanted.of_x0(self.sde.alpha(t), self.sde.sigma(t)))
-        return of_x * x + of_x0 * bound.denoise(pictures.float(), t).flatten(1).double()
+        of_x, of_x0 = wanted.of_x0(self.sde.alpha(t), self.sde.sigma(t))
+        return combine((of_x, x), (of_x0, bound.denoise(pictures.float(), t).flatten(1).double()))
 
 
 @functools.cache

@@ -207,7 +207,7 @@ class Waves:
     wave: float = 2.0
     turn: float = 0.9
     seed: int = 0
-    fixed: tuple[Tensor, Tensor, Tensor] = field(init=False)
+    fixed: tuple[Tensor, Tensor, Tensor] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         draw = torch.Generator().manual_seed(self.seed)
