@@ -131,7 +131,7 @@ def banded(name: str, peers: list[Result], ours: list[Result]) -> str:
         if mine and field:
             first = contest.best(field)
             theirs = _all_bands(first)
-            cells = [f"{a:.1e} / {b:.1e} = {a / b:.2f}" for a, b in zip(mine, theirs, strict=True)]
+            cells = [f"{a:.1e} / {b:.1e} = {a / b:.2g}" for a, b in zip(mine, theirs, strict=True)]
             rows.append([str(r.budget), r.name, first.name, *cells])
     if not rows:
         return ""
