@@ -48,6 +48,8 @@ def replacing(path: Path) -> Iterator[Path]:
     partial = path.with_name(PARTIAL + path.name)
     try:
         yield partial
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())  # or a power cut could leave the new name on an empty file
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -57,3 +59,30 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write JSON, indented; what JSON does not know, such as paths, becomes text."""
     with replacing(path) as partial:
         partial.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def read_format(path: Path, *, format: str, version: int, what: str, mend: str) -> Mapping[str, Any]:
+    """The content of a file whose "format" and "version" are those.
+
+    Args:
+        path: the file.
+        format: what it should say that it is.
+        version: of the format, that can be read.
+        what: what the file should hold, in words.
+        mend: how such a file is made.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: another file, another version, or no JSON.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not JSON ({error}); {mend}.") from error
+    if not isinstance(content, Mapping) or content.get("format") != format:
+        raise ValueError(f'{path} holds no {what}: its "format" should be {format!r}.')
+    if content.get("version") != version:
+        raise ValueError(
+            f"{path} has version {content.get('version')!r} of the format, this library reads {version}; {mend}."
+        )
+    return content

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
-from scoresde.grids import Rule
 from scoresde.models.score import Score, check_score
 from scoresde.noise import Noise, chosen_noise
 from scoresde.reverse import Reverse
+from scoresde.rules import Rule
 from scoresde.solvers import Progress, Solution, Solver
+from scoresde.solvers.adapted import Adapted
 from scoresde.solvers.defaults import chosen_grid, chosen_solver, prior_draw
 from scoresde.solvers.fitted import Fitted
 
@@ -30,7 +31,7 @@ def sample(
     *,
     solver: Solver | os.PathLike[str] | None = None,
     steps: int = 25,
-    grid: Tensor | Rule | None = None,
+    grid: Tensor | Rule | os.PathLike[str] | None = None,
     eta: float | None = None,
     seed: int | None = None,
     noise: Noise | torch.Generator | None = None,
@@ -56,7 +57,8 @@ def sample(
             :func:`~scoresde.fitting.fit`, or the path of its file, brings its own times.
         steps: number of steps; ignored where ``grid`` is a tensor of times, and by a fitted sampler.
         grid: times, or one of :mod:`scoresde.grids`; default the solver's, :func:`~scoresde.grids.spectral` for the
-            default solver and :func:`~scoresde.grids.karras` for others.
+            default solver and :func:`~scoresde.grids.karras` for others. One made by
+            :func:`~scoresde.grids.adapted`, or the path of its file, brings its solver too.
         eta: the stochasticity of :class:`~scoresde.Reverse`; default the solver's own.
         seed: sample i depends on (seed, i) alone, whatever the batch size; default 0. Excludes ``noise``. Exceptions:
             an adaptive ODE solver, within its tolerance, and torchsde's methods with Lévy areas ("srk", "log_ode").
@@ -76,7 +78,8 @@ def sample(
         TypeError, ValueError: see :meth:`Solver.solve`.
     """
     check_score(score)
-    solver = Fitted.load(solver) if isinstance(solver, os.PathLike) else chosen_solver(solver, score, eta)
+    grid = Adapted.load(grid) if isinstance(grid, os.PathLike) else grid
+    solver = Fitted.load(solver) if isinstance(solver, os.PathLike) else chosen_solver(solver, score, eta, grid)
     source = chosen_noise(seed, noise)
     process = Reverse(score, solver.default_eta if eta is None else eta)
     shape = checks.shape(shape)

@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from scoresde import grids
+from scoresde import rules
 from scoresde.models import Combination, Score
 from scoresde.problems import Gaussian, GaussianMixture
 from scoresde.reverse import Reverse
@@ -57,7 +57,7 @@ PATH: dict[str, SDE] = {
 WIDE: dict[str, SDE] = {"VP": VP(t_min=0.01), "VE": VE(0.05, 20.0), "Cosine": Cosine(T=0.98, t_min=0.02)}
 """For adaptive methods: ranges on which they take steps of many sizes."""
 
-GRIDS: dict[str, Grid] = {"uniform": grids.uniform, "log_snr": grids.log_snr}
+GRIDS: dict[str, Grid] = {"uniform": rules.uniform, "log_snr": rules.log_snr}
 
 
 def _double(*rows: tuple[float, ...]) -> Tensor:
@@ -167,7 +167,7 @@ def exact_ends(sde: SDE) -> tuple[Tensor, Tensor]:
     """
     x = starts(sde)
     reference = ProbabilityFlow("dopri8", rtol=1e-13, atol=1e-13)
-    end = reference.solve(Reverse(MIXED.score(sde), eta=0.0), x, grids.uniform(sde, 1)).x
+    end = reference.solve(Reverse(MIXED.score(sde), eta=0.0), x, rules.uniform(sde, 1)).x
     gaussian = GAUSSIAN.flow(sde, x[:, :3], sde.T, sde.t_min)
     wrong = float((end[:, :3] - gaussian).norm())
     if not wrong < 1e-13 * max(1.0, float(gaussian.norm())):

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoresde import grids
+from scoresde import rules
 from scoresde.certify.cases import SMOOTH, process_for
 from scoresde.noise import BrownianNoise, IndependentNoise
 from scoresde.reverse import Reverse
@@ -77,7 +77,7 @@ def costs(solver: Solver, sde: SDE, eta: float) -> Costs:
     x = torch.linspace(-1, 1, 4, dtype=torch.float64).expand(3, 4) * sde.prior_std
     for n in _STEPS:
         noise = CountingNoise(sde.T)
-        nfe = solver.solve(process, x, grids.log_snr(sde, n), noise).nfe
+        nfe = solver.solve(process, x, rules.log_snr(sde, n), noise).nfe
         counts.append((nfe, noise.increments, noise.normals))
     more = _STEPS[1] - _STEPS[0]
     evaluations, increments, normals = ((b - a) / more for a, b in zip(*counts, strict=True))
@@ -89,7 +89,7 @@ def _states(solver: Solver, process: Reverse, x: Tensor) -> int | None:
     """The most tensors shaped like x that any step hands to the next."""
     if not solver.steps_on_grid:
         return None
-    grid, noise = grids.log_snr(process.sde, _STEPS[0]), CountingNoise(process.sde.T)
+    grid, noise = rules.log_snr(process.sde, _STEPS[0]), CountingNoise(process.sde.T)
     x, state = solver.start(process, x, grid, noise)
     most = 1
     for t, s in itertools.pairwise(grid.unbind()):

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import torch
 
-from scoresde import grids
+from scoresde import rules
 from scoresde.certify.cases import MIXED, Grid, PlainScore, exact_ends, process_for, starts
 from scoresde.certify.slopes import FEWEST_STEPS, MOST_STEPS, Slope, follow_errors
 from scoresde.sde import SDE
@@ -30,7 +30,7 @@ TOLERANCES = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
 
 
 def ode_order(
-    solver: Solver, sde: SDE, grid: Grid = grids.uniform, *, first: int = FEWEST_STEPS, most: int = MOST_STEPS
+    solver: Solver, sde: SDE, grid: Grid = rules.uniform, *, first: int = FEWEST_STEPS, most: int = MOST_STEPS
 ) -> tuple[Slope, Slope]:
     """Slopes of the end-point error at η = 0, with the solver's own start-up: on Gaussian data, and on a mixture.
 
@@ -109,7 +109,7 @@ def tolerance_slope(solver: Solver, sde: SDE, tolerances: Sequence[float] = TOLE
     errors, evaluations = [], []
     for tolerance in tolerances:
         run = dataclasses.replace(solver, **dict.fromkeys(names, tolerance))
-        solution = run.solve(process, x, grids.uniform(sde, 1), 0)
+        solution = run.solve(process, x, rules.uniform(sde, 1), 0)
         errors.append(math.exp(float((solution.x - exact).norm(dim=1).log().mean())))
         evaluations.append(solution.nfe)
     along = torch.tensor([tolerances, errors], dtype=torch.float64).log()

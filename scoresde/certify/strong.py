@@ -17,7 +17,7 @@ import math
 
 import torch
 
-from scoresde import grids
+from scoresde import rules
 from scoresde.certify.affine import RecordedRun, apart, recorded
 from scoresde.certify.cases import GAUSSIAN, SMOOTH, Grid, PlainScore, process_for
 from scoresde.certify.slopes import FEWEST_STEPS, Slope, follow_errors
@@ -30,7 +30,7 @@ _MOST = 128
 
 
 def strong_order(
-    solver: Solver, sde: SDE, eta: float, grid: Grid = grids.uniform, *, first: int = FEWEST_STEPS, most: int = _MOST
+    solver: Solver, sde: SDE, eta: float, grid: Grid = rules.uniform, *, first: int = FEWEST_STEPS, most: int = _MOST
 ) -> Slope:
     """The slope of the distance between the ends of runs with n and 2n steps on one Brownian path, exactly.
 
@@ -77,7 +77,7 @@ def strong_order_sampled(
     solver: Solver,
     sde: SDE,
     eta: float,
-    grid: Grid = grids.uniform,
+    grid: Grid = rules.uniform,
     *,
     path: BrownianNoise | None = None,
     samples: int = 512,

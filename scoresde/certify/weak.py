@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoresde import checks, grids
+from scoresde import checks, rules
 from scoresde.certify.affine import affine
 from scoresde.certify.cases import GAUSSIAN, SMOOTH, Grid, PlainScore, process_for
 from scoresde.certify.slopes import FEWEST_STEPS, Slope, follow_errors
@@ -54,7 +54,7 @@ def weak_order(
     solver: Solver,
     sde: SDE,
     eta: float,
-    grid: Grid = grids.uniform,
+    grid: Grid = rules.uniform,
     *,
     marginal: bool = False,
     first: int = FEWEST_STEPS,
@@ -114,7 +114,7 @@ def weak_order_sampled(
     solver: Solver,
     sde: SDE,
     eta: float,
-    grid: Grid = grids.uniform,
+    grid: Grid = rules.uniform,
     *,
     steps: int = 8,
     samples: int = 4096,

@@ -22,9 +22,9 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
-from scoresde.grids import Rule
 from scoresde.models.score import Score, check_score, same_sde
 from scoresde.noise import Noise, chosen_noise
+from scoresde.rules import Rule
 from scoresde.sde import SDE, Time
 from scoresde.sde.base import root
 from scoresde.solvers.base import Solver

@@ -19,10 +19,10 @@ from torch import Tensor
 from scoresde import checks
 from scoresde.editing.fixed_point import fixed_point
 from scoresde.editing.inputs import check_scores, edit_grid, graph, root_mean_square, widened
-from scoresde.grids import Rule
 from scoresde.models.combination import Coefficient, combine
 from scoresde.models.score import Score
 from scoresde.reverse import Reverse
+from scoresde.rules import Rule
 from scoresde.sde import SDE, Time, has_signal
 from scoresde.solvers.base import CountedScore, Solution, Solver
 from scoresde.solvers.ode_backend import ProbabilityFlow, follow, spans

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from scoresde import checks
 from scoresde.editing.inputs import edit_grid, graph, source_of
-from scoresde.grids import Rule
 from scoresde.guidance.classifier_free import classifier_free
 from scoresde.guidance.parts import finite_scale
 from scoresde.guidance.sums import Composed
@@ -27,6 +26,7 @@ from scoresde.models.score import DerivedScore, Score
 from scoresde.nn.attention_maps import AttentionMaps, cross_attention
 from scoresde.noise import Noise
 from scoresde.reverse import Reverse
+from scoresde.rules import Rule
 from scoresde.solvers.base import Solver
 from scoresde.solvers.defaults import chosen_solver
 from scoresde.solvers.wrapping import require_steps
@@ -163,7 +163,7 @@ def prompt_to_prompt(
             f"source and target must have the same conditions, got {', '.join(source) or 'none'} and "
             f"{', '.join(target) or 'none'}; repeat those that stay the same."
         )
-    solver = chosen_solver(solver, model, eta)
+    solver = chosen_solver(solver, model, eta, grid)
     require_steps(solver, "which two captions would not share")
     one, other = (_under(model, scale, conditions) for conditions in (source, target))
     with graph(gradients):

@@ -17,10 +17,10 @@ from torch import Tensor
 from scoresde import checks
 from scoresde.editing.held import Held
 from scoresde.editing.inputs import as_mask, blend, check_rule, check_scores, edit_grid, graph, source_of, widened
-from scoresde.grids import Rule
 from scoresde.models.score import Score
 from scoresde.noise import Noise
 from scoresde.reverse import Reverse
+from scoresde.rules import Rule
 from scoresde.sde import SDE, Time
 from scoresde.solvers.base import Solution, Solver
 from scoresde.solvers.defaults import chosen_solver
@@ -82,7 +82,7 @@ def sdedit(
     sde = score.sde
     start = _start(sde, t, level)
     with graph(gradients):
-        solver = chosen_solver(solver, score, eta)
+        solver = chosen_solver(solver, score, eta, grid)
         times = edit_grid(score, grid, steps, start, solver, tuple(x0.shape[1:]))
         process = Reverse(score, solver.default_eta if eta is None else eta)
         source, wide = source_of(seed, noise), widened(x0)

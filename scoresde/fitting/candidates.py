@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from scoresde import grids
+from scoresde import rules
 from scoresde.fitting.recorded import evaluations, record
 from scoresde.sde import SDE
 from scoresde.solvers import Multistep, Solver, SpectralMultistep
@@ -70,21 +70,21 @@ def candidates(sde: SDE, solvers: Sequence[Solver], count: int, spectrum: Spectr
 def _steps(solver: Solver, sde: SDE, count: int) -> int:
     """The most steps of ``solver`` that take ``count`` evaluations, 0 if there are none; one step may be free."""
     for steps in range(count + 1, 0, -1):
-        if evaluations(solver, sde, grids.karras(sde, steps)) == count:
+        if evaluations(solver, sde, rules.karras(sde, steps)) == count:
             return steps
     return 0
 
 
 def fixed_grids(sde: SDE, steps: int, spectrum: Spectrum | None = None) -> dict[str, Tensor]:
     """Times by rules, those that exist for this SDE."""
-    found: dict[str, Tensor] = {"uniform": grids.uniform(sde, steps)}
-    found["spectral"] = grids.spectral(sde, steps, spectrum=spectrum)
+    found: dict[str, Tensor] = {"uniform": rules.uniform(sde, steps)}
+    found["spectral"] = rules.spectral(sde, steps, spectrum=spectrum)
     for rho in (3.0, 5.0, 7.0, 10.0):
-        found[f"karras(rho={rho:g})"] = grids.karras(sde, steps, rho=rho)
+        found[f"karras(rho={rho:g})"] = rules.karras(sde, steps, rho=rho)
     for scale in (0.3, 1.0):
         found[f"equal steps in σ/({scale:g}α + σ)"] = _share(sde, steps, scale)
     with contextlib.suppress(ValueError):  # σ = 0 at t_min
-        found["log_snr"] = grids.log_snr(sde, steps)
+        found["log_snr"] = rules.log_snr(sde, steps)
     return found
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from scoresde import grids
+from scoresde import rules
 from scoresde.models import Score
 from scoresde.reverse import Reverse
 from scoresde.sde import SDE
@@ -103,6 +103,6 @@ def reference(score: Score, starts: Sequence[Tensor], error: float) -> tuple[Seq
 
 def _fine(sde: SDE, steps: int) -> Tensor:
     try:
-        return grids.log_snr(sde, steps)
+        return rules.log_snr(sde, steps)
     except ValueError:  # σ = 0 at the end: no equal steps in log-SNR
-        return grids.karras(sde, steps)
+        return rules.karras(sde, steps)

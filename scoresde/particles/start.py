@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
-from scoresde.grids import Rule
 from scoresde.models.score import Score, same_sde
 from scoresde.noise import Noise, chosen_noise
 from scoresde.particles.population import Population
 from scoresde.particles.resample import Resampling, ResamplingName, resampling_of
 from scoresde.reverse import Reverse
+from scoresde.rules import Rule
 from scoresde.sde import SDE
 from scoresde.solvers import Solver
 from scoresde.solvers.base import state_dtype

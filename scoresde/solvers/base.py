@@ -19,7 +19,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 import torch
 from torch import Tensor
 
-from scoresde import checks, grids
+from scoresde import checks, rules
 from scoresde.models.combination import Coefficient, Combination, combine
 from scoresde.models.score import Score, shaped_like
 from scoresde.noise import Noise, as_noise
@@ -154,9 +154,9 @@ class Solver(ABC):
         """The error that the run which ended with this state expects, (B,); None for a method that does not say."""
         return None
 
-    def default_grid(self, score: Score) -> grids.Rule | Tensor:
+    def default_grid(self, score: Score) -> rules.Rule | Tensor:
         """The rule of the grid that goes with the method; for a method that knows only its own times, these."""
-        return grids.karras
+        return rules.karras
 
     def made_for(self, score: Score, event: tuple[int, ...]) -> Self:
         """The same solver, with what it is to take from the score and the shape of a sample (*event) filled in."""

@@ -14,31 +14,39 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from scoresde import checks, grids
+from scoresde import checks, rules
 from scoresde.models.modules import parameters_of
 from scoresde.models.score import Score
 from scoresde.noise import Noise
 from scoresde.sde import SDE
+from scoresde.solvers.adapted import Adapted
 from scoresde.solvers.base import Solver
 from scoresde.solvers.one_step import Ancestral
 from scoresde.solvers.spectral import SpectralMultistep
 from scoresde.solvers.wrapping import require_solver
 
 
-def chosen_solver(solver: Solver | None, score: Score, eta: float | None = None) -> Solver:
+def chosen_solver(
+    solver: Solver | None, score: Score, eta: float | None = None, grid: Tensor | rules.Rule | None = None
+) -> Solver:
     """The solver, by default a new SpectralMultistep; for a rough score Ancestral, unless its η = 1 is not wanted.
+
+    On an adapted grid the default is the solver that was adapted with it.
 
     Raises:
         TypeError: something else.
+        ValueError: none, on a grid adapted to another solver than the default.
     """
     if solver is not None:
         return require_solver(solver)
+    if isinstance(grid, Adapted):
+        return grid.solver
     return Ancestral() if score.rough and eta in (None, 1) else SpectralMultistep()
 
 
 def chosen_grid(
     score: Score,
-    grid: Tensor | grids.Rule | None,
+    grid: Tensor | rules.Rule | None,
     steps: int,
     solver: Solver,
     event: tuple[int, ...],

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
+from scoresde.files import read_format, replacing
 from scoresde.models.combination import combine
 from scoresde.models.score import Score
 from scoresde.noise import Noise
@@ -235,16 +236,8 @@ class Fitted(Solver):
         path = Path(path)
         content = {"format": FORMAT, "version": VERSION, "eta": 0, "steps": self.steps, **dataclasses.asdict(self)}
         content["schedule"] = self.schedule._asdict()
-        text = json.dumps(content, indent=1, allow_nan=False)
-        draft = path.with_name(f".{path.name}.partial-{os.getpid()}")
-        try:
-            with draft.open("w", encoding="utf-8") as file:
-                file.write(text + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(draft, path)
-        finally:
-            draft.unlink(missing_ok=True)
+        with replacing(path) as partial:
+            partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
         return path
 
     @classmethod
@@ -256,25 +249,14 @@ class Fitted(Solver):
             ValueError: the file is not one of these, or is damaged.
         """
         path = Path(path)
-        text = path.read_text(encoding="utf-8")
-        try:
-            content = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ValueError(
-                f"{path} is not JSON ({error}); a fitted sampler is saved with fitted.save(path)."
-            ) from error
-        if not isinstance(content, Mapping) or content.get("format") != FORMAT:
-            raise ValueError(f'{path} holds no fitted sampler: its "format" should be {FORMAT!r}.')
-        if content.get("version") != VERSION:
-            raise ValueError(
-                f"{path} has version {content.get('version')!r} of the format, this library reads {VERSION}; fit again."
-            )
+        mend = "a fitted sampler is saved with fitted.save(path), fit again"
+        content = read_format(path, format=FORMAT, version=VERSION, what="fitted sampler", mend=mend)
         try:
             return cls(
-                _numbers(content["times"]),
-                _numbers(content["evaluated_at"]),
-                _numbers(content["of_start"]),
-                tuple(_numbers(row) for row in content["weights"]),
+                numbers_of(content["times"]),
+                numbers_of(content["evaluated_at"]),
+                numbers_of(content["of_start"]),
+                tuple(numbers_of(row) for row in content["weights"]),
                 _schedule(content["schedule"]),
                 _report(content["report"]),
             )
@@ -282,14 +264,19 @@ class Fitted(Solver):
             raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from error
 
 
-def _numbers(values: Any) -> tuple[float, ...]:
+def numbers_of(values: Any) -> tuple[float, ...]:
+    """A list of numbers from a file.
+
+    Raises:
+        TypeError: something else.
+    """
     if not isinstance(values, list) or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
         raise TypeError(f"expected a list of numbers, got {values!r:.80}")
     return tuple(float(v) for v in values)
 
 
 def _schedule(content: Any) -> FittedLevels:
-    return FittedLevels(str(content["name"]), _numbers(content["alpha"]), _numbers(content["sigma"]))
+    return FittedLevels(str(content["name"]), numbers_of(content["alpha"]), numbers_of(content["sigma"]))
 
 
 def _report(content: Any) -> FitReport:

@@ -7,6 +7,7 @@ sample(score, shape, solver=SpectralMultistep(Spectrum.of(images)), steps=10)
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import warnings
 from collections.abc import Sequence
@@ -17,9 +18,10 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from scoresde import checks, grids
+from scoresde import checks, rules
 from scoresde.models.score import Score
 from scoresde.reverse import Reverse
+from scoresde.rules import between
 from scoresde.solvers._best_linear import Prior
 from scoresde.solvers._best_linear import plan as best_plan
 from scoresde.solvers._frames import VFrame, X0Frame, levels
@@ -28,7 +30,7 @@ from scoresde.solvers._rows import rows
 from scoresde.solvers._variables import flow
 from scoresde.spectrum import Spectrum
 
-__all__ = ["SpectralMultistep"]
+__all__ = ["SpectralMultistep", "Tuning"]
 
 # Fitted once, with those of grids.spectral: see docs/default.md.
 _HISTORY = 5
@@ -64,6 +66,37 @@ def prior_of(spectrum: Spectrum, n: int) -> Prior:
 
 
 @dataclass(frozen=True)
+class Tuning:
+    """Factors for what the default assumes, by the number of steps: what :func:`scoresde.grids.adapted` finds.
+
+    Args:
+        steps: for which they are known; between these they are interpolated, beyond them those of the nearest.
+        logs: for each, the logarithms of the factors of the scale, the largest deviation and the roughness.
+
+    Raises:
+        ValueError: lengths that do not fit, steps that do not increase, factors beyond e^9.
+    """
+
+    steps: tuple[int, ...]
+    logs: tuple[tuple[float, float, float], ...]
+
+    def __post_init__(self) -> None:
+        rows = [list(row) for row in self.logs]
+        increases = all(a < b for a, b in itertools.pairwise(self.steps))
+        if not self.steps or len(self.steps) != len(rows) or self.steps[0] < 1 or not increases:
+            raise ValueError(
+                f"tuning has a row for each of its increasing steps; got {self.steps} and {len(rows)} rows."
+            )
+        if any(len(row) != 3 or not all(abs(v) <= 9 for v in row) for row in rows):
+            raise ValueError(f"a row of tuning is three logarithms of factors, of at most 9; got {rows}.")
+
+    def at(self, steps: int) -> tuple[float, float, float]:
+        """The three factors for a number of steps."""
+        scale, largest, roughness = between(self.steps, self.logs, steps)
+        return math.exp(scale), math.exp(largest), math.exp(roughness)
+
+
+@dataclass(frozen=True)
 class SpectralMultistep(ExponentialMultistep):
     r"""The default: the best linear predictor of the ODE, given that the data vary on many scales.
 
@@ -89,9 +122,11 @@ class SpectralMultistep(ExponentialMultistep):
 
     Args:
         spectrum: deviations of the data; default the score's own, else what natural data of that shape have.
+        tuning: of the weights to one score, by the number of steps: see :func:`scoresde.grids.adapted`.
     """
 
     spectrum: Spectrum | None = None
+    tuning: Tuning | None = None
 
     order: ClassVar[int] = 3
 
@@ -111,10 +146,11 @@ class SpectralMultistep(ExponentialMultistep):
             return plan_rows(frame, Form(2, correct=calm), at, None, variable)
         ratio = at.sigma / at.alpha / spectrum.scale
         free = steps >= _FEWEST and float(ratio[0].detach()) >= _PRIOR * spectrum.largest / spectrum.scale
-        (a, w), correction = best_plan(prior_of(spectrum, steps - free), ratio, _HISTORY, _AGAIN, free)
-        unit, evaluates = X0Frame(0.0).units(at.at(slice(0, -1)))
+        prior, unit = self._assumed(spectrum, steps, free)
+        (a, w), correction = best_plan(prior, ratio / unit, _HISTORY, _AGAIN, free)
+        units, evaluates = X0Frame(0.0).units(at.at(slice(0, -1)))
         linear, values = a * at.alpha[1:] / at.alpha[:-1], w.shape[1]
-        units = unit[(torch.arange(steps)[:, None] - torch.arange(values)).clamp_min(0)]
+        units = units[(torch.arange(steps)[:, None] - torch.arange(values)).clamp_min(0)]
         columns = rows(linear, *(w * at.alpha[1:, None] * units).unbind(1))
         # what is wrong where there is noise is forgotten on the way to the data
         weigh = 1 / (1 + ratio[:-1])
@@ -152,13 +188,22 @@ class SpectralMultistep(ExponentialMultistep):
             )
         return error
 
-    def default_grid(self, score: Score) -> grids.Rule:
+    def default_grid(self, score: Score) -> rules.Rule:
         """:func:`~scoresde.grids.spectral`, of the same spectrum."""
-        return partial(grids.spectral, spectrum=self._known(score))
+        return partial(rules.spectral, spectrum=self._known(score))
 
     def made_for(self, score: Score, event: tuple[int, ...]) -> Self:
         """With the spectrum: its own, else the score's, else what data of that shape and ``sigma_data`` may have."""
         return dataclasses.replace(self, spectrum=self.spectrum or known_spectrum(score, event))
+
+    def _assumed(self, spectrum: Spectrum, steps: int, free: bool) -> tuple[Prior, float]:
+        """The prior, and its unit in scales of the data."""
+        if self.tuning is None:
+            return prior_of(spectrum, steps - free), 1.0
+        scale, largest, roughness = self.tuning.at(steps)
+        told = Spectrum(spectrum.scale * scale, max(spectrum.scale * scale, spectrum.largest * largest))
+        prior = prior_of(told, steps - free)
+        return prior._replace(roughness=prior.roughness * roughness), scale
 
     def _known(self, score: Score) -> Spectrum:
         return self.spectrum or known_spectrum(score, ())  # that of a single number, for want of a shape

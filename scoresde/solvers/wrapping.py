@@ -23,7 +23,7 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from scoresde import grids
+from scoresde import rules
 from scoresde.models.score import Score
 from scoresde.noise import Noise
 from scoresde.reverse import Reverse
@@ -51,7 +51,7 @@ class Wrapping(Solver):
     def follows_process(self) -> bool:  # type: ignore[override]
         return self.solver.follows_process
 
-    def default_grid(self, score: Score) -> grids.Rule | Tensor:
+    def default_grid(self, score: Score) -> rules.Rule | Tensor:
         return self.solver.default_grid(score)
 
     def made_for(self, score: Score, event: tuple[int, ...]) -> Self:

@@ -20,7 +20,7 @@ ROOT = Path(scoresde.__file__).parent
 # The one-way order, bottom to top. Each unit (a file or folder of scoresde/) with the units it may import.
 HELPERS = {"checks", "extras", "files"}  # what any program could use: they import nothing of ours
 CORE = HELPERS | {"noise", "sde", "spectrum", "models"}
-PROCESS = CORE | {"reverse", "grids", "solvers"}
+PROCESS = CORE | {"reverse", "rules", "solvers"}
 ALLOWED: dict[str, set[str]] = {
     "checks": set(),
     "extras": set(),
@@ -31,14 +31,15 @@ ALLOWED: dict[str, set[str]] = {
     "models": {"checks", "noise", "sde", "spectrum"},
     "nn": {"checks", "models.conditions"},
     "times": {"checks", "sde"},
-    "grids": {"checks", "sde", "spectrum"},
+    "rules": {"checks", "sde", "spectrum"},
+    "grids": {"rules", "solvers", "fitting"},
     "metrics": {"checks", "noise"},
     "data": HELPERS | {"noise", "models.conditions"},
     "reverse": {"checks", "sde", "models"},
     "losses": {"checks", "sde", "models"},
     "problems": {"checks", "noise", "sde", "models"},
     "guidance": {"checks", "noise", "sde", "models"},
-    "solvers": CORE | {"reverse", "grids"},
+    "solvers": CORE | {"reverse", "rules"},
     "sampling": PROCESS,
     "likelihood": PROCESS,
     "fitting": PROCESS,
@@ -286,7 +287,7 @@ def test_the_root_loads_nothing_until_it_is_asked() -> None:
     ours = "[m for m in sys.modules if m.split('.')[0] == 'scoresde']"
     assert run(f"import sys, json, scoresde; print(json.dumps({ours}))") == ["scoresde"]
     assert run("import sys, json, scoresde; print(json.dumps('torch' in sys.modules))") is False
-    submodules = sorted({name.split(".")[0] for name in KNOWN} - HELPERS - {"", "cli"})
+    submodules = sorted({name.split(".")[0] for name in KNOWN} - HELPERS - {"", "cli", "rules"})
     assert set(submodules) <= set(scoresde.__all__)
     forget = f"for m in {ours}: del sys.modules[m]\n"
     code = "import sys, json, importlib\nfound = []\n" + "".join(
