@@ -45,7 +45,7 @@ def make_writable(folder: Path) -> Path:
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """The place to write a file at, with the same ending; it becomes ``path`` when the block ends without an error."""
-    partial = path.with_name(PARTIAL + path.name)
+    partial = path.with_name(f"{PARTIAL}{os.getpid()}-{path.name}")  # of this process: another may write the same file
     try:
         yield partial
         with partial.open("rb") as file:

@@ -125,13 +125,13 @@ def spectral(
         spectrum: deviations of the data; by default those of a single number of deviation 1.
     """
     data = Spectrum(1.0, 1.0) if spectrum is None else spectrum
+    bottom, top = spectral_range(data)
     return by_density(
         sde,
         steps,
         lambda ratio: spectral_density(ratio, steps, data),
-        bottom=FLOOR * data.scale,
-        # without signal, from where the largest deviation is a thirtieth of the noise at least
-        top=MOST * max(data.scale, 0.03 * data.largest),
+        bottom=bottom,
+        top=top,
         t_start=t_start,
         t_end=t_end,
     )
@@ -155,6 +155,7 @@ def by_density(
         top: σ/α from which a run that starts without signal steps, after its first time.
 
     Raises:
+        TypeError: a density that is not of numbers.
         ValueError: also a density that is not positive.
     """
     checks.positive(bottom, name="bottom")
@@ -165,7 +166,7 @@ def by_density(
     noisy = bool(sde.sigma(end) > 0)  # the derivative of an infinite level would be none
     last = torch.maximum(-0.5 * sde.log_snr(end), floor) if noisy else floor
     u = first + (last - first) * torch.linspace(0, 1, _MESH + 1, dtype=torch.float64)
-    dense = density(u.exp())
+    dense = checks.real(density(u.exp()), name="a density")
     if dense.shape != u.shape or not bool((dense.isfinite() & (dense > 0)).all()):
         raise ValueError(f"a density of steps is positive and finite for each of the {len(u)} values of σ/α.")
     place = torch.cat([torch.zeros(1, dtype=torch.float64), (dense[1:] + dense[:-1]).cumsum(0)])
@@ -174,6 +175,12 @@ def by_density(
     part = (target - place[cell - 1]) / (place[cell] - place[cell - 1])
     inside = u[cell - 1] + part * (u[cell] - u[cell - 1])
     return torch.cat([start.reshape(1), sde.t_of_log_snr(-2 * inside), end.reshape(1)])
+
+
+def spectral_range(spectrum: Spectrum) -> tuple[float, float]:
+    """σ/α below which :func:`spectral` steps are not spent, and from which they are where there is no signal."""
+    # from where the largest deviation is a thirtieth of the noise at least
+    return FLOOR * spectrum.scale, MOST * max(spectrum.scale, 0.03 * spectrum.largest)
 
 
 def spectral_density(ratio: Tensor, steps: int, spectrum: Spectrum) -> Tensor:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from scoresde.extras import needs
-from scoresde.files import make_writable, replacing, write_json
+from scoresde.files import make_writable, read_format, replacing, write_json
 
 
 def names(folder: Path) -> list[str]:
@@ -41,6 +43,41 @@ def test_a_failure_leaves_the_file_of_before(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), replacing(path):
         pass  # nothing was written
     assert names(tmp_path) == ["report.json"]
+
+
+def test_two_processes_may_write_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last to end is what stays, whole; neither takes the other's."""
+    path = tmp_path / "cache.json"
+    with replacing(path) as mine:
+        mine.write_text("mine")
+        monkeypatch.setattr(os, "getpid", lambda: -1)
+        with replacing(path) as theirs:
+            theirs.write_text("theirs")
+        assert path.read_text() == "theirs"
+    assert path.read_text() == "mine" and names(tmp_path) == ["cache.json"]
+
+
+def test_a_file_says_what_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "sampler.json"
+    read = partial(read_format, path, format="a sampler", version=3, what="fine sampler", mend="make another")
+    with pytest.raises(FileNotFoundError):
+        read()
+    write_json(path, {"format": "a sampler", "version": 3, "values": [0.1]})
+    assert read() == {"format": "a sampler", "version": 3, "values": [0.1]}
+    bad: list[tuple[bytes, str]] = [
+        (b'{"format": "a sampler", "ver', r"sampler\.json is not JSON \(.*\); make another\."),
+        (b"", r"sampler\.json is not JSON"),
+        (b"\x80\x02ck", r"sampler\.json is not JSON \(.*utf-8.*\); make another\."),
+        (b"[1, 2]", r"sampler\.json holds no fine sampler: its \"format\" should be 'a sampler'\."),
+        (b'{"version": 3}', r"sampler\.json holds no fine sampler"),
+        (b'{"format": "another", "version": 3}', r"sampler\.json holds no fine sampler"),
+        (b'{"format": "a sampler"}', r"sampler\.json has version None of the format, this library reads 3; make"),
+        (b'{"format": "a sampler", "version": 2}', r"has version 2 of the format, this library reads 3; make another"),
+    ]
+    for content, match in bad:
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=match):
+            read()
 
 
 def test_a_folder_is_made_and_tried(tmp_path: Path) -> None:

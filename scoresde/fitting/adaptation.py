@@ -8,7 +8,7 @@ of runs::
     times = adapted(model.bind(label=y), (8, 3, 32, 32), cache="adapted.json")
     sample(score, shape, grid=times, steps=12)
 
-It has twelve numbers for each number of steps and no more, so that few samples determine them, and they vary so little
+It has nine numbers for each number of steps and no more, so that few samples determine them, and they vary so little
 with the number of steps that others are interpolated. :func:`~scoresde.fitting.fit` has all the coefficients of one
 number of steps, and needs minutes.
 """
@@ -29,12 +29,14 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
+from scoresde.files import make_writable
 from scoresde.fitting.trajectories import root_mean, trimmed
 from scoresde.models import Score
 from scoresde.models.score import check_score
 from scoresde.noise import PerSampleNoise
+from scoresde.noise.base import as_seed
 from scoresde.reverse import Reverse
-from scoresde.rules import FLOOR, MOST, spectral, spectral_density
+from scoresde.rules import spectral, spectral_density, spectral_range
 from scoresde.solvers import Solution, SpectralMultistep
 from scoresde.solvers.adapted import Adapted, AdaptedReport
 from scoresde.solvers.base import Solver
@@ -73,12 +75,13 @@ def adapted(
     linear between six values, and for the default solver the scale, the largest deviation and the roughness that its
     weights assume have factors too: 36 numbers θ in all, 0 at first, which minimise::
 
-        Σ_n mean_b s_n log(1 + e²_nb/s_n) / (the same at θ = 0) + 0.02 |θ|² + 0.05 |dθ/d log n|²
+        Σ_n mean_b s_n log(1 + e²_nb/s_n) / (the same at first) + 0.02 |θ|² + 0.05 |dθ/d log n|²
 
     e_nb the distance of sample b after n steps to the end of the probability-flow ODE, s_n twice the median of e² at
-    θ = 0, so that a sample that passes a border between modes does not decide. Damped Gauss-Newton steps (Marquardt
+    first, so that a sample that passes a border between modes does not decide. Damped Gauss-Newton steps (Marquardt
     1963), with derivatives by differences. On as many other starts it is judged: at a number of steps where these
-    speak against it, it stays what it was. Other solvers begin with their own rule where that does better.
+    speak against it, it stays what it was. Other solvers begin with their own rule where that does better; |θ| is then
+    the distance from it.
 
     Args:
         score: a Score: a network, guided or bound to conditions.
@@ -90,7 +93,7 @@ def adapted(
         seed: of the starts.
         cache: a file. If it holds the adapted grid of this score, solver, shape and seed, that is what is returned;
             else it is written.
-        dtype: of the starts.
+        dtype: of the starts; float32 at least in the runs.
         device: of the starts; default that of the score's parameters.
         callback: called with the evaluations done and the errors at the four numbers of steps, after each step.
 
@@ -99,7 +102,8 @@ def adapted(
 
     Raises:
         TypeError: not a Score, or not a Solver.
-        ValueError: a solver that is not made of the grid's steps, too few evaluations or coordinates.
+        ValueError: a solver that is not made of the grid's steps or draws noise, too few evaluations or coordinates, a
+            cache that holds something else or cannot be written.
         FloatingPointError: the score answers NaN or infinite values.
     """
     check_score(score)
@@ -112,17 +116,21 @@ def adapted(
             f"{shape} are {math.prod(shape)} coordinates, too few to adapt to; take more samples, e.g. shape = "
             f"{(256, *shape[1:])}."
         )
-    began = time.monotonic()
-    x, held = _starts(score, shape, seed, dtype, device)
-    answer = _answer(score, x)
-    known = None if cache is None else _cached(Path(cache), repr(chosen), shape, seed, answer)
-    if known is not None:
-        return known
+    began, seed = time.monotonic(), as_seed(seed)
     method = _Method.of(score, chosen, shape[1:])
+    x, others = _starts(score, shape, seed, dtype, device)
+    answer = _answer(score, x)
+    method.done += 1
+    if cache is not None:
+        known = _cached(Path(cache), repr(chosen), shape, seed, answer)
+        if known is not None:
+            return known
+        make_writable(Path(cache).parent)
     aim, reference_error = method.aim(x)
+    held, _ = method.aim(others)
     start = _start(method, aim)
     theta = _descend(method, start, aim, evaluations, callback)
-    theta, errors = _kept(method, start, theta, method.aim(held)[0])
+    theta, errors = _kept(method, start, theta, held)
     seconds = round(time.monotonic() - began, 1)
     report = AdaptedReport(repr(chosen), *errors, reference_error, shape, method.done, seconds, seed, answer)
     result = method.rule(theta, report)
@@ -152,6 +160,11 @@ class _Method:
     def of(cls, score: Score, solver: Solver, event: tuple[int, ...]) -> _Method:
         process = Reverse(score, eta=0.0)
         solver.check(process)
+        name, instead = type(solver).__name__, "Take one that steps on any grid, such as SpectralMultistep() or DDIM()."
+        if solver.draws_noise(process):
+            raise ValueError(f"{name} draws noise at eta = 0 too, and a grid is adapted to the ODE. {instead}")
+        if not callable(solver.default_grid(score)):
+            raise ValueError(f"{name} knows only its own times, so that there is nothing to adapt. {instead}")
         tuned = type(solver) is SpectralMultistep and solver.tuning is None
         made = solver.made_for(score, event)
         own = made.spectrum if isinstance(made, SpectralMultistep) else None
@@ -178,8 +191,9 @@ class _Method:
         times = spectral(sde, 2, spectrum=self.spectrum)
         first = float(sde.sigma(times[0]) / sde.alpha(times[0]).clamp_min(1e-300))
         last = float(sde.sigma(times[-1]) / sde.alpha(times[-1]))
-        most = MOST * max(self.spectrum.scale, 0.03 * self.spectrum.largest)
-        return min(first, most), max(last, FLOOR * self.spectrum.scale)
+        bottom, top = spectral_range(self.spectrum)
+        first = min(first, top)
+        return first, min(max(last, bottom), first / math.e)
 
     def end(self, theta: np.ndarray, steps: int, x: Tensor) -> Tensor:
         """The end of so many steps."""
@@ -210,19 +224,22 @@ def _start(method: _Method, aim: _Aim) -> np.ndarray:
         return none
     sde = method.process.sde
     times = rule(sde, 256)[1:-1]  # the first may have no signal, the last no noise
-    u = (-0.5 * sde.log_snr(times)).numpy()
+    u = (-0.5 * sde.log_snr(times)).detach().numpy()
     middle, own = (u[:-1] + u[1:]) / 2, -1 / np.diff(u)
     ratio = torch.from_numpy(middle).exp()
-    log = np.log(own) - spectral_density(ratio, _STEPS[1], method.spectrum).log().numpy()
     first, last = np.log(method.ratios)
     places = np.linspace(first, last, _VALUES)
-    values = np.interp(-places, -middle, log)
     found = none.copy()
-    found[:, :_VALUES] = (values - values.mean()).clip(-6, 6)
+    for row, n in zip(found, _STEPS, strict=True):
+        log = np.log(own) - spectral_density(ratio, n, method.spectrum).log().numpy()
+        values = np.interp(-places, -middle, log)
+        row[:] = (values - values.mean()).clip(-6, 6)
 
     def log_error(theta: np.ndarray) -> float:
-        squared = (_squared(_difference(method, theta, n, aim)) for n in _STEPS)
-        return sum(float(e.clamp_min(1e-300).log().mean()) for e in squared)
+        errors = _trial(method, theta, aim)
+        if errors is None:
+            return math.inf
+        return sum(float(_squared(e).clamp_min(1e-300).log().mean()) for e in errors)
 
     return found if log_error(found) < log_error(none) else none
 
@@ -236,11 +253,11 @@ def _descend(
 ) -> np.ndarray:
     """Damped Gauss-Newton steps from ``start`` for as long as another is within ``evaluations``."""
     m, p = len(_STEPS), method.values
-    spent, theta = method.done, start
+    before, theta = method.done, start
     errors = [_difference(method, theta, n, aim) for n in _STEPS]
-    sweep = method.done - spent
-    # the ends held out, both methods on them, a step's derivatives and its trial
-    rest, step = spent + 2 * sweep, (p + 1) * sweep
+    sweep = method.done - before
+    # both methods on the starts held out; a step's derivatives and its trial
+    rest, step = 2 * sweep, (p + 1) * sweep
     if method.done + rest + step > evaluations:
         raise ValueError(
             f"adapting {method.solver} takes {method.done + rest + step} evaluations at least, got {evaluations}."
@@ -282,7 +299,7 @@ def _descend(
 
 def _trial(method: _Method, theta: np.ndarray, aim: _Aim) -> list[Tensor] | None:
     """The errors there; None where the method diverges, or θ is beyond what an adapted grid may hold."""
-    if not abs(theta).max() <= 9:
+    if not abs(theta).max() <= 9 - _DELTA:
         return None
     try:
         return [_difference(method, theta, n, aim) for n in _STEPS]
@@ -335,10 +352,14 @@ def _kept(
     """
     theta, errors = theta.copy(), []
     for i, n in enumerate(_STEPS):
-        was, now = (_squared(_difference(method, at, n, held)).clamp_min(1e-300) for at in (start, theta))
+        was = _squared(_difference(method, start, n, held)).clamp_min(1e-300)
+        try:
+            now = _squared(_difference(method, theta, n, held)).clamp_min(1e-300)
+        except FloatingPointError:  # it diverges
+            now = was * math.inf
         gain = -(now / was).log()
         doubt = gain.std() / math.sqrt(len(gain)) if len(gain) > 1 else gain.new_zeros(())
-        better = bool(gain.mean() + doubt > 0)  # false where it is NaN
+        better = bool(gain.mean() + doubt > 0)  # false where it is NaN, as where now is infinite
         theta[i] = theta[i] if better else start[i]
         kept = now if better else was
         errors.append((root_mean(kept), root_mean(was), trimmed(kept)))
@@ -359,7 +380,8 @@ def _starts(
         prior_draw(score.sde, start, shape, noise.stream(name), dtype=dtype, device=device, score=score)
         for name in ("adapt", "held out")
     )
-    return first, held
+    wide = torch.promote_types(dtype, torch.float32)  # as runs are; of ends in less, rounding would hide the changes
+    return first.to(wide), held.to(wide)
 
 
 def _answer(score: Score, x: Tensor) -> tuple[float, ...]:

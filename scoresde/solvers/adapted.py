@@ -20,12 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from scoresde import checks
 from scoresde.files import read_format, replacing
-from scoresde.rules import between, by_density, spectral_density
+from scoresde.rules import between, by_density, spectral_density, spectral_range
 from scoresde.sde import SDE, Time
 from scoresde.solvers.fitted import numbers_of
 from scoresde.solvers.spectral import SpectralMultistep, Tuning
@@ -108,15 +107,17 @@ class Adapted:
         """The times; arguments as in :func:`scoresde.grids.uniform`."""
         checks.count(steps, name="steps")
         first, last = (math.log(r) for r in self.ratios)
-        values = between(self.steps, self.logs, steps)
-        places = np.linspace(last, first, len(values))
+        row = between(self.steps, self.logs, steps)
+        cells = len(row) - 1
 
         def density(ratio: Tensor) -> Tensor:
-            found = np.interp(ratio.detach().log().numpy(), places, values[::-1])
-            return spectral_density(ratio, steps, self.spectrum) * torch.from_numpy(found).exp()
+            place = ((first - ratio.log()) * (cells / (first - last))).clamp(0, cells)
+            values, cell = place.new_tensor(row), place.detach().long().clamp_max(cells - 1)
+            f = values[cell] + (place - cell) * (values[cell + 1] - values[cell])
+            return spectral_density(ratio, steps, self.spectrum) * f.exp()
 
-        ends = {"t_start": t_start, "t_end": t_end}
-        return by_density(sde, steps, density, bottom=self.ratios[1], top=self.ratios[0], **ends)
+        bottom, top = spectral_range(self.spectrum)
+        return by_density(sde, steps, density, bottom=bottom, top=top, t_start=t_start, t_end=t_end)
 
     @property
     def solver(self) -> SpectralMultistep:
@@ -176,15 +177,15 @@ class Adapted:
                 None if content["tuning"] is None else _tuning(content["tuning"]),
                 _report(content["report"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from error
 
 
 def _counts(values: Any) -> tuple[int, ...]:
-    found = numbers_of(values)
-    if not all(v == int(v) for v in found):
+    numbers_of(values)
+    if not all(isinstance(v, int) for v in values):
         raise TypeError(f"expected whole numbers, got {values!r:.80}")
-    return tuple(int(v) for v in found)
+    return tuple(values)
 
 
 def _tuning(content: Any) -> Tuning:
