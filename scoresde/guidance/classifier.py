@@ -98,6 +98,10 @@ class ClassifierGuided(DerivedScore, LinearGuidance, TwistedGuidance):
     temperature: Temperature = 1.0
     t_end: float | None = None
 
+    @property
+    def amplification(self) -> float:  # type: ignore[override]
+        return self.score.amplification - 1 + abs(self.scale) + abs(1 - self.scale)
+
     def evaluate(self, x: Tensor, t: Tensor, wanted: Combination) -> Tensor:
         if self.scale == 0:
             return self.score.evaluate(x, t, wanted)

@@ -115,6 +115,10 @@ class ClassifierFree(DerivedScore, LinearGuidance):
         """The model."""
         return self.branches.model
 
+    @property
+    def amplification(self) -> float:  # type: ignore[override]
+        return abs(self.scale) + abs(1 - self.scale)
+
     def evaluate(self, x: Tensor, t: Tensor, wanted: Combination) -> Tensor:
         if self.scale in (0, 1):
             return self.branches.evaluate(x, t, wanted, [int(self.scale)])[0]

@@ -41,6 +41,14 @@ class TwoBranches(DerivedScore, NonlinearGuidance):
         return self.branches.model
 
     @property
+    def amplification(self) -> float:  # type: ignore[override]
+        """That of the largest scale, of a schedule at 33 times."""
+        sde = self.branches.model.sde
+        times = torch.linspace(sde.t_min, sde.T, 33, dtype=torch.float64)
+        scale = checks.real(self.scale(times) if callable(self.scale) else self.scale, name="scale(t)").detach()
+        return float((scale.abs() + (1 - scale).abs()).max())
+
+    @property
     @abstractmethod
     def on_x0(self) -> bool:
         """Whether :meth:`guide` needs x̂_0, or is the same for every combination."""

@@ -53,6 +53,10 @@ class Autoguided(DerivedScore, LinearGuidance):
     weak: Score
     scale: float
 
+    @property
+    def amplification(self) -> float:  # type: ignore[override]
+        return abs(self.scale) * self.score.amplification + abs(1 - self.scale) * self.weak.amplification
+
     def evaluate(self, x: Tensor, t: Tensor, wanted: Combination) -> Tensor:
         if self.scale in (0, 1):
             return (self.score if self.scale else self.weak).evaluate(x, t, wanted)
@@ -118,6 +122,10 @@ class Composed(DerivedScore, LinearGuidance):
     def score(self) -> ScoreModel:  # type: ignore[override]
         """The model."""
         return self.branches.model
+
+    @property
+    def amplification(self) -> float:  # type: ignore[override]
+        return sum(abs(weight) for weight in self.weights)
 
     def parts(self, x: Tensor, t: Tensor, wanted: Combination) -> list[Part]:
         """The branches whose weight is not 0, from one call."""

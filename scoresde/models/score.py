@@ -40,12 +40,15 @@ class Score(ABC):
         spectrum: the same along the direction of most, too, where the score knows it.
         rough: whether it changes so much from time to time that samplers had better not extrapolate it: then
             :func:`~scoresde.sample` takes :class:`~scoresde.solvers.Ancestral` where nothing else is said.
+        amplification: where it is a sum of scores Σ a_i s_i, Σ |a_i|: by so much the errors of its parts may come out
+            larger, and with it those of an extrapolation. Guidance of scale w has |w| + |1 - w|.
     """
 
     sde: SDE
     sigma_data: float | None = None
     spectrum: Spectrum | None = None
     rough: bool = False
+    amplification: float = 1.0
 
     @abstractmethod
     def evaluate(self, x: Tensor, t: Tensor, wanted: Combination) -> Tensor:
@@ -100,6 +103,10 @@ class DerivedScore(Score):
     @property
     def rough(self) -> bool:  # type: ignore[override]
         return self.score.rough
+
+    @property
+    def amplification(self) -> float:  # type: ignore[override]
+        return self.score.amplification
 
 
 @dataclass(frozen=True, eq=False)

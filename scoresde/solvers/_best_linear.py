@@ -17,6 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from scoresde.sde.base import root
+
 
 class Prior(NamedTuple):
     """What is assumed of the data, in units of their deviation per coordinate.
@@ -51,11 +53,13 @@ MOST = 20.0
 amplified. On spectral grids at most 18; where a long step follows short ones, as on uniform ones, up to 1e4."""
 
 
-def bounded(prior: Prior, start: Tensor, end: Tensor, nodes: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
-    """:func:`best` through fewer of the values where all of them would amplify their errors."""
+def bounded(
+    prior: Prior, start: Tensor, end: Tensor, nodes: Tensor, count: Tensor, most: float = MOST
+) -> tuple[Tensor, Tensor]:
+    """:func:`best` through fewer of the values where all of them would amplify their errors more than ``most``."""
     a, w = best(prior, start, end, nodes, count)
     for fewer in range(nodes.shape[1] - 1, 0, -1):
-        wild = w.detach().abs().sum(1) > MOST * (1 - end / start).detach()
+        wild = w.detach().abs().sum(1) > most * (1 - end / start).detach()
         if not bool(wild.any()):
             break
         other_a, other_w = best(prior, start, end, nodes, count.clamp_max(fewer))
@@ -78,18 +82,32 @@ def best(prior: Prior, start: Tensor, end: Tensor, nodes: Tensor, count: Tensor)
     """
     ratio = end / start
     x, goal = prior.state(start), prior.state(end) - ratio[:, None] * prior.state(start)
-    known = torch.cat([x[:, None], prior.denoised(nodes)], 1)  # (n, 1 + p, m + 1)
-    used = torch.arange(nodes.shape[1] + 1) <= count[:, None]
+    a, w = _least(prior, x, prior.denoised(nodes), torch.zeros_like(nodes), goal, count)
+    return ratio + a, w
+
+
+def _least(
+    prior: Prior, x: Tensor, values: Tensor, noise: Tensor, goal: Tensor, count: Tensor, left: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Weights of x (n, m) and of ``count`` (n,) of the values (n, p, m) that come nearest to the goal (n, m).
+
+    ``noise`` (n, p) is the variance of what a value has besides of its own; an error in a part counts by ``left``
+    (n, m), and what is own by their mean over what the goal needs.
+    """
+    known = torch.cat([x[:, None], values], 1)
+    used = torch.arange(known.shape[1]) <= count[:, None]
+    own = torch.cat([prior.slack * x.square().sum(1, keepdim=True), prior.roughness**2 + noise], 1).sqrt()
+    if left is not None:
+        own = own * ((left * goal).abs().sum(1, keepdim=True) / goal.abs().sum(1, keepdim=True))
+        known, goal = known * left[:, None], goal * left
     known = torch.where(used[:, :, None], known, torch.zeros_like(known))
-    own = torch.full_like(nodes, prior.roughness)
-    own = torch.cat([prior.slack**0.5 * x.square().sum(1, keepdim=True).sqrt(), own], 1)
     # by least squares over the parts of the data: its normal equations would lose the digits that short steps need
     parts = torch.cat([known, torch.diag_embed(torch.where(used, own, torch.ones_like(own)))], 2).mT
     size = parts.square().sum(1).sqrt()
     q, r = torch.linalg.qr(parts / size[:, None])
     right = q[:, : goal.shape[1]].mT @ goal[:, :, None]
     found = torch.linalg.solve_triangular(r, right, upper=True)[..., 0] / size
-    return ratio + found[:, 0], found[:, 1:]
+    return found[:, 0], found[:, 1:]
 
 
 class StepWeights(NamedTuple):
@@ -106,7 +124,7 @@ class Steps(NamedTuple):
     correction: StepWeights
 
 
-def plan(prior: Prior, ratio: Tensor, history: int, again: int, free: bool) -> Steps:
+def plan(prior: Prior, ratio: Tensor, history: int, again: int, free: bool, most: float = MOST) -> Steps:
     """The n steps between n + 1 levels of σ̃: each from the one before, corrected by what has been learned since.
 
     At level i, with D known at i and before, the last ``again`` steps are taken once more, from the newest state that
@@ -119,6 +137,7 @@ def plan(prior: Prior, ratio: Tensor, history: int, again: int, free: bool) -> S
         history: p, values of D by which a step is predicted; one more by which it is corrected.
         again: how many steps are taken again; at least 1.
         free: whether nothing is evaluated at the first level.
+        most: the bound on weights, as MOST.
 
     Returns:
         With history + 2 weights a step.
@@ -131,14 +150,14 @@ def plan(prior: Prior, ratio: Tensor, history: int, again: int, free: bool) -> S
         index = newest[:, None] - torch.arange(size)
         return ratio[index.clamp_min(first)], (newest - first + 1).clamp(0, size)
 
-    ahead = StepWeights(*bounded(prior, ratio[:-1], ratio[1:], *window(at, history)))
+    ahead = StepWeights(*bounded(prior, ratio[:-1], ratio[1:], *window(at, history), most))
     # from the state `again` levels before to level i
-    back = StepWeights(*bounded(prior, ratio[(at - again).clamp_min(0)], ratio[:-1], *window(at, history + 1)))
+    back = StepWeights(*bounded(prior, ratio[(at - again).clamp_min(0)], ratio[:-1], *window(at, history + 1), most))
     # the step to the level that is the base of the next step, for the last time
     settled = at - again + 1
     steady = (settled >= 1) & (at >= first)
     base = settled.clamp_min(1)
-    final = StepWeights(*bounded(prior, ratio[base - 1], ratio[base], *window(at, history + 1)))
+    final = StepWeights(*bounded(prior, ratio[base - 1], ratio[base], *window(at, history + 1), most))
     known = (at >= max(first, 1))[:, None]
     none = torch.zeros_like(back.w)
     back = StepWeights(torch.where(known[:, 0], back.a, 1.0), torch.where(known, back.w, none))
@@ -154,3 +173,57 @@ def plan(prior: Prior, ratio: Tensor, history: int, again: int, free: bool) -> S
     # from the state as it is corrected, the step is that ahead
     correction = StepWeights(a / ahead.a - 1, (w - pad(ahead.w, (0, 2))) / ahead.a[:, None])
     return Steps(StepWeights(a, w), correction)
+
+
+class NoisySteps(NamedTuple):
+    """x̃ at the end of each of n steps as a x̃ + Σ_j w_j D_j + c z: (n,), (n, p), of the newest D first, and (n,)."""
+
+    a: Tensor
+    w: Tensor
+    c: Tensor
+
+
+def noisy_plan(prior: Prior, ratio: Tensor, eta: float | Tensor, history: int) -> NoisySteps:
+    r"""The n steps between n + 1 levels of σ̃ for the reverse SDE of that η: the flow, too far down, and noise.
+
+    The flow from a to σ̃_d = σ̃_b (σ̃_b/σ̃_a)^{η²}, and the noise of the forward process from there back to σ̃_b, carry
+    the law at a to the law at b, whatever the data. With DDIM's weights, a = σ̃_d/σ̃_a and 1 - a, that is the step of
+    DDIM(η) with the noise of x̂_0's exact linear part; here with the best weights of x̃ and of values of D on the way,
+    for data as in ``prior``. Values of before were of other noise: in a direction of variance λ, x̃ at two levels i
+    before j are correlated by (v_j/v_i)^{η²/2}, v = λ + σ̃². What is not common counts as noise of the value, times the
+    square of 1 - σ̃_d/σ̃_a, by which the method has order 2 in law. An error at σ̃_d counts by what the process leaves of
+    it, (λ/(λ + σ̃_d²))^{(1 + η²)/2}.
+
+    Args:
+        prior: of the data.
+        ratio: (n + 1,) decreasing σ̃.
+        eta: η > 0.
+        history: p, values of D that enter a step.
+    """
+    n, start, end = len(ratio) - 1, ratio[:-1], ratio[1:]
+    share = (end / start) ** eta**2
+    down, c = end * share, end * root(1 - share**2)
+    x = prior.state(start)
+    goal = prior.state(down) - (down / start)[:, None] * x
+    left = (prior.variances / (prior.variances + down[:, None] ** 2)) ** ((1 + eta**2) / 2)
+    left = torch.cat([left, torch.ones_like(left[:, :1])], 1)
+    at = torch.arange(n)[:, None] - torch.arange(history)
+    nodes, count = ratio[at.clamp_min(0)], (at >= 0).sum(1)
+    variance = prior.variances + nodes[..., None] ** 2  # (n, p, m)
+    close = (variance[:, :1] / variance) ** (eta**2 / 2)
+    values = prior.denoised(nodes)
+    # by the step's length squared: to the variance of the end it adds by its own, a bias of the mean by its root
+    noise = (1 - down / start)[:, None] ** 2 * (values[..., :-1] ** 2 * (1 - close**2)).sum(-1)
+    values = values * torch.cat([close, torch.ones_like(close[..., :1])], -1)
+
+    def least(count: Tensor) -> tuple[Tensor, Tensor]:
+        return _least(prior, x, values, noise, goal, count, left)
+
+    a, w = least(count)
+    for fewer in range(history - 1, 0, -1):
+        wild = w.detach().abs().sum(1) > MOST * (1 - down / start).detach()
+        if not bool(wild.any()):
+            break
+        other_a, other_w = least(count.clamp_max(fewer))
+        a, w = torch.where(wild, other_a, a), torch.where(wild[:, None], other_w, w)
+    return NoisySteps(down / start + a, w, c)

@@ -37,11 +37,6 @@ def angle(sigma_data: float) -> Variable:
     return Variable(lambda h: torch.atan((-h).exp() / sigma_data), lambda v: -(sigma_data * v.tan()).log())
 
 
-def flow(scale: float) -> Variable:
-    """φ = σ̃/(c + σ̃), c = ``scale``: flow matching's time where c = 1."""
-    return Variable(lambda h: 1 / (1 + scale * h.exp()), lambda v: -(scale * v / (1 - v)).log())
-
-
 def time_of(sde: SDE) -> Variable:
     """The SDE's own t."""
     return Variable(

@@ -87,6 +87,7 @@ class CountedScore(Score):
     def __init__(self, score: Score) -> None:
         self.score, self.nfe = score, 0
         self.sigma_data, self.spectrum = score.sigma_data, score.spectrum
+        self.rough, self.amplification = score.rough, score.amplification
 
     @property
     def sde(self) -> SDE:  # type: ignore[override]

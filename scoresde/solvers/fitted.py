@@ -260,7 +260,7 @@ class Fitted(Solver):
                 _schedule(content["schedule"]),
                 _report(content["report"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from error
 
 

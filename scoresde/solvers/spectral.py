@@ -22,12 +22,11 @@ from scoresde import checks, rules
 from scoresde.models.score import Score
 from scoresde.reverse import Reverse
 from scoresde.rules import between
-from scoresde.solvers._best_linear import Prior
+from scoresde.solvers._best_linear import MOST, Prior, noisy_plan
 from scoresde.solvers._best_linear import plan as best_plan
-from scoresde.solvers._frames import VFrame, X0Frame, levels
-from scoresde.solvers._multistep import ExponentialMultistep, Form, Row, plan_rows
+from scoresde.solvers._frames import Levels, X0Frame, levels
+from scoresde.solvers._multistep import ExponentialMultistep, Form, Row
 from scoresde.solvers._rows import rows
-from scoresde.solvers._variables import flow
 from scoresde.spectrum import Spectrum
 
 __all__ = ["SpectralMultistep", "Tuning"]
@@ -49,20 +48,36 @@ _FEWEST = 4  # steps from which the first may be free
 _WHOLE, _SHARE_BY_STEPS, _LEAST_SHARE = 5.0, 1.7, 0.05
 _TRUSTED = 0.5  # deviations of the data above which the estimate is a warning
 
-_STEADY = 15.0  # steps from which the corrector helps at η = 1
-_FRAME, _FLOW = 1.1, 0.7  # with noise: d of the frame and c of φ, in units of sqrt(scale · largest)
+# Guidance: amplification up to which nothing changes; n, by its root, from which weights may grow; their bound before.
+_AMPLIFIED, _CALM, _CAUTIOUS = 3.0, 8.0, 2.0
+
+# With noise: values that enter a step, and the least deviation assumed, for it is what is left in the finest directions
+# that tells too few steps.
+_NOISY, _NOISY_BOTTOM = 4, 0.01
 
 
-def prior_of(spectrum: Spectrum, n: int) -> Prior:
-    """What is assumed where a run has n evaluations, in units of the scale: variance spread evenly over log λ."""
+def prior_of(spectrum: Spectrum, n: int, bottom: float | None = None) -> Prior:
+    """What is assumed where a run has n evaluations, in units of the scale: variance spread evenly over log λ.
+
+    From ``bottom``, a deviation, in place of the fitted one.
+    """
     many = max(4, n) / 10
-    low = (_BOTTOM * many**_BOTTOM_BY_STEPS) ** 2
+    low = (_BOTTOM * many**_BOTTOM_BY_STEPS if bottom is None else bottom) ** 2
     high = max(_LEAST_TOP, _TOP * (spectrum.largest / spectrum.scale) ** 2)
     m = int(_PER_OCTAVE * math.log2(high / low)) + 2
     variances = torch.linspace(math.log(low), math.log(high), m, dtype=torch.float64).exp()
     shares = torch.full((m,), 1 / m, dtype=torch.float64)
     slack = min(0.5, _SLACK * many**_SLACK_BY_STEPS)
     return Prior(variances, shares, _MEAN, _ROUGHNESS * many**_ROUGHNESS_BY_STEPS, slack)
+
+
+def most_weights(amplification: float, n: int) -> float:
+    """The bound on the weights, for a score that amplifies errors: few steps of it diverge where they extrapolate."""
+    if amplification <= _AMPLIFIED:
+        return MOST
+    enough = _CALM * math.sqrt(amplification - _AMPLIFIED)
+    least = max(1.05, _CAUTIOUS * min(1.0, 15 / amplification))
+    return min(MOST, max(least, _CAUTIOUS * (n / enough) ** 2))
 
 
 @dataclass(frozen=True)
@@ -110,8 +125,10 @@ class SpectralMultistep(ExponentialMultistep):
     correction. See :mod:`~scoresde.solvers._best_linear`; its grid is :func:`~scoresde.grids.spectral`.
 
     No evaluation is spent on the first of 4 steps or more that starts at σ/α of 3 largest deviations, where x says what
-    is known. The last step to an end with σ = 0 is predicted like every other. For η > 0 it follows the reverse SDE by
-    two values of v̂, corrected from 15 η² steps on.
+    is known. The last step to an end with σ = 0 is predicted like every other. For η > 0 each step is one of the ODE,
+    further down than it need go by the best weights for noisy values, four of them, and the noise of the forward
+    process back up, so that the law stays what it is. Guidance that amplifies errors (:attr:`Score.amplification` above
+    3) has smaller weights at few steps: larger ones let it diverge.
 
     ``Solution.error`` is an estimate of the error of each sample, from what each evaluation corrected: within a factor
     of 3 of the truth for most from 5 evaluations on (see docs/default.md), None below 2. A warning is given where it is
@@ -138,16 +155,13 @@ class SpectralMultistep(ExponentialMultistep):
         """Rows; the first without an evaluation where the run starts at the prior."""
         at, steps = levels(process.sde, grid), len(grid) - 1
         spectrum = self._known(process.score)
-        if process.eta != 0:
-            # noise makes a corrected extrapolation over long steps unstable
-            calm = steps >= _STEADY * checks.number(process.eta) ** 2
-            middle = math.sqrt(spectrum.scale * spectrum.largest)
-            frame, variable = VFrame(process.eta, _FRAME * middle), flow(_FLOW * middle)
-            return plan_rows(frame, Form(2, correct=calm), at, None, variable)
         ratio = at.sigma / at.alpha / spectrum.scale
+        if process.eta != 0:
+            return self._noisy(process, at, ratio, spectrum)
         free = steps >= _FEWEST and float(ratio[0].detach()) >= _PRIOR * spectrum.largest / spectrum.scale
         prior, unit = self._assumed(spectrum, steps, free)
-        (a, w), correction = best_plan(prior, ratio / unit, _HISTORY, _AGAIN, free)
+        most = most_weights(process.score.amplification, steps - free)
+        (a, w), correction = best_plan(prior, ratio / unit, _HISTORY, _AGAIN, free, most)
         units, evaluates = X0Frame(0.0).units(at.at(slice(0, -1)))
         linear, values = a * at.alpha[1:] / at.alpha[:-1], w.shape[1]
         units = units[(torch.arange(steps)[:, None] - torch.arange(values)).clamp_min(0)]
@@ -166,6 +180,21 @@ class SpectralMultistep(ExponentialMultistep):
                 doubt=tuple(doubt[: known[i] + 1]) if known[i] else None,
             )
             for i, ((c, *row), doubt) in enumerate(zip(columns, doubts, strict=True))
+        ]
+
+    def _noisy(self, process: Reverse, at: Levels, ratio: Tensor, spectrum: Spectrum) -> Sequence[Row]:
+        """Rows of the reverse SDE."""
+        steps = len(ratio) - 1
+        prior = prior_of(spectrum, steps, _NOISY_BOTTOM)
+        history = _NOISY if process.score.amplification <= _AMPLIFIED else 1
+        a, w, c = noisy_plan(prior, ratio, process.eta, history)
+        units, evaluates = X0Frame(process.eta).units(at.at(slice(0, -1)))
+        units = units[(torch.arange(steps)[:, None] - torch.arange(history)).clamp_min(0)]
+        alpha = at.alpha[1:]
+        columns = rows(a * alpha / at.alpha[:-1], c * alpha * spectrum.scale, *(w * alpha[:, None] * units).unbind(1))
+        return [
+            Row(evaluates[i], linear, tuple(weights[: i + 1]), noise, history - 1)
+            for i, (linear, noise, *weights) in enumerate(columns)
         ]
 
     def judged(self, process: Reverse, x: Tensor, state: Any) -> Tensor | None:

@@ -215,7 +215,6 @@ VARIABLES = {
     "noise_level": variables.NOISE_LEVEL,
     "karras": variables.KARRAS,
     **{f"angle {s}": variables.angle(s) for s in (0.1, 1.0, 7.0)},
-    **{f"flow {c}": variables.flow(c) for c in (0.1, 1.0, 7.0)},
 }
 
 
@@ -245,10 +244,6 @@ def test_what_the_variables_are() -> None:
     ratio = torch.exp(-h)
     expected = {
         "log_snr": h, "noise_level": ratio, "karras": ratio ** (1 / 7), "angle 7.0": torch.atan(ratio / 7),
-        "flow 7.0": ratio / (7 + ratio),
     }  # fmt: skip
     for key, value in expected.items():
         torch.testing.assert_close(VARIABLES[key].of_h(h), value, rtol=1e-14, atol=0)
-    # the path that a variable of flow matching is named after: σ/(α + σ) = t
-    sde, t = RectifiedFlow(), torch.tensor([0.1, 0.5, 0.9], dtype=F64)
-    torch.testing.assert_close(VARIABLES["flow 1.0"].of_h(0.5 * sde.log_snr(t)), t, rtol=1e-12, atol=0)

@@ -14,7 +14,6 @@ from scipy.integrate import quad
 from torch import Tensor
 
 from scoresde import grids
-from scoresde.models import as_score
 from scoresde.models.combination import Combination
 from scoresde.models.score import Score
 from scoresde.noise import IndependentNoise
@@ -23,8 +22,8 @@ from scoresde.reverse import Reverse
 from scoresde.sampling import sample
 from scoresde.sde import EDM, SDE, VP, Cosine, RectifiedFlow
 from scoresde.solvers import SpectralMultistep, UniPC
-from scoresde.solvers._best_linear import Prior, best, plan
-from scoresde.solvers.spectral import prior_of
+from scoresde.solvers._best_linear import MOST, Prior, best, noisy_plan, plan
+from scoresde.solvers.spectral import most_weights, prior_of
 from scoresde.spectrum import Spectrum
 
 F64 = torch.float64
@@ -319,19 +318,138 @@ def test_gradients_reach_the_grid(steps: int) -> None:
     assert float(gradient[i]) == pytest.approx(float(slope), rel=1e-3, abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("eta", "steps"), [(1.0, 15), (0.5, 4), (2.0, 60), (math.sqrt(20.05 / 15), 21), (math.sqrt(19.95 / 15), 20)]
-)
-def test_noise_is_corrected_from_fifteen_eta_squared_steps_on(eta: float, steps: int) -> None:
-    """A corrected step of two values has weights for three, one without the corrector for two."""
-    sde = VP()
+LAWS = {  # schedule, largest deviation: like images of 3072 numbers, and like a plane
+    "images": (VP(t_min=1e-3), 29.0),
+    "images under EDM": (EDM(T=80.0, t_min=0.002), 29.0),
+    "plane": (VP(t_min=1e-3), 1.0),
+}
 
-    def values(steps: int) -> int:
-        rows = SpectralMultistep().plan(Reverse(as_score(lambda x, t: -x, sde), eta), grids.spectral(sde, steps))
-        return max(len(row.weights) for row in rows)
 
-    assert values(steps) == 3
-    assert values(steps - 1) == 2
+def deviations(key: str, steps: int, eta: float, grid: grids.Rule | None = None) -> tuple[Tensor, Tensor]:
+    """λ, evenly over its logarithm, and what the default makes of sqrt(λ + σ̃²) along each: its ratio to the truth.
+
+    Moments without sampling: the solver runs on vectors of coefficients, of the start and of each step's noise.
+    """
+    sde, largest = LAWS[key]
+    spectrum = Spectrum(1.0, largest)
+    times = (grid or partial(grids.spectral, spectrum=spectrum))(sde, steps)
+    low = 1e-2 if key != "plane" else 5e-2
+    variances = torch.linspace(2 * math.log(low), 2 * math.log(largest), 40, dtype=F64).exp()
+
+    class Each(Score):
+        def evaluate(self, x: Tensor, t: Tensor, wanted: Combination) -> Tensor:
+            a, b = sde.alpha(t), sde.sigma(t)
+            of_x, of_x0 = wanted.of_x0(a, b)
+            return of_x * x + of_x0 * (a * variances / (a * a * variances + b * b)) * x
+
+    class Units(IndependentNoise):
+        """Of sample k the k-th step alone has noise, of 1 along every direction."""
+
+        def between(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
+            k = int((times[:-1] - t).abs().argmin())
+            out = torch.zeros_like(x)
+            out[k + 1] = 1.0
+            return out
+
+    score = Each()
+    score.sde = sde
+    x = torch.zeros(steps + 1, 40, dtype=F64)
+    x[0] = float(
+        sde.sigma(sde.T)
+    )  # the prior's deviation; linear, so that each sample carries one part of the variance
+    end = SpectralMultistep(spectrum).solve(Reverse(score, eta), x, times, Units(0)).x
+    t = torch.tensor(sde.t_min, dtype=F64)
+    return variances, (end.square().sum(0) / (sde.alpha(t) ** 2 * variances + sde.sigma(t) ** 2)).sqrt()
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+@pytest.mark.parametrize("key", list(LAWS))
+def test_noise_keeps_the_variance_along_every_direction(key: str, eta: float) -> None:
+    """Too little noise taken away is what few stochastic steps leave of the finest directions: once 77 times the truth.
+
+    Within 29 % at 10 steps, 16 % at 20 and 4 % at 200 where measured, most at the ends of what is assumed.
+    """
+    found = {steps: float((deviations(key, steps, eta)[1] - 1).abs().max()) for steps in (10, 20, 200)}
+    assert found[10] < 0.3 and found[20] < 0.16 and found[200] < 0.05, found
+
+
+def test_a_step_with_noise_is_that_of_the_posterior_where_only_one_value_is_known() -> None:
+    """Data of one scale, one value: the step to σ̃_d is the flow's, x̃ (λ + σ̃_d²)^½ / (λ + σ̃²)^½, exactly."""
+    one = Prior(torch.tensor([0.49], dtype=F64), torch.ones(1, dtype=F64), 0.0, 1e-7, 1e-14)
+    ratio = torch.tensor([3.0, 1.0, 0.2, 0.0], dtype=F64)
+    for eta in (0.3, 1.0):
+        a, w, c = noisy_plan(one, ratio, eta, 1)
+        down = ratio[1:] * (ratio[1:] / ratio[:-1]) ** eta**2
+        torch.testing.assert_close(c**2 + down**2, ratio[1:] ** 2, rtol=1e-12, atol=1e-15)
+        moved = a + w[:, 0] * 0.49 / (0.49 + ratio[:-1] ** 2)
+        torch.testing.assert_close(moved**2 * (0.49 + ratio[:-1] ** 2), 0.49 + down**2, rtol=1e-9, atol=1e-12)
+
+
+def test_values_of_other_noise_are_correlated_as_the_process_says() -> None:
+    """The weights of x, D and a noisy D of before are the least of the expected squared error, written out anew."""
+    variances, shares = torch.tensor([0.04, 1.0, 9.0], dtype=F64), torch.tensor([0.2, 0.5, 0.3], dtype=F64)
+    prior, eta = Prior(variances, shares, 0.3, 1e-2, 1e-3), 0.8
+    ratio = torch.tensor([4.0, 1.5, 0.6], dtype=F64)
+    a, w, _ = noisy_plan(prior, ratio, eta, 2)
+    p, s, e = ratio.tolist()
+    d = e * (e / s) ** eta**2
+    amount = shares / variances  # directions of each kind
+    left = (variances / (variances + d**2)) ** (0.5 * (1 + eta**2))
+
+    def loss(free: Tensor) -> Tensor:
+        of_x, now, before = free
+        v, u = variances + s**2, variances + p**2
+        same = (v / u) ** (eta**2 / 2)
+        # along a direction x̃ = sqrt(v) ξ, D of before = λ/sqrt(u) (same ξ + sqrt(1 - same²) ξ')
+        error = of_x * v.sqrt() + now * variances / v.sqrt() + before * variances / u.sqrt() * same
+        error = (error - (variances + d**2).sqrt()) * left
+        constant = prior.mean * (of_x + now + before - 1)
+        goal = torch.cat(
+            [amount.sqrt() * ((variances + d**2).sqrt() - d / s * v.sqrt()), torch.tensor([0.3 * (1 - d / s)])]
+        )
+        weigh = (torch.cat([left, torch.ones(1)]) * goal).abs().sum() / goal.abs().sum()
+        other = (amount * variances**2 / u * (1 - same**2)).sum() * (1 - d / s) ** 2
+        size = (amount * v).sum() + prior.mean**2
+        own = prior.slack * size * (of_x - d / s) ** 2 + prior.roughness**2 * (now**2 + before**2) + other * before**2
+        return (amount * error**2).sum() + constant**2 + own * weigh**2
+
+    found = torch.cat([a[1:], w[1]]).requires_grad_()
+    (slope,) = torch.autograd.grad(loss(found), found, create_graph=True)
+    hessian = torch.stack([torch.autograd.grad(g, found, retain_graph=True)[0] for g in slope])
+    # at the least value of a quadratic form the gradient is 0 but for rounding; 1e-10 measured
+    assert float(torch.linalg.solve(hessian, slope).abs().max()) < 1e-8
+
+
+@pytest.mark.parametrize("scale", [4.0, 8.0])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_strong_guidance_does_not_diverge(scale: float, eta: float) -> None:
+    """Few steps, whose weights would multiply what guidance multiplies: errors of 10 to 1e5 deviations before."""
+    sde, data = VP(), mixture()
+    labels = torch.arange(120) % len(data.weights)
+    strong, weak = data.score(sde, labels), data.score(sde)
+
+    class Guided(Score):
+        amplification = scale + (scale - 1)
+
+        def evaluate(self, x: Tensor, t: Tensor, wanted: Combination) -> Tensor:
+            return torch.lerp(weak.evaluate(x, t, wanted), strong.evaluate(x, t, wanted), scale)
+
+    score = Guided()
+    score.sde = sde
+    far = float(data.means.abs().max())
+    for steps in (4, 6, 8, 11, 16, 26):
+        end = sample(score, (120, *data.event), steps=steps, eta=eta, dtype=F64).x
+        # guided samples lie beyond the means, by a few deviations of the components and not by tens
+        assert float(end.abs().max()) < 6 * far + 6, steps
+
+
+def test_the_bound_on_weights_under_guidance() -> None:
+    assert most_weights(3.0, 5) == MOST
+    assert most_weights(7.0, 10) == 2.0  # w = 4: cautious up to 16 evaluations
+    assert most_weights(7.0, 32) == pytest.approx(8.0)  # and from there on by the square of their number
+    assert most_weights(7.0, 60) == MOST
+    assert most_weights(15.0, 10) == 2.0
+    assert most_weights(30.0, 10) == pytest.approx(1.05)
 
 
 @pytest.mark.parametrize("grid", [grids.uniform, grids.karras, grids.spectral], ids=lambda g: g.__name__)

@@ -175,6 +175,10 @@ class GuidedScore(DerivedScore):
     mixture: GaussianMixture
     scale: float
 
+    @property
+    def amplification(self) -> float:  # type: ignore[override]
+        return abs(self.scale) + abs(1 - self.scale)
+
     def evaluate(self, x: Tensor, t: Tensor, wanted: Combination) -> Tensor:
         label = torch.arange(len(x)) % len(self.mixture.weights)
         alone = self.mixture.score(self.sde, label).evaluate(x, t, wanted)
