@@ -57,8 +57,8 @@ def sample(
             :func:`~scoresde.fitting.fit`, or the path of its file, brings its own times.
         steps: number of steps; ignored where ``grid`` is a tensor of times, and by a fitted sampler.
         grid: times, or one of :mod:`scoresde.grids`; default the solver's, :func:`~scoresde.grids.spectral` for the
-            default solver and :func:`~scoresde.grids.karras` for others. One made by
-            :func:`~scoresde.grids.adapted`, or the path of its file, brings its solver too.
+            default solver, and for Ancestral of a posterior score, and :func:`~scoresde.grids.karras` for others. One
+            made by :func:`~scoresde.grids.adapted`, or the path of its file, brings its solver too.
         eta: the stochasticity of :class:`~scoresde.Reverse`; default the solver's own.
         seed: sample i depends on (seed, i) alone, whatever the batch size; default 0. Excludes ``noise``. Exceptions:
             an adaptive ODE solver, within its tolerance, and torchsde's methods with Lévy areas ("srk", "log_ode").

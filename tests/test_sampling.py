@@ -431,4 +431,7 @@ def test_a_rough_score_is_not_extrapolated_unless_it_is_asked_for() -> None:
     run = partial(sample, posterior, (2, 2), steps=8, seed=1)
     assert torch.equal(run().x, run(solver=Ancestral()).x) and torch.equal(run(eta=1.0).x, run().x)
     assert torch.equal(run(eta=0.0).x, run(solver=SpectralMultistep()).x)
+    known = Spectrum.assumed((2,))
+    assert torch.equal(run().x, run(grid=partial(grids.spectral, spectrum=known)).x)
+    assert not torch.equal(run().x, run(grid=grids.karras).x)
     assert not torch.equal(run(eta=0.0).x, run().x)
