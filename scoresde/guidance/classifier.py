@@ -100,7 +100,9 @@ class ClassifierGuided(DerivedScore, LinearGuidance, TwistedGuidance):
 
     @property
     def amplification(self) -> float:  # type: ignore[override]
-        return self.score.amplification - 1 + abs(self.scale) + abs(1 - self.scale)
+        strength = abs(self.scale) if callable(self.temperature) else abs(self.scale) / float(self.temperature)
+        inner = self.score.amplification
+        return abs(1 - strength) + strength if inner == 1 else inner + 2 * strength
 
     def evaluate(self, x: Tensor, t: Tensor, wanted: Combination) -> Tensor:
         if self.scale == 0:

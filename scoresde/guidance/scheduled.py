@@ -42,11 +42,14 @@ class TwoBranches(DerivedScore, NonlinearGuidance):
 
     @property
     def amplification(self) -> float:  # type: ignore[override]
-        """That of the largest scale, of a schedule at 33 times."""
-        sde = self.branches.model.sde
-        times = torch.linspace(sde.t_min, sde.T, 33, dtype=torch.float64)
-        scale = checks.real(self.scale(times) if callable(self.scale) else self.scale, name="scale(t)").detach()
-        return float((scale.abs() + (1 - scale).abs()).max())
+        """That of the largest scale at 65 times, at equal steps in log-SNR between σ/α = 1000 and 1/1000."""
+        sde, most = self.branches.model.sde, 2 * math.log(1000.0)
+        if self.interval is None and not callable(self.scale):
+            return abs(self.scale) + abs(1 - self.scale)
+        ends = [sde.log_snr(torch.tensor(t, dtype=torch.float64)).clamp(-most, most) for t in (sde.T, sde.t_min)]
+        times = sde.t_of_log_snr(torch.linspace(float(ends[0]), float(ends[1]), 65, dtype=torch.float64))
+        scales = torch.stack([self.weight(t.clamp(sde.t_min, sde.T)).detach().cpu() for t in times])
+        return float((scales.abs() + (1 - scales).abs()).max())
 
     @property
     @abstractmethod

@@ -12,6 +12,7 @@ some times (Wiener 1949; kriging). All that is needed of the data are the shares
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -57,12 +58,19 @@ def bounded(
     prior: Prior, start: Tensor, end: Tensor, nodes: Tensor, count: Tensor, most: float = MOST
 ) -> tuple[Tensor, Tensor]:
     """:func:`best` through fewer of the values where all of them would amplify their errors more than ``most``."""
-    a, w = best(prior, start, end, nodes, count)
-    for fewer in range(nodes.shape[1] - 1, 0, -1):
-        wild = w.detach().abs().sum(1) > most * (1 - end / start).detach()
+    return _through_fewer(lambda count: best(prior, start, end, nodes, count), count, most * (1 - end / start))
+
+
+def _through_fewer(
+    least: Callable[[Tensor], tuple[Tensor, Tensor]], count: Tensor, most: Tensor
+) -> tuple[Tensor, Tensor]:
+    """``least`` of so many values, of fewer in the steps (n,) whose weights would sum to more than ``most`` (n,)."""
+    a, w = least(count)
+    for fewer in range(w.shape[1] - 1, 0, -1):
+        wild = w.detach().abs().sum(1) > most.detach()
         if not bool(wild.any()):
             break
-        other_a, other_w = best(prior, start, end, nodes, count.clamp_max(fewer))
+        other_a, other_w = least(count.clamp_max(fewer))
         a, w = torch.where(wild, other_a, a), torch.where(wild[:, None], other_w, w)
     return a, w
 
@@ -183,7 +191,7 @@ class NoisySteps(NamedTuple):
     c: Tensor
 
 
-def noisy_plan(prior: Prior, ratio: Tensor, eta: float | Tensor, history: int) -> NoisySteps:
+def noisy_plan(prior: Prior, ratio: Tensor, eta: float | Tensor, history: int, most: float = MOST) -> NoisySteps:
     r"""The n steps between n + 1 levels of σ̃ for the reverse SDE of that η: the flow, too far down, and noise.
 
     The flow from a to σ̃_d = σ̃_b (σ̃_b/σ̃_a)^{η²}, and the noise of the forward process from there back to σ̃_b, carry
@@ -199,9 +207,11 @@ def noisy_plan(prior: Prior, ratio: Tensor, eta: float | Tensor, history: int) -
         ratio: (n + 1,) decreasing σ̃.
         eta: η > 0.
         history: p, values of D that enter a step.
+        most: the bound on weights, as MOST.
     """
     n, start, end = len(ratio) - 1, ratio[:-1], ratio[1:]
-    share = (end / start) ** eta**2
+    noisy = end > 0  # a power of 0 has no derivative
+    share = torch.where(noisy, (torch.where(noisy, end, start) / start) ** eta**2, torch.zeros_like(end))
     down, c = end * share, end * root(1 - share**2)
     x = prior.state(start)
     goal = prior.state(down) - (down / start)[:, None] * x
@@ -219,11 +229,5 @@ def noisy_plan(prior: Prior, ratio: Tensor, eta: float | Tensor, history: int) -
     def least(count: Tensor) -> tuple[Tensor, Tensor]:
         return _least(prior, x, values, noise, goal, count, left)
 
-    a, w = least(count)
-    for fewer in range(history - 1, 0, -1):
-        wild = w.detach().abs().sum(1) > MOST * (1 - down / start).detach()
-        if not bool(wild.any()):
-            break
-        other_a, other_w = least(count.clamp_max(fewer))
-        a, w = torch.where(wild, other_a, a), torch.where(wild[:, None], other_w, w)
+    a, w = _through_fewer(least, count, most * (1 - down / start))
     return NoisySteps(down / start + a, w, c)

@@ -50,20 +50,21 @@ _TRUSTED = 0.5  # deviations of the data above which the estimate is a warning
 
 # Guidance: amplification up to which nothing changes; n, by its root, from which weights may grow; their bound before.
 _AMPLIFIED, _CALM, _CAUTIOUS = 3.0, 8.0, 2.0
+_STRICT, _STRONG = 5.0, 7.0  # up to the first the bound falls gradually; beyond the second noisy values are too many
 
-# With noise: values that enter a step, and the least deviation assumed, for it is what is left in the finest directions
-# that tells too few steps.
-_NOISY, _NOISY_BOTTOM = 4, 0.01
+# With noise: values that enter a step, the least deviation assumed, for it is what is left in the finest directions
+# that tells too few steps, and the least of the largest variances, for data wider than assumed come out wider still.
+_NOISY, _NOISY_BOTTOM, _NOISY_TOP = 4, 0.01, 30.0
 
 
-def prior_of(spectrum: Spectrum, n: int, bottom: float | None = None) -> Prior:
+def prior_of(spectrum: Spectrum, n: int, bottom: float | None = None, least_top: float = _LEAST_TOP) -> Prior:
     """What is assumed where a run has n evaluations, in units of the scale: variance spread evenly over log λ.
 
-    From ``bottom``, a deviation, in place of the fitted one.
+    From ``bottom``, a deviation, in place of the fitted one, to ``least_top``, a variance, at least.
     """
     many = max(4, n) / 10
     low = (_BOTTOM * many**_BOTTOM_BY_STEPS if bottom is None else bottom) ** 2
-    high = max(_LEAST_TOP, _TOP * (spectrum.largest / spectrum.scale) ** 2)
+    high = max(least_top, _TOP * (spectrum.largest / spectrum.scale) ** 2)
     m = int(_PER_OCTAVE * math.log2(high / low)) + 2
     variances = torch.linspace(math.log(low), math.log(high), m, dtype=torch.float64).exp()
     shares = torch.full((m,), 1 / m, dtype=torch.float64)
@@ -77,6 +78,7 @@ def most_weights(amplification: float, n: int) -> float:
         return MOST
     enough = _CALM * math.sqrt(amplification - _AMPLIFIED)
     least = max(1.05, _CAUTIOUS * min(1.0, 15 / amplification))
+    least += (MOST - least) * max(0.0, (_STRICT - amplification) / (_STRICT - _AMPLIFIED))
     return min(MOST, max(least, _CAUTIOUS * (n / enough) ** 2))
 
 
@@ -185,9 +187,10 @@ class SpectralMultistep(ExponentialMultistep):
     def _noisy(self, process: Reverse, at: Levels, ratio: Tensor, spectrum: Spectrum) -> Sequence[Row]:
         """Rows of the reverse SDE."""
         steps = len(ratio) - 1
-        prior = prior_of(spectrum, steps, _NOISY_BOTTOM)
-        history = _NOISY if process.score.amplification <= _AMPLIFIED else 1
-        a, w, c = noisy_plan(prior, ratio, process.eta, history)
+        amplification = process.score.amplification
+        history = 1 if steps < _CALM * math.sqrt(max(0.0, amplification - _STRONG)) else _NOISY
+        prior = prior_of(spectrum, steps, _NOISY_BOTTOM, _NOISY_TOP)
+        a, w, c = noisy_plan(prior, ratio, process.eta, history, most_weights(amplification, steps))
         units, evaluates = X0Frame(process.eta).units(at.at(slice(0, -1)))
         units = units[(torch.arange(steps)[:, None] - torch.arange(history)).clamp_min(0)]
         alpha = at.alpha[1:]

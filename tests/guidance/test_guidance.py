@@ -10,7 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from scoresde.guidance import LinearGuidance, Twist, TwistedGuidance, classifier, classifier_free
+from scoresde.guidance import (
+    LinearGuidance,
+    Twist,
+    TwistedGuidance,
+    autoguidance,
+    classifier,
+    classifier_free,
+    compose,
+    projected,
+)
 from scoresde.guidance.classifier import ClassifierGuided
 from scoresde.guidance.leaf import on_leaf
 from scoresde.models import ClassifierModel, ScoreModel, as_score
@@ -18,6 +27,7 @@ from scoresde.models.combination import SCORE, X0
 from scoresde.problems import GaussianMixture
 from scoresde.sampling import sample
 from scoresde.sde import EDM, SDE, VE, VP, Cosine, RectifiedFlow, SubVP
+from scoresde.solvers import DDIM
 
 SDES: list[SDE] = [VP(), SubVP(), VE(), EDM(), Cosine(), RectifiedFlow()]
 # Sums of a few terms, in two orders.
@@ -493,3 +503,48 @@ def test_at_scale_zero_no_classifier_is_asked() -> None:
     assert not guided.twist(X, T).log_psi.any() and not guided.twist(X, T).gradient.any()
     guided.check()
     assert not guided.log_potential(X).any()
+
+
+# ---- how much errors are amplified ----
+
+
+def test_every_guidance_says_by_how_much_errors_come_out_larger() -> None:
+    """Σ |a_i| of the weighted sum, worked out from the parts where there are any."""
+    net, label = model(), {"label": Y}
+    guided = classifier_free(net, label, 3.0)
+    bent = classifier(PLAIN, lambda x, t: x.sum(1), scale=2.0)
+    both = classifier(guided, lambda x, t: x.sum(1), scale=2.0)
+    composed = compose(net, [(2.0, label), (-1.0, label)])
+    scores = [guided, classifier_free(net, label, 1.0), bent, composed, autoguidance(guided, PLAIN, 2.0)]
+    for score in scores:
+        assert isinstance(score, LinearGuidance)
+        assert score.amplification == pytest.approx(sum(abs(part.weight) for part in score.parts(X, T, SCORE)))
+    assert isinstance(both, LinearGuidance)
+    assert both.amplification >= sum(abs(part.weight) for part in both.parts(X, T, SCORE))
+    assert PLAIN.amplification == net.bind(label=Y).amplification == 1.0
+    assert projected(net, label, 4.0).amplification == 7.0
+    tempered = classifier(PLAIN, ClassifierModel(Logits(), VP()), label=1, scale=1.0, temperature=0.1)
+    assert tempered.amplification == pytest.approx(19.0)
+
+
+class Logits(nn.Module):
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        return torch.stack([x[:, 0], -x[:, 0]], 1)
+
+
+@pytest.mark.parametrize("sde", [VP(), EDM(), RectifiedFlow(T=1.0)], ids=lambda sde: type(sde).__name__)
+def test_a_schedule_is_asked_at_one_time_as_in_a_run(sde: SDE) -> None:
+    """Schedules of ordinary numbers, by the solvers that ask for amplification and by those that do not."""
+    net = ScoreModel(Net(), sde, predicts="x0")
+
+    def stepwise(t: Tensor) -> float:
+        return 8.0 if 0.2 < float((-0.5 * sde.log_snr(t)).exp()) < 2.4 else 1.0
+
+    score = classifier_free(net, {"label": Y}, stepwise)
+    assert score.amplification == 15.0  # narrow in t under EDM, and found
+    assert classifier_free(net, {"label": Y}, 8.0, interval=(0.2, 3.0)).amplification == 15.0
+    assert classifier_free(net, {"label": Y}, 8.0, interval=(1e5, 1e6)).amplification == 1.0  # never inside
+    for solver in (None, DDIM()):
+        assert sample(score, (4, 2), steps=5, solver=solver, dtype=torch.float64).x.isfinite().all()
+    with pytest.raises(ValueError, match="must be finite"):
+        sample(classifier_free(net, {"label": Y}, lambda t: math.nan), (4, 2), steps=5)
