@@ -87,8 +87,8 @@ def adapted(
         score: a Score: a network, guided or bound to conditions.
         shape: (B, *event) of the trajectories; the score is always called with B samples, the size that bound
             conditions have. Four to eight images do; of small events take hundreds.
-        solver: whose steps they are to be, one that steps on a grid at η = 0; default that of
-            :func:`~scoresde.sample`, whose weights are adapted too.
+        solver: whose steps they are to be, one that steps on a grid at η = 0; default
+            :class:`~scoresde.solvers.SpectralMultistep`, whose weights are adapted too.
         evaluations: at most so many of B samples each: about 400, and 680 for each Gauss-Newton step of the default.
         seed: of the starts.
         cache: a file. If it holds the adapted grid of this score, solver, shape and seed, that is what is returned;

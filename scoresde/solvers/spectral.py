@@ -49,8 +49,8 @@ _WHOLE, _SHARE_BY_STEPS, _LEAST_SHARE = 5.0, 1.7, 0.05
 _TRUSTED = 0.5  # deviations of the data above which the estimate is a warning
 
 # Guidance: amplification up to which nothing changes; n, by its root, from which weights may grow; their bound before.
-_AMPLIFIED, _CALM, _CAUTIOUS = 3.0, 8.0, 2.0
-_STRICT, _STRONG = 5.0, 7.0  # up to the first the bound falls gradually; beyond the second noisy values are too many
+_AMPLIFIED, _CALM, _CAUTIOUS = 4.0, 8.0, 2.0
+_STRONG = 7.0  # beyond which several noisy values are too many for few steps
 
 # With noise: values that enter a step, the least deviation assumed, for it is what is left in the finest directions
 # that tells too few steps, and the least of the largest variances, for data wider than assumed come out wider still.
@@ -76,9 +76,8 @@ def most_weights(amplification: float, n: int) -> float:
     """The bound on the weights, for a score that amplifies errors: few steps of it diverge where they extrapolate."""
     if amplification <= _AMPLIFIED:
         return MOST
-    enough = _CALM * math.sqrt(amplification - _AMPLIFIED)
+    enough = _CALM * math.sqrt(amplification - 3)
     least = max(1.05, _CAUTIOUS * min(1.0, 15 / amplification))
-    least += (MOST - least) * max(0.0, (_STRICT - amplification) / (_STRICT - _AMPLIFIED))
     return min(MOST, max(least, _CAUTIOUS * (n / enough) ** 2))
 
 
@@ -129,12 +128,12 @@ class SpectralMultistep(ExponentialMultistep):
     No evaluation is spent on the first of 4 steps or more that starts at σ/α of 3 largest deviations, where x says what
     is known. The last step to an end with σ = 0 is predicted like every other. For η > 0 each step is one of the ODE,
     further down than it need go by the best weights for noisy values, four of them, and the noise of the forward
-    process back up, so that the law stays what it is. Guidance that amplifies errors (:attr:`Score.amplification` above
-    3) has smaller weights at few steps: larger ones let it diverge.
+    process back up; made for η up to 1. Guidance that amplifies errors (:attr:`Score.amplification` above
+    4) has smaller weights at few steps: larger ones let it diverge.
 
     ``Solution.error`` is an estimate of the error of each sample, from what each evaluation corrected: within a factor
-    of 3 of the truth for most from 5 evaluations on (see docs/default.md), None below 2. A warning is given where it is
-    half the data's deviation.
+    of 3 of the truth for most from 5 evaluations on (see docs/default.md), None below 2 and for η > 0. A warning is
+    given where it is half the data's deviation.
 
     Prediction of a process from some of its values: Wiener 1949; weights of integrals by a Gaussian process: O'Hagan
     1991. The numbers of the rule were fitted once: see docs/default.md.
