@@ -54,7 +54,7 @@ _STRONG = 7.0  # beyond which several noisy values are too many for few steps
 
 # With noise: values that enter a step, the least deviation assumed, for it is what is left in the finest directions
 # that tells too few steps, and the least of the largest variances, for data wider than assumed come out wider still.
-_NOISY, _NOISY_BOTTOM, _NOISY_TOP = 4, 0.01, 30.0
+_NOISY, _NOISY_BOTTOM, _NOISY_TOP = 4, 0.01, 20.0
 
 
 def prior_of(spectrum: Spectrum, n: int, bottom: float | None = None, least_top: float = _LEAST_TOP) -> Prior:
