@@ -52,15 +52,15 @@ def _has_default(field: dataclasses.Field[Any]) -> bool:
 
 
 def _functions(module: ModuleType, *first: str) -> dict[str, Callable[..., Any]]:
-    """The public functions that a module defines whose first parameters have these names."""
-    return {
-        spelled(name): function
-        for name, function in vars(module).items()
-        if inspect.isfunction(function)
-        and function.__module__ == module.__name__
-        and not name.startswith("_")
-        and tuple(inspect.signature(function).parameters)[: len(first)] == first
-    }
+    """The public functions of a module whose first parameters have these names, and no other needs a value."""
+    found: dict[str, Callable[..., Any]] = {}
+    for name, function in vars(module).items():
+        if inspect.isfunction(function) and function.__module__.startswith("scoresde.") and not name.startswith("_"):
+            parameters = inspect.signature(function).parameters
+            rest = list(parameters.values())[len(first) :]
+            if tuple(parameters)[: len(first)] == first and all(p.default is not p.empty for p in rest):
+                found[spelled(name)] = function
+    return found
 
 
 SDES: Mapping[str, type[ss.SDE]] = _classes(sde, lambda cls: issubclass(cls, ss.SDE))
