@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import math
 import os
 from collections.abc import Mapping
@@ -23,7 +22,7 @@ import numpy as np
 from torch import Tensor
 
 from scoresde import checks
-from scoresde.files import read_format, replacing
+from scoresde.files import read_format, write_format
 from scoresde.rules import between, by_density, spectral_density, spectral_range
 from scoresde.sde import SDE, Time
 from scoresde.solvers.fitted import numbers_of
@@ -150,11 +149,7 @@ class Adapted:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write it as JSON, whole or not at all; numbers come back bit for bit."""
-        path = Path(path)
-        content = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(self)}
-        with replacing(path) as partial:
-            partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        return path
+        return write_format(Path(path), format=FORMAT, version=VERSION, content=dataclasses.asdict(self))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Adapted:

@@ -9,7 +9,6 @@ It is one file of numbers, tied to the schedule that it was fitted for, and brin
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,7 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
-from scoresde.files import read_format, replacing
+from scoresde.files import read_format, write_format
 from scoresde.models.combination import combine
 from scoresde.models.score import Score
 from scoresde.noise import Noise
@@ -233,12 +232,8 @@ class Fitted(Solver):
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write it as JSON, whole or not at all; numbers come back bit for bit."""
-        path = Path(path)
-        content = {"format": FORMAT, "version": VERSION, "eta": 0, "steps": self.steps, **dataclasses.asdict(self)}
-        content["schedule"] = self.schedule._asdict()
-        with replacing(path) as partial:
-            partial.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        return path
+        content = {"eta": 0, "steps": self.steps, **dataclasses.asdict(self), "schedule": self.schedule._asdict()}
+        return write_format(Path(path), format=FORMAT, version=VERSION, content=content)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Fitted:
