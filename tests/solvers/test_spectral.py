@@ -15,7 +15,7 @@ from torch import Tensor
 
 from scoresde import grids
 from scoresde.models.combination import Combination
-from scoresde.models.score import Score
+from scoresde.models.score import DerivedScore, Score
 from scoresde.noise import IndependentNoise
 from scoresde.problems import Gaussian, GaussianMixture
 from scoresde.reverse import Reverse
@@ -460,6 +460,35 @@ def test_strong_guidance_does_not_diverge(scale: float, eta: float) -> None:
         end = sample(score, (120, *data.event), steps=steps, eta=eta, dtype=F64).x
         # guided samples lie beyond the means, by a few deviations of the components and not by tens
         assert float(end.abs().max()) < 6 * far + 6, steps
+
+
+@pytest.mark.parametrize(
+    ("amplification", "history", "most"), [(1.0, 4, MOST), (7.0, 4, 2.0), (15.0, 1, 2.0)], ids=["none", "w=4", "w=8"]
+)
+def test_noisy_steps_are_bounded_under_guidance(amplification: float, history: int, most: float) -> None:
+    """Weights as the plan's of so many values and that bound; beyond w = 4 few steps take one value."""
+    sde, spectrum = VP(t_min=1e-3), Spectrum(1.0, 29.0)
+    score = mixture().score(sde)
+
+    class Amplifies(DerivedScore):
+        def __init__(self) -> None:
+            self.score = score
+
+        def evaluate(self, x: Tensor, t: Tensor, wanted: Combination) -> Tensor:
+            return score.evaluate(x, t, wanted)
+
+        @property
+        def amplification(self) -> float:  # type: ignore[override]
+            return amplification
+
+    grid = grids.spectral(sde, 10, spectrum=spectrum)
+    found = SpectralMultistep(spectrum).plan(Reverse(Amplifies(), 1.0), grid)
+    prior = prior_of(spectrum, 10, 0.01, 20.0)
+    expected, free = (noisy_plan(prior, ratios(sde, grid), 1.0, history, bound).a for bound in (most, MOST))
+    linear = torch.tensor([float(row.linear) for row in found], dtype=F64)
+    torch.testing.assert_close(linear, expected * sde.alpha(grid[1:]) / sde.alpha(grid[:-1]), rtol=1e-12, atol=0)
+    assert max(len(row.weights) for row in found) == history
+    assert torch.equal(expected, free) == (amplification != 7.0)  # where the bound is felt
 
 
 def test_the_bound_on_weights_under_guidance() -> None:
