@@ -37,15 +37,21 @@ FLOOR = 0.002
 """σ/α, in units of the data's scale, below which no steps are spent."""
 
 
-def _ends(sde: SDE, steps: int, t_start: Time | None, t_end: Time | None) -> tuple[Tensor, Tensor]:
-    checks.count(steps, name="steps")
+MOST_STEPS = 10_000_000
+"""Of one grid: more would fill the memory before anything is drawn."""
+
+
+def _ends(sde: SDE, steps: int, t_start: Time | None, t_end: Time | None) -> tuple[int, Tensor, Tensor]:
+    if not isinstance(sde, SDE):
+        raise TypeError(f"sde must be an SDE, got {checks.got(sde)}.")
+    steps = checks.count(steps, name="steps", most=MOST_STEPS)
     start = checks.time(sde.T if t_start is None else t_start, sde.t_max, name="t_start", what=type(sde).__name__)
     end = checks.time(sde.t_min if t_end is None else t_end, sde.t_max, name="t_end", what=type(sde).__name__)
     if start.ndim or end.ndim:
         raise ValueError(f"t_start and t_end are single times, got shapes {tuple(start.shape)} and {tuple(end.shape)}.")
     if not bool(end < start):
         raise ValueError(f"a grid runs backwards in time: t_end < t_start is needed, got {end:g} and {start:g}.")
-    return start, end
+    return steps, start, end
 
 
 def _pinned(times: Tensor, start: Tensor, end: Tensor) -> Tensor:
@@ -65,7 +71,7 @@ def uniform(sde: SDE, steps: int, *, t_start: Time | None = None, t_end: Time | 
     Raises:
         ValueError: steps < 1, or ends that are not 0 <= t_end < t_start <= t_max.
     """
-    start, end = _ends(sde, steps, t_start, t_end)
+    steps, start, end = _ends(sde, steps, t_start, t_end)
     return _pinned(start + (end - start) * torch.linspace(0, 1, steps + 1, dtype=torch.float64), start, end)
 
 
@@ -75,7 +81,7 @@ def log_snr(sde: SDE, steps: int, *, t_start: Time | None = None, t_end: Time | 
     Raises:
         ValueError: also where the log-SNR at t_end is infinite (σ = 0).
     """
-    start, end = _ends(sde, steps, t_start, t_end)
+    steps, start, end = _ends(sde, steps, t_start, t_end)
     first, last = _first_level(sde, start, end), sde.log_snr(end)
     _noise_left(last, end)
     return _pinned(
@@ -90,7 +96,7 @@ def karras(sde: SDE, steps: int, *, rho: float = 7.0, t_start: Time | None = Non
         rho: 1 is uniform in σ/α; larger values take shorter steps near the data.
     """
     checks.positive(rho, name="rho")
-    start, end = _ends(sde, steps, t_start, t_end)
+    steps, start, end = _ends(sde, steps, t_start, t_end)
     first, last = ((-0.5 / rho * level).exp() for level in (_first_level(sde, start, end), sde.log_snr(end)))
     root = first + (last - first) * torch.linspace(0, 1, steps + 1, dtype=torch.float64)
     # only inside: at σ = 0 the last root is 0, whose log-SNR is infinite
@@ -160,7 +166,7 @@ def by_density(
     """
     checks.positive(bottom, name="bottom")
     checks.positive(top, name="top")
-    start, end = _ends(sde, steps, t_start, t_end)
+    steps, start, end = _ends(sde, steps, t_start, t_end)
     first = -0.5 * _first_level(sde, start, end, top)
     floor = torch.minimum(torch.tensor(math.log(bottom), dtype=torch.float64), first - 1)
     noisy = bool(sde.sigma(end) > 0)  # the derivative of an infinite level would be none

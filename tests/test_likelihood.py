@@ -441,7 +441,7 @@ SCORE, X = as_score(lambda x, t: -x, VP()), torch.zeros(2, 2)
         (lambda: encode(SCORE, X, label=1), TypeError, "label"),  # type: ignore[call-arg]
         (lambda: log_prob(SCORE, X, "trace"), ValueError, "divergence"),  # type: ignore[arg-type]
         (lambda: log_prob(SCORE, X, probes=0), ValueError, "probes"),
-        (lambda: log_prob(SCORE, X, probes=1.5), ValueError, "probes"),  # type: ignore[arg-type]
+        (lambda: log_prob(SCORE, X, probes=1.5), TypeError, "probes"),  # type: ignore[arg-type]
         (lambda: log_prob(SCORE, X, noise="a"), TypeError, "noise"),  # type: ignore[arg-type]
         (lambda: log_prob(SCORE, X.long()), TypeError, "floating"),
         (lambda: log_prob(SCORE, X * math.nan), ValueError, "NaN"),

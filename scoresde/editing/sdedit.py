@@ -118,5 +118,5 @@ def _start(sde: SDE, t: Time | None, level: float | None) -> Time:
         )
     if t is not None:
         return t
-    checks.positive(level, name="level")  # type: ignore[arg-type]
-    return sde.t_of_log_snr(-2 * math.log(checks.number(level)))  # type: ignore[arg-type]
+    checks.positive(level, name="level")
+    return sde.t_of_log_snr(-2 * math.log(checks.number(level)))

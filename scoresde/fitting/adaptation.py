@@ -34,7 +34,6 @@ from scoresde.fitting.trajectories import root_mean, trimmed
 from scoresde.models import Score
 from scoresde.models.score import check_score
 from scoresde.noise import PerSampleNoise
-from scoresde.noise.base import as_seed
 from scoresde.reverse import Reverse
 from scoresde.rules import spectral, spectral_density, spectral_range
 from scoresde.solvers import Solution, SpectralMultistep
@@ -116,7 +115,7 @@ def adapted(
             f"{shape} are {math.prod(shape)} coordinates, too few to adapt to; take more samples, e.g. shape = "
             f"{(256, *shape[1:])}."
         )
-    began, seed = time.monotonic(), as_seed(seed)
+    began, seed = time.monotonic(), checks.seed(seed)
     method = _Method.of(score, chosen, shape[1:])
     x, others = _starts(score, shape, seed, dtype, device)
     answer = _answer(score, x)

@@ -76,7 +76,7 @@ class DPS(LikelihoodScore):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "scale", finite_scale(self.scale))
-        checks.choices(self)
+        checks.fields(self)
         if self.step == "likelihood":
             self.measurement.need_noise('dps with step="likelihood"')
 

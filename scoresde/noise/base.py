@@ -19,7 +19,6 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -80,13 +79,6 @@ def drawn_seed(noise: Noise) -> int:
     """An integer from the noise's own stream, to seed a generator that is not ours."""
     draws = noise.normal(torch.zeros(2, 2, dtype=torch.float64))
     return int(draws.abs().sum().item() * 2.0**40)
-
-
-def as_seed(seed: int) -> int:
-    """A seed's 64 bits; TypeError for what is no integer."""
-    if not isinstance(seed, (int, np.integer)) or isinstance(seed, bool):  # numpy's integers too
-        raise TypeError(f"a seed must be an integer, got {type(seed).__name__}.")
-    return int(seed) & 0xFFFF_FFFF_FFFF_FFFF
 
 
 def digest(text: str) -> int:

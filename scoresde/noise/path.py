@@ -20,7 +20,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from scoresde.noise.base import PATH, Noise, Shape, as_seed
+from scoresde import checks
+from scoresde.noise.base import PATH, Noise, Shape
 from scoresde.noise.counter import Counter, absorb, absorb_rows, begin
 from scoresde.noise.places import Division, Place, Places, all_beside, beside
 from scoresde.noise.shapes import PIECES, library
@@ -62,13 +63,12 @@ class BrownianNoise(Noise):
     """
 
     def __init__(self, seed: int, T: float, *, first: int = 0, levels: int = 11) -> None:
-        if not (math.isfinite(T) and T > 0):
-            raise ValueError(f"T must be positive and finite, got {T}.")
-        if not 1 <= levels <= 40:
-            raise ValueError(f"levels must lie in 1..40, got {levels}.")
+        checks.positive(T, name="T")
+        levels = checks.whole(levels, name="levels", least=1, most=40)
+        first = checks.count(first, name="first", least=0)
         self._fresh = PerSampleNoise(seed, first=first)
-        self._key: tuple[int, ...] = (as_seed(seed), PATH)
-        self._first, self.T, self.levels = int(first), float(T), levels
+        self._key: tuple[int, ...] = (checks.seed(seed), PATH)
+        self._first, self.T, self.levels = first, float(T), levels
         self._division = Division(self.T, levels)
         self._kind: tuple[Shape, torch.dtype, torch.device] | None = None
         self._above: tuple[int, Tensor]  # an octave, and w at its upper end

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.noise.base import INITIAL, NORMAL, PATH, Noise, Shape, as_seed, digest
+from scoresde import checks
+from scoresde.noise.base import INITIAL, NORMAL, PATH, Noise, Shape, digest
 from scoresde.noise.counter import Counter
 
 
@@ -60,7 +61,7 @@ class IndependentNoise(Noise):
     """
 
     def __init__(self, seed: int | torch.Generator = 0) -> None:
-        self._seed = seed if isinstance(seed, torch.Generator) else as_seed(seed)
+        self._seed = seed if isinstance(seed, torch.Generator) else checks.seed(seed)
         self._generators: dict[torch.device, torch.Generator] = {}
         self._streams: dict[str, Noise] = {}
 
@@ -129,10 +130,8 @@ class PerSampleNoise(Noise):
     """
 
     def __init__(self, seed: int = 0, *, first: int = 0) -> None:
-        if not isinstance(first, (int, np.integer)) or first < 0:
-            raise ValueError(f"first must be a whole number of at least 0, got {first}.")
-        self._key: tuple[int, ...] = (as_seed(seed),)
-        self._first = int(first)
+        self._key: tuple[int, ...] = (checks.seed(seed),)
+        self._first = checks.count(first, name="first", least=0)
         self._drawn = {INITIAL: 0, NORMAL: 0, PATH: 0}
         self._streams: dict[str, PerSampleNoise] = {}
         self._counter: Counter | None = None
@@ -192,9 +191,10 @@ def as_noise(noise: Noise | torch.Generator | int, purpose: str = "") -> Noise:
         return noise.stream(purpose) if purpose else noise
     if isinstance(noise, torch.Generator):
         return IndependentNoise(noise)
-    if isinstance(noise, (int, np.integer)) and not isinstance(noise, bool):
-        return as_noise(PerSampleNoise(int(noise)), purpose)
-    raise TypeError(f"noise must be a Noise, a torch.Generator or an integer seed, got {type(noise).__name__}.")
+    single = isinstance(noise, Tensor) and not noise.ndim
+    if (isinstance(noise, (int, np.integer)) and not isinstance(noise, bool)) or single:
+        return as_noise(PerSampleNoise(checks.seed(noise, name="a seed given as noise")), purpose)
+    raise TypeError(f"noise must be a Noise, a torch.Generator or an integer seed, got {checks.got(noise)}.")
 
 
 def chosen_noise(seed: int | None, noise: Noise | torch.Generator | int | None, purpose: str = "") -> Noise:

@@ -126,7 +126,7 @@ class ExponentialMultistep(Planned):
     default_eta: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
-        checks.choices(self)
+        checks.fields(self)
 
     @property
     def has_memory(self) -> bool:  # type: ignore[override]

@@ -66,7 +66,7 @@ class Singlestep(Planned):
     """
 
     def __post_init__(self) -> None:
-        checks.choices(self)
+        checks.fields(self)
 
     @abstractmethod
     def scheme(self, process: Reverse) -> Scheme:

@@ -80,7 +80,7 @@ def chosen_grid(
         times = grid if isinstance(grid, Tensor) else checks.real(grid, name="grid")
     except TypeError as error:
         raise TypeError(
-            f"grid must be times or a function of scoresde.grids such as grids.karras, got {grid!r}."
+            f"grid must be times or a function of scoresde.grids such as grids.karras, got {checks.got(grid)}."
         ) from error
     return checks.grid(times, score.sde.t_max)
 
@@ -100,8 +100,7 @@ def prior_draw(
     Raises:
         TypeError: a dtype that is not floating.
     """
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-        raise TypeError(f"samples need a floating dtype, got {dtype}.")
+    dtype = checks.dtype(dtype)
     parameters = parameters_of(score)
-    where = torch.device(device) if device is not None else parameters[0].device if parameters else torch.device("cpu")
+    where = checks.device(device) if device is not None else parameters[0].device if parameters else torch.device("cpu")
     return noise.initial(shape, dtype=dtype, device=where) * sde.sigma(t)

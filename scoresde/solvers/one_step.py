@@ -113,7 +113,7 @@ class Ancestral(OneStep):
     default_eta: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
-        checks.choices(self)
+        checks.fields(self)
 
     def check(self, process: Reverse) -> None:
         """η must be 1."""

@@ -131,13 +131,13 @@ class TrainOptions:
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
-        checks.choices(self)
         for option in option_fields().values():
             value = getattr(self, option.name)
             if value is None and type(None) in get_args(option.type):
                 continue
             for check in option.checks:
                 check(option.name, value)
+        checks.fields(self)
         if self.warmup > self.steps:
             raise ValueError(f"warmup={self.warmup} steps is longer than the whole run, steps={self.steps}.")
         if self.folder is None:
@@ -310,10 +310,7 @@ def is_whole(least: int | None = None) -> Check:
     """A whole number, of at least so much."""
 
     def check(name: str, value: Any) -> None:
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise TypeError(f"{name} must be a whole number, got {value!r}.")
-        if least is not None and value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}.")
+        checks.whole(value, name=name, least=least)
 
     return check
 
@@ -324,17 +321,18 @@ def is_number(*, above: float = -math.inf, least: float = -math.inf, below: floa
     words = " and ".join(["finite", *(f"{word} {end:g}" for word, end in ends.items() if math.isfinite(end))])
 
     def check(name: str, value: Any) -> None:
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise TypeError(f"{name} must be a number, got {value!r}.")
-        if not (math.isfinite(value) and above < value and least <= value < below):
-            raise ValueError(f"{name} must be {words}, got {value:g}.")
+        given = checks.number(value, name=name)
+        if not (math.isfinite(given) and above < given and least <= given < below):
+            raise ValueError(f"{name} must be {words}, got {given:g}.")
 
     return check
 
 
 def are_betas(name: str, value: Any) -> None:
     """Two numbers in [0, 1)."""
-    if len(value) != 2 or not all(0 <= beta < 1 for beta in value):
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(f"{name} must be two numbers in [0, 1), got {checks.got(value)}.")
+    if not all(0 <= checks.number(beta, name=f"each of {name}") < 1 for beta in value):
         raise ValueError(f"{name} must be two numbers in [0, 1), got {value}.")
 
 
@@ -376,9 +374,7 @@ def is_dropout(name: str, value: Any) -> None:
     """A probability, or probabilities by name."""
     for key, probability in (value if isinstance(value, Mapping) else {None: value}).items():
         called = name if key is None else f"{name}[{key!r}]"
-        if isinstance(probability, bool) or not isinstance(probability, (int, float)):
-            raise TypeError(f"{called} must be a number, or numbers by the names of conditions, got {probability!r}.")
-        if not 0 <= probability < 1:
+        if not 0 <= checks.number(probability, name=f"{called}, or the number for each condition's name,") < 1:
             raise ValueError(f"{called} must be a probability in [0, 1), got {probability}.")
 
 

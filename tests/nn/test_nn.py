@@ -241,9 +241,9 @@ def test_sizes_are_whole_numbers(value: object) -> None:
         lambda: unet(head_width=value),
         lambda: NoiseClassifier(2, value, width=8),  # type: ignore[arg-type]
     ):
-        with pytest.raises(ValueError, match=r"must be a whole number of at least 1, got (4\.0|True|'4'|None)"):
+        with pytest.raises(TypeError, match=r"must be a whole number of at least 1, got (4\.0|True|'4'|None)"):
             build()
-    with pytest.raises(ValueError, match=r"multipliers\[1\] must be a whole number.*got 1\.5"):
+    with pytest.raises(TypeError, match=r"multipliers\[1\] must be a whole number.*got 1\.5"):
         unet(multipliers=(1, 1.5))
 
 

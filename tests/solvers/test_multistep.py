@@ -434,7 +434,7 @@ def test_a_start_without_signal_is_refused_with_its_reason(solver: Solver) -> No
 
 def test_switches_must_be_switches() -> None:
     for wrong in (lambda: Multistep(3, 2, full_start=True), lambda: UniPC(full_start="no")):  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match="must be one of True, False"):
+        with pytest.raises(TypeError, match="must be True or False"):
             wrong()
     with pytest.raises(ValueError, match="sigma_data must be positive"):
         Multistep(interpolates="angle", sigma_data=-1.0)

@@ -563,7 +563,7 @@ def test_default_noise_is_refused_by_methods_that_always_draw() -> None:
         (lambda: Langevin(snr=1.0), ValueError, "snr"),
         (lambda: Langevin(snr=math.nan), ValueError, "snr"),
         (lambda: Langevin(steps=0), ValueError, "steps"),
-        (lambda: Langevin(steps=1.5), ValueError, "steps"),  # type: ignore[arg-type]
+        (lambda: Langevin(steps=1.5), TypeError, "steps"),  # type: ignore[arg-type]
         (lambda: AnnealedLangevin(steps=0), ValueError, "steps"),
         (lambda: AnnealedLangevin(step_size=0.0), ValueError, "step_size"),
         (lambda: AnnealedLangevin(step_size=math.inf), ValueError, "step_size"),

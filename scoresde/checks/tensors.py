@@ -1,24 +1,17 @@
-"""What every entry point asks of its arguments, said once.
+"""Checks of tensors: states, times and grids, and what can be asked of a tensor without stalling a device::
 
-    checks.state(x, values=True)                    # a floating tensor (B, *event), finite
-    time = checks.time(t, sde.t_max)                # float64, () or (B,), in range
-    checks.positive(scale, name="scale")
-
-A check raises before any work is done and says what came in, what was expected and how to mend it. Values are
-read only from tensors in main memory: reading one back from an accelerator would stall it on every call.
+state(x, values=True)                           # a floating tensor (B, *event), finite
+time(t, sde.t_max), grid(times, sde.t_max)      # float64, in range; a grid decreases
+readable(x), followed(x)                        # whether values can be looked at; whether derivatives are taken
 """
 
 from __future__ import annotations
 
-import dataclasses
-import functools
-import math
-import typing
-from typing import Any, SupportsFloat
-
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+from scoresde.checks.plain import got, number
 
 # Relative room at the ends of the time range: T - (T - t) and the like come back a few roundings outside.
 _SLACK = 1e-9
@@ -59,11 +52,11 @@ def real(value: object, *, name: str) -> Tensor:
         TypeError: not numbers, or complex or boolean ones.
     """
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return torch.tensor(float(value), dtype=torch.float64)
+        return torch.tensor(number(value, name=name), dtype=torch.float64)
     try:
         tensor = value if isinstance(value, Tensor) else torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}.") from error
+        raise TypeError(f"{name} must be a number or a tensor, got {got(value)}.") from error
     if tensor.is_complex() or tensor.dtype == torch.bool:
         raise TypeError(f"{name} must be a real number or tensor, got dtype {tensor.dtype}.")
     # Lists are read anew: the first reading rounded them to float32.
@@ -123,7 +116,7 @@ def state(x: Tensor, *, name: str = "x", values: bool = False) -> Tensor:
         ValueError: no batch axis, or (with ``values``) NaN or infinity inside.
     """
     if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor (B, *event), got {type(x).__name__}.")
+        raise TypeError(f"{name} must be a torch.Tensor (B, *event), got {got(x)}.")
     if not x.is_floating_point():
         raise TypeError(f"{name} must be a floating tensor, got {x.dtype}; call {name}.float() first.")
     if x.ndim == 0:
@@ -159,52 +152,6 @@ def same_shape(a: Tensor, b: Tensor, *, names: str) -> None:
         raise ValueError(f"{names} must have the same shape, got {tuple(a.shape)} and {tuple(b.shape)}.")
 
 
-def number(value: float | Tensor, *, name: str = "a parameter") -> float:
-    """A parameter's value, whether it is a number or a tensor () that may require a gradient.
-
-    Raises:
-        TypeError: neither.
-    """
-    if isinstance(value, Tensor) and not value.ndim and not value.is_complex():
-        return float(value.detach())
-    if isinstance(value, Tensor) or not isinstance(value, SupportsFloat) or isinstance(value, bool):
-        got = f"a tensor {tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else repr(value)
-        raise TypeError(f"{name} must be a real number or a tensor of shape (), got {got}.")
-    return float(value)
-
-
-def positive(value: float | Tensor, *, name: str) -> None:
-    """A parameter that must be a finite number above zero."""
-    given = number(value, name=name)
-    if not (math.isfinite(given) and given > 0):
-        raise ValueError(f"{name} must be positive and finite, got {given:g}.")
-
-
-def fraction(value: float, *, name: str) -> None:
-    """A number from 0 to 1."""
-    given = number(value, name=name)
-    if not 0 <= given <= 1:
-        raise ValueError(f"{name} must be a number from 0 to 1, got {value!r}.")
-
-
-def count(value: int, *, name: str, least: int = 1) -> None:
-    """A whole number of at least ``least``."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}.")
-
-
-def shape(sizes: object, *, what: str = "(B, *event)") -> tuple[int, ...]:
-    """A shape of whole numbers with a first axis.
-
-    Raises:
-        ValueError: something else.
-    """
-    found = tuple(sizes) if isinstance(sizes, (tuple, list)) else ()
-    if not found or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in found):
-        raise ValueError(f"shape must be {what}, whole numbers; got {sizes!r}.")
-    return found
-
-
 def grid(times: Tensor, upper: float) -> Tensor:
     """``times`` as a float64 tensor on the CPU: (n + 1,), strictly decreasing, inside [0, upper].
 
@@ -225,28 +172,3 @@ def grid(times: Tensor, upper: float) -> Tensor:
             f"entry {i + 1} is {grid[i + 1]:g}. Flip an increasing grid with grid.flip(0), drop repeated times."
         )
     return grid
-
-
-@functools.cache
-def _literals(kind: type[Any]) -> dict[str, tuple[object, ...]]:
-    hints = typing.get_type_hints(kind)
-    chosen = {field.name: hints[field.name] for field in dataclasses.fields(kind)}
-    literals = {name: typing.get_args(hint) for name, hint in chosen.items()}
-    return {
-        name: (True, False) if hint is bool else literals[name]
-        for name, hint in chosen.items()
-        if hint is bool or typing.get_origin(hint) is typing.Literal
-    }
-
-
-def choices(options: Any) -> None:
-    """Each field of a dataclass that is annotated as a Literal, or as bool, has one of its values.
-
-    Raises:
-        ValueError: it has not.
-    """
-    kind: Any = type(options)
-    for name, allowed in _literals(kind).items():
-        if getattr(options, name) not in allowed:
-            listed = ", ".join(map(repr, allowed))
-            raise ValueError(f"{name} must be one of {listed}; got {getattr(options, name)!r}.")
