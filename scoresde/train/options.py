@@ -374,7 +374,12 @@ def is_dropout(name: str, value: Any) -> None:
     """A probability, or probabilities by name."""
     for key, probability in (value if isinstance(value, Mapping) else {None: value}).items():
         called = name if key is None else f"{name}[{key!r}]"
-        if not 0 <= checks.number(probability, name=f"{called}, or the number for each condition's name,") < 1:
+        try:
+            given = checks.number(probability)
+        except TypeError as error:
+            text = f"{called} must be a number, or numbers by the names of conditions, got {checks.got(probability)}."
+            raise TypeError(text) from error
+        if not 0 <= given < 1:
             raise ValueError(f"{called} must be a probability in [0, 1), got {probability}.")
 
 

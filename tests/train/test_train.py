@@ -674,7 +674,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("option", "error", "message"),
     [
-        ({"steps": 0}, ValueError, "steps must be at least 1"),
+        ({"steps": 0}, ValueError, "steps must be a whole number of at least 1"),
         ({"steps": 2.5}, TypeError, "steps must be a whole number"),
         ({"batch_size": 0}, ValueError, "batch_size"),
         ({"batch_size": 9, "accumulate": 2}, ValueError, "take a multiple of 2"),
