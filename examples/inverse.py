@@ -129,6 +129,7 @@ def own_pictures(config: Config, path: Path, event: Event, scaling: Scaling) -> 
         FileNotFoundError, ValueError: none, or others than the prior's.
     """
     given = config.read(path)
+    print(given)
     if given.event_shape != event or given.scaling != scaling:
         raise ValueError(
             f"the prior knows pictures {event} in units of {scaling}, and {path} holds {given.event_shape} in units of "

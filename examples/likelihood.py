@@ -65,7 +65,11 @@ def load(config: Config, trained: Trained) -> Dataset:
         FileNotFoundError, TypeError, ValueError: other units, shape or classes than the model's; see ``scoresde.data``.
     """
     units = "scaling" in inspect.signature(reader_of(config.data)).parameters  # of arrays; pictures bring their own
-    dataset = config.load(scaling=trained.scaling if units else None)
+    try:
+        dataset = config.load(scaling=trained.scaling if units else None)
+    except ValueError as error:
+        raise ValueError(f"{config.data} does not fit a model trained on {trained.event}: {error}") from error
+    print(dataset)
     if dataset.event_shape != trained.event:
         raise ValueError(
             f"samples in {config.data} have shape {dataset.event_shape}, and the model was trained on {trained.event}."
@@ -99,9 +103,7 @@ def measure(config: Config, trained: Trained, dataset: Dataset, rows: slice, sol
     with torch.no_grad():
         if scaling.bin_width is not None:
             return ss.bits_per_dim(score, x, scaling.bin_width, **keywords).cpu()
-        # From model to data units: one factor of the scale for each number in a sample.
-        volume = math.prod(trained.event) * math.log(scaling.scale)
-        return ss.log_prob(score, x, **keywords).cpu() - volume
+        return ss.log_prob(score, x, **keywords).cpu() - scaling.log_det(trained.event)  # from model to data units
 
 
 def main(config: Config) -> dict[str, Any]:

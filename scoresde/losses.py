@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -32,7 +33,7 @@ def simple(sde: SDE, t: Time) -> Tensor:
     weighting (α²/σ²) |x_0 - x̂_0|² of Salimans & Ho 2022 (arXiv:2202.00512, section 4): three names for one loss,
     because ε_θ = -σ s and x_0 - x̂_0 = (σ/α) (ε_θ - ε).
     """
-    return sde.sigma(t) ** 2
+    return checks.instance(sde, SDE, name="sde").sigma(t) ** 2
 
 
 ncsn = snr = simple
@@ -40,12 +41,12 @@ ncsn = snr = simple
 
 def likelihood(sde: SDE, t: Time) -> Tensor:
     """w = g²: half the integral over t bounds -log p(x_0) up to a constant (Song et al. 2021, arXiv:2101.09258)."""
-    return sde.g(t) ** 2
+    return checks.instance(sde, SDE, name="sde").g(t) ** 2
 
 
 def x0(sde: SDE, t: Time) -> Tensor:
     """w = σ⁴/α². The loss is |x_0 - x̂_0|²."""
-    return sde.sigma(t) ** 4 / sde.alpha(t) ** 2
+    return checks.instance(sde, SDE, name="sde").sigma(t) ** 4 / sde.alpha(t) ** 2
 
 
 def truncated_snr(sde: SDE, t: Time) -> Tensor:
@@ -55,12 +56,21 @@ def truncated_snr(sde: SDE, t: Time) -> Tensor:
 
 def min_snr(gamma: float = 5.0) -> Weighting:
     """The loss is min(SNR, γ) |x_0 - x̂_0|² (Hang et al. 2023, arXiv:2303.09556, section 3.4)."""
-    checks.positive(gamma, name="gamma")
+    gamma = checks.positive(gamma, name="gamma")
+    return _MinSNR(gamma)
 
-    def weighting(sde: SDE, t: Time) -> Tensor:
-        return torch.minimum(simple(sde, t), gamma * x0(sde, t))
 
-    return weighting
+@dataclass(frozen=True)
+class _MinSNR:
+    """Made by :func:`min_snr`; an object, so that it pickles."""
+
+    gamma: float
+
+    def __repr__(self) -> str:
+        return f"min_snr(gamma={self.gamma!r})"
+
+    def __call__(self, sde: SDE, t: Time) -> Tensor:
+        return torch.minimum(simple(sde, t), self.gamma * x0(sde, t))
 
 
 def edm(sigma_data: float = 0.5) -> Weighting:
@@ -68,12 +78,21 @@ def edm(sigma_data: float = 0.5) -> Weighting:
 
     With "edm" prediction it is |F - target|² with a target of unit variance at every t.
     """
-    checks.positive(sigma_data, name="sigma_data")
+    sigma_data = checks.positive(sigma_data, name="sigma_data")
+    return _EDM(sigma_data)
 
-    def weighting(sde: SDE, t: Time) -> Tensor:
-        return x0(sde, t) / sigma_data**2 + simple(sde, t)  # λ = 1/σ_data² + 1/σ̃²
 
-    return weighting
+@dataclass(frozen=True)
+class _EDM:
+    """Made by :func:`edm`."""
+
+    sigma_data: float
+
+    def __repr__(self) -> str:
+        return f"edm(sigma_data={self.sigma_data!r})"
+
+    def __call__(self, sde: SDE, t: Time) -> Tensor:
+        return x0(sde, t) / self.sigma_data**2 + simple(sde, t)  # λ = 1/σ_data² + 1/σ̃²
 
 
 WEIGHTINGS: Mapping[str, Weighting] = {
@@ -122,7 +141,7 @@ def dsm_loss(
     """
     if not isinstance(getattr(model, "sde", None), SDE):  # a compiled model is no ScoreModel by its class
         raise TypeError(
-            f"dsm_loss trains a ScoreModel(net, sde, predicts=...), got {type(model).__name__}; the order is "
+            f"model must be a ScoreModel(net, sde, predicts=...), got {checks.got(model)}; the order is "
             "dsm_loss(model, x0, t, eps), since a model knows its SDE."
         )
     given: object = weighting
@@ -135,10 +154,11 @@ def dsm_loss(
         if weighting not in WEIGHTINGS:
             raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)}, or a function; got {weighting!r}.")
         weighting = WEIGHTINGS[weighting]
+    checks.function(weighting, name="weighting", what=f"(sde, t) -> w(t), or one of {', '.join(WEIGHTINGS)}")
     checks.same_shape(checks.state(x0, name="x0"), checks.state(eps, name="eps"), names="x0 and eps")
     for name, values in {"x0": x0, "eps": eps}.items():
-        if checks.readable(values):
-            checks.finite(values, name=name)
+        if checks.readable(values) or values.is_meta:
+            checks.state(values, name=name, values=True)
     time = checks.time(t, model.sde.t_max, what=type(model.sde).__name__)
     if time.ndim and time.device != x0.device:
         time = time.to(x0.device)
@@ -175,7 +195,9 @@ def _compared(weighting: Weighting, sde: SDE, time: Tensor) -> tuple[Expectation
 
 
 def _weight(weighting: Weighting, sde: SDE, time: Tensor) -> Tensor:
-    w = torch.as_tensor(weighting(sde, time), device=time.device)
+    w = checks.real(weighting(sde, time), name="what a weighting answers").to(time.device)
+    if checks.readable(w) and not bool((w >= 0).all()):  # NaN as well
+        raise ValueError(f"a weighting must answer numbers of at least 0, got {w.detach().min():g} under {sde}.")
     if w.shape not in ((), time.shape):
         raise ValueError(
             f"a weighting answers one number for each time, {tuple(time.shape)} here, whatever the event; got "

@@ -16,18 +16,22 @@ from torch import Tensor
 from scoresde import checks
 from scoresde.noise import Noise, as_noise
 
+CHUNK = 4096
+"""Samples whose distances are taken at once."""
 
-def _pair(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    checks.state(x, name="x", values=True)
-    checks.state(y, name="y", values=True)
+
+def _pair(x: Tensor, y: Tensor, *, names: tuple[str, str] = ("x", "y")) -> tuple[Tensor, Tensor]:
+    for name, value in zip(names, (x, y), strict=True):
+        checks.state(value, name=name, values=True)
+        if not len(value):
+            raise ValueError(f"{name} must hold samples: an empty set has no distance; got {checks.got(value)}.")
     if x.shape[1:] != y.shape[1:]:
-        raise ValueError(f"x and y must hold events of one shape, got {tuple(x.shape[1:])} and {tuple(y.shape[1:])}.")
-    if not len(x) or not len(y):
-        raise ValueError("an empty set of samples has no distance to another.")
+        shapes = f"{tuple(x.shape)} and {tuple(y.shape)}"
+        raise ValueError(f"{' and '.join(names)} must hold events of one shape, got {shapes}.")
     return x.reshape(len(x), -1).double(), y.reshape(len(y), -1).double()
 
 
-def _mean_distance(x: Tensor, y: Tensor, chunk: int = 4096) -> float:
+def _mean_distance(x: Tensor, y: Tensor, chunk: int = CHUNK) -> float:
     total = sum(float(torch.cdist(a, b).sum()) for a in x.split(chunk) for b in y.split(chunk))
     return total / (len(x) * len(y))
 
@@ -59,7 +63,7 @@ def sliced_wasserstein(x: Tensor, y: Tensor, noise: Noise | torch.Generator | in
         slices: number of directions.
     """
     a, b = _pair(x, y)
-    checks.count(slices, name="slices")
+    slices = checks.count(slices, name="slices")
     directions = as_noise(noise, "slices").initial((slices, a.shape[1]), dtype=torch.float64, device=a.device)
     directions = directions / directions.norm(dim=1, keepdim=True)
     p, q = ((v @ directions.T).sort(0).values for v in (a, b))
@@ -71,9 +75,14 @@ def sliced_wasserstein(x: Tensor, y: Tensor, noise: Noise | torch.Generator | in
     return float((share * squared).sum().sqrt())
 
 
-def nearest_distance(x: Tensor, data: Tensor, *, chunk: int = 4096) -> Tensor:
+def nearest_distance(x: Tensor, data: Tensor, *, chunk: int = CHUNK) -> Tensor:
     """Euclidean distance from each of x (n, *event) to the nearest of ``data`` (m, *event), (n,)."""
-    a, b = _pair(x, data)
+    chunk = checks.count(chunk, name="chunk")
+    return _nearest(x, data, chunk, ("x", "data"))
+
+
+def _nearest(x: Tensor, data: Tensor, chunk: int, names: tuple[str, str]) -> Tensor:
+    a, b = _pair(x, data, names=names)
     return torch.cat([torch.cdist(part, b).min(1).values for part in a.split(chunk)])
 
 
@@ -88,10 +97,11 @@ def memorised_share(x: Tensor, train: Tensor, held_out: Tensor, *, quantile: flo
         held_out: real samples that it has not seen.
         quantile: in (0, 1).
     """
-    if not 0 < quantile < 1:
-        raise ValueError(f"quantile must lie in (0, 1), got {quantile}.")
-    limit = torch.quantile(nearest_distance(held_out, train), quantile)
-    return float((nearest_distance(x, train) < limit).double().mean())
+    share = checks.number(quantile, name="quantile")
+    if not 0 < share < 1:
+        raise ValueError(f"quantile must lie in (0, 1), got {share:g}.")
+    limit = torch.quantile(_nearest(held_out, train, CHUNK, ("held_out", "train")), share)
+    return float((_nearest(x, train, CHUNK, ("x", "train")) < limit).double().mean())
 
 
 def rank(samples: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,7 +126,9 @@ def rank(samples: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
             f"{tuple(samples.shape)} and {tuple(truth.shape)}."
         )
     if not samples.numel():
-        raise ValueError(f"there are no ranks without cases and samples; got samples {tuple(samples.shape)}.")
+        raise ValueError(
+            f"samples must hold cases and samples of each, or there are no ranks; got {checks.got(samples)}."
+        )
     other = truth[:, None]
     return (samples < other).sum(1), (samples == other).sum(1)
 
@@ -134,7 +146,8 @@ def coverage(samples: Tensor, truth: Tensor, level: float) -> float:
         truth: (n, *event).
         level: in (0, 1).
     """
-    if not 0 < checks.number(level, name="level") < 1:
+    level = checks.number(level, name="level")
+    if not 0 < level < 1:
         raise ValueError(f"level must lie in (0, 1), such as 0.9; got {level}.")
     below, equal = rank(samples, truth)
     steps = samples.shape[1] + 1

@@ -26,8 +26,32 @@ from scoresde.noise import Noise, as_noise
 from scoresde.sde import SDE, Time, signal_left
 
 
-def _positive(weights: Tensor) -> bool:
-    return bool(((weights > 0) & weights.isfinite()).all())
+def _weights(weights: object, count: int) -> Tensor:
+    """Positive weights (count,), float64, of sum 1."""
+    found = checks.real(weights, name="weights")
+    checks.finite(found, name="weights")
+    if found.shape != (count,):
+        raise ValueError(f"weights must be ({count},) and positive, got {checks.got(found)}.")
+    if not bool((found > 0).all()):
+        raise ValueError(f"weights must be ({count},) and positive, got {found.tolist()}.")
+    return found / found.sum()
+
+
+def _points(values: object, name: str, what: str) -> Tensor:
+    """Floating values (N, *event), at least one, finite."""
+    found = values if isinstance(values, Tensor) else checks.real(values, name=name).to(torch.get_default_dtype())
+    checks.state(found, name=name, values=True)
+    if found.ndim < 2 or not found.numel():
+        raise ValueError(f"{name} must be floating, {what}; got {found.dtype} {tuple(found.shape)}.")
+    return found
+
+
+def _plain(scale: float) -> float:
+    """A finite number."""
+    given = checks.number(scale, name="scale")
+    if not math.isfinite(given):
+        raise ValueError(f"scale must be a finite number, got {given:g}.")
+    return given
 
 
 class GaussianMixture:
@@ -44,19 +68,13 @@ class GaussianMixture:
     """
 
     def __init__(self, weights: Tensor, means: Tensor, covariances: Tensor | float) -> None:
-        self.means = torch.as_tensor(means)
-        if not self.means.is_floating_point() or self.means.ndim < 2:
-            raise ValueError(f"means must be floating, (K, *event); got {self.means.dtype} {tuple(self.means.shape)}.")
-        checks.finite(self.means, name="means")
-        self.weights = torch.as_tensor(weights, dtype=torch.float64)
-        if self.weights.shape != self.means.shape[:1] or not _positive(self.weights):
-            raise ValueError(f"weights must be ({len(self.means)},) and positive, got {self.weights.tolist()}.")
-        self.weights = self.weights / self.weights.sum()
+        self.means = _points(means, "means", "(K, *event)")
+        self.weights = _weights(weights, len(self.means))
         self._log_weights = self.weights.log()
         self.event = tuple(self.means.shape[1:])
         self._mu = self.means.double().flatten(1)
         k, d = self._mu.shape
-        self.covariances = cov = torch.as_tensor(covariances, dtype=torch.float64)
+        self.covariances = cov = checks.real(covariances, name="covariances")
         checks.finite(cov, name="covariances")
         self._basis: Tensor | None = None  # (K, D, D) eigenvectors; None where the axes already are
         if cov.ndim <= 1 and cov.numel() in (1, k):
@@ -65,7 +83,7 @@ class GaussianMixture:
             self._spectrum = cov
         elif cov.shape == (k, d, d):
             if not torch.allclose(cov, cov.mT, rtol=1e-8, atol=1e-12):
-                raise ValueError("covariances must be symmetric.")
+                raise ValueError(f"covariances must be symmetric, got {checks.got(cov)} that are not.")
             self._spectrum, self._basis = torch.linalg.eigh(cov)
         else:
             raise ValueError(
@@ -83,7 +101,7 @@ class GaussianMixture:
 
     def sample_labelled(self, n: int, noise: Noise | torch.Generator | int) -> tuple[Tensor, Tensor]:
         """n samples (n, *event), and the component (n,) of each."""
-        source = as_noise(noise, "data")
+        n, source = checks.count(n, name="n", least=0), as_noise(noise, "data")
         k, d = self._mu.shape
         pick = torch.special.ndtr(source.initial((n,), dtype=torch.float64, device=torch.device("cpu")))
         label = torch.searchsorted(self.weights.cumsum(0), pick).clamp_max(k - 1)
@@ -95,6 +113,8 @@ class GaussianMixture:
 
     def _parts(self, x: Tensor, sde: SDE | None, t: Time | None) -> tuple[Tensor, Tensor, Tensor]:
         """x_t's components: log w_k N_k(x) (B, K), coordinates (B, K, D) along each one's axes, variances there."""
+        if (sde is None) != (t is None):
+            raise ValueError(f"sde and t must be given together, or neither for the data; got {sde} and t = {t}.")
         if sde is None or t is None:
             checks.state(x)
             one = torch.ones((), dtype=torch.float64)
@@ -129,8 +149,6 @@ class GaussianMixture:
 
     def log_prob(self, x: Tensor, sde: SDE | None = None, t: Time | None = None) -> Tensor:
         """log p_t(x) in nats, (B,); of the data themselves without an SDE and a time."""
-        if (sde is None) != (t is None):
-            raise ValueError("log_prob takes an SDE and a time together, or neither for the density of the data.")
         return self._parts(x, sde, t)[0].logsumexp(1)
 
     def score(self, sde: SDE, label: int | Tensor | None = None) -> Score:
@@ -184,12 +202,11 @@ class GaussianMixture:
             ValueError: A is not linear, y does not fit, noise_std is negative, or an S_k is singular.
         """
         mu, matrix = self._mu, self._matrix(operator)
-        measured, m = torch.as_tensor(y, dtype=torch.float64).flatten(), matrix.shape[0]
+        measured, m = checks.real(y, name="y").flatten(), matrix.shape[0]
         if measured.shape != (m,):
-            raise ValueError(f"y must hold the {m} numbers that A answers for one sample, got {tuple(y.shape)}.")
+            raise ValueError(f"y must hold the {m} numbers that A answers for one sample, got {checks.got(y)}.")
         checks.finite(measured, name="y")
-        if not (math.isfinite(checks.number(noise_std, name="noise_std")) and noise_std >= 0):
-            raise ValueError(f"noise_std must be at least 0, got {noise_std!r}.")
+        noise_std = checks.not_negative(noise_std, name="noise_std")
         cov = self._covariances()
         total = matrix @ cov @ matrix.mT + noise_std**2 * torch.eye(m, dtype=torch.float64)
         factor, failed = torch.linalg.cholesky_ex(total)
@@ -213,9 +230,11 @@ class GaussianMixture:
         """A as a matrix (m, D), float64."""
         d = self._mu.shape[1]
         if isinstance(operator, Tensor):
+            checks.state(operator, name="operator", values=True)
             if operator.ndim != 2 or operator.shape[1] != d:
-                raise ValueError(f"A must be (m, {d}), got {tuple(operator.shape)}.")
+                raise ValueError(f"operator, the matrix A, must be (m, {d}), got {tuple(operator.shape)}.")
             return operator.double().cpu()
+        checks.function(operator, name="operator", what="of (B, *event), or a matrix")
         probe = torch.linspace(1, 2, d, dtype=torch.float64)[None]
         basis = torch.cat([torch.eye(d, dtype=torch.float64), probe, 0 * probe]).reshape(d + 2, *self.event)
         columns = operator(basis).detach().reshape(d + 2, -1).double()
@@ -237,7 +256,7 @@ class GaussianMixture:
         self, x: Tensor, label: int | Tensor, scale: float, sde: SDE | None = None, t: Time | None = None
     ) -> Tensor:
         """log p_t(x) + scale · log p(label | x_t = x), (B,): not normalised; of the data without t."""
-        joint = self._parts(x, sde, t)[0]
+        joint, scale = self._parts(x, sde, t)[0], _plain(scale)
         chosen = joint.log_softmax(1).gather(1, self._label(label, x)[:, None])[:, 0]
         return joint.logsumexp(1) + scale * chosen
 
@@ -249,10 +268,8 @@ class GaussianMixture:
         Raises:
             ValueError: scale negative, where the density need not exist; or so few accepted that it would not end.
         """
-        checks.count(n, name="n", least=0)
-        if not (math.isfinite(scale) and scale >= 0):
-            raise ValueError(f"scale must be a finite number of at least 0, got {scale!r}.")
-        self._label(label, self.means[:1])
+        n, scale = checks.count(n, name="n", least=0), checks.not_negative(scale, name="scale")
+        label = checks.whole(label, name="label", least=0, most=len(self.weights) - 1)
         source = as_noise(noise, "data")
         chosen = slice(label, label + 1)
         basis = self._covariances() if self._basis is not None else self._spectrum
@@ -274,16 +291,12 @@ class GaussianMixture:
         return torch.cat([self.means.new_zeros(0, *self.event), *kept])[:n]
 
     def _label(self, label: int | Tensor, x: Tensor) -> Tensor:
-        chosen = torch.as_tensor(label, device=x.device)
-        k = len(self.weights)
+        chosen = checks.integers(label, name="label", least=0, most=len(self.weights) - 1).to(x.device)
         if chosen.shape not in ((), x.shape[:1]):
             raise ValueError(
                 f"label must be one number or one for each sample, ({len(x)},); got {tuple(chosen.shape)}."
             )
-        chosen = chosen.expand(x.shape[0])
-        if chosen.is_floating_point() or not bool(((chosen >= 0) & (chosen < k)).all()):
-            raise ValueError(f"label must be whole numbers from 0 to {k - 1}, got {label}.")
-        return chosen.long()
+        return chosen.expand(x.shape[0])
 
 
 class Gaussian(GaussianMixture):
@@ -295,12 +308,23 @@ class Gaussian(GaussianMixture):
     """
 
     def __init__(self, mean: Tensor, covariance: Tensor | float) -> None:
-        mean, covariance = torch.as_tensor(mean), torch.as_tensor(covariance, dtype=torch.float64)
-        super().__init__(torch.ones(1), mean[None], covariance[None] if covariance.ndim else covariance)
+        mean = _points(mean[None] if isinstance(mean, Tensor) else [mean], "mean", "(*event) with an axis at least")
+        found = checks.real(covariance, name="covariance")
+        checks.finite(found, name="covariance")
+        dim = mean[0].numel()
+        if found.shape not in ((), (dim,), (dim, dim)):
+            raise ValueError(f"covariance must be ({dim}, {dim}), ({dim},) or a number; got {checks.got(found)}.")
+        try:
+            super().__init__(torch.ones(1), mean, found[None] if found.ndim else found)
+        except ValueError as error:
+            raise ValueError(str(error).replace("covariances", "covariance")) from error
 
     def moments(self, sde: SDE, t: Time) -> tuple[Tensor, Tensor]:
         """Mean (*event) and covariance (D, D) of x_t, float64; t is a single time."""
-        alpha, sigma = sde.alpha(t), sde.sigma(t)
+        time = checks.time(t, checks.instance(sde, SDE, name="sde").t_max, what=type(sde).__name__)
+        if time.ndim:
+            raise ValueError(f"t must be a single time, got shape {tuple(time.shape)}.")
+        alpha, sigma = sde.alpha(time), sde.sigma(time)
         total = (alpha**2 * self._spectrum[0] + sigma**2).double()
         basis = torch.eye(len(total), dtype=torch.float64) if self._basis is None else self._basis[0]
         return alpha * self._mu[0].reshape(self.event), (basis * total) @ basis.mT
@@ -310,7 +334,9 @@ class Gaussian(GaussianMixture):
 
         Along each axis of the covariance, with v(t) = α² λ + σ²: x_s = α_s μ + sqrt(v(s)/v(t)) (x - α_t μ).
         """
-        _, y, before = self._parts(x, sde, t)
+        _, y, before = self._parts_at(x, *_schedule(x, sde, t))
+        s = checks.time(s, sde.t_max, name="s", what=type(sde).__name__)
+        checks.same_batch(s, x, name="s")
         mu, _, basis, _ = self._as(x)
         alpha, variance = sde.alpha(s).to(x).reshape(-1, 1, 1), (sde.sigma(s) ** 2).to(x).reshape(-1, 1, 1)
         y = y * ((alpha**2 * self._spectrum.to(x) + variance) / before).sqrt()
@@ -328,17 +354,13 @@ class Empirical:
     """
 
     def __init__(self, data: Tensor, weights: Tensor | None = None) -> None:
-        self.data = checks.state(torch.as_tensor(data), name="data", values=True)
-        if self.data.ndim < 2 or not len(self.data):
-            raise ValueError(f"data must be (N, *event) with N >= 1, got {tuple(self.data.shape)}.")
-        self.weights = torch.ones(len(data)) if weights is None else torch.as_tensor(weights)
-        if self.weights.shape != self.data.shape[:1] or not _positive(self.weights):
-            raise ValueError(f"weights must be ({len(self.data)},) and positive.")
-        self.weights = self.weights.double() / self.weights.double().sum()
+        self.data = _points(data, "data", "(N, *event) with N >= 1")
+        self.weights = _weights(torch.ones(len(self.data)) if weights is None else weights, len(self.data))
         self.event = tuple(self.data.shape[1:])
 
     def sample(self, n: int, noise: Noise | torch.Generator | int) -> Tensor:
         """n samples (n, *event), with replacement."""
+        n = checks.count(n, name="n", least=0)
         pick = as_noise(noise, "data").initial((n,), dtype=torch.float64, device=torch.device("cpu"))
         index = torch.searchsorted(self.weights.cumsum(0), torch.special.ndtr(pick))
         return self.data[index.clamp_max(len(self.data) - 1)]
@@ -348,6 +370,7 @@ class Empirical:
         checks.state(x)
         if tuple(x.shape[1:]) != self.event:
             raise ValueError(f"x must be (B, {', '.join(map(str, self.event))}), got {tuple(x.shape)}.")
+        checks.instance(sde, SDE, name="sde")
         time = checks.time(t, sde.t_max, what=type(sde).__name__)
         checks.same_batch(time, x)
         if checks.readable(time) and not bool((sde.sigma(time) > 0).all()):
@@ -394,6 +417,7 @@ def _like(c: Tensor, x: Tensor) -> Tensor:
 def _schedule(x: Tensor, sde: SDE, t: Time) -> tuple[Tensor, Tensor]:
     """α and σ at a checked time, float64, () or (B,)."""
     checks.state(x)
+    checks.instance(sde, SDE, name="sde")
     time = checks.time(t, sde.t_max, what=type(sde).__name__)
     checks.same_batch(time, x)
     return sde.alpha(time), sde.sigma(time)
@@ -407,6 +431,11 @@ class MixtureScore(Score):
     sde: SDE
     label: int | Tensor | None = None
 
+    def __post_init__(self) -> None:
+        checks.fields(self)
+        if self.label is not None:
+            checks.integers(self.label, name="label", least=0, most=len(self.problem.weights) - 1)
+
     def evaluate(self, x: Tensor, t: Tensor, wanted: Combination) -> Tensor:
         return self.problem.expectation(x, self.sde, t, wanted, self.label)
 
@@ -418,6 +447,9 @@ class EmpiricalScore(Score):
     problem: Empirical
     sde: SDE
 
+    def __post_init__(self) -> None:
+        checks.fields(self)
+
     def evaluate(self, x: Tensor, t: Tensor, wanted: Combination) -> Tensor:
         return self.problem.expectation(x, self.sde, t, wanted)
 
@@ -428,6 +460,11 @@ class LabelLogProb:
 
     problem: GaussianMixture | Empirical
     sde: SDE
+
+    def __post_init__(self) -> None:
+        checks.fields(self)
+        if not isinstance(self.problem, (GaussianMixture, Empirical)):
+            raise TypeError(f"problem must be a GaussianMixture or an Empirical, got {checks.got(self.problem)}.")
 
     def __call__(self, x: Tensor, t: Time) -> Tensor:
         return self.problem._log_joint(x, self.sde, t)[0].log_softmax(1)

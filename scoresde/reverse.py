@@ -42,6 +42,7 @@ class Reverse:
 
     def __post_init__(self) -> None:
         check_score(self.score)
+        checks.fields(self)
         if not (math.isfinite(checks.number(self.eta, name="eta")) and self.eta >= 0):
             raise ValueError(f"eta must be at least 0 (0: probability-flow ODE, 1: reverse SDE), got {self.eta}.")
 

@@ -48,7 +48,8 @@ def _ends(sde: SDE, steps: int, t_start: Time | None, t_end: Time | None) -> tup
     start = checks.time(sde.T if t_start is None else t_start, sde.t_max, name="t_start", what=type(sde).__name__)
     end = checks.time(sde.t_min if t_end is None else t_end, sde.t_max, name="t_end", what=type(sde).__name__)
     if start.ndim or end.ndim:
-        raise ValueError(f"t_start and t_end are single times, got shapes {tuple(start.shape)} and {tuple(end.shape)}.")
+        shapes = f"{tuple(start.shape)} and {tuple(end.shape)}"
+        raise ValueError(f"t_start and t_end must be single times, got shapes {shapes}.")
     if not bool(end < start):
         raise ValueError(f"a grid runs backwards in time: t_end < t_start is needed, got {end:g} and {start:g}.")
     return steps, start, end
@@ -95,7 +96,7 @@ def karras(sde: SDE, steps: int, *, rho: float = 7.0, t_start: Time | None = Non
     Args:
         rho: 1 is uniform in σ/α; larger values take shorter steps near the data.
     """
-    checks.positive(rho, name="rho")
+    rho = checks.positive(rho, name="rho")
     steps, start, end = _ends(sde, steps, t_start, t_end)
     first, last = ((-0.5 / rho * level).exp() for level in (_first_level(sde, start, end), sde.log_snr(end)))
     root = first + (last - first) * torch.linspace(0, 1, steps + 1, dtype=torch.float64)
@@ -130,7 +131,7 @@ def spectral(
     Args:
         spectrum: deviations of the data; by default those of a single number of deviation 1.
     """
-    data = Spectrum(1.0, 1.0) if spectrum is None else spectrum
+    data = Spectrum(1.0, 1.0) if spectrum is None else checks.instance(spectrum, Spectrum, name="spectrum")
     bottom, top = spectral_range(data)
     return by_density(
         sde,
@@ -164,8 +165,8 @@ def by_density(
         TypeError: a density that is not of numbers.
         ValueError: also a density that is not positive.
     """
-    checks.positive(bottom, name="bottom")
-    checks.positive(top, name="top")
+    checks.function(density, name="density", what="of σ/α (n,)")
+    bottom, top = checks.positive(bottom, name="bottom"), checks.positive(top, name="top")
     steps, start, end = _ends(sde, steps, t_start, t_end)
     first = -0.5 * _first_level(sde, start, end, top)
     floor = torch.minimum(torch.tensor(math.log(bottom), dtype=torch.float64), first - 1)

@@ -3,7 +3,9 @@
     solution = sample(model.bind(label=3), (16, 3, 32, 32), steps=25, seed=0)
     solution.x, solution.nfe
 
-It runs without gradients. For gradients through a run, call ``solver.solve`` on a :class:`~scoresde.reverse.Reverse`.
+It runs without gradients, and with the networks in evaluation mode, each of whose modules has its own mode back when
+the call returns (:func:`~scoresde.models.evaluating`); no global generator or setting is touched. For gradients
+through a run, call ``solver.solve`` on a :class:`~scoresde.reverse.Reverse`.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
+from scoresde.checks.lasting import outlasting, without_graph
 from scoresde.models.score import Score, check_score
 from scoresde.noise import Noise, chosen_noise
 from scoresde.reverse import Reverse
@@ -45,6 +48,8 @@ def sample(
 ) -> Solution:
     """Generate ``shape`` = (B, *event) samples: prior, grid, process, solver, in one call, without gradients.
 
+    Networks are in evaluation mode meanwhile, and in their own again afterwards.
+
     For gradients through a run, or in constant memory, call ``solver.solve`` on a :class:`~scoresde.Reverse`.
 
     Args:
@@ -67,12 +72,13 @@ def sample(
         denoise: end with E[x_0 | x] at the last time, one evaluation more. Without it the samples follow p at t_min.
         trajectory: keep the state at every time.
         callback: called after each step.
-        progress: show a progress bar.
+        progress: show a progress bar: of the steps, or of the way in log-SNR where the solver chooses its own.
         dtype: of the samples, where x is not given; the run itself is in float32 at least.
         device: default that of the score's parameters if it is a model, else the CPU.
 
     Returns:
-        A :class:`~scoresde.solvers.Solution`: ``.x``, ``.nfe``, ``.grid``, ``.trajectory``.
+        A :class:`~scoresde.solvers.Solution`: ``.x``, ``.nfe``, ``.grid``, ``.trajectory``; and ``.data``, the samples
+        in the units of the data, where the score knows them.
 
     Raises:
         TypeError, ValueError: see :meth:`Solver.solve`.
@@ -83,21 +89,24 @@ def sample(
     source = chosen_noise(seed, noise)
     process = Reverse(score, solver.default_eta if eta is None else eta)
     shape = checks.shape(shape)
-    times = chosen_grid(score, grid, steps, solver, shape[1:])
-    if x is None:
-        x = prior_draw(score.sde, times[0], shape, source, dtype=dtype, device=device, score=score)
-    elif tuple(checks.state(x).shape) != shape:
-        raise ValueError(f"x must have the shape asked for, {shape}; got {tuple(x.shape)}.")
-    with torch.no_grad():
-        if not progress:
-            return solver.solve(process, x, times, source, denoise=denoise, trajectory=trajectory, callback=callback)
-        from tqdm import tqdm
-
-        with tqdm(total=len(times) - 1, desc=type(solver).__name__, unit="step") as bar:
-
-            def tick(state: Progress) -> None:
-                bar.update()
-                if callback is not None:
-                    callback(state)
-
-            return solver.solve(process, x, times, source, denoise=denoise, trajectory=trajectory, callback=tick)
+    dtype, progress = checks.dtype(dtype), checks.flag(progress, name="progress")
+    if device is not None:
+        device = checks.device(device)
+    if callback is not None:
+        checks.function(callback, name="callback", what="of a Progress", takes=1)
+    with without_graph():
+        times = chosen_grid(score, grid, steps, solver, shape[1:])
+        if x is None:
+            x = prior_draw(score.sde, times[0], shape, source, dtype=dtype, device=device, score=score)
+        elif tuple(checks.state(x).shape) != shape:
+            raise ValueError(f"x must have the shape asked for, shape = {shape}; got x of {tuple(x.shape)}.")
+        return solver.solve(
+            process,
+            outlasting(x),
+            times,
+            source,
+            denoise=denoise,
+            trajectory=trajectory,
+            callback=callback,
+            progress=progress,
+        )

@@ -58,8 +58,13 @@ class Spectrum:
             event: shape of a sample.
             sigma_data: deviation of a coordinate, 1 unless known.
         """
-        scale = 1.0 if sigma_data is None else checks.number(sigma_data, name="sigma_data")
-        return Spectrum(scale, scale * math.sqrt(max(1.0, _SHARE * math.prod(event))))
+        scale = 1.0 if sigma_data is None else checks.positive(sigma_data, name="sigma_data")
+        sizes = (
+            event
+            if isinstance(event, tuple) and not event
+            else checks.shape(event, name="event", what="the shape of a sample")
+        )
+        return Spectrum(scale, scale * math.sqrt(max(1.0, _SHARE * math.prod(sizes))))
 
     @staticmethod
     def of(x: Tensor) -> Spectrum:
@@ -70,12 +75,12 @@ class Spectrum:
         """
         checks.state(x, values=True)
         if len(x) < 2:
-            raise ValueError(f"a spectrum needs at least two samples, got {len(x)}.")
+            raise ValueError(f"x must hold at least two samples, got {checks.got(x)}.")
         flat = x.detach().reshape(len(x), -1).double()
         flat = flat - flat.mean(0)
         scale = float(flat.square().mean().sqrt())
         if bool((x == x[:1]).all()) or not scale:
-            raise ValueError("the samples are all the same: they have no deviation.")
+            raise ValueError(f"x must hold samples that differ: these are all the same, got {checks.got(x)}.")
         along = flat[flat.square().sum(1).argmax()]
         for _ in range(_ROUNDS):
             along = flat.T @ (flat @ (along / along.norm()))

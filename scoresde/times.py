@@ -36,18 +36,19 @@ class TimeDensity(Protocol):
 
 def _uniforms(u: Tensor) -> Tensor:
     if not isinstance(u, Tensor):
-        raise TypeError(f"u must be a tensor of uniforms (B,), got {type(u).__name__}; draw it with torch.rand.")
+        raise TypeError(f"u must be a tensor of uniforms (B,), got {checks.got(u)}; draw it with torch.rand.")
     if u.ndim != 1:
         raise ValueError(f"u must be uniforms (B,), got shape {tuple(u.shape)}.")
-    u = u.to(torch.float64)
+    u = checks.real(u, name="u")
     if u.numel() and checks.readable(u) and not bool(((u >= 0) & (u <= 1)).all()):
-        raise ValueError("u must lie in [0, 1]: draw it with torch.rand.")
+        low, high = (end.item() for end in u.aminmax())
+        raise ValueError(f"u must lie in [0, 1], got values in [{low:g}, {high:g}]: draw it with torch.rand.")
     return u
 
 
 def _ends(sde: SDE) -> tuple[float, float]:
     """t_min and T; refuses an SDE with σ(t_min) = 0, since no score lives there."""
-    low = sde.t_min
+    low = checks.instance(sde, SDE, name="sde").t_min
     if not sde.sigma(low) > 0:
         raise ValueError(f"{type(sde).__name__} has σ(t_min = {low:g}) = 0; train on an SDE with t_min > 0.")
     return low, sde.T
@@ -63,6 +64,14 @@ class UniformTime:
         return Times(low + (high - low) * u, torch.ones_like(u))
 
 
+def _check_normal(density: LogNormalSigma | LogitNormalTime) -> None:
+    """A finite mean, and a positive standard deviation."""
+    checks.fields(density)
+    checks.positive(density.std, name="std")
+    if not math.isfinite(density.mean):
+        raise ValueError(f"mean must be finite, got {density.mean}.")
+
+
 @dataclass(frozen=True)
 class LogNormalSigma:
     """log(σ/α) ~ N(mean, std²), truncated to [t_min, T] (Karras et al. 2022, arXiv:2206.00364, table 1: -1.2, 1.2)."""
@@ -71,12 +80,12 @@ class LogNormalSigma:
     std: float = 1.2
 
     def __post_init__(self) -> None:
-        checks.positive(self.std, name="std")
+        _check_normal(self)
 
     def sample(self, sde: SDE, u: Tensor) -> Times:
         """Times from uniforms u (B,); the weight is 1."""
-        u = _uniforms(u)
-        ends = -0.5 * sde.log_snr(torch.tensor(_ends(sde), dtype=torch.float64, device=u.device))
+        u, (first, last) = _uniforms(u), _ends(sde)
+        ends = -0.5 * sde.log_snr(torch.tensor((first, last), dtype=torch.float64, device=u.device))
         low, high = torch.special.ndtr((ends - self.mean) / self.std)
         if checks.readable(high) and not bool(high - low > 1e-9):  # NaN as well
             raise ValueError(
@@ -96,9 +105,7 @@ class LogitNormalTime:
     std: float = 1.0
 
     def __post_init__(self) -> None:
-        checks.positive(self.std, name="std")
-        if not math.isfinite(self.mean):
-            raise ValueError(f"mean must be finite, got {self.mean}.")
+        _check_normal(self)
 
     def sample(self, sde: SDE, u: Tensor) -> Times:
         """Times from uniforms u (B,); the weight is 1."""
@@ -117,6 +124,9 @@ class LogSNRTime:
     """
 
     unbiased: bool = True
+
+    def __post_init__(self) -> None:
+        checks.fields(self)
 
     def sample(self, sde: SDE, u: Tensor) -> Times:
         """Times from uniforms u (B,), with their weights."""
@@ -145,9 +155,13 @@ class LevelTime:
 
     chain: Chain
 
+    def __post_init__(self) -> None:
+        checks.fields(self)
+
     def sample(self, sde: SDE, u: Tensor) -> Times:
         """Times from uniforms u (B,); the weight is 1."""
         u = _uniforms(u)
+        checks.instance(sde, SDE, name="sde")
         level = (u * self.chain.n).long().clamp_max(self.chain.n - 1)
         levels = 2 * (self.chain.alpha.log() - self.chain.sigma.log())
         ends = sde.log_snr(torch.tensor([sde.T, 0.0], dtype=torch.float64)).tolist()
@@ -164,6 +178,10 @@ class Stratified:
     """
 
     density: TimeDensity = field(default_factory=UniformTime)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.density, type) or not callable(getattr(self.density, "sample", None)):
+            raise TypeError(f"density must be one of times, such as UniformTime(), got {checks.got(self.density)}.")
 
     def sample(self, sde: SDE, u: Tensor) -> Times:
         """Times from uniforms u (B,): the density's own at (i + u_i) / B."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from scoresde.extras import needs
-from scoresde.files import make_writable, read_format, replacing, write_json
+from scoresde.files import make_writable, read_format, refusing, replacing, write_json
 
 
 def names(folder: Path) -> list[str]:
@@ -59,19 +59,25 @@ def test_two_processes_may_write_one_file(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_file_says_what_it_is(tmp_path: Path) -> None:
     path = tmp_path / "sampler.json"
-    read = partial(read_format, path, format="a sampler", version=3, what="fine sampler", mend="make another")
+    read = partial(
+        read_format, path, refusing(path), format="a sampler", version=3, what="fine sampler", mend="make another"
+    )
     with pytest.raises(FileNotFoundError):
         read()
     write_json(path, {"format": "a sampler", "version": 3, "values": [0.1]})
     assert read() == {"format": "a sampler", "version": 3, "values": [0.1]}
     bad: list[tuple[bytes, str]] = [
-        (b'{"format": "a sampler", "ver', r"sampler\.json is not JSON \(.*\); make another\."),
-        (b"", r"sampler\.json is not JSON"),
-        (b"\x80\x02ck", r"sampler\.json is not JSON \(.*utf-8.*\); make another\."),
-        (b"[1, 2]", r"sampler\.json holds no fine sampler: its \"format\" should be 'a sampler'\."),
-        (b'{"version": 3}', r"sampler\.json holds no fine sampler"),
-        (b'{"format": "another", "version": 3}', r"sampler\.json holds no fine sampler"),
-        (b'{"format": "a sampler"}', r"sampler\.json has version None of the format, this library reads 3; make"),
+        (b'{"format": "a sampler", "ver', r"sampler\.json: the file is not JSON \(.*\); make another\."),
+        (b"", r"sampler\.json: the file is not JSON"),
+        (b"\x80\x02ck", r"sampler\.json: the file is not JSON \(.*utf-8.*\); make another\."),
+        (b"[1, 2]", r"sampler\.json: the file must be a JSON object, got \[1, 2\]; make another"),
+        (b"{}", r"sampler\.json: the file holds no fine sampler: its \"format\" should be 'a sampler'; make another\."),
+        (b'{"version": 3}', r"sampler\.json: the file holds no fine sampler"),
+        (b'{"format": "another", "version": 3}', r"sampler\.json: the file holds no fine sampler"),
+        (
+            b'{"format": "a sampler"}',
+            r"sampler\.json: the file has version None of the format, this library reads 3; make",
+        ),
         (b'{"format": "a sampler", "version": 2}', r"has version 2 of the format, this library reads 3; make another"),
     ]
     for content, match in bad:

@@ -252,7 +252,7 @@ def test_bad_densities() -> None:
         (lambda ratio: 1 / (ratio - ratio), ValueError, "positive and finite"),
         (lambda ratio: ratio[1:], ValueError, "positive and finite"),
         (lambda ratio: 1.0, ValueError, "positive and finite"),
-        (lambda ratio: None, TypeError, "a density must be a number or a tensor"),
+        (lambda ratio: None, TypeError, "a density must be a real number or a tensor"),
         (lambda ratio: ratio > 1, TypeError, "a density must be a real number"),
     ]
     for density, error, message in bad:
@@ -284,7 +284,7 @@ def test_bad_requests(key: str) -> None:
         ({"t_start": 0.1, "t_end": 0.2}, ValueError, "t_end < t_start is needed"),
         ({"t_start": 0.1, "t_end": 0.1}, ValueError, "t_end < t_start is needed"),
         ({"t_start": torch.tensor([0.5, 0.6])}, ValueError, "single times"),
-        ({"t_start": "late"}, TypeError, "t_start must be a number"),
+        ({"t_start": "late"}, TypeError, "t_start must be a real number"),
     ]
     for options, error, message in bad:
         with pytest.raises(error, match=message):
@@ -301,12 +301,12 @@ def test_a_grid_of_ones_own() -> None:
     bad: list[tuple[Any, type[Exception], str]] = [
         (torch.tensor([0.1, 0.5, 1.0]), ValueError, r"entry 0 is 0\.1 and entry 1 is 0\.5\. Flip"),
         (torch.tensor([1.0, 0.5, 0.5]), ValueError, "entry 1 is 0.5 and entry 2 is 0.5"),
-        (torch.tensor([1.0]), ValueError, r"at least two times in one axis, \(steps \+ 1,\); got shape \(1,\)"),
+        (torch.tensor([1.0]), ValueError, r"at least two times in one axis, \(steps \+ 1,\); got a tensor \(1,\)"),
         (torch.ones(2, 2), ValueError, "at least two times"),
         (torch.tensor([1.5, 0.5]), ValueError, "grid must lie in"),
         (torch.tensor([1.0, math.nan]), ValueError, "grid must lie in"),
         (torch.tensor([1.0, -0.5]), ValueError, "grid must lie in"),
-        (None, TypeError, "grid must be a number or a tensor"),
+        (None, TypeError, "grid must be times or a function of scoresde.grids"),
         (torch.tensor([True, False]), TypeError, "real"),
     ]
     for times, error, message in bad:

@@ -395,7 +395,7 @@ def test_bad_input() -> None:
         ((x, 0.5, None), TypeError, "eps must be a torch.Tensor"),
         ((x, 1.5, x), ValueError, "t must lie in"),
         ((x, math.nan, x), ValueError, "t must lie in"),
-        ((x, None, x), TypeError, "t must be a number"),
+        ((x, None, x), TypeError, "t must be a real number"),
         ((x, torch.zeros(2), x), ValueError, "2 entries but x has 3"),
         ((x, torch.full((3, 1), 0.5), x), ValueError, "one per sample"),
         ((x, 0.0, x), ValueError, "no noise where"),
@@ -421,9 +421,9 @@ def test_bad_values_and_weightings_are_refused_before_the_network() -> None:
     for bad in (math.nan, math.inf):
         broken = x.clone()
         broken[2, 1] = bad
-        with pytest.raises(ValueError, match=r"x0 holds 1 values.*samples \[2\]"):
+        with pytest.raises(ValueError, match=r"x0 must be finite, but holds 1 values.*samples \[2\]"):
             dsm_loss(model, broken, t, x)
-        with pytest.raises(ValueError, match="eps holds 1 values"):
+        with pytest.raises(ValueError, match="eps must be finite, but holds 1 values"):
             dsm_loss(model, x, t, broken)
     for wrong in (lambda sde, t: torch.ones(3), lambda sde, t: t[:, None], lambda sde, t: torch.ones(4, 3)):
         with pytest.raises(ValueError, match=r"one number for each time, \(4,\)"):

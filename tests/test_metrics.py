@@ -164,8 +164,8 @@ X = torch.zeros(3, 2)
     [
         (lambda: energy_distance(X, torch.zeros(3, 3)), ValueError, "one shape"),
         (lambda: energy_distance(X, X[:0]), ValueError, "empty"),
-        (lambda: energy_distance(X * math.nan, X), ValueError, "x holds"),
-        (lambda: energy_distance(X, X / 0), ValueError, "y holds"),
+        (lambda: energy_distance(X * math.nan, X), ValueError, "x must be finite"),
+        (lambda: energy_distance(X, X / 0), ValueError, "y must be finite"),
         (lambda: energy_distance(X.long(), X), TypeError, "floating"),
         (lambda: energy_distance([[0.0]], X), TypeError, "torch.Tensor"),  # type: ignore[arg-type]
         (lambda: sliced_wasserstein(X, X, slices=0), ValueError, "slices"),

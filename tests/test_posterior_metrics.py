@@ -117,10 +117,10 @@ def test_levels_outside_the_range_are_refused(level: float) -> None:
     [
         (torch.zeros(3, 5, 2), torch.zeros(3, 5), ValueError, "S samples of each case"),
         (torch.zeros(3), torch.zeros(3), ValueError, "S samples of each case"),
-        (torch.zeros(3, 0, 2), torch.zeros(3, 2), ValueError, "no ranks without"),
-        (torch.zeros(0, 4), torch.zeros(0), ValueError, "no ranks without"),
+        (torch.zeros(3, 0, 2), torch.zeros(3, 2), ValueError, "no ranks; got"),
+        (torch.zeros(0, 4), torch.zeros(0), ValueError, "no ranks; got"),
         (torch.zeros(3, 5).long(), torch.zeros(3), TypeError, "floating"),
-        (torch.zeros(3, 5), torch.full((3,), math.nan), ValueError, "truth holds 3"),
+        (torch.zeros(3, 5), torch.full((3,), math.nan), ValueError, "truth must be finite, but holds 3"),
     ],
 )
 def test_bad_sets_are_refused(samples: Tensor, truth: Tensor, error: type[Exception], words: str) -> None:

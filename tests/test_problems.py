@@ -471,7 +471,7 @@ def test_empirical_at_a_data_point_is_finite_and_differentiable() -> None:
     ("build", "match"),
     [
         (lambda: GaussianMixture(torch.ones(2), torch.zeros(2), 1.0), "means must be"),
-        (lambda: GaussianMixture(torch.ones(2), torch.zeros(2, 1).long(), 1.0), "means must be"),
+        (lambda: GaussianMixture(torch.ones(2), torch.zeros(2, 1), -1.0), "semi-definite"),
         (lambda: GaussianMixture(torch.ones(2), torch.full((2, 1), math.nan), 1.0), "NaN"),
         (lambda: GaussianMixture(torch.ones(3), torch.zeros(2, 1), 1.0), "weights"),
         (lambda: GaussianMixture(torch.tensor([1.0, 0.0]), torch.zeros(2, 1), 1.0), "weights"),
@@ -500,7 +500,6 @@ def test_empirical_at_a_data_point_is_finite_and_differentiable() -> None:
             lambda: mixture("full", (3,)).score(VP(), torch.zeros(3).long())(torch.zeros(2, 3), torch.tensor(0.5)),
             "each",
         ),
-        (lambda: mixture("full", (3,)).score(VP(), torch.zeros(2))(torch.zeros(2, 3), torch.tensor(0.5)), "whole"),
         (lambda: Empirical(torch.zeros(3, 1)).log_prob(torch.zeros(2, 2), VP(), 0.5), r"x must be \(B, 1\)"),
         (lambda: Empirical(torch.zeros(3, 1)).log_prob(torch.zeros(2, 1), VP(), 0.0), "no density"),
         (lambda: Empirical(torch.zeros(3, 1)).score(VP())(torch.zeros(2, 1), torch.tensor([0.5, 0.0])), "no density"),
@@ -512,6 +511,10 @@ def test_bad_input(build: Callable[[], Any], match: str) -> None:
 
 
 def test_bad_dtype() -> None:
+    with pytest.raises(TypeError, match="means must be a floating tensor"):
+        GaussianMixture(torch.ones(2), torch.zeros(2, 1).long(), 1.0)
+    with pytest.raises(TypeError, match="label must be whole numbers"):
+        mixture("full", (3,)).score(VP(), torch.zeros(2))
     with pytest.raises(TypeError, match="floating"):
         mixture("full", (3,)).score(VP())(torch.zeros(2, 3).long(), torch.tensor(0.5))
 

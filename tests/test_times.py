@@ -179,9 +179,9 @@ def test_karras_et_al_train_at_these_noise_levels() -> None:
     ("make", "message"),
     [
         (lambda: LogNormalSigma(std=0.0), "std must be positive"),
-        (lambda: LogNormalSigma(std=math.nan), "std must be positive"),
+        (lambda: LogNormalSigma(std=math.nan), "std must be a number"),
         (lambda: LogitNormalTime(std=-1.0), "std must be positive"),
-        (lambda: LogitNormalTime(mean=math.nan), "mean must be finite"),
+        (lambda: LogitNormalTime(mean=math.nan), "mean must be a number"),
         (lambda: LogitNormalTime(mean=math.inf), "mean must be finite"),
     ],
 )
@@ -225,7 +225,7 @@ def test_times_up_to_where_no_signal_is_left(sde: SDE, density: TimeDensity) -> 
         np.testing.assert_allclose(distribution(density, sde, t[:-1]), U, rtol=0, atol=1e-9)  # as above
 
 
-@pytest.mark.parametrize("mean", [50.0, -50.0, math.nan])
+@pytest.mark.parametrize("mean", [50.0, -50.0])
 def test_a_density_without_mass_on_the_sde(mean: float) -> None:
     """Its truncation would put every time at one end."""
     with pytest.raises(ValueError, match="no mass between"):

@@ -13,6 +13,7 @@ Flags that several scripts have are fields of a class here; a script inherits th
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -33,8 +34,15 @@ def command(main: Callable[[Config], object], config: type[Config]) -> None:
     try:
         main(tyro.cli(config, description=inspect.getdoc(inspect.getmodule(main))))
     except (ValueError, TypeError, OSError, ModuleNotFoundError, FloatingPointError) as error:
-        told = str(error).replace("Pass resume=True", "Add --resume")  # the library's words are Python's
-        raise SystemExit(f"error: {told}") from error
+        raise SystemExit(f"error: {_as_flags(str(error))}") from error
+
+
+def _as_flags(message: str) -> str:
+    """The library's words are Python's: skip_bad=True becomes --skip-bad, frames='first' becomes --frames first."""
+    message = message.replace("Pass resume=True", "Add --resume")
+    names = "|".join(field.name for field in fields(DataFlags))
+    message = re.sub(rf"\b({names})=True\b", lambda found: flag(found[1]), message)
+    return re.sub(rf"\b({names})=(['\"])(.*?)\2", lambda found: f"{flag(found[1])} {found[3]}", message)
 
 
 def use_threads(threads: int) -> None:
@@ -133,15 +141,21 @@ class ReaderFlags:
     """Convert images of a folder or Parquet file to grey (L) or RGB; as they are unless told."""
     image_column: str | None = None
     """The column of a Parquet file that holds the images; image or img unless told."""
+    frames: Literal["first"] | None = None
+    """Take the first frame of images with several (GIF, TIFF, ...); they are refused unless told."""
+    skip_bad: bool = False
+    """Leave out images that cannot be read, and say which; they are refused unless told."""
 
     def read(self, path: Path, **options: Any) -> Dataset:
-        """The data at ``path``; flags and ``options`` that are not None go to their reader.
+        """The data at ``path``; flags and ``options`` that are not None or False go to their reader.
 
         Raises:
             FileNotFoundError, TypeError, ValueError: see ``scoresde.data.load``; a flag of another kind of data.
         """
         flags = {f.name: getattr(self, f.name, None) for f in fields(DataFlags) if f.name != "data"}
-        given = {name: value for name, value in {**flags, **options}.items() if value is not None}
+        given = {
+            name: value for name, value in {**flags, **options}.items() if value is not None and value is not False
+        }
         reader = reader_of(path)
         wrong = [name for name in given if name not in inspect.signature(reader).parameters]
         if wrong:
@@ -160,9 +174,16 @@ class DataFlags(ReaderFlags):
     label: Path | None = None
     """An .npy file of integer labels (N,), for data in an .npy file; all other kinds bring their own."""
     channels: Literal["first", "last", "none"] | None = None
-    """Channel axis of .npy/.npz: first (N, C, ...), last (N, ..., C), or none: (N, L) signals; first unless told."""
+    """Channel axis of .npy/.npz: first (N, C, ...), last (N, ..., C), or none: (N, L) signals; first unless told, and
+    refused where the shape has another likely meaning."""
     label_column: str | None = None
     """The column of a Parquet file that holds the labels; label, labels or y unless told."""
+    classes: Literal["folders", "none"] | None = None
+    """Whether the sub-folders of a folder of images are classes; they are, where there are any, unless told."""
+    num_classes: int | None = None
+    """Number of classes of the labels in .npy, .npz or Parquet; unless told, the values that occur are the classes."""
+    follow_links: bool = False
+    """Follow symbolic links out of a folder of images, too; they are refused unless told."""
 
     def load(self, **options: Any) -> Dataset:
         """The data; see :meth:`read`."""

@@ -116,12 +116,15 @@ def affine(solver: Solver, process: Reverse, grid: Tensor, dimension: int) -> tu
         NotAffine: the end is not affine in x.
     """
     draws = len(grid) - 1  # one a step, until the run says otherwise
-    while True:
+    for _ in range(8):  # the number of draws may depend on the batch, though no method of ours has it so
         noise = BasisNoise()
         end = solver.solve(process, _basis(draws, dimension), grid, noise).x
         if noise.draws <= draws:
             return _read(end, solver, "mean and variance do not follow; measure with weak_order_sampled")
         draws = noise.draws
+    raise NotAffine(
+        f"{type(solver).__name__} draws more noise the larger its batch is: basis vectors cannot follow it."
+    )
 
 
 def propagate(solver: Solver, process: Reverse, grid: Tensor, mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:

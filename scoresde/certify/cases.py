@@ -14,14 +14,15 @@ one Brownian path, :data:`WIDE` for adaptive methods; :data:`GRIDS` holds the ru
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from scoresde import rules
+from scoresde import checks, rules
+from scoresde.checks.lasting import lasting
 from scoresde.models import Combination, Score
 from scoresde.problems import Gaussian, GaussianMixture
 from scoresde.reverse import Reverse
@@ -126,6 +127,7 @@ class _Laws(NamedTuple):
 
 
 @functools.lru_cache(maxsize=2**14)
+@lasting
 def _laws(data: GaussianMixture, sde: SDE, t: float) -> _Laws:
     """Kept, because the grids of all solvers meet at the same times."""
     alpha, sigma = float(sde.alpha(t)), float(sde.sigma(t))
@@ -134,6 +136,50 @@ def _laws(data: GaussianMixture, sde: SDE, t: float) -> _Laws:
     return _Laws(
         alpha, sigma, alpha * data.means, variance, alpha * data.covariances / variance, sigma / variance, weight
     )
+
+
+def check_case(solver: object, sde: object, grid: object = rules.uniform) -> None:
+    """Raises TypeError unless these are a Solver, an SDE, and a function of (sde, steps)."""
+    check_solver(solver)
+    checks.instance(sde, SDE, name="sde", hint="Such as VP(), or one of FLOW.")
+    _check_grid(grid, "grid")
+
+
+def check_solver(solver: object) -> None:
+    """Raises TypeError for no solver."""
+    checks.instance(solver, Solver, name="solver", hint="Such as Heun().")
+
+
+def check_named(sdes: object = None, grids: object = None) -> None:
+    """Raises TypeError or ValueError unless these are SDEs and grids by name, at least one of each; or None."""
+    for name, found, what in (("sdes", sdes, "SDEs"), ("grids", grids, "functions of (sde, steps)")):
+        if found is None:
+            continue
+        if not isinstance(found, Mapping):
+            raise TypeError(f"{name} must be a mapping from names to {what}, got {checks.got(found)}.")
+        if not found:
+            raise ValueError(f"{name} must hold one at least, got {checks.got(found)}.")
+        for value in found.values():
+            if name == "sdes":
+                checks.instance(value, SDE, name="each of sdes")
+            else:
+                _check_grid(value, "each of grids")
+
+
+def check_steps(steps: object, *, name: str = "steps") -> tuple[int, ...]:
+    """Numbers of steps in a list or tuple, at least one, as ints.
+
+    Raises:
+        TypeError, ValueError: something else.
+    """
+    found = checks.shape(steps, what="a list of numbers of steps", name=name)
+    return tuple(checks.count(n, name=name, most=rules.MOST_STEPS) for n in found)
+
+
+def _check_grid(grid: object, name: str) -> None:
+    if isinstance(grid, type):
+        raise TypeError(f"{name} must be a function (sde, steps) -> times such as grids.uniform, got {grid!r}.")
+    checks.function(grid, name=name, what="(sde, steps) -> times such as grids.uniform")
 
 
 def process_for(solver: Solver, score: Score, eta: float) -> Reverse:
@@ -156,6 +202,7 @@ def starts(sde: SDE) -> Tensor:
 
 
 @functools.lru_cache(maxsize=64)
+@lasting
 def exact_ends(sde: SDE) -> tuple[Tensor, Tensor]:
     """Where the probability-flow ODE carries :func:`starts`: the axes of GAUSSIAN (3, 3), those of the mixture (3, 2).
 

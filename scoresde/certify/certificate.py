@@ -19,8 +19,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
+from scoresde import checks
 from scoresde.certify.affine import NotAffine
-from scoresde.certify.cases import FLOW, GRIDS, LAW, PATH, SMOOTH, WIDE, Grid
+from scoresde.certify.cases import FLOW, GRIDS, LAW, PATH, SMOOTH, WIDE, Grid, check_named, check_solver
 from scoresde.certify.counting import Costs, costs
 from scoresde.certify.ode import ode_order, tolerance_fields, tolerance_slope
 from scoresde.certify.rounding import Floor, floors
@@ -105,7 +106,8 @@ class Certificate:
         for row in self.rows:
             if row.name == name:
                 return row
-        raise KeyError(f"no row {name!r}; there are {', '.join(row.name for row in self.rows)}.")
+        known = ", ".join(row.name for row in self.rows)
+        raise KeyError(f"name must be that of a row, got {checks.got(name)}; there are {known}.")
 
     def require(self) -> Certificate:
         """Itself, where it passed.
@@ -192,10 +194,16 @@ def certify(
     Raises:
         TypeError: not a solver.
     """
-    if not isinstance(solver, Solver):
-        raise TypeError(f"certify takes a Solver such as Heun(), got {solver!r}; a class must be called first.")
+    check_solver(solver)
+    check_named(sdes, grids)
+    within, thorough = checks.positive(within, name="within"), checks.flag(thorough, name="thorough")
+    if eta is not None:
+        each = eta if isinstance(eta, (tuple, list)) else (eta,)
+        if not each:
+            raise ValueError(f"eta must be a number or some of them, got {eta!r}.")
+        eta = tuple(checks.not_negative(value, name="eta") for value in each)
     cases = _Cases(solver, sdes, GRIDS if grids is None else grids)
-    etas = ETAS if eta is None else (eta,) if isinstance(eta, (int, float)) else tuple(eta)
+    etas = ETAS if eta is None else eta
     taken = [value for value in etas if cases.takes(value)]
     missing = "" if taken else f"takes none of η = {', '.join(f'{value:g}' for value in etas)}"
     rows = [_row("ODE order", solver.order, within, cases.ode)]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from scoresde import rules
-from scoresde.certify.cases import SMOOTH, process_for
+from scoresde.certify.cases import SMOOTH, check_case, process_for
 from scoresde.noise import BrownianNoise, IndependentNoise
 from scoresde.reverse import Reverse
 from scoresde.sde import SDE
@@ -73,6 +73,7 @@ def costs(solver: Solver, sde: SDE, eta: float) -> Costs:
         sde: any; the counts of fixed-step methods do not depend on it.
         eta: the stochasticity.
     """
+    check_case(solver, sde)
     process, counts = process_for(solver, SMOOTH.score(sde), eta), []
     x = torch.linspace(-1, 1, 4, dtype=torch.float64).expand(3, 4) * sde.prior_std
     for n in _STEPS:

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 
 import torch
 
-from scoresde import rules
-from scoresde.certify.cases import MIXED, Grid, PlainScore, exact_ends, process_for, starts
+from scoresde import checks, rules
+from scoresde.certify.cases import MIXED, Grid, PlainScore, check_case, exact_ends, process_for, starts
 from scoresde.certify.slopes import FEWEST_STEPS, MOST_STEPS, Slope, follow_errors
 from scoresde.sde import SDE
 from scoresde.solvers import Solver
@@ -52,6 +52,7 @@ def ode_order(
     Raises:
         ValueError: the solver does not take η = 0.
     """
+    check_case(solver, sde, grid)
     process, x = process_for(solver, PlainScore(MIXED, sde), 0.0), starts(sde)
     gaussian, mixture = exact_ends(sde)
 
@@ -101,9 +102,13 @@ def tolerance_slope(solver: Solver, sde: SDE, tolerances: Sequence[float] = TOLE
     Raises:
         ValueError: a solver without a tolerance, or one that does not take η = 0.
     """
+    check_case(solver, sde)
+    tolerances = checks.numbers(tolerances, name="tolerances", what="three positive numbers at least")
+    if len(set(tolerances)) < 3 or not all(0 < tolerance < math.inf for tolerance in tolerances):
+        raise ValueError(f"tolerances must be three different positive numbers at least, got {tolerances}.")
     names = tolerance_fields(solver)
     if not names:
-        raise ValueError(f"{type(solver).__name__} has no option named {', '.join(FIELDS)}: use ode_order.")
+        raise ValueError(f"solver must have an option named {', '.join(FIELDS)}; {solver!r} has none: use ode_order.")
     process = process_for(solver, MIXED.score(sde), 0.0)
     x, exact = starts(sde), torch.cat(exact_ends(sde), 1)
     errors, evaluations = [], []
@@ -115,4 +120,4 @@ def tolerance_slope(solver: Solver, sde: SDE, tolerances: Sequence[float] = TOLE
     along = torch.tensor([tolerances, errors], dtype=torch.float64).log()
     along = along - along.mean(1, keepdim=True)
     slope = float((along[0] @ along[1]) / (along[0] @ along[0]))
-    return ToleranceSlope(tuple(tolerances), tuple(errors), tuple(evaluations), slope)
+    return ToleranceSlope(tolerances, tuple(errors), tuple(evaluations), slope)

@@ -11,19 +11,21 @@ noise are the same for all dtypes, so that what differs is arithmetic, also at s
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from scoresde import checks
+from scoresde.certify.cases import check_named, check_solver, check_steps
 from scoresde.certify.ode import tolerance_fields
 from scoresde.models import ScoreModel
 from scoresde.problems import GaussianMixture
 from scoresde.reverse import Reverse
 from scoresde.sde import EDM, SDE, VE, VP, Cosine, RectifiedFlow, SubVP
 from scoresde.solvers import Solver
+from scoresde.solvers.advice import unadvised
 from scoresde.solvers.defaults import chosen_grid
 
 BARS: Mapping[torch.dtype, float] = {torch.float32: 1e-3, torch.bfloat16: 2e-2}
@@ -44,6 +46,7 @@ SCHEDULES: Mapping[str, SDE] = {
 STEPS = (7, 25)
 """Few steps and some; all of :data:`EVERY` are measured by ``thorough``."""
 
+_MOST_SAMPLES = 100_000_000
 EVERY = (7, 10, 25, 100)
 
 _MEAN, _VARIANCE = 0.8, 0.36
@@ -155,7 +158,7 @@ def precision(
     Raises:
         ValueError: a dtype without a bar.
     """
-    return floors(solver, (dtype,), sdes=sdes, steps=steps, thorough=thorough, samples=samples)[0]
+    return floors(solver, (checks.dtype(dtype),), sdes=sdes, steps=steps, thorough=thorough, samples=samples)[0]
 
 
 def floors(
@@ -168,8 +171,15 @@ def floors(
     samples: int = 256,
 ) -> tuple[Floor, ...]:
     """:func:`precision` in several dtypes, for which float64 is run once."""
+    check_solver(solver)
+    check_named(sdes)
+    steps, thorough = check_steps(steps), checks.flag(thorough, name="thorough")
+    samples = checks.count(samples, name="samples", least=2, most=_MOST_SAMPLES)
+    if not isinstance(dtypes, (tuple, list)) or not dtypes:
+        raise TypeError(f"dtypes must be a list of dtypes, one at least; got {checks.got(dtypes)}.")
+    dtypes = tuple(checks.dtype(dtype, name="each of dtypes") for dtype in dtypes)
     if unknown := [str(dtype) for dtype in dtypes if dtype not in BARS]:
-        raise ValueError(f"there are bars for {', '.join(map(str, BARS))}; got {', '.join(unknown)}.")
+        raise ValueError(f"each dtype must be one of {', '.join(map(str, BARS))}; got {', '.join(unknown)}.")
     found: dict[torch.dtype, list[FloorCell]] = {dtype: [] for dtype in dtypes}
     schedules = SCHEDULES if sdes is None else sdes
     for name, sde, eta, n in _runs(solver, schedules, EVERY if thorough else steps, thorough):
@@ -212,8 +222,7 @@ def _deviation(solver: Solver, sde: SDE, eta: float, steps: int, dtype: torch.dt
     x = sde.prior_sample((samples, *DATA.event), 0, dtype=torch.float64)
     try:
         grid = chosen_grid(process.score, None, steps, solver, DATA.event)
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of adaptive methods at their step limit
+        with torch.no_grad(), unadvised():  # of adaptive methods at their step limit
             end = solver.solve(process, x.to(torch.promote_types(dtype, torch.float32)), grid, 0).x
     except (ValueError, FloatingPointError):
         return None

@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from scoresde import checks
+from scoresde import checks, rules
 
 FEWEST_STEPS, MOST_STEPS, FLOOR, CLOSE = 4, 2048, 1e-12, 0.15
 
@@ -92,7 +92,8 @@ def follow_errors(
     Raises:
         ValueError, FloatingPointError: what ``errors`` raised, where every count raises.
     """
-    checks.count(first, name="first, the fewest steps,")
+    first = checks.count(first, name="first, the fewest steps,", most=rules.MOST_STEPS)
+    most = checks.count(most, name="most, the most steps,", least=first, most=rules.MOST_STEPS)
     found: dict[str, dict[int, float]] = {}
     refused: ValueError | FloatingPointError | None = None
     n = first

@@ -17,9 +17,9 @@ import math
 
 import torch
 
-from scoresde import rules
+from scoresde import checks, rules
 from scoresde.certify.affine import RecordedRun, apart, recorded
-from scoresde.certify.cases import GAUSSIAN, SMOOTH, Grid, PlainScore, process_for
+from scoresde.certify.cases import GAUSSIAN, SMOOTH, Grid, PlainScore, check_case, check_steps, process_for
 from scoresde.certify.slopes import FEWEST_STEPS, Slope, follow_errors
 from scoresde.certify.weak import law
 from scoresde.noise import BrownianNoise
@@ -27,6 +27,9 @@ from scoresde.sde import SDE
 from scoresde.solvers import EulerMaruyama, Solver
 
 _MOST = 128
+
+
+_MOST_SAMPLES = 100_000_000
 
 
 def strong_order(
@@ -52,6 +55,7 @@ def strong_order(
         ValueError: the solver does not take this η.
         NotAffine: its steps are not affine on Gaussian data.
     """
+    check_case(solver, sde, grid)
     process = process_for(solver, PlainScore(GAUSSIAN, sde), eta)
     start = law(GAUSSIAN, sde, sde.T)
 
@@ -100,6 +104,10 @@ def strong_order_sampled(
     Raises:
         ValueError: the solver does not take this η, or steps that are not halved.
     """
+    check_case(solver, sde, grid)
+    if path is not None:
+        checks.instance(path, BrownianNoise, name="path")
+    samples, steps = checks.count(samples, name="samples", most=_MOST_SAMPLES), check_steps(steps)
     if len(steps) < 3 or any(b != 2 * a for a, b in itertools.pairwise(steps)):
         raise ValueError(f"steps must be three numbers or more, each twice the one before; got {steps}.")
     process = process_for(solver, SMOOTH.score(sde), eta)

@@ -16,6 +16,7 @@ import inspect
 import re
 from collections.abc import Iterable
 
+from scoresde import checks
 from scoresde.certify.certificate import Certificate, CertificateRow
 from scoresde.certify.rounding import Floor
 from scoresde.solvers import Solver
@@ -113,5 +114,10 @@ def _floor(floor: Floor) -> str:
 
 def page(certificates: Iterable[Certificate]) -> str:
     """The whole page, Markdown."""
+    certificates = list(certificates) if isinstance(certificates, Iterable) else certificates
+    if not isinstance(certificates, list) or not all(isinstance(one, Certificate) for one in certificates):
+        raise TypeError(
+            f"certificates must be several Certificates, as certify answers; got {checks.got(certificates)}."
+        )
     lines = [HEADER, tuple("---" for _ in HEADER), *map(cells, certificates)]
     return _INTRODUCTION + "".join(f"| {' | '.join(line)} |\n" for line in lines)

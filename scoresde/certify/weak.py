@@ -21,7 +21,7 @@ from torch import Tensor
 
 from scoresde import checks, rules
 from scoresde.certify.affine import affine
-from scoresde.certify.cases import GAUSSIAN, SMOOTH, Grid, PlainScore, process_for
+from scoresde.certify.cases import GAUSSIAN, SMOOTH, Grid, PlainScore, check_case, process_for
 from scoresde.certify.slopes import FEWEST_STEPS, Slope, follow_errors
 from scoresde.noise import BrownianNoise
 from scoresde.problems import Gaussian, GaussianMixture
@@ -79,6 +79,8 @@ def weak_order(
         ValueError: the solver does not take this η.
         NotAffine: its steps are not affine on Gaussian data.
     """
+    check_case(solver, sde, grid)
+    marginal = checks.flag(marginal, name="marginal")
     process = process_for(solver, PlainScore(GAUSSIAN, sde), eta)
     start, end = law(GAUSSIAN, sde, sde.T), law(GAUSSIAN, sde, sde.t_min)
     exact = conditional(GAUSSIAN, sde, eta)
@@ -108,6 +110,9 @@ class SampledOrder:
 
     def __str__(self) -> str:
         return f"{self.order:.2f} (95 %: {self.low:.2f} to {self.high:.2f})"
+
+
+_MOST_SAMPLES = 100_000_000
 
 
 def weak_order_sampled(
@@ -143,7 +148,12 @@ def weak_order_sampled(
     Raises:
         ValueError: the differences drown in Monte Carlo error: take more samples or fewer steps.
     """
-    checks.count(batches, name="batches", least=8)
+    check_case(solver, sde, grid)
+    steps = checks.count(steps, name="steps", most=rules.MOST_STEPS)
+    samples = checks.count(samples, name="samples", most=_MOST_SAMPLES)
+    batches = checks.count(batches, name="batches", least=8, most=_MOST_SAMPLES)
+    seed = checks.seed(seed)
+    checks.instance(problem, GaussianMixture, name="problem")
     process = process_for(solver, problem.score(sde), eta)
     alpha, sigma = sde.alpha(sde.T), sde.sigma(sde.T)
     differences = []

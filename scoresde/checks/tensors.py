@@ -7,14 +7,18 @@ readable(x), followed(x)                        # whether values can be looked a
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from scoresde.checks.plain import got, number
+from scoresde.checks.plain import got, number, whole
 
 # Relative room at the ends of the time range: T - (T - t) and the like come back a few roundings outside.
 _SLACK = 1e-9
+
+_FLOATING = frozenset((torch.float32, torch.float64, torch.bfloat16, torch.float16))
+"""In which states may come: what is asked at every step, so of the tensor's dtype alone."""
 
 _functorch = torch._C._functorch
 
@@ -42,7 +46,13 @@ def transformed(x: Tensor) -> bool:
 
 def followed(x: Tensor) -> bool:
     """Whether a derivative may be taken of ``x``, in reverse or forward, or a transform runs over it."""
-    return x.requires_grad or transformed(x) or forward_ad._current_level >= 0
+    return x.requires_grad or transformed(x) or _is_dual(x)
+
+
+def _is_dual(x: Tensor) -> bool:
+    """Whether it carries a tangent of plain forward-mode autograd, whose level may be that of another thread."""
+    level = forward_ad._current_level
+    return level >= 0 and torch._VF._unpack_dual(x, level=level)[1] is not None
 
 
 def real(value: object, *, name: str) -> Tensor:
@@ -53,14 +63,53 @@ def real(value: object, *, name: str) -> Tensor:
     """
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return torch.tensor(number(value, name=name), dtype=torch.float64)
-    try:
-        tensor = value if isinstance(value, Tensor) else torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name} must be a number or a tensor, got {got(value)}.") from error
-    if tensor.is_complex() or tensor.dtype == torch.bool:
-        raise TypeError(f"{name} must be a real number or tensor, got dtype {tensor.dtype}.")
+    tensor = value if isinstance(value, Tensor) else _array(value, name)
+    if tensor is value and tensor.dtype is torch.float64 and tensor.layout is torch.strided and not tensor.is_nested:
+        return tensor  # that of every step
+    if tensor.is_complex() or tensor.dtype == torch.bool or tensor.is_quantized:
+        raise TypeError(f"{name} must be a real number or tensor, got {got(value)} of dtype {tensor.dtype}.")
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        _dense(tensor, name)
     # Lists are read anew: the first reading rounded them to float32.
     return brought(tensor, torch.float64) if isinstance(value, Tensor) else torch.as_tensor(value, dtype=torch.float64)
+
+
+def _array(value: object, name: str) -> Tensor:
+    """What numbers are given in, as a tensor; torch would read bytes as numbers, too."""
+    try:
+        among = value if isinstance(value, (list, tuple)) else ()
+        truths = any(isinstance(entry, bool) for entry in among)  # torch would read these as 1.0 beside a number
+        if isinstance(value, (Tensor, np.ndarray, np.number, list, tuple)) and not truths:
+            return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise TypeError(f"{name} must be a real number or a tensor, got {got(value)}.") from error
+    raise TypeError(f"{name} must be a real number or a tensor, got {got(value)}.")
+
+
+def _dense(x: Tensor, name: str) -> None:
+    if x.is_nested:
+        raise TypeError(f"{name} must be a dense tensor, got {got(x)}; give the samples one shape.")
+    if x.layout is not torch.strided:
+        raise TypeError(f"{name} must be a dense tensor, got one of {x.layout}; call {name}.to_dense() first.")
+
+
+def integers(value: object, *, name: str, least: int, most: int) -> Tensor:
+    """Whole numbers from ``least`` to ``most``, one or an array, list or tensor of them, as an int64 tensor.
+
+    Raises:
+        TypeError: not whole numbers. ValueError: one out of range, where they can be read.
+    """
+    single = not isinstance(value, (Tensor, np.ndarray, list, tuple))
+    given = torch.tensor(whole(value, name=name, least=least, most=most)) if single else _array(value, name)
+    if given.dtype in (torch.bool, torch.complex64, torch.complex128) or (given.is_floating_point() and given.numel()):
+        raise TypeError(f"{name} must be whole numbers from {least} to {most}, got {got(value)}.")
+    _dense(given, name)
+    found = given.long()
+    if found.numel() and readable(found):
+        low, high = (int(end) for end in found.aminmax())
+        if low < least or high > most:
+            raise ValueError(f"{name} must be whole numbers from {least} to {most}, got values in [{low}, {high}].")
+    return found
 
 
 def brought(x: Tensor, dtype: torch.dtype) -> Tensor:
@@ -117,10 +166,12 @@ def state(x: Tensor, *, name: str = "x", values: bool = False) -> Tensor:
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor (B, *event), got {got(x)}.")
-    if not x.is_floating_point():
+    if x.dtype not in _FLOATING:
         raise TypeError(f"{name} must be a floating tensor, got {x.dtype}; call {name}.float() first.")
     if x.ndim == 0:
         raise ValueError(f"{name} must have a batch axis, (B, *event); got a tensor of shape ().")
+    if x.layout is not torch.strided or x.is_nested:
+        _dense(x, name)
     if values:
         finite(x, name=name)
     return x
@@ -128,13 +179,18 @@ def state(x: Tensor, *, name: str = "x", values: bool = False) -> Tensor:
 
 def finite(x: Tensor, *, name: str, hint: str = "") -> None:
     """Raises ValueError where ``x`` holds NaN or infinity, saying how many and in which samples."""
-    if not x.numel() or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
+        return
+    if x.is_meta:
+        raise ValueError(f"{name} must hold values, which a tensor on the meta device does not; got {got(x)}.")
+    if not x.numel():
         return
     bad = ~torch.isfinite(x.detach())
     if bad.any().item():
         rows = bad.reshape(bad.shape[0], -1).any(1).nonzero().flatten()[:5].tolist() if x.ndim else []
         where = f", first in samples {rows}" if rows else ""
-        raise ValueError(f"{name} holds {int(bad.sum())} values that are NaN or infinite{where}. {hint}".rstrip())
+        many = f"{int(bad.sum())} values that are NaN or infinite{where}"
+        raise ValueError(f"{name} must be finite, but holds {many}. {hint}".rstrip())
 
 
 def same_batch(t: Tensor, x: Tensor, *, name: str = "t") -> None:
@@ -152,23 +208,36 @@ def same_shape(a: Tensor, b: Tensor, *, names: str) -> None:
         raise ValueError(f"{names} must have the same shape, got {tuple(a.shape)} and {tuple(b.shape)}.")
 
 
-def grid(times: Tensor, upper: float) -> Tensor:
+def grid(times: object, upper: float, *, name: str = "grid") -> Tensor:
     """``times`` as a float64 tensor on the CPU: (n + 1,), strictly decreasing, inside [0, upper].
 
     The grid lives in main memory because each step reads it as numbers; gradients still flow to it.
 
     Raises:
+        TypeError: no real numbers.
         ValueError: fewer than two times, wrong rank, not decreasing, out of range.
     """
-    grid = times if isinstance(times, Tensor) else real(times, name="grid")
+    try:
+        grid = times if isinstance(times, Tensor) else real(times, name=name)
+    except TypeError as error:
+        raise TypeError(
+            f"{name} must be times or a function of scoresde.grids such as grids.karras, got {got(times)}."
+        ) from error
+    if grid.is_nested or grid.layout is not torch.strided:
+        _dense(grid, name)
     if grid.ndim != 1 or grid.shape[0] < 2:
-        raise ValueError(f"a grid needs at least two times in one axis, (steps + 1,); got shape {tuple(grid.shape)}.")
-    grid = time(grid.to("cpu"), upper, name="grid")
+        raise ValueError(
+            f"{name} must hold at least two times in one axis, (steps + 1,); got {got(times)}, of shape "
+            f"{tuple(grid.shape)}. For the number of steps give steps=."
+        )
+    if grid.is_meta:
+        raise ValueError(f"{name} must hold values, which a tensor on the meta device does not; got {got(times)}.")
+    grid = time(grid.to("cpu"), upper, name=name)
     rising = (grid.detach().diff() >= 0).nonzero().flatten()
     if rising.numel():
         i = int(rising[0])
         raise ValueError(
-            f"a grid must be strictly decreasing (reverse time, from noise to data); entry {i} is {grid[i]:g} and "
+            f"a {name} must be strictly decreasing (reverse time, from noise to data); entry {i} is {grid[i]:g} and "
             f"entry {i + 1} is {grid[i + 1]:g}. Flip an increasing grid with grid.flip(0), drop repeated times."
         )
     return grid

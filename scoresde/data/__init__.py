@@ -3,6 +3,7 @@
     dataset = load("my-images")                                  # a folder of images, .npy, .npz, .parquet
     dataset = from_tensors(x, label, conditions={"size": size})  # what you have in memory
     batch = dataset[[7, 1]]                                      # {"x": (2, C, H, W), "label": (2,), "size": ...}
+    print(dataset), dataset.skipped                              # what was understood of the files; what was left out
     pictures = dataset.scaling.to_uint8(samples)                 # what a model generated, as pictures
     held, training = dataset.subset(slice(0, 500)), dataset.subset(slice(500, None))
 
@@ -12,14 +13,16 @@ map between the units of the data and those of the model. Another kind of file i
 
 from scoresde.data.arrays import load_array
 from scoresde.data.dataset import Dataset, from_tensors, random_flip
-from scoresde.data.images import load_folder
+from scoresde.data.folders import load_folder
 from scoresde.data.parquet import load_parquet
 from scoresde.data.readers import load, reader_of, reads
 from scoresde.data.scaling import Scaling
+from scoresde.data.source import Source
 
 __all__ = [
     "Dataset",
     "Scaling",
+    "Source",
     "from_tensors",
     "load",
     "load_array",

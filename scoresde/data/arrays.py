@@ -11,19 +11,20 @@ The arrays are checked and scaled by :func:`~scoresde.data.from_tensors`, to whi
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from scoresde.data.dataset import Dataset, from_tensors
+from scoresde.data.numpy_files import Array, read_arrays
 from scoresde.data.readers import LABELS, existing, reads
-from scoresde.data.scaling import Scaling
+from scoresde.data.scaling import Per, Scaling
+from scoresde.data.source import Source
+from scoresde.data.structure import Channels, arranged
 from scoresde.files import PathName
 
 _IMAGES = ("x", "images", "image", "data", "arr_0")
@@ -34,9 +35,9 @@ def load_array(
     path: PathName,
     *,
     label: PathName | None = None,
-    channels: Literal["first", "last", "none"] = "first",
+    channels: Channels | None = None,
     levels: int | None = None,
-    scaling: Scaling | None = None,
+    scaling: Scaling | Per | None = None,
     num_classes: int | None = None,
     class_names: Sequence[str] | None = None,
 ) -> Dataset:
@@ -47,80 +48,63 @@ def load_array(
             labels or y for label.
         label: an ``.npy`` file with the (N,) integer labels.
         channels: where the channel axis is. "first" takes the array as it is, (N, C, ...) or vectors (N, d);
-            "last" moves the last axis to the second place; "none" puts in an axis of length 1.
+            "last" moves the last axis to the second place; "none" puts in an axis of length 1. By default the array
+            is taken as it is where its shape has no other likely meaning, and refused where it has, as (N, 32, 32, 3)
+            and whole numbers (N, 28, 28) have.
         levels, scaling, num_classes, class_names: as in ``from_tensors``.
 
     Raises:
         FileNotFoundError, TypeError, ValueError: as ``from_tensors``, and for files that are damaged or hold
-            Python objects.
+            Python objects, or tell of more than they hold or than fits into memory.
     """
     path = existing(path)
-    loaded = _numpy(path)
-    labels: np.ndarray[Any, Any] | None = None
+    loaded, names = read_arrays(path, _IMAGES, LABELS)
+    labels: Array | None = None
+    notes, taken = [], []
     if isinstance(loaded, dict):
-        array = _pick(loaded, _IMAGES, path, required=True)
-        labels = _pick(loaded, LABELS, path, required=False)
+        name = _pick(loaded, names, _IMAGES, path)
+        label_name = next((name for name in LABELS if name in loaded), None)
+        array, labels = loaded[name], None if label_name is None else loaded[label_name]
+        taken = [name] if label_name is None else [name, label_name]
+        notes.append(f"array{'s' if len(taken) > 1 else ''} {' and '.join(taken)}")
     else:
         array = loaded
     if label is not None:
         if labels is not None:
             raise ValueError(f"{path} has labels of its own; leave label={str(label)!r} out.")
-        found = _numpy(existing(label))
-        labels = _pick(found, LABELS, Path(label), required=True) if isinstance(found, dict) else found
-    assert array is not None
+        place = existing(label, name="label")
+        found, found_names = read_arrays(place, LABELS)
+        labels = found[_pick(found, found_names, LABELS, place)] if isinstance(found, dict) else found
+        notes.append(f"labels from {place}")
     data = _as_tensor(array, path)
-    if data.ndim < 2 and channels != "none":
-        raise ValueError(
-            f"{path} holds an array of shape {tuple(data.shape)}; expected (N, *event), channels {channels}. "
-            "For single numbers pass channels='none'."
-        )
-    if channels == "last":
-        data = data.movedim(-1, 1)
-    elif channels == "none":
-        data = data.unsqueeze(1)
-    elif channels != "first":
-        raise ValueError(f"channels must be 'first', 'last' or 'none', got {channels!r}.")
-    return from_tensors(
+    whole = not data.is_floating_point() or levels is not None or getattr(scaling, "levels", None) is not None
+    data = arranged(data, channels, whole=whole, name=f"the array in {path}")
+    if channels is not None and array.ndim > 1:
+        notes.append(f"channels {channels}")
+    dataset = from_tensors(
         data,
-        None if labels is None else _as_tensor(labels, path),
+        None if labels is None else _as_tensor(labels, path if label is None else Path(label)),
+        channels="first",
         levels=levels,
         scaling=scaling,
         num_classes=num_classes,
         class_names=class_names,
     )
+    dataset.source = Source(str(path), tuple(notes), passed_over=tuple(name for name in names if name not in taken))
+    return dataset
 
 
-def _numpy(path: Path) -> np.ndarray[Any, Any] | dict[str, np.ndarray[Any, Any]]:
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return loaded
-        with loaded:
-            return {name: loaded[name] for name in loaded.files}
-    # What a damaged archive can answer with: NotImplementedError is a method of compression that there is not.
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-        raise ValueError(
-            f"cannot read {path} as NumPy data: {error}. It may be cut short or hold Python objects; "
-            "write plain numbers with numpy.save or numpy.savez."
-        ) from error
-
-
-def _pick(
-    arrays: dict[str, np.ndarray[Any, Any]], names: Sequence[str], path: Path, *, required: bool
-) -> np.ndarray[Any, Any] | None:
-    found = [name for name in names if name in arrays]
-    if len(found) > 1:
-        raise ValueError(f"{path} holds {' and '.join(found)}, which say the same; keep one of them.")
-    if found:
-        return arrays[found[0]]
-    if required:
-        raise ValueError(f"{path} holds the arrays {sorted(arrays)}; expected one of {', '.join(names)}.")
-    return None
+def _pick(arrays: dict[str, Array], names: Sequence[str], wanted: Sequence[str], path: Path) -> str:
+    found = [name for name in wanted if name in arrays]
+    if not found:
+        raise ValueError(f"{path} holds the arrays {sorted(names)[:20]}; expected one of {', '.join(wanted)}.")
+    return found[0]
 
 
 def _as_tensor(array: np.ndarray[Any, Any], path: Path) -> Tensor:
-    if array.dtype.kind not in "iuf":
-        raise TypeError(f"{path} holds an array of {array.dtype}; expected integers or real numbers.")
-    if array.dtype in (np.uint16, np.uint32, np.uint64, np.longdouble):  # torch knows little of these
-        array = array.astype(np.float64 if array.dtype.kind == "f" else np.int64)
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")))
+    if array.dtype.kind == "u" and array.dtype.itemsize == 8 and array.size and int(array.max()) >= 2**63:
+        raise ValueError(f"{path} holds whole numbers of 2**63 and more; expected less.")
+    native = array.dtype.newbyteorder("=")
+    if native in (np.uint16, np.uint32, np.uint64, np.longdouble):  # torch knows little of these
+        native = np.dtype(np.float64 if native.kind == "f" else np.int64)
+    return torch.from_numpy(np.asarray(array, dtype=native, order="C"))

@@ -4,8 +4,10 @@
 a batch when it is asked for; :func:`random_flip` mirrors samples of a batch::
 
     dataset = from_tensors(x, label)                    # uint8 (N, C, H, W) -> [-1, 1]; floating data are standardised
+    dataset = from_tensors(table)                       # (N, d): each column by its own mean and deviation
     dataset[:8]                                         # {"x": (8, C, H, W), "label": (8,)}
     training, held = dataset.subset(slice(0, 900)), dataset.subset(slice(900, None))
+    ones = dataset.subset(dataset.label == 1)           # indexed as torch and NumPy do it
 
 What else belongs to each sample is given by name, ``conditions={"size": size}``, and comes with every batch.
 """
@@ -18,15 +20,22 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
-from scoresde.data.scaling import Scaling
+from scoresde import checks
+from scoresde.data.indexing import Index, several, which
+from scoresde.data.labels import classes_of
+from scoresde.data.scaling import Per, Scaling
+from scoresde.data.source import Source, shown
+from scoresde.data.structure import Channels, arranged, in_words
+from scoresde.data.units import check_condition_rounding, chosen_scaling, scalings_of_conditions
 from scoresde.models.conditions import stored_conditions
 
 
 class Dataset(TorchDataset[dict[str, Tensor]]):
     """Samples in memory, as stored (uint8 images stay uint8), converted when a batch is asked for.
 
-    Build one with ``from_tensors`` or ``load``. ``dataset[i]`` is one sample, ``dataset[2:5]``,
-    ``dataset[:]`` and ``dataset[[7, 1]]`` are batches; a torch DataLoader works as well::
+    Build one with ``from_tensors`` or ``load``. ``dataset[i]`` is one sample; ``dataset[2:5]``, ``dataset[:]``,
+    ``dataset[[7, 1]]`` and ``dataset[dataset.label == 1]`` are batches, indexed as torch and NumPy do it: negative
+    positions count from the end, booleans are a mask of all samples. A torch DataLoader works as well::
 
         {"x": float32 (B, *event), in model units, "label": int64 (B,), where there are labels,
          and each further condition by its name, (B, ...)}
@@ -36,7 +45,10 @@ class Dataset(TorchDataset[dict[str, Tensor]]):
         label: (N,) int64 in [0, num_classes), or None.
         scaling: the map from ``data`` to x.
         class_names: a name for each class, or None without labels.
-        conditions: what else belongs to each sample, by name: (N, ...) float32 or int64, in the units of the network.
+        conditions: what else belongs to each sample, by name: (N, ...) float32 or int64, in units of their own.
+        condition_scalings: the map from conditions to the network's units, by name, for those that have one. ``train``
+            gives it to the model, which then takes conditions in units of their own, here and wherever it is called.
+        source: what a reader understood of the files, and what it left out; None for tensors of one's own.
     """
 
     def __init__(
@@ -46,12 +58,20 @@ class Dataset(TorchDataset[dict[str, Tensor]]):
         scaling: Scaling,
         class_names: tuple[str, ...] | None,
         conditions: Mapping[str, Tensor] | None = None,
+        condition_scalings: Mapping[str, Scaling] | None = None,
     ) -> None:
         self.data = data
         self.label = label
         self.scaling = scaling
         self.class_names = class_names
         self.conditions: dict[str, Tensor] = dict(conditions or {})
+        self.condition_scalings: dict[str, Scaling] = dict(condition_scalings or {})
+        self.source: Source | None = None
+
+    @property
+    def skipped(self) -> tuple[tuple[str, str], ...]:
+        """What could not be read and was left out: pairs of a name and the reason."""
+        return () if self.source is None else self.source.skipped
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -66,36 +86,65 @@ class Dataset(TorchDataset[dict[str, Tensor]]):
     def __len__(self) -> int:
         return self.data.shape[0]
 
-    def batch(self, indices: Tensor | Sequence[int] | slice) -> dict[str, Tensor]:
-        """The samples at ``indices`` as one batch: one gather and one conversion for all."""
-        where = indices if isinstance(indices, slice) else torch.as_tensor(indices, dtype=torch.int64)
-        batch = {"x": self.scaling.to_model(self.data[where])}
+    def batch(self, indices: Index) -> dict[str, Tensor]:
+        """The samples at ``indices`` as one batch: one gather and one conversion for all.
+
+        Raises:
+            TypeError: neither positions nor a mask nor a slice; a single number, for which see ``dataset[i]``.
+            IndexError: positions out of range, a mask of another length, more axes than one.
+        """
+        return self._taken(several(indices, len(self), name="indices"))
+
+    def __getitem__(self, index: int | Index) -> dict[str, Tensor]:
+        if isinstance(index, tuple):  # the axes of an array, to torch and NumPy, of which there is one
+            raise TypeError(f"dataset[{', '.join(map(str, index))}] has several axes: write dataset[[...]].")
+        where = which(index, len(self))
+        if isinstance(where, int):
+            return {name: value[0] for name, value in self._taken(slice(where, where + 1)).items()}
+        return self._taken(where)
+
+    def _taken(self, where: slice | Tensor) -> dict[str, Tensor]:
+        batch = {"x": self.scaling.to_model(self.data[where]).float()}
         if self.label is not None:
             batch["label"] = self.label[where]
         batch.update({name: value[where] for name, value in self.conditions.items()})
         return batch
-
-    def __getitem__(self, index: int | slice | Tensor | Sequence[int]) -> dict[str, Tensor]:
-        if isinstance(index, int):
-            if not -len(self) <= index < len(self):
-                raise IndexError(f"sample {index} of a data set of {len(self)}.")
-            return {name: value[0] for name, value in self.batch([index]).items()}
-        return self.batch(index)
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, Tensor]]:
         """The same samples one by one, as a torch DataLoader wants to collate them."""
         batch = self.batch(indices)
         return [{name: value[i] for name, value in batch.items()} for i in range(len(indices))]
 
-    def subset(self, indices: Tensor | Sequence[int] | slice) -> Dataset:
-        """A data set of some of the samples, with the same scaling, classes and conditions: for held-out data."""
-        where = indices if isinstance(indices, slice) else torch.as_tensor(indices, dtype=torch.int64)
+    def subset(self, indices: Index) -> Dataset:
+        """A data set of some of the samples, with the same scaling, classes and conditions: for held-out data.
+
+        Raises:
+            TypeError, IndexError: as of :meth:`batch`. ValueError: no samples.
+        """
+        where = several(indices, len(self), name="indices")
         data = self.data[where]
         if not len(data):
             raise ValueError("the subset would be empty.")
         label = None if self.label is None else self.label[where]
         conditions = {name: value[where] for name, value in self.conditions.items()}
-        return Dataset(data, label, self.scaling, self.class_names, conditions)
+        part = Dataset(data, label, self.scaling, self.class_names, conditions, self.condition_scalings)
+        part.source = self.source
+        return part
+
+    def __str__(self) -> str:
+        """What the data were understood to be, in words."""
+        parts = [f"{len(self)} {in_words(self.event_shape)}"]
+        if self.class_names is not None:
+            names = self.class_names
+            some = ", ".join(map(shown, names[:10])) + (", ..." if len(names) > 10 else "")
+            parts.append(f"{len(names)} class{'es' if len(names) > 1 else ''} ({some})")
+        parts += [f"{name} {tuple(value.shape[1:])}" for name, value in self.conditions.items()]
+        levels = self.scaling.levels
+        if levels is not None and self.scaling == Scaling.to_unit_range(levels):
+            parts.append(f"{levels} levels to [-1, 1]")
+        else:
+            parts.append(str(self.scaling))
+        return ", ".join(parts) + ("" if self.source is None else f"; {self.source}")
 
     def __repr__(self) -> str:
         classes = "" if self.num_classes is None else f", {self.num_classes} classes"
@@ -109,36 +158,56 @@ def from_tensors(
     data: Tensor,
     label: Tensor | None = None,
     *,
+    channels: Channels | None = None,
     levels: int | None = None,
-    scaling: Scaling | None = None,
+    scaling: Scaling | Per | None = None,
     num_classes: int | None = None,
     class_names: Sequence[str] | None = None,
     conditions: Mapping[str, Tensor] | None = None,
+    condition_scalings: Mapping[str, Scaling | None] | None = None,
 ) -> Dataset:
     """A data set from tensors.
 
     Without ``scaling``: uint8 data are 256 levels mapped to [-1, 1]; with ``levels`` the data, integer or
-    floating, are the whole numbers 0 ... levels - 1 mapped to [-1, 1]; other floating data are standardised.
+    floating, are the whole numbers 0 ... levels - 1 mapped to [-1, 1]; other floating data are standardised: vectors
+    (N, d), the rows of a table, column by column, and with a warning by quartiles, where a few far numbers make a
+    column's deviation (more than 10 times that of the quartiles); signals, images and volumes by one mean and
+    deviation, which keeps their contrasts, unless a channel would be lost in it (its deviation below 1/10 of the
+    largest): then, with a warning, each channel by its own.
 
     Args:
-        data: (N, *event), integer or floating.
+        data: (N, *event), integer or floating: vectors (N, d), or (N, C, ...) with the channels in the second place.
+            float64 is kept, and centred before it is narrowed to float32.
         label: (N,) integers in [0, num_classes).
-        levels: number of levels of quantised data.
-        scaling: the map to model units, instead of the rules above.
-        num_classes: by default the number of class names, else the largest label plus 1.
-        class_names: by default "0", "1", ....
+        channels: where the channels are: "first" takes the data as they are, "last" moves the last axis to the second
+            place, "none" puts in an axis of length 1. By default they are taken as they are where their shape has no
+            other likely meaning, and refused where it has, as (N, 32, 32, 3) and whole numbers (N, 28, 28) have.
+        levels: number of levels of quantised data, up to 2**24.
+        scaling: the map to model units, instead of the rules above: "tensor", "channel" or "coordinate" for
+            ``Scaling.standardise(data, per=scaling)``, or a :class:`Scaling`, such as
+            ``Scaling.standardise(data, "coordinate", robust=True)`` for all columns by quartiles.
+        num_classes: by default the number of class names, else of the values that occur: where these are not
+            0 ... K - 1 they are numbered anew, in increasing order, and a warning says so. At most 100,000.
+        class_names: by default the labels themselves, "0", "1", ....
         conditions: what else the network is told of each sample, by the name of its keyword: vectors (N, d), tokens
-            (N, L), images (N, C, H, W). Floating ones are stored in float32 and integers in int64, both as they are:
-            bring them to the network's units yourself, images by ``Scaling.to_unit_range(256).to_model(image)``.
-            uint8 is refused, since it does not say whether it holds levels to be scaled or numbers of tokens.
-            NaN in the whole row of a sample says that its condition is not given, and in a whole token of embeddings
-            (N, L, E) that this is padding.
+            (N, L), images (N, C, H, W). Floating ones are stored in float32 and integers in int64, both as they are.
+            Vectors are brought to the network's units by the model, see ``condition_scalings``; bring images there
+            yourself, ``Scaling.to_unit_range(256).to_model(image)``. uint8 is refused, since it does not say whether
+            it holds levels to be scaled or numbers of tokens. NaN in the whole row of a sample says that its condition
+            is not given, and in a whole token of embeddings (N, L, E) that this is padding.
+        condition_scalings: by name, the :class:`Scaling` by which a model trained on these data brings a condition to
+            its network's units, or None to hand it on as it is. By default floating vectors (N, d) and numbers (N,)
+            whose root mean square is above 10, or deviation below 1/50, are standardised column by column, and no
+            other condition. Whoever calls the model gives conditions in their own units:
+            ``model.bind(income=50_000.0)``.
 
     Raises:
         TypeError: not tensors, complex or boolean data or conditions, labels that are not integers, uint8 conditions.
         ValueError: no samples, non-finite numbers, values that are not the stated levels, integers whose
-            levels are not stated, labels out of range or of another length, names of another number; conditions of
-            another length, called x or c or by no identifier, or with infinite values or NaN in part of a row or token.
+            levels are not stated, axes that can be understood in more than one way, labels out of range or of another
+            length, names of another number; conditions of another length, called x or c or by no identifier, or with
+            infinite values or NaN in part of a row or token; numbers or differences that float32 cannot hold; scalings
+            that do not fit.
     """
     if not isinstance(data, Tensor):
         raise TypeError(
@@ -146,25 +215,33 @@ def from_tensors(
         )
     if data.is_complex() or data.dtype == torch.bool:
         raise TypeError(f"data must be integer or real floating, got {data.dtype}; use data.float().")
-    if data.dtype in (torch.uint16, torch.uint32, torch.uint64):  # torch computes little in these
-        data = data.long()
+    if data.layout is not torch.strided:
+        raise TypeError(f"data must be a dense tensor, got one of {data.layout}; use data.to_dense().")
+    if data.is_meta:
+        raise ValueError(f"data must hold values, got {checks.got(data)} of the meta device.")
+    if data.ndim > 1 or channels is not None:
+        whole = not data.is_floating_point() or levels is not None or getattr(scaling, "levels", None) is not None
+        data = arranged(data, channels, whole=whole, name="data")
     if data.ndim < 2 or data.numel() == 0:
         raise ValueError(f"data must be (N, *event) with at least one sample, got shape {tuple(data.shape)}.")
+    data = _signed(data.detach().cpu())
     if data.is_floating_point():
-        _check_finite(data)
-    if levels is not None and scaling is not None and scaling.levels != levels:
-        raise ValueError(f"levels={levels} contradicts scaling={scaling}; give one of them.")
-    if scaling is None:
-        scaling = _scaling(data, levels)
+        checks.finite(data, name="data", hint="Drop them.")
+    if levels is not None:
+        levels = checks.count(levels, name="levels", least=2)
+    scaling = chosen_scaling(data, levels, scaling)
     if scaling.levels is not None:
         data = _quantised(data, scaling.levels)
-    elif data.is_floating_point():
+    elif data.dtype in (torch.float16, torch.bfloat16):
         data = data.float()
-    label, names = _classes(data.shape[0], label, num_classes, class_names)
+    label, names = classes_of(data.shape[0], label, num_classes, class_names)
+    if isinstance(conditions, Mapping):
+        check_condition_rounding(conditions)
     others = stored_conditions(conditions, data.shape[0])
     if label is not None and "label" in others:
         raise ValueError("label is given twice, by label= and in conditions; class numbers go into label=.")
-    return Dataset(data.detach().cpu().contiguous(), label, scaling, names, others)
+    scalings = scalings_of_conditions(others, condition_scalings)
+    return Dataset(data.contiguous(), label, scaling, names, others, scalings)
 
 
 def random_flip(x: Tensor, u: Tensor) -> Tensor:
@@ -174,6 +251,10 @@ def random_flip(x: Tensor, u: Tensor) -> Tensor:
         x: (B, ..., W).
         u: (B,) uniforms in [0, 1): the randomness is an argument.
     """
+    if not isinstance(x, Tensor) or x.layout is not torch.strided:
+        raise TypeError(f"x must be a dense tensor (B, ..., W), got {_kind(x)}.")
+    if not isinstance(u, Tensor) or not u.is_floating_point() or u.layout is not torch.strided:
+        raise TypeError(f"u must be a floating dense tensor (B,) of uniforms, got {_kind(u)}.")
     if u.shape != x.shape[:1] or x.ndim < 2:
         raise ValueError(
             f"u must hold one uniform per sample of x (B, ..., W); got {tuple(u.shape)} for x {tuple(x.shape)}."
@@ -181,17 +262,15 @@ def random_flip(x: Tensor, u: Tensor) -> Tensor:
     return torch.where((u < 0.5).reshape(-1, *[1] * (x.ndim - 1)), x.flip(-1), x)
 
 
-def _scaling(data: Tensor, levels: int | None) -> Scaling:
-    if levels is not None:
-        return Scaling.to_unit_range(levels)
-    if data.dtype == torch.uint8:
-        return Scaling.to_unit_range(256)
-    if data.is_floating_point():
-        return Scaling.standardise(data)
-    raise ValueError(
-        f"data of {data.dtype} hold values in [{data.min()}, {data.max()}], but how many levels they have is "
-        "not known. Give levels (values 0 ... levels - 1), or call data.float() for continuous data."
-    )
+def _kind(value: object) -> str:
+    return f"{value.dtype}, {value.layout}" if isinstance(value, Tensor) else checks.got(value)
+
+
+def _signed(data: Tensor) -> Tensor:
+    """Integers of 16 to 64 bits without sign, in which torch computes little, as int64."""
+    if data.dtype == torch.uint64 and bool((data.long() < 0).any()):
+        raise ValueError("data of torch.uint64 hold values of 2**63 and above; subtract an offset from them first.")
+    return data.long() if data.dtype in (torch.uint16, torch.uint32, torch.uint64) else data
 
 
 def _quantised(data: Tensor, levels: int) -> Tensor:
@@ -208,41 +287,3 @@ def _quantised(data: Tensor, levels: int) -> Tensor:
             " Leave levels out for continuous data, or undo the scaling that was applied to them."
         )
     return data.to(torch.uint8 if levels <= 256 else torch.int32)
-
-
-def _check_finite(data: Tensor) -> None:
-    bad = ~torch.isfinite(data)
-    count = int(bad.sum())
-    if count:
-        rows = bad.reshape(len(bad), -1).any(1).nonzero().flatten()[:5].tolist()
-        raise ValueError(f"data hold {count} values that are NaN or infinite, first in samples {rows}. Drop them.")
-
-
-def _classes(
-    count: int, label: Tensor | None, num_classes: int | None, class_names: Sequence[str] | None
-) -> tuple[Tensor | None, tuple[str, ...] | None]:
-    if label is None:
-        if num_classes is not None or class_names is not None:
-            raise ValueError("classes are given but there are no labels; give label (N,) or leave the classes out.")
-        return None, None
-    if not isinstance(label, Tensor):
-        raise TypeError(f"label must be a torch.Tensor (N,), got {type(label).__name__}; use torch.as_tensor.")
-    if label.is_floating_point() or label.is_complex() or label.dtype == torch.bool:
-        raise TypeError(f"labels must be integers, got {label.dtype}; class numbers convert by label.long().")
-    if label.shape != (count,):
-        raise ValueError(f"label must be one integer per sample, ({count},), got shape {tuple(label.shape)}.")
-    if class_names is not None and num_classes is not None and len(class_names) != num_classes:
-        raise ValueError(f"{len(class_names)} class names were given for num_classes={num_classes}.")
-    label = label.detach().cpu().long()
-    low, high = (int(v) for v in label.aminmax())
-    if class_names is not None:
-        num_classes = len(class_names)
-    elif num_classes is None:
-        num_classes = high + 1
-    if low < 0 or high >= num_classes:
-        raise ValueError(
-            f"labels must lie in [0, {num_classes}), got values in [{low}, {high}]. "
-            "Negative labels usually mean 'unknown': drop those samples, or leave label out."
-        )
-    names = tuple(str(i) for i in range(num_classes)) if class_names is None else tuple(map(str, class_names))
-    return label, names

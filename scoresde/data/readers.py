@@ -14,11 +14,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
+from scoresde import checks
 from scoresde.data.dataset import Dataset
+from scoresde.data.foreign import irregular
 from scoresde.files import PathName
 
 Reader = TypeVar("Reader", bound=Callable[..., Dataset])
@@ -34,6 +38,9 @@ READERS: dict[str, Callable[..., Dataset]] = {}
 def reads(*endings: str) -> Callable[[Reader], Reader]:
     """Make a function (path, **options) -> Dataset the one that reads files with these endings, such as ".npy"."""
 
+    for ending in endings:
+        checks.instance(ending, str, name="each of endings", hint='Write them as ".csv".')
+
     def enter(reader: Reader) -> Reader:
         READERS.update(dict.fromkeys(endings, reader))
         return reader
@@ -44,6 +51,9 @@ def reads(*endings: str) -> Callable[[Reader], Reader]:
 def load(path: PathName, **options: Any) -> Dataset:
     """A data set from a file or folder; what is there decides how it is read.
 
+    ``str(dataset)`` says what was understood, and ``dataset.skipped`` what was left out. No file can make this open
+    another file or start a program.
+
     Args:
         path: of a folder of images, or of a file with one of the endings in ``READERS``.
         options: of its reader, see :func:`reader_of`.
@@ -53,7 +63,16 @@ def load(path: PathName, **options: Any) -> Dataset:
         TypeError: an option that this kind of file does not have.
         ValueError: a kind of file that is not read here, or one of the errors of its reader.
     """
-    return reader_of(path)(path, **options)
+    reader = reader_of(path)
+    parameters = inspect.signature(reader).parameters
+    wrong = [name for name in options if name not in parameters]
+    if wrong and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        known = [name for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY]
+        raise TypeError(
+            f"{path} is read by {getattr(reader, '__name__', reader)}, which has no option {wrong[0]!r}; it has "
+            f"{', '.join(known) or 'none'}."
+        )
+    return reader(path, **options)
 
 
 def reader_of(path: PathName) -> Callable[..., Dataset]:
@@ -75,13 +94,24 @@ def reader_of(path: PathName) -> Callable[..., Dataset]:
     )
 
 
-def existing(path: PathName) -> Path:
-    """The path, "~" spelt out.
+def existing(path: PathName, *, name: str = "path") -> Path:
+    """The path, "~" spelt out: of a folder or a regular file.
 
     Raises:
         FileNotFoundError: nothing is there.
+        TypeError: no path.
+        ValueError: something that is no file or folder, such as a FIFO or device, or what may not be looked at.
     """
-    path = Path(path).expanduser()
-    if not path.exists():
-        raise FileNotFoundError(f"no data at {path} (looked in {Path.cwd()} for relative paths).")
+    if not isinstance(path, (str, PathLike)):
+        raise TypeError(f"{name} must be the path of a file or folder, a text or pathlib.Path; got {checks.got(path)}.")
+    try:
+        path = Path(path).expanduser()
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(f"no data at {path} (looked in {Path.cwd()} for relative paths).") from error
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
+        raise ValueError(f"{name} {str(path)!r} cannot be looked at: {error}.") from error
+    kind = irregular(mode)
+    if kind is not None and not path.is_dir():
+        raise ValueError(f"{name} {path} is {kind}; only folders and regular files are read.")
     return path

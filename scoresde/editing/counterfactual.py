@@ -15,6 +15,7 @@ from torch import Tensor
 
 from scoresde.editing.inputs import check_scores, graph
 from scoresde.editing.inversion import Inversion, Way, invert
+from scoresde.models.evaluation import in_evaluation_mode
 from scoresde.models.score import Score
 from scoresde.sde import Time
 
@@ -36,6 +37,7 @@ class Counterfactual:
     nfe: int
 
 
+@in_evaluation_mode("source_score", "target_score")
 def counterfactual(
     source_score: Score,
     target_score: Score,

@@ -20,6 +20,7 @@ from scoresde import checks
 from scoresde.editing.held import Held
 from scoresde.editing.inputs import as_mask, check_rule, check_scores, edit_time, graph, source_of, widened
 from scoresde.editing.inversion import Inversion, Way, invert
+from scoresde.models.evaluation import in_evaluation_mode
 from scoresde.models.score import Score
 from scoresde.noise import Noise
 from scoresde.reverse import Reverse
@@ -27,9 +28,11 @@ from scoresde.sde import Time
 from scoresde.solvers.base import Solver
 from scoresde.solvers.runge_kutta import Heun
 
+_MOST_DRAWS = 1_000_000
 _DRAWS = 10  # of the noise, for a mask; the paper's number
 
 
+@in_evaluation_mode("source_score", "target_score")
 def diffedit_mask(
     source_score: Score,
     target_score: Score,
@@ -71,10 +74,11 @@ def diffedit_mask(
     check_scores(source_score=source_score, target_score=target_score)
     checks.state(x0, name="x0", values=True)
     time = edit_time(source_score.sde, t)
-    checks.count(samples, name="samples")
-    if threshold is not None and not 0 < checks.number(threshold, name="threshold") < 1:
+    samples = checks.count(samples, name="samples", most=_MOST_DRAWS)
+    if threshold is not None and not 0 < (threshold := checks.number(threshold, name="threshold")) < 1:
         raise ValueError(f"threshold must lie inside (0, 1), or be None for the map itself; got {threshold:g}.")
-    if not checks.number(clip, name="clip") > 1:
+    clip = checks.number(clip, name="clip")
+    if not clip > 1:
         raise ValueError(f"clip must be above 1, in units of the mean; got {clip:g}.")
     with graph(gradients):
         draws = source_of(seed, noise).stream("diffedit")
@@ -113,6 +117,7 @@ class DiffEdit:
     nfe: int
 
 
+@in_evaluation_mode("source_score", "target_score")
 def diffedit(
     source_score: Score,
     target_score: Score,
@@ -181,5 +186,5 @@ def _warn_of_empty(mask: Tensor) -> None:
             f"the mask of {empty} of {len(mask)} samples is empty, so that they come back unchanged: at t the source's "
             "and the target's scores agree about them everywhere. Are the two conditions the same? Give a mask, or "
             "another t.",
-            stacklevel=3,
+            stacklevel=4,
         )

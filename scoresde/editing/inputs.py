@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
+from scoresde.checks.lasting import without_graph
 from scoresde.models.score import Score, check_score, same_sde
 from scoresde.noise import Noise, chosen_noise
 from scoresde.rules import Rule
@@ -37,10 +38,12 @@ def root_mean_square(x: Tensor) -> Tensor:
 
 
 def graph(gradients: bool) -> AbstractContextManager[Any]:
-    """Where an edit runs: without autograd, or in the caller's mode where gradients are asked for."""
-    if not isinstance(gradients, bool):
-        raise TypeError(f"gradients must be True or False, got {gradients!r}.")
-    return nullcontext() if gradients else torch.no_grad()
+    """Where an edit runs: without autograd, or in the caller's mode where gradients are asked for.
+
+    Without autograd it runs outside of any inference mode, too, so that latents, masks and maps can be used for
+    gradients later.
+    """
+    return nullcontext() if checks.flag(gradients, name="gradients") else without_graph()
 
 
 def widened(x: Tensor) -> Tensor:
@@ -61,7 +64,9 @@ def edit_time(sde: SDE, t: Time, *, name: str = "t") -> Tensor:
     """
     time = checks.time(t, sde.t_max, name=name, what=type(sde).__name__)
     if time.ndim:
-        raise ValueError(f"{name} is one time for the batch, got shape {tuple(time.shape)}; edit the samples apart.")
+        raise ValueError(
+            f"{name} must be one time for the batch, got shape {tuple(time.shape)}; edit the samples apart."
+        )
     if not bool(time > sde.t_min):
         raise ValueError(
             f"{name} must lie above t_min = {sde.t_min:g}, where the data are; got {time:g}, from where there is "
@@ -90,8 +95,11 @@ def check_rule(grid: object, what: str) -> None:
     """Raises TypeError for a grid of times, of an edit that starts at a time of its own."""
     if isinstance(grid, Tensor):
         raise TypeError(
-            f"{what} starts its grid at t: give a function of scoresde.grids, e.g. grids.karras, not times."
+            f"{what} starts its grid at t: give a function of scoresde.grids, e.g. grids.karras, not times; got grid = "
+            f"{checks.got(grid)}."
         )
+    if grid is not None and (isinstance(grid, type) or not callable(grid)):
+        raise TypeError(f"grid must be a function of scoresde.grids, e.g. grids.karras; got {checks.got(grid)}.")
 
 
 def source_of(seed: int | None, noise: Noise | torch.Generator | None) -> Noise:
@@ -111,11 +119,13 @@ def as_mask(mask: Tensor, x: Tensor) -> Tensor:
             everywhere.
     """
     if not isinstance(mask, Tensor):
-        raise TypeError(f"mask must be a torch.Tensor, got {type(mask).__name__}.")
+        raise TypeError(f"mask must be a torch.Tensor, got {checks.got(mask)}.")
     if mask.dtype != torch.bool and not mask.is_floating_point():
         raise TypeError(
             f"mask must be boolean (True: edit here), or floating in [0, 1]; got {mask.dtype}. Call mask.bool()."
         )
+    if mask.is_meta or mask.layout != torch.strided or mask.is_nested:
+        raise TypeError(f"mask must be a dense tensor that holds values, got {checks.got(mask)}, {mask.layout}.")
     try:
         fits = torch.broadcast_shapes(mask.shape, x.shape) == x.shape
     except RuntimeError:
@@ -128,13 +138,15 @@ def as_mask(mask: Tensor, x: Tensor) -> Tensor:
     values = mask.detach().float()
     if mask.numel() and not bool(((values >= 0) & (values <= 1)).all()):
         raise ValueError(
-            f"a floating mask must lie in [0, 1], 1 where the edit happens; got values in [{values.min():g}, "
+            f"a floating mask must lie in [0, 1], 1 where the edit happens; it holds values in [{values.min():g}, "
             f"{values.max():g}]. For 8-bit masks divide by 255."
         )
     if x.numel() and not bool(values.any()):
         raise ValueError(
-            f"mask is {'False' if mask.dtype == torch.bool else '0'} everywhere, so there is nothing to edit; it is "
-            "True (or 1) where the edit happens. If it says what to keep, turn it round: ~mask, or 1 - mask."
+            f"mask must be True (or 1) where the edit happens, but {checks.got(mask)} is "
+            f"{'False' if mask.dtype == torch.bool else '0'} everywhere, so there is nothing to edit. If it says "
+            "what to "
+            "keep, turn it round: ~mask, or 1 - mask."
         )
     return mask.to(device=x.device, dtype=x.dtype)
 

@@ -59,8 +59,7 @@ def interpolate(
     checks.state(a, name="a", values=True)
     checks.state(b, name="b", values=True)
     checks.same_shape(a, b, names="a and b")
-    if path not in ("spherical", "straight"):
-        raise ValueError(f'path must be "spherical" or "straight", got {path!r}.')
+    path = checks.one_of(path, ("spherical", "straight"), name="path")
     w = checks.real(weights, name="weights")
     if w.ndim > 1:
         raise ValueError(f"weights must be a number or (W,), got shape {tuple(w.shape)}.")

@@ -20,15 +20,21 @@ from scoresde import checks
 from scoresde.editing.fixed_point import fixed_point
 from scoresde.editing.inputs import check_scores, edit_grid, graph, root_mean_square, widened
 from scoresde.models.combination import Coefficient, combine
-from scoresde.models.score import Score
+from scoresde.models.evaluation import in_evaluation_mode
+from scoresde.models.score import Score, check_score, same_sde
 from scoresde.reverse import Reverse
 from scoresde.rules import Rule
 from scoresde.sde import SDE, Time, has_signal
 from scoresde.solvers.base import CountedScore, Solution, Solver
+from scoresde.solvers.incomplete import each, finite_rows, without
 from scoresde.solvers.ode_backend import ProbabilityFlow, follow, spans
 from scoresde.solvers.one_step import DDIM
 
+_MOST_ITERATIONS = 1_000_000
 InversionMethod = Literal["ddim", "ode"]
+_ADVICE = (
+    "The score returned such values, or the steps are too long: look at the score near t_min and T, or take more steps."
+)
 
 
 class Way(TypedDict, total=False):
@@ -56,6 +62,7 @@ class Inversion:
         residual: (B,) the largest error left in an implicit step, relative to sqrt(α² + σ²); None where none is solved.
         nfe: score evaluations, those of the reconstruction included.
         solver: what leads back.
+        sde: that of the score, whose schedule other scores must have.
     """
 
     x: Tensor
@@ -66,12 +73,16 @@ class Inversion:
     residual: Tensor | None
     nfe: int
     solver: Solver
+    sde: SDE | None = None
 
     def decoded(self, score: Score) -> Solution:
         """Where the same solver leads from the latent to grid[-1] under another score of the same SDE."""
+        if self.sde is not None:
+            same_sde({"the inversion": self.sde, f"the score, a {type(score).__name__},": check_score(score).sde})
         return _down(self.solver, score, self.x, self.grid)
 
 
+@in_evaluation_mode("score")
 def invert(
     score: Score,
     x0: Tensor,
@@ -123,12 +134,21 @@ def invert(
 
     Raises:
         TypeError, ValueError: bad input, or an option of the other method.
-        FloatingPointError: the latent is not finite.
+        RuntimeError: "ode" did not come to its end within the solver's max_steps.
+        FloatingPointError: no sample's latent is finite.
+
+    Warns:
+        IncompleteWarning: names samples whose latent is not finite; they are NaN.
     """
     check_scores(score=score)
     checks.state(x0, name="x0", values=True)
+    method = checks.one_of(method, ("ddim", "ode"), name="method")
+    iterations = checks.count(iterations, name="iterations", least=0, most=_MOST_ITERATIONS)
+    memory = checks.count(memory, name="memory", least=0)
+    tolerance = None if tolerance is None else checks.positive(tolerance, name="tolerance")
+    trajectory = checks.flag(trajectory, name="trajectory")
     _check_method(method, iterations, tolerance, memory, solver)
-    flow = solver or ProbabilityFlow()
+    flow = ProbabilityFlow() if solver is None else solver
     down: Solver = flow if method == "ode" else DDIM()
     with graph(gradients):
         times = edit_grid(score, grid, steps, t, down, tuple(x0.shape[1:]))
@@ -141,8 +161,13 @@ def invert(
             close = torch.finfo(x.dtype).eps ** 0.75 if tolerance is None else tolerance
             states, residual = _ddim_upwards(counted, x, times, iterations, close, memory, trajectory)
         latent = states[0].to(x0.dtype)
-        _finite(latent)
-        back = _down(down, counted, latent, times).x
+        finite = finite_rows(latent)
+        whole = bool(finite.all())
+        if not whole:
+            latent = without(latent, finite, "the inversion ended with NaN or infinite values", _ADVICE, stacklevel=2)
+        # nothing leads back from a latent that is not there
+        back = _down(down, counted, latent if whole else latent.nan_to_num(0.0), times).x
+        back = back if whole else torch.where(each(finite, back), back, torch.nan)
         return Inversion(
             x=latent,
             grid=times,
@@ -152,6 +177,7 @@ def invert(
             residual=residual if iterations else None,
             nfe=counted.nfe,
             solver=down,
+            sde=score.sde,
         )
 
 
@@ -217,24 +243,12 @@ def _along_the_ode(score: Score, x: Tensor, grid: Tensor, solver: ProbabilityFlo
     return [*states[1:].flip(0).unbind(), x]
 
 
-def _finite(latent: Tensor) -> None:
-    if not bool(latent.detach().isfinite().all()):
-        raise FloatingPointError(
-            "the inversion ended with NaN or infinite values: the score returned such values, or the steps are too "
-            "long. Look at the score near t_min and T, or take more steps."
-        )
-
-
 def _check_method(
     method: InversionMethod, iterations: int, tolerance: float | None, memory: int, solver: ProbabilityFlow | None
 ) -> None:
     """Raises for options that do not go together, before any evaluation; see :func:`invert`."""
-    if method not in ("ddim", "ode"):
-        raise ValueError(f'method must be "ddim" or "ode", got {method!r}.')
-    checks.count(iterations, name="iterations", least=0)
-    checks.count(memory, name="memory", least=0)
-    if tolerance is not None:
-        checks.positive(tolerance, name="tolerance")
+    if solver is not None:
+        checks.instance(solver, ProbabilityFlow, name="solver", hint="Its methods run both ways.")
     if method == "ode" and (iterations or memory or tolerance is not None):
         raise ValueError(
             'iterations, tolerance and memory belong to method="ddim"; "ode" is as exact as its solver: '
@@ -242,9 +256,7 @@ def _check_method(
         )
     if method == "ddim" and solver is not None:
         raise ValueError('solver belongs to method="ode"; "ddim" steps on the grid.')
-    if solver is not None and not isinstance(solver, ProbabilityFlow):
-        raise TypeError(f"solver must be a ProbabilityFlow, whose methods run both ways; got {solver!r}.")
     if not iterations and (memory or tolerance is not None):
         raise ValueError("memory and tolerance are those of the fixed-point iterations: ask for some, iterations=20.")
     if method == "ode":
-        spans(solver or ProbabilityFlow())
+        spans(ProbabilityFlow() if solver is None else solver)

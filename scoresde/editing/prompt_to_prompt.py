@@ -21,6 +21,7 @@ from scoresde.guidance.classifier_free import classifier_free
 from scoresde.guidance.parts import finite_scale
 from scoresde.guidance.sums import Composed
 from scoresde.models.combination import Combination
+from scoresde.models.evaluation import in_evaluation_mode
 from scoresde.models.model import ScoreModel, branches
 from scoresde.models.score import DerivedScore, Score
 from scoresde.nn.attention_maps import AttentionMaps, cross_attention
@@ -98,6 +99,7 @@ def _second_half(coefficient: Tensor) -> Tensor:
     return coefficient.chunk(2)[1]
 
 
+@in_evaluation_mode("model")
 def prompt_to_prompt(
     model: ScoreModel,
     x: Tensor,
@@ -132,7 +134,7 @@ def prompt_to_prompt(
     x=found.x, grid=found.grid, solver=DDIM(), denoise=False; the ``source`` answered is its reconstruction.
 
     Args:
-        model: with cross-attention inside, in evaluation mode.
+        model: with cross-attention inside.
         x: (B, *event), the latent at the grid's first time, for both.
         source: conditions of the first, by name, e.g. {"caption": tokens}: (B, ...).
         target: conditions of the second, with the same names.
@@ -148,16 +150,19 @@ def prompt_to_prompt(
             chooses its own steps.
     """
     if not isinstance(model, ScoreModel):
-        raise TypeError(f"prompt_to_prompt needs a ScoreModel, not bound, for both captions; got {type(model)}.")
+        raise TypeError(
+            f"model must be a ScoreModel, not bound, for both captions of prompt_to_prompt; got {checks.got(model)}."
+        )
     checks.state(x, values=True)
-    if edit is not None and not callable(edit):
-        raise TypeError(f"edit must be a function of two maps, (source, own) -> map; got {edit!r}.")
-    finite_scale(scale)
-    share = checks.number(until, name="until")
-    if not 0 <= share <= 1:
-        raise ValueError(f"until must lie in [0, 1], the share of the steps that use the source's maps; got {share:g}.")
-    if not (isinstance(source, Mapping) and isinstance(target, Mapping)):
-        raise TypeError('source and target are conditions by name, e.g. {"caption": tokens}.')
+    if edit is not None:
+        checks.function(edit, name="edit", what="of two maps, (source, own) -> map", takes=2)
+    scale, denoise = finite_scale(scale), checks.flag(denoise, name="denoise")
+    share = checks.fraction(until, name="until, the share of the steps that use the source's maps,")
+    for name, conditions in (("source", source), ("target", target)):
+        if not isinstance(conditions, Mapping):
+            raise TypeError(
+                f'{name} must be conditions by name, e.g. {{"caption": tokens}}; got {checks.got(conditions)}.'
+            )
     if set(source) != set(target):
         raise ValueError(
             f"source and target must have the same conditions, got {', '.join(source) or 'none'} and "

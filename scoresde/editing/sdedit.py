@@ -17,6 +17,7 @@ from torch import Tensor
 from scoresde import checks
 from scoresde.editing.held import Held
 from scoresde.editing.inputs import as_mask, blend, check_rule, check_scores, edit_grid, graph, source_of, widened
+from scoresde.models.evaluation import in_evaluation_mode
 from scoresde.models.score import Score
 from scoresde.noise import Noise
 from scoresde.reverse import Reverse
@@ -26,6 +27,7 @@ from scoresde.solvers.base import Solution, Solver
 from scoresde.solvers.defaults import chosen_solver
 
 
+@in_evaluation_mode("score")
 def sdedit(
     score: Score,
     x0: Tensor,
@@ -79,6 +81,7 @@ def sdedit(
     check_scores(score=score)
     checks.state(x0, name="x0", values=True)
     check_rule(grid, "sdedit")
+    denoise, trajectory = checks.flag(denoise, name="denoise"), checks.flag(trajectory, name="trajectory")
     sde = score.sde
     start = _start(sde, t, level)
     with graph(gradients):
@@ -113,10 +116,15 @@ def sdedit(
 def _start(sde: SDE, t: Time | None, level: float | None) -> Time:
     if (t is None) == (level is None):
         raise ValueError(
-            "sdedit takes t, the time to which x0 is noised, or level, the σ/α there; got "
+            "sdedit needs t, the time to which x0 is noised, or level, the σ/α there; got "
             f"{'neither' if t is None else 'both'}."
         )
     if t is not None:
         return t
-    checks.positive(level, name="level")
-    return sde.t_of_log_snr(-2 * math.log(checks.number(level)))
+    asked = -2 * math.log(checks.positive(level, name="level"))
+    try:
+        return sde.t_of_log_snr(asked)
+    except ValueError as error:
+        raise ValueError(
+            f"level must be a σ/α that {type(sde).__name__} reaches, got {level}, a log-SNR of {asked:.4g}: {error}"
+        ) from error

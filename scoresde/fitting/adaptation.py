@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 import os
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,14 +31,17 @@ from scoresde import checks
 from scoresde.files import make_writable
 from scoresde.fitting.trajectories import root_mean, trimmed
 from scoresde.models import Score
+from scoresde.models.evaluation import in_evaluation_mode
 from scoresde.models.score import check_score
 from scoresde.noise import PerSampleNoise
 from scoresde.reverse import Reverse
 from scoresde.rules import spectral, spectral_density, spectral_range
 from scoresde.solvers import Solution, SpectralMultistep
 from scoresde.solvers.adapted import Adapted, AdaptedReport
+from scoresde.solvers.advice import unadvised
 from scoresde.solvers.base import Solver
 from scoresde.solvers.defaults import prior_draw
+from scoresde.solvers.incomplete import require_finite
 from scoresde.solvers.spectral import Tuning, known_spectrum
 from scoresde.solvers.wrapping import require_solver, require_steps
 from scoresde.spectrum import Spectrum
@@ -56,6 +58,8 @@ _MOST = 1.0  # by which a value moves at once
 _SAME = 0.01  # of two scores' answers to one question, by which they count as one
 
 
+@torch.inference_mode(False)
+@in_evaluation_mode("score", "solver")
 def adapted(
     score: Score,
     shape: tuple[int, ...],
@@ -109,22 +113,27 @@ def adapted(
     chosen = SpectralMultistep() if solver is None else require_solver(solver)
     require_steps(chosen, "so that there is nothing to adapt")
     shape = checks.shape(shape)
-    checks.count(evaluations, name="evaluations")
+    evaluations = checks.count(evaluations, name="evaluations")
+    dtype, seed = checks.dtype(dtype), checks.seed(seed)
+    device = None if device is None else checks.device(device)
+    cache = None if cache is None else checks.path(cache, name="cache")
+    if callback is not None:
+        checks.function(callback, name="callback", what="of the evaluations done and the errors", takes=2)
     if math.prod(shape) < _LEAST:
         raise ValueError(
-            f"{shape} are {math.prod(shape)} coordinates, too few to adapt to; take more samples, e.g. shape = "
+            f"shape = {shape} are {math.prod(shape)} coordinates, too few to adapt to; take more, e.g. shape = "
             f"{(256, *shape[1:])}."
         )
-    began, seed = time.monotonic(), checks.seed(seed)
+    began = time.monotonic()
     method = _Method.of(score, chosen, shape[1:])
     x, others = _starts(score, shape, seed, dtype, device)
     answer = _answer(score, x)
     method.done += 1
     if cache is not None:
-        known = _cached(Path(cache), repr(chosen), shape, seed, answer)
+        known = _cached(cache, repr(chosen), shape, seed, answer)
         if known is not None:
             return known
-        make_writable(Path(cache).parent)
+        make_writable(cache.parent)
     aim, reference_error = method.aim(x)
     held, _ = method.aim(others)
     start = _start(method, aim)
@@ -208,10 +217,10 @@ class _Method:
         return _Aim(x, solution.x), 0.0 if error is None else root_mean(error.double().cpu() ** 2)
 
     def _run(self, solver: Solver, x: Tensor, times: Tensor) -> Solution:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # few steps are known to be few
+        with torch.no_grad(), unadvised():  # few steps are known to be few; what is not finite is an error here
             solution = solver.solve(self.process, x, times)
         self.done += solution.nfe
+        require_finite(solution.x, type(solver).__name__)
         return solution
 
 
@@ -259,7 +268,7 @@ def _descend(
     rest, step = 2 * sweep, (p + 1) * sweep
     if method.done + rest + step > evaluations:
         raise ValueError(
-            f"adapting {method.solver} takes {method.done + rest + step} evaluations at least, got {evaluations}."
+            f"evaluations must be {method.done + rest + step} at least to adapt {method.solver}, got {evaluations}."
         )
     scales = [max(2 * float(_squared(e).median()), 1e-300) for e in errors]
     first = [_loss(e, s) for e, s in zip(errors, scales, strict=True)]

@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,8 +28,10 @@ from scoresde.fitting.recorded import run
 from scoresde.fitting.trajectories import Trajectories, reference, root_mean, trimmed
 from scoresde.fitting.unknowns import Unknowns
 from scoresde.models import Score, parameters_of
+from scoresde.models.evaluation import in_evaluation_mode
 from scoresde.models.score import check_score
 from scoresde.noise import PerSampleNoise
+from scoresde.rules import MOST_STEPS
 from scoresde.sde import SDE
 from scoresde.solvers import Solver
 from scoresde.solvers.fitted import FitReport, Fitted, FittedLevels, LinearMethod
@@ -40,6 +43,8 @@ _TRAINED, _VALIDATED = 0.6, 0.15
 _REFERENCE = 1e-3
 
 
+@torch.inference_mode(False)
+@in_evaluation_mode("score", "solver")
 def fit(
     score: Score,
     steps: int = 8,
@@ -97,9 +102,13 @@ def fit(
     """
     check_score(score)
     solvers = _solvers(solver)
-    checks.count(steps, name="steps")
-    checks.count(iterations, name="iterations", least=0)
-    checks.positive(budget, name="budget, in seconds,")
+    steps = checks.count(steps, name="steps", most=MOST_STEPS)
+    batch, iterations = checks.count(batch, name="batch"), checks.count(iterations, name="iterations", least=0)
+    budget, seed = checks.positive(budget, name="budget, in seconds,"), checks.seed(seed)
+    dtype = checks.dtype(dtype)
+    device = None if device is None else checks.device(device)
+    if callback is not None:
+        checks.function(callback, name="callback", what="of an Iteration", takes=1)
     began = time.monotonic()
     x = _starts(score, shape, starts, seed, dtype, device)
     blocks = _blocks(score, x, batch)
@@ -203,9 +212,13 @@ def _in_order(sde: SDE, evaluated_at: Sequence[float]) -> tuple[float, ...]:
 
 
 def _solvers(solver: Solver | Sequence[Solver] | None) -> list[Solver]:
-    solvers = default_solvers() if solver is None else [solver] if isinstance(solver, Solver) else list(solver)
+    if solver is None:
+        return default_solvers()
+    solvers: list[Any] = list(solver) if isinstance(solver, (tuple, list)) else [solver]
     if not solvers or not all(isinstance(s, Solver) for s in solvers):
-        raise TypeError(f"solver must be a Solver, several of them, or None for a choice of ours; got {solver!r}.")
+        raise TypeError(
+            f"solver must be a Solver, several of them, or None for a choice of ours; got {checks.got(solver)}."
+        )
     return solvers
 
 
@@ -226,16 +239,15 @@ def _starts(
         return checks.state(starts, name="starts", values=True).detach()
     parameters = parameters_of(score)
     where = torch.device(device) if device is not None else parameters[0].device if parameters else torch.device("cpu")
-    return score.sde.prior_sample(tuple(shape or ()), PerSampleNoise(seed).stream("fit"), dtype=dtype, device=where)
+    return score.sde.prior_sample(checks.shape(shape), PerSampleNoise(seed).stream("fit"), dtype=dtype, device=where)
 
 
 def _blocks(score: Score, x: Tensor, batch: int) -> list[Tensor]:
-    checks.count(batch, name="batch")
     if x.ndim < 2 or len(x) % batch or len(x) < 3 * batch:
         raise ValueError(
             f"the trajectories (N, *event) are cut into blocks of batch = {batch}, the one batch size with which the "
             f"score is called; N must be a multiple of it, at least {3 * batch} to train, validate and hold out. Got "
-            f"{tuple(x.shape)}."
+            f"shape {tuple(x.shape)}."
         )
     blocks = list(x.split(batch))
     T = torch.tensor(score.sde.T, dtype=torch.float64)
@@ -243,7 +255,7 @@ def _blocks(score: Score, x: Tensor, batch: int) -> list[Tensor]:
         once, again = (score(blocks[0], T) for _ in range(2))
     if not bool((once - again).abs().max() <= 1e-4 * once.abs().max()):
         raise ValueError(
-            "the score is not finite at T, or answers differently when asked twice: put its network into evaluation "
-            "mode (model.eval() switches dropout off)."
+            "the score is not finite at T, or answers differently when asked twice: it draws random numbers of its own "
+            "(its modules are in evaluation mode here)."
         )
     return blocks

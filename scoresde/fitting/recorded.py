@@ -13,7 +13,6 @@ A solver whose states are not linear in the start and the score's values, or tha
 from __future__ import annotations
 
 import math
-import warnings
 
 import torch
 from torch import Tensor
@@ -23,6 +22,7 @@ from scoresde.models.combination import combine
 from scoresde.reverse import Reverse
 from scoresde.sde import SDE
 from scoresde.solvers import Solver
+from scoresde.solvers.advice import unadvised
 from scoresde.solvers.fitted import LinearMethod
 
 
@@ -84,8 +84,7 @@ def _traced(solver: Solver, sde: SDE, grid: Tensor, size: int) -> tuple[_Symbols
     symbols = _Symbols(size)
     start = torch.zeros(1, size, dtype=torch.float64)
     start[0, 0] = 1.0
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # what a solver thinks of its error on symbols means nothing
+    with torch.no_grad(), unadvised():  # what a solver thinks of its error on symbols means nothing
         return symbols, solver.solve(Reverse(score_of_denoiser(symbols, sde), 0.0), start, grid).x[0]
 
 
@@ -98,8 +97,7 @@ def _check_linear(solver: Solver, sde: SDE, grid: Tensor, method: LinearMethod) 
         return torch.sin(2 * y + y.flip(1))
 
     score = score_of_denoiser(x0, sde)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
+    with torch.no_grad(), unadvised():
         ours, theirs = run(method, score, x), solver.solve(Reverse(score, 0.0), x, grid).x
     # 1e-6: rounding grows with the weights and with the slope of this score, yet another method is nowhere near
     if not bool(((ours - theirs).abs() <= 1e-6 * (1 + theirs.abs())).all()) or not math.isfinite(float(ours.sum())):

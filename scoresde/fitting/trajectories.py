@@ -25,6 +25,7 @@ from scoresde.models import Score
 from scoresde.reverse import Reverse
 from scoresde.sde import SDE
 from scoresde.solvers import Multistep
+from scoresde.solvers.incomplete import require_finite
 
 # Steps of the reference: doubled from the first until its error is small enough, at most to the last.
 _FEWEST, _MOST = 64, 1024
@@ -85,7 +86,7 @@ def reference(score: Score, starts: Sequence[Tensor], error: float) -> tuple[Seq
     def ends(steps: int) -> list[Tensor]:
         times = _fine(score.sde, steps)
         with torch.no_grad():
-            return [solver.solve(process, x, times).x for x in starts]
+            return [require_finite(solver.solve(process, x, times).x, "the reference") for x in starts]
 
     steps, before = _FEWEST, (math.inf, math.inf)
     coarse = ends(steps)

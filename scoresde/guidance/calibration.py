@@ -17,11 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from scoresde import checks
+from scoresde.models.evaluation import in_evaluation_mode
 from scoresde.models.modules import parameters_of
 from scoresde.models.score import same_sde
 from scoresde.noise import Noise, as_noise
 from scoresde.sde import SDE, Time
 
+_MOST_BINS = 1_000_000
 # Fitted temperatures stay within this factor of 1: beyond, the fit has no finite end (see `fit_temperature`).
 _MOST = 100.0
 
@@ -78,6 +80,7 @@ class Calibration:
 
 
 @torch.no_grad()
+@in_evaluation_mode("log_prob")
 def calibration(
     log_prob: Callable[[Tensor, Tensor], Tensor],
     sde: SDE,
@@ -105,16 +108,16 @@ def calibration(
         batch_size: samples in one call of ``log_prob``; the numbers are the same for any, to rounding.
 
     Raises:
-        TypeError, ValueError: shapes or dtypes that do not fit, labels or times out of range, a model that is in
-            training mode or says that it is of another schedule, answers that are not finite.
+        TypeError, ValueError: shapes or dtypes that do not fit, labels or times out of range, a model that
+            says that it is of another schedule, answers that are not finite.
     """
-    if isinstance(log_prob, nn.Module) and log_prob.training:
-        raise ValueError("the classifier is in training mode, in which dropout is on; call its eval() first.")
+    checks.function(log_prob, name="log_prob", what="(x, t) -> log-probabilities (B, K)", takes=2)
+    checks.instance(sde, SDE, name="sde")
     own = getattr(log_prob, "sde", None)
     if isinstance(own, SDE):
         same_sde({"sde": sde, "the classifier": own})
-    checks.count(bins, name="bins")
-    checks.count(batch_size, name="batch_size")
+    bins = checks.count(bins, name="bins", most=_MOST_BINS)
+    batch_size = checks.count(batch_size, name="batch_size")
     checks.state(x0, name="x0", values=True)
     _check_label(label, len(x0))
     grid = _times(sde, times)
@@ -200,9 +203,9 @@ def fit_temperature(logits: Tensor, label: Tensor) -> tuple[float, float]:
 
 def _check_label(label: Tensor, count: int) -> None:
     if not isinstance(label, Tensor):
-        raise TypeError(f"label must be a torch.Tensor ({count},), got {type(label).__name__}.")
+        raise TypeError(f"label must be a torch.Tensor ({count},), got {checks.got(label)}.")
     if label.is_floating_point() or label.is_complex() or label.dtype == torch.bool:
-        raise TypeError(f"labels must be integers, got {label.dtype}; class numbers convert by label.long().")
+        raise TypeError(f"label: labels must be integers, got {label.dtype}; class numbers convert by label.long().")
     if label.shape != (count,) or not count:
         raise ValueError(
             f"label must be one integer for each of at least one sample, ({count},); got {tuple(label.shape)}."
@@ -210,9 +213,12 @@ def _check_label(label: Tensor, count: int) -> None:
 
 
 def _times(sde: SDE, times: Sequence[float] | Tensor) -> Tensor:
-    grid = checks.time(times, sde.t_max, name="times", what=type(sde).__name__).detach().cpu()  # type: ignore[arg-type]
+    grid = checks.real(times, name="times")
+    if grid.is_meta:
+        raise ValueError(f"times must hold values, got {checks.got(times)}.")
+    grid = checks.time(grid, sde.t_max, name="times", what=type(sde).__name__).detach().cpu()
     if grid.ndim != 1 or not len(grid) or len(grid.unique()) != len(grid):
-        raise ValueError(f"times must be one axis of different times, (n,); got {grid.tolist()}.")
+        raise ValueError(f"times must be one axis of different times, (n,); got {grid.tolist()}, {checks.got(times)}.")
     if not bool((sde.sigma(grid) > 0).all()):
         raise ValueError(
             f"a noise-conditional classifier is asked where σ(t) > 0; got the times {grid.tolist()}. Start at t_min = "
@@ -222,13 +228,16 @@ def _times(sde: SDE, times: Sequence[float] | Tensor) -> Tensor:
 
 
 def _check_answer(parts: list[Tensor], count: int, label: Tensor, time: Tensor) -> None:
+    for part in parts:
+        checks.instance(part, Tensor, name="what log_prob returns")
     shapes = {tuple(part.shape[1:]) for part in parts}
     if len(shapes) != 1 or len(next(iter(shapes))) != 1 or sum(len(part) for part in parts) != count:
         raise ValueError(f"log_prob must answer all classes, (B, K); got {tuple(parts[0].shape)}.")
     low, high = (int(end) for end in label.aminmax())
     if low < 0 or high >= parts[0].shape[1]:
         raise ValueError(
-            f"labels must lie in 0..{parts[0].shape[1] - 1}, the classes of log_prob; got {low} to {high}."
+            f"label must lie in 0..{parts[0].shape[1] - 1}, the classes of log_prob; got {low} to {high} in "
+            f"{checks.got(label)}."
         )
     for part in parts:
         if not bool(part.isfinite().all()):

@@ -8,7 +8,6 @@ The exact classifier of a problem is ``problem.label_log_prob(sde)``.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -63,12 +62,10 @@ def classifier(
     check_score(score)
     scale = finite_scale(scale)
     _whole(label)
-    if not callable(log_prob):
-        raise TypeError(f"log_prob must be a function (x, t) -> log p(y | x), got {type(log_prob).__name__}.")
-    if not callable(temperature):
-        if isinstance(temperature, bool):
-            raise ValueError("temperature must be a positive number or a function of t, got a bool.")
+    checks.function(log_prob, name="log_prob", what="(x, t) -> log p(y | x)", takes=2)
+    if not callable(temperature) or isinstance(temperature, type):
         checks.positive(temperature, name="temperature")
+        temperature = checks.unboxed(temperature)
     if label is None and _tempers(temperature):
         raise ValueError(
             "temperature divides the log-probabilities of all classes before they are normalised again: let log_prob "
@@ -79,8 +76,10 @@ def classifier(
         same_sde({"the score": score.sde, "the classifier": sde})
     if t_end is None:
         t_end = sde.t_min if isinstance(sde, SDE) else None
-    elif not (math.isfinite(checks.number(t_end, name="t_end")) and t_end >= 0):
-        raise ValueError(f"t_end must be a time, at least 0; got {t_end!r}.")
+    else:
+        t_end = checks.number(t_end, name="t_end")
+        if not 0 <= t_end < float("inf"):
+            raise ValueError(f"t_end must be a time, at least 0; got {t_end:g}.")
     return ClassifierGuided(score, log_prob, scale, label, temperature, t_end)
 
 
@@ -173,6 +172,8 @@ class ClassifierGuided(DerivedScore, LinearGuidance, TwistedGuidance):
     def _log_prob(self, x: Tensor, t: Tensor) -> Tensor:
         """log p(y | x_t = x), (B,), of the wanted class at the temperature."""
         value = self.log_prob(x, t)
+        if not isinstance(value, Tensor):
+            raise TypeError(f"log_prob must return a tensor, ({len(x)},) or ({len(x)}, K); got {checks.got(value)}.")
         if _tempers(self.temperature):
             _all_classes(value, x)
             value = (value / self._divisor(t, value)).log_softmax(1)
@@ -202,14 +203,16 @@ def _whole(label: int | Tensor | None) -> None:
     if label is None:
         return
     try:
-        wanted = torch.as_tensor(label)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"label must be a whole number or a tensor (B,) of them; got {label!r}.") from error
+        wanted = torch.as_tensor(None if isinstance(label, bytes) else label)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise ValueError(f"label must be a whole number or a tensor (B,) of them; got {checks.got(label)}.") from error
     if wanted.is_floating_point() or wanted.is_complex() or wanted.dtype == torch.bool or wanted.ndim > 1:
         raise ValueError(
-            f"label must be a whole number or a tensor (B,) of them; got {wanted.dtype} {tuple(wanted.shape)}. Call "
+            f"label must be a whole number or a tensor (B,) of them; got {label!r:.80}, {wanted.dtype}. Call "
             ".long() if these are class indices."
         )
+    if wanted.numel() and checks.readable(wanted) and int(wanted.amin()) < 0:
+        raise ValueError(f"label must be at least 0, got {int(wanted.amin())}.")
 
 
 def _all_classes(value: Tensor, x: Tensor) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -51,7 +51,9 @@ def classifier_free(
         scale: the guidance scale, a number or a function of t, () or (B,), asked at every evaluation. Of a tensor ()
             the value is taken, without its gradient; write ``lambda t: scale`` to differentiate by it.
         null: what stands for "no condition": a mapping by name, or the value itself where there is one condition.
-            Default: the network's own ``null_conditions``.
+            Default: the network's own ``null_conditions``, and a warning where the model is known
+            (``model.trained_with``) never to have been trained without these conditions, as after
+            ``condition_dropout=0``, and the scale asks for it.
         negative: conditions in the place of ∅, which samples are pushed away from at scales above 1; a mapping by
             name, or the value itself where there is one condition. Not together with ``null``.
         interval: (low, high), guide only where low < σ/α <= high and be conditional elsewhere, at the price of one
@@ -69,10 +71,13 @@ def classifier_free(
     scale = number_or_schedule(scale)
     if interval is not None:
         interval = checked_interval(interval)
-    checks.fraction(rescale, name="rescale")
+    rescale = checks.fraction(rescale, name="rescale")
     both = pair(model, conditions, null, negative, what="classifier_free")
+    alone = not callable(scale) and scale in (0, 1) and interval is None and rescale == 0
+    asked = [int(cast(float, scale))] if alone else [0, 1]
+    both.warn_unless_trained([i for i in asked if i or null is None], what="classifier_free")
     if callable(scale) or interval is not None or rescale > 0:
-        return ScheduledGuidance(both, scale, interval, float(rescale))
+        return ScheduledGuidance(both, scale, interval, rescale)
     return ClassifierFree(both, scale)
 
 
@@ -82,7 +87,9 @@ def number_or_schedule(scale: float | Callable[[Tensor], Tensor | float]) -> flo
     Raises:
         ValueError: it is no finite number.
     """
-    return scale if callable(scale) else finite_scale(scale, hint="Make it a function of t for one scale each.")
+    if callable(scale) and not isinstance(scale, type):
+        return scale
+    return finite_scale(scale, hint="Make it a function of t for one scale each.")  # type: ignore[arg-type]
 
 
 def pair(model: ScoreModel, conditions: Mapping[str, Any], null: Any, negative: Any, *, what: str) -> Branches:
@@ -95,11 +102,14 @@ def pair(model: ScoreModel, conditions: Mapping[str, Any], null: Any, negative: 
     if not isinstance(negative, Mapping):
         if len(conditions) > 1:
             raise ValueError(
-                f"with several conditions, negative must be a mapping by name; got {type(negative).__name__}."
+                f"with several conditions, negative must be a mapping by name; got {checks.got(negative)}."
             )
         negative = dict.fromkeys(conditions, negative)
     if not negative:
-        raise ValueError("negative names no condition; leave it out to guide away from 'no condition'.")
+        raise ValueError(
+            f"negative must name a condition, got {checks.got(negative)}; leave it out to guide away from 'no "
+            "condition'."
+        )
     return branches(model, [negative, conditions], None, what=what)
 
 

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from scoresde import checks
 from scoresde.guidance.parts import finite_scale
 
 # Our scale minus the number written there. Each from the equation named; ε̂ stands for whatever is combined.
@@ -59,5 +60,5 @@ def from_scale(scale: float, convention: str) -> float:
 
 def _offset(convention: str) -> float:
     if not isinstance(convention, str) or convention not in _OFFSETS:
-        raise ValueError(f"convention must be one of {', '.join(_OFFSETS)}; got {convention!r}.")
+        raise ValueError(f"convention must be one of {', '.join(_OFFSETS)}; got {checks.got(convention)}.")
     return _OFFSETS[convention]

@@ -7,7 +7,6 @@ Schedules, intervals and negative conditions are those of :func:`~scoresde.guida
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from scoresde import checks
 from scoresde.guidance.classifier_free import number_or_schedule, pair
+from scoresde.guidance.parts import finite_scale
 from scoresde.guidance.scheduled import TwoBranches, checked_interval
 from scoresde.models.model import ScoreModel
 from scoresde.models.score import Score
@@ -58,13 +58,14 @@ def projected(
         TypeError, ValueError: as for classifier_free; a parallel that is not finite, a norm that is not positive.
     """
     scale = number_or_schedule(scale)
-    if isinstance(parallel, bool) or not math.isfinite(checks.number(parallel, name="parallel")):
-        raise ValueError(f"parallel must be a finite number, got {parallel!r}.")
+    finite_scale(parallel, name="parallel")
     if norm is not None:
         checks.positive(norm, name="norm")
     if interval is not None:
         interval = checked_interval(interval)
-    return Projected(pair(model, conditions, null, negative, what="projected"), scale, interval, parallel, norm)
+    both = pair(model, conditions, null, negative, what="projected")
+    both.warn_unless_trained([0, 1] if null is None else [1], what="projected")
+    return Projected(both, scale, interval, *map(checks.unboxed, (parallel, norm)))
 
 
 @dataclass(frozen=True, eq=False)

@@ -115,12 +115,12 @@ def finite_scale(scale: float | Tensor, *, name: str = "scale", hint: str = "") 
     Raises:
         ValueError: anything else, or not finite.
     """
-    message = f"{name} must be a finite number, got {scale!r}. {hint}".rstrip()
+    message = f"{name} must be a finite number, got {checks.got(scale)}. {hint}".rstrip()
     try:
-        value = checks.real(scale, name=name)
-    except (TypeError, OverflowError) as error:
+        number = checks.number(scale, name=name)
+    except TypeError as error:
         raise ValueError(message) from error
-    if value.ndim or not math.isfinite(number := float(value.detach())):
+    if not math.isfinite(number):
         raise ValueError(message)
     return number
 

@@ -9,6 +9,7 @@ With another solver or another grid it is a schedule of scales like any other, n
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -47,15 +48,18 @@ def cfg_plus_plus(sde: SDE, grid: Tensor | Callable[[SDE, int], Tensor], strengt
         ValueError: a bad grid, or a strength that is not finite.
     """
     if not isinstance(sde, SDE):
-        raise TypeError(f"sde must be an SDE, got {type(sde).__name__}; call cfg_plus_plus(sde, grid, strength).")
+        raise TypeError(f"sde must be an SDE, got {checks.got(sde)}; call cfg_plus_plus(sde, grid, strength).")
     if callable(grid):
-        raise TypeError("grid must be times, not a rule for them: call it first, e.g. grids.karras(sde, steps).")
+        raise TypeError(
+            f"grid must be times, not a rule for them: call it first, e.g. grids.karras(sde, steps); got "
+            f"{checks.got(grid)}."
+        )
     strength = finite_scale(strength, name="strength")
     times = checks.grid(grid, sde.t_max)
     log_snr = sde.log_snr(times)
     # 1 - σ̃_s/σ̃_t, without cancellation on fine grids
     shrink = -torch.expm1(0.5 * (log_snr[:-1] - log_snr[1:]))
-    return PlusPlus(times, torch.cat([strength / shrink, shrink.new_full((1,), strength)]))
+    return PlusPlus(times, torch.cat([strength / shrink, shrink.new_full((1,), strength)]), sde.t_max)
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,10 +68,11 @@ class PlusPlus:
 
     times: Tensor
     scales: Tensor
+    upper: float = math.inf
 
     def __call__(self, t: Tensor) -> Tensor:
         """The scale at t, () or (B,), float64; above the first time that of the first step."""
-        time = checks.real(t, name="t")
+        time = checks.time(t, self.upper, what="the SDE of this schedule")
         rising = self.times.detach().flip(0).to(time.device)
         room = checks.rounding(t) * rising[-1]
         # how many times of the grid lie at or above t

@@ -179,9 +179,9 @@ def checked_interval(interval: tuple[float, float]) -> tuple[float, float]:
     """Raises ValueError unless it is (low, high) with 0 <= low < high."""
     hint = "0 <= low < high in units of σ/α, e.g. interval=(0.2, 3.0); high may be math.inf"
     try:
-        low, high = (checks.number(end, name="interval") for end in interval)
+        low, high = checks.numbers(interval, name="interval")
     except (TypeError, ValueError) as error:
-        raise ValueError(f"interval must be (low, high) with {hint}; got {interval!r}.") from error
+        raise ValueError(f"interval must be (low, high) with {hint}; got {checks.got(interval)}.") from error
     if not 0 <= low < high or math.isinf(low):
-        raise ValueError(f"interval must be (low, high) with {hint}; got ({low:g}, {high:g}).")
+        raise ValueError(f"interval must be (low, high) with {hint}; got ({low}, {high}).")
     return low, high

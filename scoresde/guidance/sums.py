@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoresde import checks
 from scoresde.guidance.parts import LinearGuidance, Part, finite_scale, parts_of
 from scoresde.models.combination import Combination
 from scoresde.models.model import Branches, ScoreModel, branches
@@ -91,21 +92,26 @@ def compose(
         ValueError: no terms, a term without conditions, a weight that is not finite, and as for classifier_free.
     """
     pairs: list[tuple[float, Mapping[str, Any]]] = []
-    if isinstance(terms, Mapping) or not isinstance(terms, Sequence):
-        raise TypeError(f"terms must be a list of (weight, conditions), {_EXAMPLE}; got {type(terms).__name__}.")
+    if isinstance(terms, (str, bytes)) or not isinstance(terms, Sequence):
+        raise TypeError(f"terms must be a list of (weight, conditions), {_EXAMPLE}; got {checks.got(terms)}.")
     for term in terms:
         if not (isinstance(term, Sequence) and len(term) == 2 and isinstance(term[1], Mapping)):
-            raise TypeError(f"a term must be (weight, conditions), {_EXAMPLE}; got {term!r}.")
+            raise TypeError(f"each of terms must be (weight, conditions), {_EXAMPLE}; got {checks.got(term)}.")
         weight, cond = term
-        weight = finite_scale(weight, name="weight")
+        weight = finite_scale(weight, name="each weight of terms")
         if not cond:
-            raise ValueError(f"a term needs a condition, {_EXAMPLE}; the score without any is there anyway.")
+            raise ValueError(
+                f"each of terms needs a condition, {_EXAMPLE}, got {checks.got(term)}; the score without any is there "
+                "anyway."
+            )
         pairs.append((weight, cond))
     if not pairs:
-        raise ValueError(f"compose needs at least one term, {_EXAMPLE}.")
+        raise ValueError(f"terms must hold at least one term, {_EXAMPLE}; got {checks.got(terms)}.")
     every = branches(model, [{}, *(cond for _, cond in pairs)], null, what="compose")
     weights = tuple(w for w, _ in pairs)
-    return Composed(every, (1 - sum(weights), *weights))
+    weights = (1 - sum(weights), *weights)
+    every.warn_unless_trained([i for i, w in enumerate(weights) if w and (i or null is None)], what="compose")
+    return Composed(every, weights)
 
 
 _EXAMPLE = 'e.g. [(2.0, {"label": 3}), (-1.0, {"label": 5})]'

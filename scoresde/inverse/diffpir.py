@@ -50,10 +50,9 @@ class DiffPIR(MeasuredSolver):
     default_eta: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
+        checks.fraction(self.zeta, name="zeta, the share of new noise,")
         super().__post_init__()
         checks.positive(self.regularisation, name="regularisation")
-        if not 0 <= checks.number(self.zeta, name="zeta") <= 1:
-            raise ValueError(f"zeta, the share of new noise, must lie in [0, 1]; got {self.zeta}.")
 
     def draws_noise(self, process: Reverse) -> bool:
         """Whether ζ > 0."""

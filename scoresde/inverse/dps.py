@@ -14,7 +14,6 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from scoresde import checks
 from scoresde.guidance import TwistedGuidance
 from scoresde.guidance.parts import finite_scale
 from scoresde.inverse.likelihood_score import LikelihoodScore
@@ -74,9 +73,8 @@ class DPS(LikelihoodScore):
     step: Literal["likelihood", "norm"] = "likelihood"
 
     def __post_init__(self) -> None:
-        super().__post_init__()
         object.__setattr__(self, "scale", finite_scale(self.scale))
-        checks.fields(self)
+        super().__post_init__()
         if self.step == "likelihood":
             self.measurement.need_noise('dps with step="likelihood"')
 

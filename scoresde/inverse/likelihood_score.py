@@ -24,7 +24,7 @@ from torch import Tensor
 from scoresde import checks
 from scoresde.guidance.leaf import on_leaf
 from scoresde.guidance.parts import Twist, TwistedGuidance
-from scoresde.inverse.measurement import Measurement
+from scoresde.inverse.measurement import HOW, Measurement
 from scoresde.models.combination import Combination, combine
 from scoresde.models.score import DerivedScore, Score, check_score
 from scoresde.sde import has_signal
@@ -53,10 +53,8 @@ class LikelihoodScore(DerivedScore, TwistedGuidance):
 
     def __post_init__(self) -> None:
         check_score(self.score)
-        if not isinstance(self.measurement, Measurement):
-            raise TypeError(
-                f"measurement must be a Measurement(y, operator, noise_std), got {type(self.measurement).__name__}."
-            )
+        checks.instance(self.measurement, Measurement, name="measurement", hint=HOW)
+        checks.fields(self)
 
     def evaluate(self, x: Tensor, t: Tensor, wanted: Combination) -> Tensor:
         """p x̂_0 + q ε̂ of the prior, and p σ²/α - q σ, the coefficient of its score, times ∇ log ψ."""

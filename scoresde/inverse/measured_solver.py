@@ -22,7 +22,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from scoresde.inverse.measurement import Measurement
+from scoresde import checks
+from scoresde.inverse.measurement import HOW, Measurement
 from scoresde.inverse.operators import LinearOperator
 from scoresde.noise import Noise
 from scoresde.reverse import Reverse
@@ -44,11 +45,8 @@ class MeasuredSolver(Solver):
     follows_process: ClassVar[bool] = False  # its states follow the measurement, too
 
     def __post_init__(self) -> None:
-        if not isinstance(self.measurement, Measurement):
-            raise TypeError(
-                f"{type(self).__name__} takes a Measurement first, got {type(self.measurement).__name__}; call "
-                "Measurement(y, operator, noise_std)."
-            )
+        checks.instance(self.measurement, Measurement, name="measurement", hint=HOW)
+        super().__post_init__()
         self.measurement.need_linear(type(self).__name__)
 
     @property

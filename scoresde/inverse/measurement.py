@@ -21,6 +21,18 @@ from scoresde.inverse.operators import LinearOperator, fits
 from scoresde.noise import Noise, as_noise
 from scoresde.noise.base import Shape
 
+
+def _check_operator(operator: object) -> None:
+    if not callable(operator) or isinstance(operator, type):
+        raise TypeError(
+            f"operator must be a LinearOperator such as Mask(...), or a function of x; got {checks.got(operator)}. The "
+            "order is Measurement(y, operator, noise_std)."
+        )
+
+
+HOW = "Call Measurement(y, operator, noise_std)."
+"""What to say where something else was given."""
+
 Forward = Callable[[Tensor], Tensor]
 r"""A: (B, \*event) -> (B, \*measured), each sample alone."""
 
@@ -46,17 +58,12 @@ class Measurement:
 
     def __post_init__(self) -> None:
         if not isinstance(self.y, Tensor) or not self.y.is_floating_point():
-            got = self.y.dtype if isinstance(self.y, Tensor) else type(self.y).__name__
-            raise TypeError(f"y must be a floating tensor, got {got}; write torch.tensor([0.2]), or y.float().")
-        if not callable(self.operator):
             raise TypeError(
-                f"operator must be a LinearOperator such as Mask(...), or a function of x; got "
-                f"{type(self.operator).__name__}. The order is Measurement(y, operator, noise_std)."
+                f"y must be a floating tensor, got {checks.got(self.y)}; write torch.tensor([0.2]), or y.float()."
             )
-        checks.finite(self.y, name="y")
-        if not (math.isfinite(checks.number(self.noise_std, name="noise_std")) and self.noise_std >= 0):
-            raise ValueError(f"noise_std must be finite and at least 0, got {self.noise_std!r}.")
-        object.__setattr__(self, "noise_std", checks.number(self.noise_std))
+        _check_operator(self.operator)
+        checks.state(self.y, name="y", values=True)
+        object.__setattr__(self, "noise_std", checks.not_negative(self.noise_std, name="noise_std"))
         measured = getattr(self.operator, "measured", None)
         if measured is not None:
             self._shared(measured)
@@ -70,7 +77,18 @@ class Measurement:
         noise: Noise | torch.Generator | int,
     ) -> Measurement:
         r"""The measurement of known samples x0 (B, \*event): y = A(x0) + σ_y z, one for each."""
-        clean = operator(checks.state(x0, name="x0", values=True))
+        checks.state(x0, name="x0", values=True)
+        _check_operator(operator)
+        noise_std = checks.not_negative(noise_std, name="noise_std")
+        event = getattr(operator, "event", None)
+        if event is not None:
+            fits(x0, event, name="x0", what=f"the event of the operator {type(operator).__name__}")
+        clean = operator(x0)
+        if not isinstance(clean, Tensor) or not clean.is_floating_point() or len(clean) != len(x0):
+            raise ValueError(
+                f"operator must answer a floating tensor (B, *measured) with B = {len(x0)}; it answered "
+                f"{checks.got(clean)}."
+            )
         z = as_noise(noise, "measurement").initial(tuple(clean.shape), dtype=clean.dtype, device=clean.device)
         return cls(clean + noise_std * z, operator, noise_std)
 
@@ -93,8 +111,10 @@ class Measurement:
         if isinstance(self.operator, LinearOperator):
             return self.operator
         raise TypeError(
-            f"{what} needs a linear operator with an adjoint, a LinearOperator; the measurement's is a "
-            f"{type(self.operator).__name__}. If it is linear, write FunctionOperator(operator, event=...), which "
+            f"{what} needs a linear operator with an adjoint: measurement must be a Measurement of a LinearOperator; "
+            "its "
+            f"operator is a {type(self.operator).__name__}. If it is linear, write FunctionOperator(operator, "
+            "event=...), which "
             "derives the adjoint; if not, take dps."
         )
 
@@ -139,8 +159,9 @@ class Measurement:
         """Raises ValueError where noise_std is 0."""
         if self.noise_std == 0:
             raise ValueError(
-                f"{what} needs noise_std > 0: without noise y has no density. Give the measurement's noise, or a small "
-                "number in place of it."
+                f"{what} needs noise_std > 0, got a Measurement with noise_std = {self.noise_std:g}: without noise y "
+                "has "
+                "no density. Give the measurement's noise, or a small number in place of it."
             )
 
     def _for(self, x: Tensor, measured: Shape) -> None:
@@ -155,7 +176,8 @@ class Measurement:
         shape = tuple(self.y.shape)
         if shape not in (measured, (*shape[:1], *measured)):
             raise ValueError(
-                f"y must be {measured}, which is what the operator measures, or the same with a batch axis before; "
+                f"y must be {measured}, which is what the operator {type(self.operator).__name__} measures, or the "
+                "same with a batch axis before; "
                 f"got {shape}."
             )
         return shape == measured

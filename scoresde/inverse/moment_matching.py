@@ -83,7 +83,6 @@ class MomentMatching(LikelihoodScore):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.fields(self)
         checks.count(self.chunk, name="chunk")
         checks.count(self.iterations, name="iterations")
         checks.positive(self.tolerance, name="tolerance")

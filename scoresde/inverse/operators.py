@@ -86,8 +86,12 @@ class LinearOperator(ABC):
         for name, factor in zip("ab", factors, strict=True):
             if factor.ndim > 1 or (factor.ndim and len(factor) != len(v)):
                 raise ValueError(f"{name} must be a number, () or ({len(v)},); got shape {tuple(factor.shape)}.")
+            if factor.is_meta:
+                raise ValueError(f"{name} must hold values, got {checks.got(factor)}.")
             if checks.readable(factor) and not bool((factor >= 0).all()):
                 raise ValueError(f"{name} must be at least 0, got {factor.detach().min():g}.")
+            if checks.readable(factor) and not bool(factor.isfinite().all()):
+                raise ValueError(f"{name} must be finite, got {factor.detach().max():g}.")
         if all(map(checks.readable, factors)) and not bool((factors[0] + factors[1] > 0).all()):
             raise ValueError("a + b must be positive: with both 0 there is nothing to solve.")
         return self.solve_system(v, spread(factors[0], v), spread(factors[1], v))
@@ -103,13 +107,16 @@ class LinearOperator(ABC):
 
     def pseudo_inverse(self, y: Tensor) -> Tensor:
         r"""A⁺ y = Aᵀ (A Aᵀ)⁺ y, (B, \*event): of the x whose A x is nearest to y, the one of least norm."""
-        if self.closed_form:
-            return self.adjoint(self.solve(y, 1.0, 0.0))
-        return self._least_squares(fits(y, self.measured, name="y", what=f"what {type(self).__name__} measures"))
+        fits(y, self.measured, name="y", what=f"what {type(self).__name__} measures")
+        return self.adjoint(self.solve(y, 1.0, 0.0)) if self.closed_form else self._least_squares(y)
 
     def project(self, x: Tensor, y: Tensor) -> Tensor:
         r"""x + A⁺ (y - A x), (B, \*event): of the x' whose A x' is nearest to y, the one nearest to x."""
-        return x + self.pseudo_inverse(y - self(x))
+        answer = self(x)
+        fits(y, self.measured, name="y", what=f"what {type(self).__name__} measures")
+        if len(y) not in (1, len(x)):
+            raise ValueError(f"y must have a row for each sample of x, {len(x)}; got {tuple(y.shape)}.")
+        return x + self.pseudo_inverse(y - answer)
 
     def _least_squares(self, y: Tensor) -> Tensor:
         """The x of least norm with Aᵀ A x = Aᵀ y, which always has a solution."""
@@ -180,9 +187,11 @@ class Composition(LinearOperator):
     inner: LinearOperator
 
     def __post_init__(self) -> None:
+        checks.fields(self)
         if self.inner.measured != self.outer.event:
             raise ValueError(
-                f"A @ B needs B to answer what A takes: B measures {self.inner.measured}, A takes {self.outer.event}."
+                f"A @ B needs B to answer what A takes: B, {type(self.inner).__name__}, measures {self.inner.measured} "
+                f"and A, {type(self.outer).__name__}, takes {self.outer.event}."
             )
 
     @property
@@ -233,11 +242,10 @@ def as_event(event: object) -> Shape:
     """A shape of whole numbers of at least 1, without the batch.
 
     Raises:
-        ValueError: it is none.
+        TypeError, ValueError: it is none.
     """
-    sizes = tuple(event) if isinstance(event, (tuple, list)) else ()
-    if not sizes or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sizes):
-        raise ValueError(
-            f"event must be the shape of one sample without the batch, such as (3, 32, 32); got {event!r}."
-        )
+    what = "the shape of one sample without the batch, such as (3, 32, 32)"
+    sizes = checks.shape(event, what=what, name="event")
+    if 0 in sizes:
+        raise ValueError(f"event must be {what}, with no size 0; got {sizes}.")
     return sizes

@@ -8,7 +8,6 @@ A linear function is tried on random vectors when it is made.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,6 +17,8 @@ from torch import Tensor
 from scoresde import checks
 from scoresde.inverse.operators import LinearOperator, as_event, fits
 from scoresde.noise.base import Shape
+
+_MOST_OVERSAMPLE = 1000
 
 
 @dataclass(frozen=True, eq=False, init=False)
@@ -52,8 +53,10 @@ class FunctionOperator(LinearOperator):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
     ) -> None:
-        if not callable(forward) or not (adjoint is None or callable(adjoint)):
-            raise TypeError("FunctionOperator takes functions: forward, and adjoint or None.")
+        checks.function(forward, name="forward", what="(B, *event) -> (B, *measured)", takes=1)
+        if adjoint is not None:
+            checks.function(adjoint, name="adjoint", what="(B, *measured) -> (B, *event)", takes=1)
+        dtype, device = checks.dtype(dtype), checks.device(device)
         own = {"forward": forward, "backward": adjoint, "event": as_event(event), "dtype": dtype, "device": device}
         for name, value in own.items():
             object.__setattr__(self, name, value)
@@ -74,7 +77,7 @@ class FunctionOperator(LinearOperator):
 
     def transpose(self, y: Tensor) -> Tensor:
         if self.backward is not None:
-            x = self.backward(y)
+            x = checks.instance(self.backward(y), Tensor, name="what adjoint answers")
             if x.shape != (len(y), *self.event):
                 raise ValueError(
                     f"adjoint must answer {(len(y), *self.event)}, the event; it answered {tuple(x.shape)}."
@@ -116,9 +119,10 @@ class PhaseRetrieval:
     def __post_init__(self) -> None:
         object.__setattr__(self, "event", as_event(self.event))
         if len(self.event) < 2:
-            raise ValueError(f"PhaseRetrieval transforms the last two axes; got the event {self.event}.")
-        if not (math.isfinite(checks.number(self.oversample, name="oversample")) and self.oversample >= 1):
-            raise ValueError(f"oversample must be at least 1, got {self.oversample!r}.")
+            raise ValueError(f"event must have at least the last two axes that are transformed; got {self.event}.")
+        checks.fields(self)
+        if not 1 <= checks.positive(self.oversample, name="oversample") <= _MOST_OVERSAMPLE:
+            raise ValueError(f"oversample must be from 1 to {_MOST_OVERSAMPLE}, got {self.oversample!r}.")
 
     @property
     def measured(self) -> Shape:

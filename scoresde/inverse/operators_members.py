@@ -14,17 +14,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from scoresde import checks
+from scoresde.checks.lasting import lasting_property
 from scoresde.inverse.operators import LinearOperator, as_event
 from scoresde.noise import Noise, as_noise
 from scoresde.noise.base import Shape
 
 __all__ = ["REC_709", "Blur", "Downsample", "Grayscale", "Identity", "Mask", "Matrix", "gaussian_kernel"]
+
+_MOST_WIDTH = 1_000_001
 
 REC_709 = (0.2126, 0.7152, 0.0722)
 """Weights of red, green and blue in luma (Recommendation ITU-R BT.709)."""
@@ -76,19 +78,27 @@ class Mask(LinearOperator):
 
     def __post_init__(self) -> None:
         if not isinstance(self.mask, Tensor) or self.mask.dtype != torch.bool:
-            got = self.mask.dtype if isinstance(self.mask, Tensor) else type(self.mask).__name__
-            raise TypeError(f"mask must be a boolean tensor, True where x is measured; got {got}. Write mask > 0.5.")
-        event = as_event(self.event or tuple(self.mask.shape))
+            raise TypeError(
+                f"mask must be a boolean tensor, True where x is measured; got {checks.got(self.mask)}. Write mask > "
+                "0.5."
+            )
+        event = as_event(_said(self.event) or tuple(self.mask.shape))
         try:
             mask = self.mask.expand(event)
         except RuntimeError as error:
-            raise ValueError(f"a mask {tuple(self.mask.shape)} does not broadcast to the event {event}.") from error
+            raise ValueError(
+                f"mask must broadcast to the event; a mask {tuple(self.mask.shape)} does not broadcast to event = "
+                f"{event}."
+            ) from error
         if not bool(mask.any()):
-            raise ValueError("the mask keeps nothing: it is False everywhere. True marks what is measured.")
+            raise ValueError(
+                f"mask must be True where x is measured; got {checks.got(self.mask)} that keeps nothing: it is False "
+                "everywhere."
+            )
         object.__setattr__(self, "event", event)
         object.__setattr__(self, "mask", mask)
 
-    @cached_property
+    @lasting_property
     def _kept(self) -> Tensor:
         return self.mask.flatten().nonzero().flatten()
 
@@ -127,14 +137,14 @@ class Downsample(LinearOperator):
 
     def __post_init__(self) -> None:
         event = as_event(self.event)
-        factors = self.factor if isinstance(self.factor, tuple) else (self.factor,) * min(2, len(event))
-        for factor in factors:
-            checks.count(factor, name="factor")
+        several = tuple(self.factor) if isinstance(self.factor, (tuple, list)) else (self.factor,) * min(2, len(event))
+        factors = tuple(checks.count(factor, name="factor") for factor in several)
         if not 0 < len(factors) <= len(event):
             raise ValueError(f"factor must have one entry for each of the last axes of {event}, got {self.factor!r}.")
         if any(size % factor for size, factor in zip(event[-len(factors) :], factors, strict=True)):
             raise ValueError(
-                f"the last sizes of the event {event} must be multiples of {factors}: crop or pad the sample first."
+                f"factor must divide the last sizes of the event {event}, got {factors}: let them be multiples, crop "
+                "or pad the sample first."
             )
         object.__setattr__(self, "event", event)
         object.__setattr__(self, "factor", factors)
@@ -182,22 +192,22 @@ class Blur(LinearOperator):
     event: Shape
 
     def __post_init__(self) -> None:
-        event, kernel = as_event(self.event), self.kernel
-        if not isinstance(kernel, Tensor) or not kernel.is_floating_point():
-            raise TypeError(
-                f"kernel must be a floating tensor, got {kernel.dtype if isinstance(kernel, Tensor) else kernel!r}."
-            )
-        checks.finite(kernel, name="kernel")
+        event = as_event(self.event)
+        kernel = checks.state(self.kernel, name="kernel", values=True)
         n = kernel.ndim
-        if not 0 < n <= len(event) or any(k > s for k, s in zip(kernel.shape, event[-n:], strict=True)):
-            raise ValueError(f"a kernel {tuple(kernel.shape)} does not fit into the last axes of the event {event}.")
+        if not kernel.numel() or n > len(event) or any(k > s for k, s in zip(kernel.shape, event[-n:], strict=True)):
+            raise ValueError(
+                f"kernel must be one that fits into the event {event}; {tuple(kernel.shape)} does not fit into its "
+                "last "
+                "axes."
+            )
         object.__setattr__(self, "event", event)
 
     @property
     def measured(self) -> Shape:
         return self.event
 
-    @cached_property
+    @lasting_property
     def _spectrum(self) -> Tensor:
         """Eigenvalues of A, in float64: x -> irfft(rfft(x) spectrum)."""
         sizes = self.event[-self.kernel.ndim :]
@@ -246,7 +256,7 @@ class Grayscale(LinearOperator):
     weights: tuple[float, ...] = REC_709
 
     def __post_init__(self) -> None:
-        event, weights = as_event(self.event), tuple(map(float, self.weights))
+        event, weights = as_event(self.event), checks.numbers(self.weights, name="weights", what="one for each channel")
         if len(weights) != event[0] or not all(map(math.isfinite, weights)) or not any(weights):
             raise ValueError(
                 f"weights must be finite, not all 0, and one for each of the {event[0]} channels; got {weights}."
@@ -285,20 +295,21 @@ class Matrix(LinearOperator):
     event: Shape = ()
 
     def __post_init__(self) -> None:
-        values = self.values
-        if not isinstance(values, Tensor) or not values.is_floating_point() or values.ndim != 2 or not values.numel():
-            got = f"{values.dtype} {tuple(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
-            raise ValueError(f"A must be a floating matrix (m, D), got {got}.")
-        checks.finite(values, name="A")
-        event = as_event(self.event or (values.shape[1],))
+        values = checks.state(self.values, name="values", values=True)
+        if values.ndim != 2 or not values.numel():
+            raise ValueError(f"values must be a floating matrix (m, D), got {checks.got(values)}.")
+        event = as_event(_said(self.event) or (values.shape[1],))
         if math.prod(event) != values.shape[1]:
-            raise ValueError(f"A has {values.shape[1]} columns but the event {event} holds {math.prod(event)} numbers.")
+            raise ValueError(
+                f"event must hold as many numbers as values has columns; values has {values.shape[1]} columns, but the "
+                f"event {event} holds {math.prod(event)} numbers."
+            )
         object.__setattr__(self, "event", event)
 
     @classmethod
     def gaussian(cls, m: int, event: Shape, noise: Noise | torch.Generator | int) -> Matrix:
         r"""m random projections with entries N(0, 1/m), which keep lengths in the mean: E|A x|² = |x|²."""
-        checks.count(m, name="m")
+        m = checks.count(m, name="m", most=2**31)
         event = as_event(event)
         source = as_noise(noise, "operator")
         drawn = source.initial((m, math.prod(event)), dtype=torch.float64, device=torch.device("cpu"))
@@ -314,7 +325,7 @@ class Matrix(LinearOperator):
     def transpose(self, y: Tensor) -> Tensor:
         return (y @ self.values.to(y)).reshape(len(y), *self.event)
 
-    @cached_property
+    @lasting_property
     def _axes(self) -> tuple[Tensor, Tensor]:
         """Eigenvalues (m,) and eigenvectors (m, m) of A Aᵀ, in float64."""
         values = self.values.detach().double()
@@ -333,15 +344,20 @@ class Matrix(LinearOperator):
         return torch.where(lost, 0, (v @ axes) / total.masked_fill(lost, 1)) @ axes.mT
 
 
+def _said(event: Shape) -> Shape | None:
+    """The event, where one was given: the default is ()."""
+    return None if isinstance(event, tuple) and not event else checks.shape(event, name="event")
+
+
 def gaussian_kernel(width: int, sigma: float, dims: int = 2) -> Tensor:
     """A Gaussian of ``dims`` axes, ``width`` points and standard deviation ``sigma`` points on each; float64, sum 1.
 
     Raises:
         ValueError: width even, which would have no centre, or sigma not positive.
     """
-    checks.count(width, name="width")
-    checks.count(dims, name="dims")
-    checks.positive(sigma, name="sigma")
+    width = checks.count(width, name="width", most=_MOST_WIDTH)
+    dims = checks.count(dims, name="dims", most=8)
+    sigma = checks.positive(sigma, name="sigma")
     if width % 2 == 0:
         raise ValueError(f"width must be odd, so that the kernel has a centre; got {width}.")
     line = torch.exp(-0.5 * ((torch.arange(width, dtype=torch.float64) - width // 2) / sigma) ** 2)

@@ -20,7 +20,7 @@ from scoresde.reverse import Reverse
 from scoresde.sde import Time
 from scoresde.solvers.base import Solver
 from scoresde.solvers.one_step import Ancestral
-from scoresde.solvers.wrapping import Wrapping, require_process, require_solver
+from scoresde.solvers.wrapping import Wrapping, require_process
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,6 @@ class Replacement(MeasuredSolver, Wrapping):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_solver(self.solver)
         # without a memory a step begins anew at x, whatever x was before; with one it may not look at x again
         if self.solver.has_memory:
             require_process(self.solver, "so that no part of them can be replaced")

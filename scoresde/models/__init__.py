@@ -4,15 +4,17 @@
   function, :func:`score_of_denoiser` of a denoiser.
 - :class:`ScoreModel` is a network, its SDE and what it predicts (:mod:`~scoresde.models.predictions`).
 - :class:`ClassifierModel` is a noise-conditional classifier.
+- :func:`evaluating` is evaluation mode for as long as samples are drawn.
 - :mod:`~scoresde.models.conditions` is the one home of conditions.
 """
 
 from scoresde.models.classifier import ClassifierModel
 from scoresde.models.combination import Combination, Expectation, Linear
+from scoresde.models.evaluation import evaluating
 from scoresde.models.model import BoundScore, ScoreModel
 from scoresde.models.modules import modules_of, parameters_of
 from scoresde.models.predictions import PREDICTIONS, Affine, Prediction
-from scoresde.models.score import DerivedScore, Score, as_score, score_of_denoiser
+from scoresde.models.score import DerivedScore, Score, Units, as_score, score_of_denoiser
 
 __all__ = [
     "PREDICTIONS",
@@ -26,7 +28,9 @@ __all__ = [
     "Prediction",
     "Score",
     "ScoreModel",
+    "Units",
     "as_score",
+    "evaluating",
     "modules_of",
     "parameters_of",
     "score_of_denoiser",

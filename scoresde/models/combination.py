@@ -122,6 +122,10 @@ def as_number(coefficient: Coefficient) -> Coefficient:
 
 def combine(*terms: tuple[Coefficient, Tensor]) -> Tensor:
     """Σ c_i x_i in the dtype of the x_i, in as few passes over memory as can be; numbers c = 0 are left out."""
+    if len(terms) == 2:  # what nearly every step asks, in half the time
+        (c, x), (d, y) = terms
+        if c.__class__ is float and d.__class__ is float and c not in (0.0, 1.0) and d and not checks.transformed(y):
+            return (c * x).add_(y, alpha=d)
     total, ours = None, False
     for c, x in terms:
         if isinstance(c, Tensor):

@@ -16,17 +16,17 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from scoresde import checks
 from scoresde.models.combination import NOISE, SCORE, X0, Coefficient, Combination, Expectation, as_number, combine
-from scoresde.models.conditions import completed, expanded, nulls_for
+from scoresde.models.conditions import TrainedWith, as_given, check_bound, completed, expanded, given_names, nulls_for
 from scoresde.models.network import NoiseLevelNetwork
-from scoresde.models.predictions import PREDICTIONS, Prediction
-from scoresde.models.score import DerivedScore, Score, shaped_like
+from scoresde.models.predictions import PREDICTIONS, Affine, Prediction
+from scoresde.models.score import DerivedScore, Score, Units, shaped_like
 from scoresde.sde import SDE, Time, has_signal, spread
 from scoresde.spectrum import Spectrum
 
@@ -51,6 +51,14 @@ class ScoreModel(NoiseLevelNetwork, Score):
             variance; without it, x itself. "edm" always scales, with 0.5 unless told otherwise.
         spectrum: of the data, for the samplers; see :meth:`Spectrum.of <scoresde.spectrum.Spectrum.of>`.
 
+    Attributes:
+        trained_with: which conditions training gave the network, and how often it left them out; None where that is
+            not known. :func:`~scoresde.train.train` sets it and checkpoints keep it; guidance warns by it.
+        scaling: the map between x_0 and the data; ``train`` sets that of its data set, checkpoints keep it, and
+            ``sample(model, ...).data`` are samples in the units of the data.
+        condition_scalings: by name, the maps by which conditions are brought to the network's units, wherever the model
+            is given them: set and kept likewise. A row of NaN, "not given", stays one.
+
     Raises:
         ValueError: an unknown prediction, or a sigma_data that is not positive.
     """
@@ -63,22 +71,36 @@ class ScoreModel(NoiseLevelNetwork, Score):
         sigma_data: float | None = None,
         spectrum: Spectrum | None = None,
     ) -> None:
-        if isinstance(predicts, str) and predicts not in PREDICTIONS:
-            raise ValueError(f"predicts must be one of {', '.join(PREDICTIONS)}, or a function; got {predicts!r}.")
+        if not callable(predicts) and predicts not in (PREDICTIONS if isinstance(predicts, str) else ()):
+            known = f"one of {', '.join(PREDICTIONS)}, or a function"
+            raise (ValueError if isinstance(predicts, str) else TypeError)(
+                f"predicts must be {known}; got {checks.got(predicts)}."
+            )
+        if spectrum is not None:
+            checks.instance(spectrum, Spectrum, name="spectrum", hint="Spectrum.of(x) measures it.")
         super().__init__(net, sde, 0.5 if sigma_data is None and predicts == "edm" else sigma_data)
         self.predicts = predicts
         self.spectrum = spectrum
+        self.trained_with: TrainedWith | None = None
+        self.scaling: Units | None = None
+        self.condition_scalings: dict[str, Units] = {}
         self._prediction = PREDICTIONS[predicts] if isinstance(predicts, str) else predicts
 
     def evaluate(self, x: Tensor, t: Time, wanted: Combination, conditions: Given = None) -> Tensor:
         """The wanted combination, of x and one call of the network."""
+        if self.trained_with is not None and not conditions and not torch.compiler.is_compiling():
+            self.trained_with.warn_unless_seen((), what=type(self).__name__, stacklevel=3)
         alpha, sigma = self.levels(x, t)
+        given = as_given(conditions)
         k = self._prediction(alpha, sigma, self.sigma_data if self.sigma_data is not None else 1.0)
+        if k.__class__ is not Affine:
+            checks.instance(k, Affine, name=f"what predicts={self.predicts!r} answers")
         p, q = map(as_number, wanted.of_predictions(alpha, sigma))
         of_x, of_out = _sum(p, k.x0_x, q, k.noise_x), _sum(p, k.x0_out, q, k.noise_out)
         if not has_signal(alpha, sigma):
             self._refuse_infinite(of_x, of_out)
-        out = shaped_like(self.answer(x, alpha, sigma, conditions or {}), x, "the network")
+        given = in_network_units(given, self.condition_scalings)
+        out = shaped_like(self.answer(x, alpha, sigma, given), x, "the network")
         answer = combine((as_number(of_x), x), (as_number(of_out), out))
         # never the network's own tensor, which its next call may write to (CUDA graphs do), nor the caller's
         return answer.clone() if answer is out or answer is x else answer
@@ -89,7 +111,7 @@ class ScoreModel(NoiseLevelNetwork, Score):
         Args:
             x: (B, *event).
             t: () or (B,), where σ(t) > 0.
-            conditions: by name, passed to the network as they are.
+            conditions: by name, in their own units: those with a scaling are brought to the network's.
         """
         return self.evaluate(x, t, SCORE, conditions)
 
@@ -105,8 +127,17 @@ class ScoreModel(NoiseLevelNetwork, Score):
         """The Score of this model under fixed conditions, e.g. ``model.bind(label=y)``.
 
         A number or one row (1, ...) is for the whole batch where the network's ``null_conditions`` name the condition;
-        all else is passed on as it is.
+        all else is passed on as it is. Conditions are given in their own units: a model that was trained on incomes in
+        euros is asked ``model.bind(income=50_000.0)``. Warns where conditions are left out, or given, that training
+        never did so.
+
+        Raises:
+            TypeError, ValueError: a condition that the network, as far as it tells, does not take, or a value that is
+                not of its kind.
         """
+        check_bound(self.net, conditions)
+        if self.trained_with is not None:
+            self.trained_with.warn_unless_seen(given_names(self.net, conditions), what="bind")
         return BoundScore(self, conditions)
 
     def under(self, sde: SDE) -> ScoreModel:
@@ -135,6 +166,21 @@ class ScoreModel(NoiseLevelNetwork, Score):
             )
 
 
+def in_network_units(given: Mapping[str, Any], scalings: Mapping[str, Units]) -> Mapping[str, Any]:
+    """Conditions, those that have a scaling by it, in the dtype that they came in."""
+    if not scalings:
+        return given
+
+    def scaled(name: str, value: Any) -> Any:
+        if name not in scalings or value is None:
+            return value
+        if not isinstance(value, Tensor):
+            return scalings[name].to_model(torch.as_tensor(value, dtype=torch.float64)).float()
+        return scalings[name].to_model(value).to(value.dtype if value.is_floating_point() else torch.float32)
+
+    return {name: scaled(name, value) for name, value in given.items()}
+
+
 def _sum(p: Coefficient, of_p: Tensor, q: Coefficient, of_q: Tensor) -> Tensor:
     """p of_p + q of_q, where a coefficient of 0 wins over an infinite one."""
     if not isinstance(q, Tensor) and q == 0.0:
@@ -155,7 +201,11 @@ class Transported(ScoreModel):
     """A model seen under another schedule; made by :meth:`ScoreModel.under`."""
 
     def __init__(self, model: ScoreModel, sde: SDE) -> None:
+        checks.instance(sde, SDE, name="sde")
         super().__init__(model.net, sde, model.predicts, model.sigma_data, model.spectrum)
+        self.trained_with = model.trained_with
+        # for whoever asks; what is evaluated is the trained model, which brings conditions to the network's units
+        self.scaling, self.condition_scalings = model.scaling, model.condition_scalings
         self.trained_under: SDE = model.trained_under if isinstance(model, Transported) else model.sde
         # In a tuple: as an attribute of its own, nn.Module would list the network's parameters a second time.
         self._inner: tuple[ScoreModel, ...] = model._inner if isinstance(model, Transported) else (model,)
@@ -187,6 +237,10 @@ class BoundScore(DerivedScore):
     model: ScoreModel
     conditions: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        checks.fields(self)
+        as_given(self.conditions)
+
     @property
     def score(self) -> ScoreModel:  # type: ignore[override]
         """The model."""
@@ -210,6 +264,14 @@ class Branches:
     model: ScoreModel
     given: tuple[Mapping[str, Any], ...]
     nulls: Mapping[str, Any]
+
+    def warn_unless_trained(self, which: Sequence[int], *, what: str, stacklevel: int = 2) -> None:
+        """Warn where one of these branches asks the network for what it was never trained to do, as far as is known."""
+        trained = self.model.trained_with
+        for i in which if trained is not None else ():
+            cast(TrainedWith, trained).warn_unless_seen(
+                given_names(self.model.net, self.given[i]), what=what, stacklevel=stacklevel + 1
+            )
 
     def evaluate(self, x: Tensor, t: Tensor, wanted: Combination, which: Sequence[int]) -> list[Tensor]:
         """The wanted combination in some branches, of which ``which`` holds the indices: (B, *event) for each."""
@@ -241,5 +303,7 @@ def branches(model: ScoreModel, given: Sequence[Mapping[str, Any]], null: Any, *
         ValueError: see :func:`~scoresde.models.conditions.nulls_for`.
     """
     if not isinstance(model, ScoreModel):
-        raise TypeError(f"{what} needs a ScoreModel, not bound, to give it several conditions; got {type(model)}.")
+        raise TypeError(
+            f"model must be a ScoreModel, not bound, to which {what} gives several conditions; got {checks.got(model)}."
+        )
     return Branches(model, tuple(dict(one) for one in given), nulls_for(model.net, given, null, what=what))

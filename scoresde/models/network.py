@@ -41,14 +41,11 @@ class NoiseLevelNetwork(nn.Module):
 
     def __init__(self, net: Callable[..., Tensor], sde: SDE, sigma_data: float | None) -> None:
         super().__init__()
-        if not isinstance(sde, SDE):
-            raise TypeError(
-                f"sde must be an SDE, got {type(sde).__name__}; the order is {type(self).__name__}(net, sde)."
-            )
-        if not callable(net):
-            raise TypeError(f"net must be a module or a function, got {type(net).__name__}.")
+        checks.instance(sde, SDE, name="sde", hint=f"The order is {type(self).__name__}(net, sde).")
+        checks.function(net, name="net", what="(x, c, **conditions), such as a module")
         if sigma_data is not None:
             checks.positive(sigma_data, name="sigma_data")
+            sigma_data = checks.number(sigma_data, name="sigma_data")
         self.net, self.sde, self.sigma_data = net, sde, sigma_data
 
     def levels(self, x: Tensor, t: Time) -> tuple[Tensor, Tensor]:

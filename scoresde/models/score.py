@@ -13,11 +13,13 @@ A score of your own derives from :class:`Score` and writes :meth:`Score.evaluate
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,6 +33,16 @@ Function = Callable[[Tensor, Tensor], Tensor]
 """(x (B, *event), t () or (B,)) -> a tensor shaped like x."""
 
 
+class Units(Protocol):
+    """A map between the units of the data and those of a model, such as a :class:`~scoresde.data.Scaling`."""
+
+    def to_model(self, data: Tensor, /) -> Tensor:
+        """From data units to model units."""
+
+    def to_data(self, x: Tensor, /) -> Tensor:
+        """From model units to data units."""
+
+
 class Score(ABC):
     r"""∇_x log p_t(x) of the law of x_t = α x_0 + σ ε under :attr:`sde`, and all that follows from it.
 
@@ -38,6 +50,8 @@ class Score(ABC):
         sde: the SDE.
         sigma_data: standard deviation of x_0 per coordinate, where the score knows it.
         spectrum: the same along the direction of most, too, where the score knows it.
+        scaling: the map between x_0 and the data, where the score knows it: by it a
+            :class:`~scoresde.solvers.Solution` tells its samples in the units of the data.
         rough: whether it changes so much from time to time that samplers had better not extrapolate it: then
             :func:`~scoresde.sample` takes :class:`~scoresde.solvers.Ancestral` where nothing else is said.
         amplification: where it is a sum of scores Σ a_i s_i, Σ |a_i|: by so much the errors of its parts may come out
@@ -47,6 +61,7 @@ class Score(ABC):
     sde: SDE
     sigma_data: float | None = None
     spectrum: Spectrum | None = None
+    scaling: Units | None = None
     rough: bool = False
     amplification: float = 1.0
 
@@ -62,25 +77,45 @@ class Score(ABC):
 
     def linear(self, x: Tensor, t: Time, a: Coefficient, b: Coefficient) -> Tensor:
         """a x + b ∇ log p_t(x), with a and b numbers or float64 tensors, () or (B,)."""
-        if isinstance(a, Tensor) or isinstance(b, Tensor):
-            a, b = _moved(a, x), _moved(b, x)
-        return self.evaluate(x, _beside(t, x), Linear(a, b))
+        time = self._time(x, t)
+        if a.__class__ is not float or b.__class__ is not float or a != a or b != b:
+            a, b = _coefficient(a, x, "a"), _coefficient(b, x, "b")
+        return self.evaluate(x, time, Linear(a, b))
 
     def expect(self, x: Tensor, t: Time, x0: Coefficient, noise: Coefficient) -> Tensor:
         """E[p x_0 + q ε | x_t = x] with p = ``x0``, q = ``noise``."""
-        return self.evaluate(x, _beside(t, x), Expectation(_moved(x0, x), _moved(noise, x)))
+        time = self._time(x, t)
+        return self.evaluate(x, time, Expectation(_coefficient(x0, x, "x0"), _coefficient(noise, x, "noise")))
 
     def denoise(self, x: Tensor, t: Time) -> Tensor:
         """E[x_0 | x_t = x] = (x + σ² s)/α (Robbins 1956; Efron 2011)."""
-        return self.evaluate(x, _beside(t, x), X0)
+        return self.evaluate(x, self._time(x, t), X0)
 
     def noise(self, x: Tensor, t: Time) -> Tensor:
         """E[ε | x_t = x] = -σ s."""
-        return self.evaluate(x, _beside(t, x), NOISE)
+        return self.evaluate(x, self._time(x, t), NOISE)
 
     def __call__(self, x: Tensor, t: Time) -> Tensor:
         """∇ log p_t(x)."""
-        return self.evaluate(x, _beside(t, x), SCORE)
+        return self.evaluate(x, self._time(x, t), SCORE)
+
+    def _time(self, x: Tensor, t: Time) -> Tensor:
+        """The time as :meth:`evaluate` takes it, beside x, after all checks of both."""
+        checks.state(x)
+        sde = self.sde
+        if (  # that of every step, in half a microsecond
+            isinstance(t, Tensor)
+            and t.dtype is torch.float64
+            and not t.ndim
+            and checks.readable(t)
+            and 0 <= t.item() <= sde.t_max
+        ):
+            return t
+        time = checks.time(t, sde.t_max, what=type(sde).__name__)
+        if not time.ndim:
+            return time
+        checks.same_batch(time, x)
+        return _moved(time, x)
 
 
 class DerivedScore(Score):
@@ -99,6 +134,10 @@ class DerivedScore(Score):
     @property
     def spectrum(self) -> Spectrum | None:  # type: ignore[override]
         return self.score.spectrum
+
+    @property
+    def scaling(self) -> Units | None:  # type: ignore[override]
+        return self.score.scaling
 
     @property
     def rough(self) -> bool:  # type: ignore[override]
@@ -121,10 +160,11 @@ class FunctionScore(Score):
     sde: SDE
     sigma_data: float | None = None
     dtype: torch.dtype | None = None
+    scaling: Units | None = None
 
     def evaluate(self, x: Tensor, t: Tensor, wanted: Combination) -> Tensor:
         a, b = wanted.of_score(self.sde, t)
-        value = self.function(checks.brought(x, self.dtype or x.dtype), t)
+        value = self.function(x if self.dtype is None else checks.brought(x, self.dtype), t)
         return combine((a, x), (b, shaped_like(value, x, "the score")))
 
 
@@ -136,15 +176,21 @@ class DenoiserScore(Score):
     sde: SDE
     sigma_data: float | None = None
     dtype: torch.dtype | None = None
+    scaling: Units | None = None
 
     def evaluate(self, x: Tensor, t: Tensor, wanted: Combination) -> Tensor:
         a, b = wanted.of_x0(self.sde.alpha(t), self.sde.sigma(t))
-        value = self.denoiser(checks.brought(x, self.dtype or x.dtype), t)
+        value = self.denoiser(x if self.dtype is None else checks.brought(x, self.dtype), t)
         return combine((a, x), (b, shaped_like(value, x, "the denoiser")))
 
 
 def as_score(
-    function: Function | Score, sde: SDE, *, sigma_data: float | None = None, dtype: torch.dtype | None = None
+    function: Function | Score,
+    sde: SDE,
+    *,
+    sigma_data: float | None = None,
+    dtype: torch.dtype | None = None,
+    scaling: Units | None = None,
 ) -> Score:
     """A Score from any function (x, t) -> ∇ log p_t(x).
 
@@ -154,6 +200,7 @@ def as_score(
         sigma_data: standard deviation of x_0 per coordinate, if known.
         dtype: that of tensors which the function holds, to which x is brought; default that of the module behind it, if
             :func:`~scoresde.models.modules_of` finds one, else x's own, float32 or float64.
+        scaling: the map between x_0 and the data, if known.
 
     Raises:
         TypeError: not a function, or not an SDE.
@@ -163,19 +210,22 @@ def as_score(
     if isinstance(function, Score):
         same_sde({"sde": sde, "the score": function.sde})
         return function
-    if not callable(function):
-        raise TypeError(f"function must be (x, t) -> score, got {type(function).__name__}.")
-    return FunctionScore(function, sde, _checked(sigma_data), dtype or dtype_behind(function))
+    checks.function(function, name="function", what="(x, t) -> score")
+    return FunctionScore(function, sde, *_checked(sigma_data, dtype, function), scaling)
 
 
 def score_of_denoiser(
-    denoiser: Function, sde: SDE, *, sigma_data: float | None = None, dtype: torch.dtype | None = None
+    denoiser: Function,
+    sde: SDE,
+    *,
+    sigma_data: float | None = None,
+    dtype: torch.dtype | None = None,
+    scaling: Units | None = None,
 ) -> Score:
     """The Score (α D(x, t) - x)/σ² of a denoiser D(x, t) = E[x_0 | x_t = x]. Arguments as of :func:`as_score`."""
     _check_sde(sde, "score_of_denoiser(denoiser, sde)")
-    if not callable(denoiser):
-        raise TypeError(f"denoiser must be (x, t) -> x_0, got {type(denoiser).__name__}.")
-    return DenoiserScore(denoiser, sde, _checked(sigma_data), dtype or dtype_behind(denoiser))
+    checks.function(denoiser, name="denoiser", what="(x, t) -> x_0")
+    return DenoiserScore(denoiser, sde, *_checked(sigma_data, dtype, denoiser), scaling)
 
 
 def check_score(score: object, *, name: str = "score") -> Score:
@@ -226,15 +276,27 @@ def shaped_like(value: object, x: Tensor, what: str) -> Tensor:
         ValueError: it is no tensor shaped like x.
     """
     if isinstance(value, Tensor) and value.shape == x.shape:
-        return value if value.dtype == x.dtype else value.to(x.dtype)
+        if value.dtype == x.dtype:
+            return value
+        if value.is_floating_point():
+            return value.to(x.dtype)
+        raise ValueError(f"{what} must return a floating tensor like x, {x.dtype}; it returned {value.dtype}.")
     got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
     raise ValueError(f"{what} must return a tensor shaped like x, {tuple(x.shape)}; it returned {got}.")
 
 
-def _beside(t: Time, x: Tensor) -> Tensor:
-    """A time as :meth:`Score.evaluate` takes it; its range is checked where the schedule is asked."""
-    time = t if isinstance(t, Tensor) and t.dtype == torch.float64 else checks.real(t, name="t")
-    return _moved(time, x) if time.ndim else time
+def _coefficient(given: Coefficient, x: Tensor, name: str) -> Coefficient:
+    """A coefficient as :class:`Linear` and :class:`Expectation` hold it: a float, or float64, () or (B,), beside x."""
+    if isinstance(given, (int, float, np.number)):
+        number = checks.number(given, name=name)
+        if math.isnan(number):
+            raise ValueError(f"{name} must be a number, got {number}.")
+        return number
+    found = checks.real(given, name=name)
+    if found.ndim > 1:
+        raise ValueError(f"{name} must be a number, or one for each sample (B,), got shape {tuple(found.shape)}.")
+    checks.same_batch(found, x, name=name)
+    return _moved(found, x)
 
 
 C = TypeVar("C", Tensor, Coefficient)
@@ -248,11 +310,14 @@ def _moved(given: C, x: Tensor) -> C:
 
 
 def _check_sde(sde: object, order: str) -> None:
-    if not isinstance(sde, SDE):
-        raise TypeError(f"sde must be an SDE, got {type(sde).__name__}; the order is {order}.")
+    checks.instance(sde, SDE, name="sde", hint=f"The order is {order}.")
 
 
-def _checked(sigma_data: float | None) -> float | None:
+def _checked(
+    sigma_data: float | None, dtype: torch.dtype | None, function: object
+) -> tuple[float | None, torch.dtype | None]:
+    """The deviation of the data, and the dtype of the function, said or found."""
     if sigma_data is not None:
         checks.positive(sigma_data, name="sigma_data")
-    return sigma_data
+        sigma_data = checks.number(sigma_data, name="sigma_data")
+    return sigma_data, dtype_behind(function) if dtype is None else checks.dtype(dtype)

@@ -11,7 +11,10 @@ All start from :func:`group_norm`, which the residual blocks use as well.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import NamedTuple
 
 import torch
@@ -19,6 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoresde import checks
+
+MOST_CHANNELS = 2**20
+"""Of a layer: more than any machine can hold the square of."""
 
 
 def group_norm(channels: int, affine: bool = True) -> nn.GroupNorm:
@@ -29,7 +35,8 @@ def group_norm(channels: int, affine: bool = True) -> nn.GroupNorm:
 
 def number_of_heads(channels: int, head_width: int) -> int:
     """Return the most heads of at least head_width channels each; one where there are fewer channels."""
-    checks.count(head_width, name="head_width")
+    channels = checks.count(channels, name="channels", most=MOST_CHANNELS)
+    head_width = checks.count(head_width, name="head_width")
     most = max(1, channels // head_width)
     return max(heads for heads in range(1, most + 1) if channels % heads == 0)
 
@@ -54,6 +61,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, channels: int, head_width: int = 64) -> None:
         super().__init__()
+        channels = checks.count(channels, name="channels")
         self.heads = number_of_heads(channels, head_width)
         self.norm = group_norm(channels)
         # No bias: a key's bias cancels in the softmax, and the norm before already adds one.
@@ -78,6 +86,46 @@ class Context(NamedTuple):
     present: Tensor
 
 
+LayerEdit = Callable[[Tensor], Tensor]
+"""The map of a layer -> the one to use."""
+
+_edits: ContextVar[Mapping[int, LayerEdit]] = ContextVar(
+    "edits of attention maps"
+)  # by id of the layer, of this thread
+_counted = threading.Lock()
+_contexts = 0
+_anybody_edits = False  # in any thread: asked first, since a compiled network cannot ask for more without a break
+
+
+@contextmanager
+def edited_maps(edits: Mapping[CrossAttention, LayerEdit]) -> Iterator[None]:
+    """Inside, and in this thread alone, these layers let their maps be edited.
+
+    Nothing is written to the layers, so other threads may use the same network meanwhile.
+
+    Raises:
+        RuntimeError: a layer's map is being edited in this thread already.
+    """
+    global _contexts, _anybody_edits
+    outer = _edits.get({})
+    if any(id(layer) in outer for layer in edits):
+        raise RuntimeError(
+            "the maps of this network are being recorded or injected already; leave that context first. To record "
+            "edited maps, keep them in the edit function."
+        )
+    with _counted:
+        _contexts += 1
+        _anybody_edits = True
+    token = _edits.set({**outer, **{id(layer): edit for layer, edit in edits.items()}})
+    try:
+        yield
+    finally:
+        _edits.reset(token)
+        with _counted:
+            _contexts -= 1
+            _anybody_edits = _contexts > 0
+
+
 class CrossAttention(nn.Module):
     """x + proj(attention(norm(x) -> tokens)), each position looking at each token; (B, C, *spatial) to the same shape.
 
@@ -96,15 +144,14 @@ class CrossAttention(nn.Module):
 
     def __init__(self, channels: int, context: int, head_width: int = 64) -> None:
         super().__init__()
+        channels = checks.count(channels, name="channels")
         self.heads = number_of_heads(channels, head_width)
         self.norm = group_norm(channels)
         self.query = nn.Linear(channels, channels, bias=False)
-        self.kv = nn.Linear(context, 2 * channels, bias=False)
+        self.kv = nn.Linear(checks.count(context, name="context"), 2 * channels, bias=False)
         self.proj = nn.Linear(channels, channels)
         nn.init.zeros_(self.proj.weight)
         nn.init.zeros_(self.proj.bias)
-        # Set and removed by AttentionMaps: takes the map, returns the one to use.
-        self.edit: Callable[[Tensor], Tensor] | None = None
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Map x (B, C, *spatial) to the same shape."""
@@ -112,11 +159,12 @@ class CrossAttention(nn.Module):
         q = self.query(positions).unflatten(2, (self.heads, -1)).transpose(1, 2)
         k, v = self.kv(context.tokens).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
         present = context.present[:, None, None, :]
-        if self.edit is None:
+        edit = _edits.get({}).get(id(self)) if _anybody_edits else None
+        if edit is None:
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=present)  # (B, heads, P, C / heads)
         else:
             logits = (q @ k.transpose(2, 3)).to(torch.promote_types(q.dtype, torch.float32)) * q.shape[3] ** -0.5
-            attention = self.edit(logits.masked_fill(~present, -torch.inf).softmax(3))
+            attention = edit(logits.masked_fill(~present, -torch.inf).softmax(3))
             mixed = attention.to(v.dtype) @ v
         out = self.proj(mixed.transpose(1, 2).flatten(2))
         return x + out.transpose(1, 2).reshape(x.shape)
@@ -135,6 +183,7 @@ class AttentionPool(nn.Module):
 
     def __init__(self, channels: int, head_width: int = 64) -> None:
         super().__init__()
+        channels = checks.count(channels, name="channels")
         self.heads = number_of_heads(channels, head_width)
         self.query = nn.Parameter(torch.randn(self.heads, 1, channels // self.heads))
         self.kv = nn.Linear(channels, 2 * channels, bias=False)

@@ -15,13 +15,17 @@ from __future__ import annotations
 
 import difflib
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from scoresde.nn.attention import CrossAttention
+from scoresde import checks
+from scoresde.checks.lasting import outlasting
+from scoresde.nn.attention import CrossAttention, edited_maps
 
 Edit = Callable[[int, int, Tensor], Tensor]
 """(layer, call, own map (B, heads, positions, tokens)) -> the map to use, of the same shape."""
@@ -43,9 +47,9 @@ class AttentionMaps:
     Prompt-to-prompt (Hertz et al. 2022, arXiv:2208.01626) is injecting with an edit, a function of layer, call and
     the network's own map, made of `map_tokens`, `shared_tokens` and `reweight_tokens`.
 
-    A context sets an attribute of the network's layers and removes it however it ends, so do not use one network in
-    two threads meanwhile. Recorded maps are detached; those of a long run on many samples take memory in proportion.
-    Classifier-free guidance calls the network on both its branches, so record and inject under the same guidance.
+    A context is of the thread that opened it: others may use the network meanwhile, and see nothing of it. Recorded
+    maps are detached; those of a long run on many samples take memory in proportion. Classifier-free guidance calls
+    the network on both its branches, so record and inject under the same guidance.
 
     Args:
         layers: maps to start from, layer by layer and call by call, e.g. recorded ones after a change.
@@ -55,9 +59,14 @@ class AttentionMaps:
     """
 
     def __init__(self, layers: Sequence[Sequence[Tensor]] = ()) -> None:
+        if not isinstance(layers, (list, tuple)) or not all(
+            isinstance(calls, (list, tuple)) and all(isinstance(one, Tensor) for one in calls) for calls in layers
+        ):
+            raise TypeError(f"layers must be a list of lists of maps, a list for each layer; got {checks.got(layers)}.")
         self.layers: list[list[Tensor]] = [list(calls) for calls in layers]
         if len({len(calls) for calls in self.layers}) > 1:
-            raise ValueError(f"layers have {[len(calls) for calls in self.layers]} calls; expected as many for each.")
+            counts = [len(calls) for calls in self.layers]
+            raise ValueError(f"layers must be lists of as many calls each, got a list of {counts} calls.")
 
     @property
     def calls(self) -> int:
@@ -69,7 +78,7 @@ class AttentionMaps:
         """Record the maps of every call of net (or of a model that holds it) inside the context.
 
         Raises:
-            ValueError: net has no cross-attention.
+            ValueError: net has no cross-attention, or is spread over devices by nn.DataParallel.
             RuntimeError: maps are held already, or net is inside another context.
         """
         if self.calls:
@@ -81,7 +90,7 @@ class AttentionMaps:
         self.layers = [[] for _ in layers]
 
         def record(layer: int, call: int, own: Tensor) -> Tensor:
-            self.layers[layer].append(own.detach())
+            self.layers[layer].append(outlasting(own.detach()))
             return own
 
         with _edited(layers, record):
@@ -131,10 +140,15 @@ def cross_attention(net: nn.Module) -> list[CrossAttention]:
 
     Raises:
         TypeError: net is no module.
-        ValueError: it has none.
+        ValueError: it has none, or is spread over devices by nn.DataParallel.
     """
     if not isinstance(net, nn.Module):
         raise TypeError(f"net is of type {type(net).__name__}; expected the network or the ScoreModel that holds it.")
+    if any(isinstance(module, nn.DataParallel) and len(module.device_ids) > 1 for module in net.modules()):
+        raise ValueError(
+            "nn.DataParallel runs copies of the network in threads of their own, where maps can be neither recorded "
+            "nor edited; give the network inside, its .module, on one device."
+        )
     layers = [module for module in net.modules() if isinstance(module, CrossAttention)]
     if not layers:
         raise ValueError(
@@ -146,12 +160,6 @@ def cross_attention(net: nn.Module) -> list[CrossAttention]:
 
 @contextmanager
 def _edited(layers: Sequence[CrossAttention], edit: Edit) -> Iterator[None]:
-    if any(layer.edit is not None for layer in layers):
-        raise RuntimeError(
-            "the maps of this network are being recorded or injected already; leave that context first. To record "
-            "edited maps, keep them in the edit function."
-        )
-
     def of_layer(index: int) -> Callable[[Tensor], Tensor]:
         calls = itertools.count()
 
@@ -170,13 +178,8 @@ def _edited(layers: Sequence[CrossAttention], edit: Edit) -> Iterator[None]:
 
         return use
 
-    try:
-        for index, layer in enumerate(layers):
-            layer.edit = of_layer(index)
+    with edited_maps({layer: of_layer(index) for index, layer in enumerate(layers)}):
         yield
-    finally:
-        for layer in layers:
-            layer.edit = None
 
 
 def map_tokens(source: Tensor, own: Tensor, pairs: Sequence[tuple[int, int]]) -> Tensor:
@@ -195,17 +198,14 @@ def map_tokens(source: Tensor, own: Tensor, pairs: Sequence[tuple[int, int]]) ->
     Raises:
         ValueError: shapes that do not fit, a token that is not there, or one of own named twice.
     """
+    checks.state(source, name="source")
+    checks.state(own, name="own")
     if source.ndim != 4 or own.ndim != 4 or source.shape[1:3] != own.shape[1:3] or len(source) not in (1, len(own)):
         raise ValueError(
             f"source has shape {tuple(source.shape)} and own {tuple(own.shape)}; expected (B, heads, positions, "
             "tokens) with the same heads and positions, and as many samples, or one in source."
         )
-    pairs = list(pairs)
-    for i, j in pairs:
-        if not (0 <= i < source.shape[3] and 0 <= j < own.shape[3]):
-            raise ValueError(
-                f"pair {(i, j)}: source has tokens 0 to {source.shape[3] - 1} and own 0 to {own.shape[3] - 1}."
-            )
+    pairs = [_pair(pair, source.shape[3], own.shape[3]) for pair in _listed(pairs)]
     targets = [j for _, j in pairs]
     if len(set(targets)) < len(targets):
         raise ValueError(f"pairs={pairs}: a token of own is named twice; give it one token of source.")
@@ -213,6 +213,22 @@ def map_tokens(source: Tensor, own: Tensor, pairs: Sequence[tuple[int, int]]) ->
     for i, j in pairs:
         columns[j] = source[..., i].to(own.dtype).expand_as(columns[j])
     return torch.stack(columns, 3)
+
+
+def _listed(pairs: object) -> Iterable[Any]:
+    if isinstance(pairs, (str, bytes)) or not isinstance(pairs, Iterable):
+        raise TypeError(f"pairs must be a list of pairs (token of source, token of own), got {checks.got(pairs)}.")
+    return pairs
+
+
+def _pair(pair: object, source: int, own: int) -> tuple[int, int]:
+    """Two tokens, one of so many of the source and one of so many of the other."""
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise TypeError(f"pairs must hold pairs (token of source, token of own), got {checks.got(pair)}.")
+    i, j = (checks.whole(token, name="each token of pairs") for token in pair)
+    if not (0 <= i < source and 0 <= j < own):
+        raise ValueError(f"pairs hold {(i, j)}: source has tokens 0 to {source - 1} and own 0 to {own - 1}; use those.")
+    return i, j
 
 
 def reweight_tokens(own: Tensor, factors: Mapping[int, float]) -> Tensor:
@@ -229,11 +245,20 @@ def reweight_tokens(own: Tensor, factors: Mapping[int, float]) -> Tensor:
     Raises:
         ValueError: a token that is not there.
     """
-    wrong = [j for j in factors if not 0 <= j < own.shape[-1]]
+    checks.state(own, name="own")
+    checks.instance(factors, Mapping, name="factors", hint="It maps tokens to numbers, {2: 1.5}.")
+    chosen = {checks.whole(j, name="each token of factors"): _factor(j, factor) for j, factor in factors.items()}
+    wrong = [j for j in chosen if not 0 <= j < own.shape[-1]]
     if wrong:
-        raise ValueError(f"factors name the tokens {wrong}; the map has tokens 0 to {own.shape[-1] - 1}.")
-    scale = own.new_tensor([float(factors.get(j, 1.0)) for j in range(own.shape[-1])])
-    return own * scale
+        raise ValueError(f"factors name the tokens {wrong}; the map has tokens 0 to {own.shape[-1] - 1}: use those.")
+    return own * own.new_tensor([chosen.get(j, 1.0) for j in range(own.shape[-1])])
+
+
+def _factor(token: int, factor: float) -> float:
+    given = checks.number(factor, name=f"factors[{token}]")
+    if not math.isfinite(given):
+        raise ValueError(f"factors[{token}] must be finite, got {given:g}.")
+    return given
 
 
 def shared_tokens(source: Tensor, own: Tensor, first: int = 0) -> list[tuple[int, int]]:
@@ -249,10 +274,11 @@ def shared_tokens(source: Tensor, own: Tensor, first: int = 0) -> list[tuple[int
     Raises:
         ValueError: tokens are not of shape (L,).
     """
-    if source.ndim != 1 or own.ndim != 1:
-        raise ValueError(
-            f"tokens have shapes {tuple(source.shape)} and {tuple(own.shape)}; expected (L,), one caption."
-        )
+    first = checks.count(first, name="first", least=0)
+    for name, tokens in {"source": source, "own": own}.items():
+        found = checks.integers(tokens, name=name, least=0, most=2**63 - 1)
+        if not isinstance(tokens, Tensor) or found.ndim != 1 or tokens.layout is not torch.strided:
+            raise ValueError(f"{name} must be a tensor of tokens (L,), expected one caption; got {checks.got(tokens)}.")
     a, b = source.tolist(), own.tolist()
     blocks = difflib.SequenceMatcher(None, a, b, autojunk=False).get_matching_blocks()
     matches = [(block.a + k, block.b + k) for block in blocks for k in range(block.size)]

@@ -51,21 +51,25 @@ class Vocabulary:
         _check_texts(self.words, "words", "Vocabulary(['a', 'red', 'three']), or Vocabulary.of(texts) for sentences")
         words = [word.lower() for word in self.words]
         if not words:
-            raise ValueError("a vocabulary needs at least one word.")
+            raise ValueError(f"words must hold at least one word, got {self.words!r}.")
         for word in words:
             if words_of(word) != [word]:
-                raise ValueError(f"{word!r} is not a single word; build a vocabulary of sentences by Vocabulary.of.")
+                raise ValueError(
+                    f"words holds {word!r}, which is not a single word; build one of sentences by Vocabulary.of."
+                )
         repeated = sorted({word for word in words if words.count(word) > 1}) if len(set(words)) < len(words) else []
         if repeated:
-            raise ValueError(f"words repeat: {', '.join(repeated[:5])}; each must be there once (case is ignored).")
+            raise ValueError(
+                f"words repeat: {', '.join(map(repr, repeated[:5]))}; each must be there once (case is ignored)."
+            )
         object.__setattr__(self, "words", tuple(words))
         object.__setattr__(self, "_tokens", {word: token for token, word in enumerate(words, start=1)})
 
     @classmethod
     def of(cls, texts: Iterable[str]) -> Vocabulary:
         """Return the vocabulary of all words in texts, in alphabetic order."""
-        if isinstance(texts, str):
-            raise TypeError(f"texts is the single text {texts!r}; expected a list of texts.")
+        if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
+            raise TypeError(f"texts is {checks.got(texts)}; expected a list of texts.")
         texts = list(texts)
         _check_texts(texts, "texts", "Vocabulary.of(['a red three', 'a blue four'])")
         return cls(sorted({word for text in texts for word in words_of(text)}))
@@ -81,7 +85,7 @@ class Vocabulary:
             TypeError: a single text instead of a list, or something that is no text.
             ValueError: a word that is not in the vocabulary, or more than length words.
         """
-        checks.count(length, name="length")
+        length = checks.count(length, name="length")
         _check_texts(texts, "texts", "encode(['a red three'], length)")
         tokens = torch.zeros(len(texts), length, dtype=torch.long)
         for row, text in enumerate(texts):
@@ -99,14 +103,17 @@ class Vocabulary:
             TypeError: tokens are not int64.
             ValueError: not of shape (B, L), or a token is out of range.
         """
-        if not isinstance(tokens, Tensor) or tokens.dtype != torch.long:
-            raise TypeError(f"tokens are {getattr(tokens, 'dtype', type(tokens).__name__)}; expected torch.int64.")
+        if not isinstance(tokens, Tensor) or tokens.dtype != torch.long or tokens.layout is not torch.strided:
+            what = f"{tokens.dtype}, {tokens.layout}" if isinstance(tokens, Tensor) else checks.got(tokens)
+            raise TypeError(f"tokens are {what}; expected a dense tensor of torch.int64.")
         if tokens.ndim != 2:
             raise ValueError(f"tokens have shape {tuple(tokens.shape)}; expected (B, L).")
         rows: list[list[int]] = tokens.tolist()
         wrong = next((token for row in rows for token in row if not 0 <= token <= len(self)), None)
         if wrong is not None:
-            raise ValueError(f"token {wrong} is out of range; expected 1 to {len(self)}, or 0 for padding.")
+            raise ValueError(
+                f"tokens hold {wrong}, which is out of range; expected 1 to {len(self)}, or 0 for padding."
+            )
         return [" ".join(self.words[token - 1] for token in row if token) for row in rows]
 
     def token(self, word: str) -> int:
@@ -126,8 +133,8 @@ class Vocabulary:
 
 
 def _check_texts(texts: object, name: str, example: str) -> None:
-    if isinstance(texts, str) or not isinstance(texts, Sequence):
-        raise TypeError(f"{name} is {texts!r}; expected a list of texts, e.g. {example}.")
+    if isinstance(texts, (str, bytes, bytearray)) or not isinstance(texts, Sequence):
+        raise TypeError(f"{name} is {checks.got(texts)}; expected a list of texts, e.g. {example}.")
     for text in texts:
         if not isinstance(text, str):
             raise TypeError(f"{name} holds {text!r}; expected texts only.")

@@ -54,9 +54,8 @@ class NoiseClassifier(ConditionalNetwork):
         pool: Literal["attention", "mean"] = "attention",
         **encoder: Unpack[EncoderOptions],
     ) -> None:
-        checks.count(num_classes, name="num_classes")
-        if pool not in ("attention", "mean"):
-            raise ValueError(f"pool={pool!r}: expected 'attention' or 'mean'.")
+        num_classes = checks.count(num_classes, name="num_classes")
+        pool = checks.one_of(pool, ("attention", "mean"), name="pool")
         shape = Architecture(channels, event_dims, width, **encoder)
         super().__init__({**shape.config, "num_classes": num_classes, "pool": pool}, Conditions())
         self.encoder = Encoder(shape)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scoresde import checks
 from scoresde.models.conditions import Caption, Conditions, Embedding, split_absent
 from scoresde.nn.attention import Context, number_of_heads
 
@@ -61,6 +62,8 @@ class CaptionEncoder(nn.Module):
 
     def __init__(self, caption: Caption, context: int) -> None:
         super().__init__()
+        checks.instance(caption, Caption, name="caption")
+        context = checks.count(context, name="context")
         self.words = nn.Embedding(caption.vocabulary + 1, caption.width, padding_idx=0)
         self.positions = nn.Parameter(torch.randn(caption.length, caption.width))
         self.first = nn.Parameter(torch.randn(caption.width))
@@ -89,6 +92,7 @@ class EmbeddingEncoder(nn.Module):
 
     def __init__(self, size: int, context: int) -> None:
         super().__init__()
+        size, context = checks.count(size, name="size"), checks.count(context, name="context")
         self.linear = nn.Linear(size, context)
         self.first = nn.Parameter(torch.randn(context))
 
@@ -108,6 +112,8 @@ class ContextEncoder(nn.Module):
 
     def __init__(self, conditions: Conditions, width: int) -> None:
         super().__init__()
+        checks.instance(conditions, Conditions, name="conditions")
+        width = checks.count(width, name="width")
         captions, embeddings = conditions.of_kind(Caption), conditions.of_kind(Embedding)
         self.names = [*captions, *embeddings]
         self.captions = nn.ModuleList(CaptionEncoder(caption, width) for caption in captions.values())

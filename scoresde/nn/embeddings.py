@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from scoresde import checks
 from scoresde.models.conditions import Conditions, Label, Vector, split_absent
 
 TimeFeatures = Literal["sinusoidal", "fourier"]
@@ -69,8 +70,9 @@ class SinusoidalFeatures(_Waves):
     """
 
     def __init__(self, dim: int, *, slowest: float = math.pi / 14, fastest: float = 8.0) -> None:
-        _check_dim(dim)
-        if not 0 < slowest <= fastest < math.inf:
+        dim = _check_dim(dim)
+        slowest, fastest = checks.positive(slowest, name="slowest"), checks.positive(fastest, name="fastest")
+        if not slowest <= fastest:
             raise ValueError(f"slowest={slowest} and fastest={fastest}: expected 0 < slowest <= fastest.")
         exponents = torch.linspace(math.log(slowest), math.log(fastest), dim // 2, dtype=torch.float64)
         super().__init__(exponents.exp().float())
@@ -95,26 +97,26 @@ class FourierFeatures(_Waves):
     """
 
     def __init__(self, dim: int, scale: float = 0.25, seed: int | torch.Generator = 0) -> None:
-        _check_dim(dim)
-        if not 0 < scale < math.inf:
-            raise ValueError(f"scale={scale}: expected a positive number of cycles per unit of c.")
-        generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
+        dim, scale = _check_dim(dim), checks.positive(scale, name="scale")
+        generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(checks.seed(seed))
         normals = torch.randn(dim // 2, generator=generator, device="cpu", dtype=torch.float64)
         super().__init__((2 * math.pi * scale * normals).float())
 
 
-def _check_dim(dim: int) -> None:
-    if dim < 2 or dim % 2:
-        raise ValueError(f"dim={dim}: expected an even number, a cosine and a sine per frequency.")
+def _check_dim(dim: int) -> int:
+    found = checks.count(dim, name="dim", most=2**20)
+    if found % 2:
+        raise ValueError(f"dim={found}: expected an even number, a cosine and a sine per frequency.")
+    return found
 
 
 def time_features(kind: TimeFeatures, dim: int) -> nn.Module:
     """Return the features named `kind`, "sinusoidal" or "fourier"."""
-    if kind == "sinusoidal":
+    if isinstance(kind, str) and kind == "sinusoidal":
         return SinusoidalFeatures(dim)
-    if kind == "fourier":
+    if isinstance(kind, str) and kind == "fourier":
         return FourierFeatures(dim)
-    raise ValueError(f"time_features={kind!r}: expected 'sinusoidal' or 'fourier'.")
+    raise ValueError(f"time_features={kind!r}: the kind must be 'sinusoidal' or 'fourier'.")
 
 
 class VectorEmbedding(nn.Module):
@@ -129,6 +131,7 @@ class VectorEmbedding(nn.Module):
 
     def __init__(self, size: int, width: int) -> None:
         super().__init__()
+        size, width = checks.count(size, name="size"), checks.count(width, name="width")
         self.linear1 = nn.Linear(size, width)
         self.linear2 = nn.Linear(width, width)
         self.absent = nn.Parameter(torch.randn(width))
@@ -153,6 +156,10 @@ class ConditionEmbedding(nn.Module):
 
     def __init__(self, features: int, width: int, kind: TimeFeatures, conditions: Conditions) -> None:
         super().__init__()
+        checks.instance(conditions, Conditions, name="conditions")
+        features, width = checks.count(features, name="features"), checks.count(width, name="width")
+        if features % 2:
+            raise ValueError(f"features={features}: expected an even number, a cosine and a sine per frequency.")
         label, vectors = conditions.of_kind(Label).get("label"), conditions.of_kind(Vector)
         self.features = time_features(kind, features)
         self.linear1 = nn.Linear(features, width)

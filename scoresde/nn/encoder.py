@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, TypedDict, TypeVar
 
+import numpy as np
 from torch import Tensor, nn
 
 from scoresde import checks
@@ -22,6 +23,7 @@ from scoresde.models.conditions import Conditions
 from scoresde.nn.attention import Context
 from scoresde.nn.blocks import BlockStyle, Conditioning, ResidualStage
 from scoresde.nn.embeddings import ConditionEmbedding, TimeFeatures
+from scoresde.nn.network import check_dropout
 
 Init = TypeVar("Init", bound=Callable[..., None])
 
@@ -48,6 +50,13 @@ class EncoderOptions(TypedDict, total=False):
     dropout: float
 
 
+def _whole_numbers(values: Any, name: str) -> tuple[int, ...]:
+    """A tuple of whole numbers, of a list, tuple, array or tensor."""
+    if not isinstance(values, (list, tuple, np.ndarray, Tensor)) or getattr(values, "ndim", 1) != 1:
+        raise TypeError(f"{name} must be a list of whole numbers such as [1, 2], got {checks.got(values)}.")
+    return tuple(checks.whole(value, name=f"{name}[{i}]") for i, value in enumerate(values))
+
+
 @dataclass(frozen=True)
 class Architecture:
     """The shape of an encoder for events (B, channels, *spatial) of ``event_dims`` spatial axes, see `EncoderOptions`.
@@ -68,8 +77,13 @@ class Architecture:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("channels", "width", "blocks"):
+        checks.fields(self)
+        for name in ("channels", "width", "blocks", "head_width"):
             checks.count(getattr(self, name), name=name)
+        checks.whole(self.event_dims, name="event_dims", least=1, most=3)
+        object.__setattr__(self, "dropout", check_dropout(self.dropout))
+        for name in ("multipliers", "attention_levels"):
+            object.__setattr__(self, name, _whole_numbers(getattr(self, name), name))
         if not self.multipliers:
             raise ValueError("multipliers=(): expected a positive whole number per level, e.g. (1, 2, 2).")
         for i, multiplier in enumerate(self.multipliers):
@@ -79,7 +93,7 @@ class Architecture:
             if not -levels <= level < levels:
                 raise ValueError(
                     f"attention_levels={list(self.attention_levels)}: there are {levels} levels (one per multiplier), "
-                    f"0 the finest and {levels - 1} or -1 the coarsest; {level} is none of them."
+                    f"0 the finest and {levels - 1} or -1 the coarsest; {level} is none of them, as each should be."
                 )
 
     @property
@@ -136,6 +150,9 @@ class Encoder(nn.Module):
 
     def __init__(self, shape: Architecture, context: int = 0, condition_channels: int = 0) -> None:
         super().__init__()
+        checks.instance(shape, Architecture, name="shape")
+        context = checks.count(context, name="context", least=0)
+        condition_channels = checks.count(condition_channels, name="condition_channels", least=0)
         self.channels, self.event_dims, self.widths = shape.channels, shape.event_dims, shape.widths
         style, attention, cross = shape.style(context), shape.attention, context > 0
         self.stem = style.conv(shape.channels + condition_channels, self.widths[0])
@@ -168,7 +185,7 @@ class Encoder(nn.Module):
         if x.shape[1] != self.channels:
             raise ValueError(
                 f"x has {x.shape[1]} channels (shape {tuple(x.shape)}), but this network was built with "
-                f"channels={self.channels}. Channels come second: (B, {self.channels}, {spatial})."
+                f"channels={self.channels}. Channels come second: expected (B, {self.channels}, {spatial})."
             )
         smallest = 2 ** (len(self.widths) - 2) + 1 if len(self.widths) > 1 else 1
         if min(x.shape[2:]) < smallest:

@@ -82,10 +82,11 @@ class MLP(ConditionalNetwork):
         out_dim: int | None = None,
         vectors: Mapping[str, int] | None = None,
     ) -> None:
+        dim, width = checks.count(dim, name="dim"), checks.count(width, name="width")
+        depth = checks.count(depth, name="depth")
+        out_dim = None if out_dim is None else checks.count(out_dim, name="out_dim")
         outputs = dim if out_dim is None else out_dim
-        for name, size in {"dim": dim, "width": width, "depth": depth, "out_dim": outputs}.items():
-            checks.count(size, name=name)
-        check_dropout(dropout)
+        dropout = check_dropout(dropout)
         super().__init__(
             {
                 "dim": dim,

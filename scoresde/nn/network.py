@@ -18,8 +18,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from scoresde import checks
 from scoresde.models.conditions import Conditions, Image
 
 _TIME = "one number per sample, c = log(sigma/alpha); for one common time pass c.expand(len(x))"
@@ -71,10 +73,11 @@ class ConditionalNetwork(nn.Module, ABC):
             ValueError, TypeError: a shape, dtype or value does not fit, or a condition is unknown, see the messages.
         """
         self.check_x(x)
+        if not isinstance(c, Tensor) or not c.is_floating_point() or c.layout is not torch.strided:
+            what = f"dtype {c.dtype} and layout {c.layout}" if isinstance(c, Tensor) else f"the value {checks.got(c)}"
+            raise TypeError(f"c has {what}; expected a dense floating-point tensor: {_TIME}.")
         if c.shape != (len(x),):
             raise ValueError(f"c has shape {tuple(c.shape)}; expected ({len(x)},): {_TIME}.")
-        if not c.is_floating_point():
-            raise TypeError(f"c has dtype {c.dtype}; expected a floating-point tensor: {_TIME}.")
         return self.compute(x, c, self.conditions.read(conditions, x)).to(x.dtype)
 
     @abstractmethod
@@ -86,7 +89,9 @@ class ConditionalNetwork(nn.Module, ABC):
         """The output, of any dtype, for checked input; ``given`` holds every condition, None where it is left out."""
 
 
-def check_dropout(dropout: float) -> None:
-    """Raise ValueError unless 0 <= dropout < 1."""
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout={dropout}: expected a probability, 0 <= dropout < 1.")
+def check_dropout(dropout: float) -> float:
+    """The probability, if 0 <= dropout < 1; else ValueError."""
+    given = checks.number(dropout, name="dropout")
+    if not 0 <= given < 1:
+        raise ValueError(f"dropout={given:g}: expected a probability, 0 <= dropout < 1.")
+    return given

@@ -84,9 +84,9 @@ class UNet(ConditionalNetwork):
         embeddings: Mapping[str, int] | None = None,
         **encoder: Unpack[EncoderOptions],
     ) -> None:
-        outputs = channels if out_channels is None else out_channels
         shape = Architecture(channels, event_dims, width, **encoder)
-        checks.count(outputs, name="out_channels")
+        out_channels = None if out_channels is None else checks.count(out_channels, name="out_channels")
+        outputs = shape.channels if out_channels is None else out_channels
         conditions = Conditions.joined(
             Label.named(num_classes),
             Vector.named(vectors),
@@ -97,7 +97,7 @@ class UNet(ConditionalNetwork):
         super().__init__({**shape.config, "num_classes": num_classes, "out_channels": out_channels}, conditions)
         self.images = {name: image.channels for name, image in conditions.of_kind(Image).items()}
         attended = [*conditions.of_kind(Caption), *conditions.of_kind(Embedding)]
-        context = 4 * width if attended else 0
+        context = 4 * shape.width if attended else 0
         style, attention = shape.style(context), shape.attention
         self.encoder = Encoder(shape, context, sum(channels + 1 for channels in self.images.values()))
         self.embedding = shape.embedding(conditions)

@@ -17,10 +17,13 @@ memory ask for. :func:`drawn_seed` takes from a noise a seed for a generator tha
 from __future__ import annotations
 
 import hashlib
+import math
 from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor
+
+from scoresde import checks
 
 Shape = tuple[int, ...]
 
@@ -46,6 +49,7 @@ class Noise(ABC):
         Euler-Maruyama step. Independent of every other interval unless a subclass keeps a path. The times may be (B,),
         one for each sample; a path gives 0 to a sample with t = s.
         """
+        check_times(t, s)
         return self.normal(x)
 
     def stream(self, purpose: str) -> Noise:
@@ -75,8 +79,26 @@ class Noise(ABC):
         raise TypeError(f"{type(self).__name__} has no rewind(); see position().")
 
 
+def check_times(t: Tensor, s: Tensor) -> None:
+    """Raise unless both are times, () or (B,): finite and not negative, where they are single ones that can be read."""
+    for name, time in (("t", t), ("s", s)):
+        plain = isinstance(time, Tensor) and time.is_floating_point()
+        found = time if plain else checks.real(time, name=name)
+        if found.ndim > 1:
+            raise ValueError(f"{name} must be one time () or one per sample (B,), got shape {tuple(found.shape)}.")
+        value = checks.single(found)
+        if value is not None and not 0 <= value < math.inf:
+            raise ValueError(f"{name} must be a finite time of at least 0, got {value:g}.")
+
+
+def check_purpose(purpose: object) -> None:
+    """Raise unless a stream is named by a text."""
+    checks.instance(purpose, str, name="purpose", hint='Name the use of the draws, such as "probe".')
+
+
 def drawn_seed(noise: Noise) -> int:
     """An integer from the noise's own stream, to seed a generator that is not ours."""
+    checks.instance(noise, Noise, name="noise")
     draws = noise.normal(torch.zeros(2, 2, dtype=torch.float64))
     return int(draws.abs().sum().item() * 2.0**40)
 

@@ -23,6 +23,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from scoresde import checks
+from scoresde.checks.lasting import lasting
+
 _GAMMA, _MIX_1, _MIX_2 = 0x9E37_79B9_7F4A_7C15, 0xBF58_476D_1CE4_E5B9, 0x94D0_49BB_1331_11EB
 
 Bits = TypeVar("Bits", int, Tensor)
@@ -66,6 +69,7 @@ def begin(length: int) -> int:
 
 
 @lru_cache(maxsize=4)
+@lasting
 def atoms(count: int) -> Tensor:
     """(count,) float64: equally likely values of mean 0, variance 1 and fourth moment 3, closed under negation.
 
@@ -85,6 +89,7 @@ def atoms(count: int) -> Tensor:
 
 
 @lru_cache(maxsize=8)
+@lasting
 def _table(dtype: torch.dtype, device: torch.device) -> Tensor:
     return atoms(2**16).to(dtype).to(device)
 
@@ -102,6 +107,7 @@ class Counter:
         device: where.
     """
 
+    @lasting
     def __init__(self, seed: int, first: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
         if not dtype.is_floating_point:
             raise TypeError(f"normals need a floating dtype, got {dtype}.")
@@ -158,5 +164,12 @@ def counter_normal(
     """N(0, I) of ``shape`` (B, *event) as a pure function of (key, sample index first + i, element index).
 
     The result does not depend on B, on the device or, but for rounding, on dtype.
+
+    Raises:
+        TypeError, ValueError: an argument of another kind, an empty key, or a first sample below 0.
     """
-    return Counter(key[0], first, shape, dtype, device).draw(key)
+    if not isinstance(key, (tuple, list)) or not key:
+        raise TypeError(f"key must be a tuple of whole numbers, at least one, got {checks.got(key)}.")
+    words = tuple(checks.whole(part, name="each part of key", most=2**64 - 1) for part in key)
+    first, shape = checks.count(first, name="first", least=0), checks.shape(shape)
+    return Counter(words[0], first, shape, checks.dtype(dtype), checks.device(device)).draw(words)

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
-from scoresde.noise.base import PATH, Noise, Shape
+from scoresde.checks.lasting import lasting
+from scoresde.noise.base import PATH, Noise, Shape, check_times
 from scoresde.noise.counter import Counter, absorb, absorb_rows, begin
 from scoresde.noise.places import Division, Place, Places, all_beside, beside
 from scoresde.noise.shapes import PIECES, library
@@ -93,12 +94,18 @@ class BrownianNoise(Noise):
 
     def check(self, grid: Tensor) -> None:
         """The grid must lie in [0, T], with no two neighbouring times strictly inside one piece of the path."""
-        times = grid.detach().to("cpu", torch.float64)
-        self.covers(times[0].item())
-        self.covers(times[-1].item())
+        times = checks.grid(grid, math.inf).detach()
+        for time in (times[0].item(), times[-1].item()):
+            self.covers(time, name="each time of the grid")
         places = self._division.places(times)
         upper, lower = Places(*(field[:-1] for field in places)), Places(*(field[1:] for field in places))
         self._refuse_any(all_beside(upper, lower), times[:-1], times[1:])
+
+    def resolves(self, t: Tensor, s: Tensor) -> Tensor:
+        """(B,) bool on the CPU, whether steps between the times t and s (B,) are long enough for :meth:`between`."""
+        start, end = (time.detach().to("cpu", torch.float64) for time in (t, s))
+        upper, lower = torch.maximum(start, end), torch.minimum(start, end)
+        return ~(all_beside(self._division.places(upper), self._division.places(lower)) & (upper > lower))
 
     def between(self, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """(w_s - w_t) / sqrt(t - s) of the path counted from w(T) = 0 down, for s < t, shaped like ``x``.
@@ -106,6 +113,9 @@ class BrownianNoise(Noise):
         Times may be (B,), one for each sample: a row is what its own times would give, and 0 where t = s, for a sample
         that does not move. Two single times must differ.
         """
+        checks.state(x)
+        check_times(t, s)
+        t, s = (time if isinstance(time, Tensor) else checks.real(time, name="t") for time in (t, s))
         if t.ndim or s.ndim:
             return self._each(x, t, s, normalised=True)
         upper, lower = max(t.item(), s.item()), min(t.item(), s.item())
@@ -118,19 +128,24 @@ class BrownianNoise(Noise):
 
     def increment(self, x: Tensor, t: float | Tensor, s: float | Tensor) -> Tensor:
         """w_s - w_t, shaped like ``x``: not normalised, over intervals of any length; times (B,) row by row."""
-        if (isinstance(t, Tensor) and t.ndim) or (isinstance(s, Tensor) and s.ndim):
-            times = (torch.as_tensor(time, dtype=torch.float64) for time in (t, s))
-            return self._each(x, *times, normalised=False)
-        start, end = float(t), float(s)
+        checks.state(x)
+        times = (checks.real(time, name=name) for name, time in (("t", t), ("s", s)))
+        first, last = (time.to(torch.float64) for time in times)
+        check_times(first, last)
+        if first.ndim or last.ndim:
+            return self._each(x, first, last, normalised=False)
+        start, end = first.item(), last.item()
         a, b = self._place(max(start, end)), self._place(min(start, end))
         return self._difference(x, a, b, 1.0 if start >= end else -1.0)
 
+    @lasting
     def w(self, x: Tensor, t: float) -> Tensor:
         """The path at time t, counted from w(T) = 0 backwards, shaped like ``x``.
 
         Raises:
             ValueError: t outside [0, T].
         """
+        checks.state(x)
         place = self._place(t)
         self._prepare(x)
         octave, total = self._above
@@ -142,13 +157,17 @@ class BrownianNoise(Noise):
         self._above = octave, total
         return self._counter.rotate((total + self._value(place)).mul_(0.5)).to(x.dtype)
 
-    def covers(self, t: float) -> None:
+    def covers(self, t: float, *, name: str = "t") -> None:
+        """Raise ValueError unless t lies on the path, in [0, T]."""
+        t = checks.number(t, name=name)
         if not -1e-9 * self.T <= t <= self.T * (1 + 1e-9):
-            raise ValueError(f"the path lives on [0, {self.T:g}], asked at t = {t:g}; give BrownianNoise a larger T.")
+            raise ValueError(
+                f"{name} must lie on the path, in [0, {self.T:g}], got {t:g}; give BrownianNoise a larger T."
+            )
 
     def _place(self, t: float) -> Place:
         self.covers(t)
-        return self._division.place(t)
+        return self._division.place(float(t))
 
     def _refuse(self, t: float, s: float) -> None:
         least = self._division.piece(self._place(t))
@@ -180,6 +199,7 @@ class BrownianNoise(Noise):
         self._rows: list[tuple[Tensor, Tensor]] = []
         self._kind = kind
 
+    @lasting
     def _difference(self, x: Tensor, a: Place, b: Place, scale: float) -> Tensor:
         """w(b) - w(a) times ``scale``, from the octaves' own ends: no large values far from 0 to round off."""
         self._prepare(x)
@@ -243,6 +263,7 @@ class BrownianNoise(Noise):
 
     # -- a time for each sample ----------------------------------------------------------------------------------
 
+    @lasting
     def _each(self, x: Tensor, t: Tensor, s: Tensor, *, normalised: bool) -> Tensor:
         if not x.ndim or any(time.ndim and time.shape != x.shape[:1] for time in (t, s)):
             raise ValueError(
@@ -331,6 +352,8 @@ def brownian_path(noise: Noise, T: float) -> BrownianNoise:
 
     It resolves steps of T / 2**20, for methods that choose their own.
     """
+    checks.instance(noise, Noise, name="noise")
+    checks.positive(T, name="T")
     if isinstance(noise, BrownianNoise):
         noise.covers(T)
         return noise

@@ -17,6 +17,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from scoresde.checks.lasting import lasting
 from scoresde.noise.counter import absorb, atoms
 
 DEPTH = 6
@@ -63,6 +64,7 @@ def normals() -> Tensor:
 
 
 @lru_cache(maxsize=4)
+@lasting
 def library(device: torch.device) -> tuple[Tensor, Tensor]:
     """The shapes: values (PIECES + 1, 65536) at the nodes of bridges on [0, 1]; normals (PIECES, 65536) for the pieces.
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
-from scoresde.noise.base import INITIAL, NORMAL, PATH, Noise, Shape, digest
+from scoresde.noise.base import INITIAL, NORMAL, PATH, Noise, Shape, check_purpose, digest
 from scoresde.noise.counter import Counter
 
 
@@ -67,6 +67,7 @@ class IndependentNoise(Noise):
 
     def stream(self, purpose: str) -> Noise:
         """From a seed: a stream of its own. A generator given from outside is continued."""
+        check_purpose(purpose)
         if isinstance(self._seed, torch.Generator):
             return self
         if purpose not in self._streams:
@@ -88,11 +89,15 @@ class IndependentNoise(Noise):
         return self._generators[device]
 
     def initial(self, shape: Shape, *, dtype: torch.dtype, device: torch.device) -> Tensor:
-        generator = self._generator(device)
-        return torch.randn(shape, generator=generator, dtype=dtype, device=generator.device).to(device)
+        return self._draw(checks.shape(shape), checks.dtype(dtype), checks.device(device))
 
     def normal(self, x: Tensor) -> Tensor:
-        return self.initial(tuple(x.shape), dtype=x.dtype, device=x.device)
+        checks.state(x)
+        return self._draw(tuple(x.shape), x.dtype, x.device)
+
+    def _draw(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> Tensor:
+        generator = self._generator(device)
+        return torch.randn(shape, generator=generator, dtype=dtype, device=generator.device).to(device)
 
     def position(self) -> object:
         """The states of its generators and of the streams made so far."""
@@ -137,9 +142,10 @@ class PerSampleNoise(Noise):
         self._counter: Counter | None = None
 
     def initial(self, shape: Shape, *, dtype: torch.dtype, device: torch.device) -> Tensor:
-        return self._draw(INITIAL, tuple(shape), dtype, device)
+        return self._draw(INITIAL, checks.shape(shape), checks.dtype(dtype), checks.device(device))
 
     def normal(self, x: Tensor) -> Tensor:
+        checks.state(x)
         return self._draw(NORMAL, tuple(x.shape), x.dtype, x.device)
 
     def _draw(self, role: int, shape: Shape, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -150,6 +156,7 @@ class PerSampleNoise(Noise):
 
     def stream(self, purpose: str) -> PerSampleNoise:
         """Per-sample noise of the same seed and first sample, in streams of its own."""
+        check_purpose(purpose)
         if purpose not in self._streams:
             other = PerSampleNoise(digest(f"{self._key[0]} {purpose}"), first=self._first)
             self._streams[purpose] = other
@@ -187,6 +194,7 @@ def as_noise(noise: Noise | torch.Generator | int, purpose: str = "") -> Noise:
     Raises:
         TypeError: anything else.
     """
+    check_purpose(purpose)
     if isinstance(noise, Noise):
         return noise.stream(purpose) if purpose else noise
     if isinstance(noise, torch.Generator):

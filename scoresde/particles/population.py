@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from scoresde import checks
 from scoresde.noise import Noise, as_noise
 from scoresde.particles.resample import Resampling, effective_sample_size, normalised, systematic
 
@@ -85,6 +86,7 @@ class Particles:
             count: samples for each group.
             noise: where the one uniform for each group comes from.
         """
+        count = checks.count(count, name="count")
         chosen = systematic(self.log_weights, as_noise(noise, "draw"), count)
         groups, n = self.log_weights.shape
         first = n * torch.arange(groups, device=chosen.device)[:, None]
@@ -144,7 +146,7 @@ class Population:
         if last or not self.threshold:
             return None
         # drawn whether needed or not: a group's uniforms may not depend on when another one is resampled
-        chosen = self.resampling(self.log_weights, self.noise)
+        chosen = self._checked(self.resampling(self.log_weights, self.noise))
         if not bool(low.any()):
             return None
         stay = torch.arange(self.size, device=low.device).expand(self.groups, -1)
@@ -154,6 +156,17 @@ class Population:
         self._now = torch.where(low, float(self.size), self._now)
         self.roots = self.roots.gather(1, chosen)
         return (chosen + self.size * torch.arange(self.groups, device=low.device)[:, None]).flatten()
+
+    def _checked(self, chosen: Tensor) -> Tensor:
+        """What a function of the user's own answered."""
+        shape = (self.groups, self.size)
+        whole = isinstance(chosen, Tensor) and chosen.dtype == torch.int64 and tuple(chosen.shape) == shape
+        if not whole or (checks.readable(chosen) and not 0 <= int(chosen.amin()) <= int(chosen.amax()) < self.size):
+            raise ValueError(
+                f"resampling must answer ancestors, int64 {shape} from 0 to {self.size - 1}; it answered "
+                f"{checks.got(chosen)}."
+            )
+        return chosen.to(self.log_weights.device)
 
     def _mean_weight(self) -> Tensor:
         return self.log_weights.logsumexp(1) - math.log(self.size)
@@ -185,5 +198,5 @@ class Population:
             f"{worst} was {least[worst].item():.2f} of {self.size} particles, and below {limit:.3g} in "
             f"{int((least < limit).sum())} of {self.groups} groups, so the result rests on very few samples. {way_out}",
             CollapseWarning,
-            stacklevel=5,
+            stacklevel=6,
         )

@@ -39,8 +39,10 @@ def normalised(log_weights: Tensor) -> Tensor:
         ValueError: not (G, N) with N >= 1; NaN or +inf; or a group all of whose particles weigh nothing.
     """
     if not isinstance(log_weights, Tensor) or not log_weights.is_floating_point():
-        got = log_weights.dtype if isinstance(log_weights, Tensor) else type(log_weights).__name__
-        raise TypeError(f"log_weights must be a floating tensor (G, N), got {got}.")
+        raise TypeError(f"log_weights must be a floating tensor (G, N), got {checks.got(log_weights)}.")
+    checks.state(log_weights, name="log_weights")
+    if log_weights.is_meta:
+        raise ValueError(f"log_weights must hold values, got {checks.got(log_weights)}.")
     if log_weights.ndim != 2 or not log_weights.shape[1]:
         raise ValueError(
             f"log_weights must be (groups, particles), got {tuple(log_weights.shape)}; one group is log_weights[None]."
@@ -57,11 +59,12 @@ def _reason(greatest: Tensor) -> str:
 
     if bool((bad := greatest.isnan() | (greatest == math.inf)).any()):
         return (
-            f"log_weights hold NaN or +inf, first in groups {rows(bad)}: a score, a twist or a potential has answered "
+            f"log_weights hold NaN or +inf, first in groups {rows(bad)}, and must be finite or -inf: a score, a "
+            "twist or a potential has answered "
             "such values. Look for an overflow or a division by 0 in it, most often near the last time."
         )
     return (
-        f"every particle of groups {rows(greatest == -math.inf)} has weight 0 (log-weights all -inf): none is where "
+        f"every particle of groups {rows(greatest == -math.inf)} has weight 0 (log_weights all -inf): none is where "
         "the potential allows. Make it positive everywhere, such as a measurement with noise, or take more particles."
     )
 
@@ -146,15 +149,15 @@ def resampling_of(choice: str | Resampling) -> Resampling:
     if isinstance(choice, str) and choice in RESAMPLING:
         return RESAMPLING[choice]
     if isinstance(choice, str) or not callable(choice):
-        raise ValueError(f"resampling must be one of {', '.join(RESAMPLING)}, or a function; got {choice!r}.")
+        raise ValueError(f"resampling must be one of {', '.join(RESAMPLING)}, or a function; got {checks.got(choice)}.")
+    checks.function(choice, name="resampling", what="(log_weights, noise) -> ancestors", takes=2)
     return choice
 
 
 def _count(weights: Tensor, count: int | None) -> int:
     if count is None:
         return weights.shape[1]
-    checks.count(count, name="count")
-    return count
+    return checks.count(count, name="count")
 
 
 def _uniforms(noise: Noise | torch.Generator | int, shape: tuple[int, int], like: Tensor) -> Tensor:

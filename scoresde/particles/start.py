@@ -84,8 +84,7 @@ class ParticleRun:
     def start(self) -> tuple[Tensor, Population]:
         """Particles (G·N, *event) from the prior, in the dtype of a run's state, and their equal weights."""
         score = self.process.score
-        # prior_draw refuses what is not floating
-        working = state_dtype(score.sde, self.grid, self.dtype) if self.dtype.is_floating_point else self.dtype
+        working = state_dtype(score.sde, self.grid, self.dtype)
         x = prior_draw(score.sde, self.grid[0], self.shape, self.noise, dtype=working, device=self.device, score=score)
         size = self.shape[0] // self.groups
         return x, Population(self.groups, size, self.threshold, self.resampling, self.noise, x.device)
@@ -116,13 +115,16 @@ def prepared(
         TypeError, ValueError: bad options. Whether the solver will do is the method's to ask.
     """
     shape = checks.shape(shape, what="(particles of all groups together, *event)")
-    checks.count(groups, name="groups")
+    groups = checks.count(groups, name="groups")
     if shape[0] % groups or shape[0] < 2 * groups:
         raise ValueError(
             f"shape has {shape[0]} particles for {groups} group{'s' * (groups > 1)}; give a multiple of groups, at "
-            "least 2 for each, such as shape=(groups * 64, *event)."
+            f"least 2 for each, such as shape=(groups * 64, *event); got shape = {shape}, groups = {groups}."
         )
-    checks.fraction(threshold, name="threshold")
+    threshold = checks.fraction(threshold, name="threshold")
+    denoise, dtype = checks.flag(denoise, name="denoise"), checks.dtype(dtype)
+    if device is not None:
+        device = checks.device(device)
     scheme = resampling_of(resampling)
     source = chosen_noise(seed, noise)
     solver = default_solver if solver is None else require_solver(solver)
@@ -145,7 +147,8 @@ def require_kind(guidance: object, kind: type, wanted: str) -> None:
             "a plain score needs no correction: sample with it. A function that adds scores itself hides them: write a "
             "LinearGuidance, with the scores as its parts, or a TwistedGuidance"
         )
-        raise TypeError(f"{wanted}; got {name}: {getattr(guidance, 'correction', plain)}.")
+        told = getattr(guidance, "correction", plain) if isinstance(guidance, Score) else plain
+        raise TypeError(f"guidance: {wanted}; got {name}: {told}.")
     if not isinstance(sde := getattr(guidance, "sde", None), SDE):
         raise TypeError(f"{name} must have its SDE as the attribute sde; got {sde!r}.")
     fields = getattr(guidance, "__dict__", {})

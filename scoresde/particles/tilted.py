@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
+from scoresde.checks.lasting import without_graph
 from scoresde.guidance import LinearGuidance, Part
 from scoresde.guidance.parts import weighted_sum
 from scoresde.models.combination import SCORE, Combination
+from scoresde.models.evaluation import in_evaluation_mode
 from scoresde.models.score import DerivedScore
 from scoresde.particles.population import Particles
 from scoresde.particles.start import ParticleOptions, ParticleRun, prepared, require_kind, takes_options
@@ -82,10 +84,11 @@ def tilted(guidance: LinearGuidance, shape: tuple[int, ...], **options: Unpack[P
             "so the copies that resampling makes would never part. Take eta > 0 and a solver for it, or threshold=0 to "
             "weight the particles without resampling."
         )
-    with torch.no_grad():
+    with without_graph():
         return _run(run, recorded)
 
 
+@in_evaluation_mode("run", "recorded")
 def _run(run: ParticleRun, recorded: RecordedSum) -> Particles:
     process, solver, grid, noise = run.process, run.solver, run.grid, run.noise
     measure = quadrature(process.sde, grid)

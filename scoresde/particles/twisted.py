@@ -18,13 +18,17 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
+from scoresde.checks.lasting import without_graph
 from scoresde.guidance import Twist, TwistedGuidance
 from scoresde.models.combination import Coefficient, Linear, combine
+from scoresde.models.evaluation import in_evaluation_mode
 from scoresde.particles.moves import LangevinMoves
 from scoresde.particles.population import Particles
 from scoresde.particles.start import ParticleOptions, ParticleRun, prepared, require_kind, takes_options
 from scoresde.sde import has_signal
 from scoresde.solvers import EulerMaruyama
+
+_MOST_MOVES = 1_000_000
 
 
 @takes_options
@@ -81,9 +85,9 @@ def twisted(
         TwistedGuidance,
         "twisted needs a score with a known twist, a TwistedGuidance such as dps(...) or pigdm(...)",
     )
-    checks.count(moves, name="moves", least=0)
+    moves = checks.count(moves, name="moves", least=0, most=_MOST_MOVES)
     run = prepared(guidance, shape, EulerMaruyama(), 1.0, **options)
-    with torch.no_grad():
+    with without_graph():
         steps = gaussian_steps(run)
         if run.denoise or not _noisy_end(run):
             guidance.check()
@@ -125,6 +129,7 @@ def gaussian_steps(run: ParticleRun) -> Sequence[tuple[Coefficient, Coefficient,
     return found
 
 
+@in_evaluation_mode("guidance", "run")
 def _run(
     guidance: TwistedGuidance, run: ParticleRun, steps: Sequence[tuple[Coefficient, Coefficient, float]], moves: int
 ) -> Particles:

@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import functools
 import math
+import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +31,10 @@ Time = float | Tensor
 _FUNCTIONS_OF_TIME = ("alpha", "sigma", "f", "g", "log_snr")
 _MAY_NOT_DIVERGE = ("f", "g")
 
+# torch counts the levels of forward-mode differentiation for the whole process: two threads inside one would get each
+# other's tangents, or errors
+_ONE_AT_A_TIME = threading.RLock()
+
 
 def spread(coefficient: Tensor, x: Tensor) -> Tensor:
     """A coefficient of time, () or (B,), ready to multiply x (B, *event).
@@ -37,8 +42,10 @@ def spread(coefficient: Tensor, x: Tensor) -> Tensor:
     A scalar is left alone: torch lets it join a tensor of any dtype and device without widening it. One value per
     sample is cast to x's dtype and gets trailing axes.
     """
+    coefficient = _level(coefficient, "coefficient")
     if coefficient.ndim == 0:
         return coefficient
+    checks.same_batch(coefficient, checks.state(x), name="coefficient")
     return coefficient.to(device=x.device, dtype=x.dtype).reshape(-1, *[1] * (x.ndim - 1))
 
 
@@ -48,11 +55,17 @@ NO_SIGNAL = 1e-8
 
 def signal_left(alpha: Tensor, sigma: Tensor) -> Tensor:
     """Where x_t = α x_0 + σ ε says something of x_0: α > 1e-8 σ, shaped like α."""
-    return alpha > NO_SIGNAL * sigma
+    return _level(alpha, "alpha") > NO_SIGNAL * _level(sigma, "sigma")
+
+
+def _level(value: Tensor, name: str) -> Tensor:
+    """A floating tensor as it is, and other numbers as one."""
+    return value if isinstance(value, Tensor) and value.is_floating_point() else checks.real(value, name=name)
 
 
 def has_signal(alpha: Tensor, sigma: Tensor) -> bool:
     """Whether that holds for all of them; taken for granted where values cannot be read without stalling a device."""
+    alpha, sigma = _level(alpha, "alpha"), _level(sigma, "sigma")
     signal, noise = checks.single(alpha), checks.single(sigma)
     if signal is not None and noise is not None:
         return signal > NO_SIGNAL * noise
@@ -62,6 +75,8 @@ def has_signal(alpha: Tensor, sigma: Tensor) -> bool:
 
 def signal_at(sde: SDE, time: Tensor) -> bool:
     """Whether there is signal at all these times; at T in place of times that cannot be read without stalling."""
+    checks.instance(sde, SDE, name="sde")
+    time = _level(time, "time")
     asked = time.detach() if checks.readable(time) else torch.tensor(sde.T, dtype=torch.float64)
     return has_signal(sde.alpha(asked), sde.sigma(asked))
 
@@ -123,6 +138,11 @@ class SDE(ABC):
                 setattr(cls, name, _in_float64(cls.__dict__[name], name))
 
     def __post_init__(self) -> None:
+        checks.fields(self)
+        for name in ("T", "t_min"):  # numbers, unless somebody differentiates by them
+            end = getattr(self, name)
+            if isinstance(end, Tensor) and not checks.followed(end):
+                object.__setattr__(self, name, float(end))
         if not (0 <= self.t_min < self.T <= self.t_max and math.isfinite(self.T)):
             raise ValueError(
                 f"{type(self).__name__} needs 0 <= t_min < T <= {self.t_max:g}, "
@@ -230,6 +250,8 @@ class SDE(ABC):
     def _reachable(self, log_snr: Time) -> Tensor:
         """``log_snr`` in float64, inside the range it has on [0, t_max]."""
         target = checks.real(log_snr, name="log_snr")
+        if target.ndim > 1:
+            raise ValueError(f"log_snr must be a number or have one axis, (n,); got shape {tuple(target.shape)}.")
         if not target.numel() or not checks.readable(target):
             return target
         lowest, highest = (self.log_snr(t).item() for t in (self.t_max, 0.0))
@@ -240,8 +262,8 @@ class SDE(ABC):
             tolerance[0] = math.inf  # α(t_max) is 0 but for rounding, or as good: less signal is none as well
         if not (low >= lowest - tolerance[0] and high <= highest + tolerance[1]):
             raise ValueError(
-                f"{type(self).__name__} has log-SNR in [{lowest:.10g}, {highest:.10g}] on its times "
-                f"[0, {self.t_max:g}]; got values in [{low:.10g}, {high:.10g}]."
+                f"log_snr must be one that {type(self).__name__} has on its times [0, {self.t_max:g}], in "
+                f"[{lowest:.10g}, {highest:.10g}]; got values in [{low:.10g}, {high:.10g}]."
             )
         return target.clamp(lowest, highest) if low < lowest or high > highest else target
 
@@ -282,8 +304,8 @@ class SDE(ABC):
             mean = (v_ut r_su x_s + v_su r_ut x_t) / v_st        variance = v_su v_ut / v_st
         """
         checks.same_shape(checks.state(x_s, name="x_s"), checks.state(x_t, name="x_t"), names="x_s and x_t")
-        s, u = self._ordered(s, u, x_s)
-        u, t = self._ordered(u, t, x_s)
+        s, u = self._ordered(s, u, x_s, names=("s", "u"))
+        u, t = self._ordered(u, t, x_s, names=("u", "t"))
         ratio_su, variance_su = self.transition_coefficients(s, u)
         ratio_ut, variance_ut = self.transition_coefficients(u, t)
         return _product(x_s, x_t, ratio_su, variance_su, ratio_ut, variance_ut)
@@ -299,18 +321,25 @@ class SDE(ABC):
         ratio, variance = self.transition_coefficients(s, t)
         return _product(x0, x_t, self.alpha(s), self.sigma(s) ** 2, ratio, variance)
 
-    def _ordered(self, s: Time, t: Time, x: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        name = type(self).__name__
-        start, end = checks.time(s, self.t_max, name="s", what=name), checks.time(t, self.t_max, what=name)
+    def _ordered(
+        self, s: Time, t: Time, x: Tensor | None = None, *, names: tuple[str, str] = ("s", "t")
+    ) -> tuple[Tensor, Tensor]:
+        what = type(self).__name__
+        start, end = (
+            checks.time(time, self.t_max, name=name, what=what) for time, name in zip((s, t), names, strict=True)
+        )
         if x is not None:
-            checks.same_batch(start, x, name="s")
-            checks.same_batch(end, x)
+            checks.same_batch(start, x, name=names[0])
+            checks.same_batch(end, x, name=names[1])
         elif start.ndim and end.ndim:
-            checks.same_shape(start, end, names="s and t")
+            checks.same_shape(start, end, names=" and ".join(names))
         if start.device != end.device:  # a scalar may stay on the CPU; two axes must meet
             start, end = (v.to(start.device if start.ndim else end.device) for v in (start, end))
         if checks.readable(start) and checks.readable(end) and bool((start > end).any()):
-            raise ValueError(f"a transition runs forward in time, s <= t; got s = {s}, t = {t}. Swap them.")
+            first, last = names
+            raise ValueError(
+                f"a transition must run forward in time, {first} <= {last}; got {first} = {s}, {last} = {t}. Swap them."
+            )
         return start, end
 
     # -- prior -------------------------------------------------------------------------------------------------
@@ -329,9 +358,8 @@ class SDE(ABC):
         device: torch.device | str = "cpu",
     ) -> Tensor:
         """x_T ~ N(0, σ(T)² I) of ``shape`` (B, *event), drawn from ``noise`` (a Noise, a generator or a seed)."""
-        if not isinstance(shape, Sequence):
-            raise TypeError(f"shape must be (B, *event), a tuple of whole numbers; got {shape!r}.")
-        return as_noise(noise).initial(tuple(shape), dtype=dtype, device=torch.device(device)) * self.prior_std
+        shape, dtype, device = checks.shape(shape), checks.dtype(dtype), checks.device(device)
+        return as_noise(noise).initial(shape, dtype=dtype, device=device) * self.prior_std
 
     def prior_log_prob(self, x: Tensor) -> Tensor:
         """log N(x; 0, σ(T)² I) in nats, (B,)."""
@@ -350,7 +378,7 @@ class SDE(ABC):
         Raises:
             ValueError: n < 1 (for VE n < 2).
         """
-        times = chain_times(n, self.T)
+        n, times = chain_times(n, self.T)
         alpha, sigma = self.alpha(times), self.sigma(times)
         before_alpha = torch.cat([torch.ones_like(alpha[:1]), alpha[:-1]])
         before_sigma = torch.cat([torch.zeros_like(sigma[:1]), sigma[:-1]])
@@ -358,10 +386,10 @@ class SDE(ABC):
         return Chain(times=times, ratio=ratio, variance=(sigma**2 - (ratio * before_sigma) ** 2).clamp_min(0.0))
 
 
-def chain_times(n: int, T: float, *, least: int = 1) -> Tensor:
-    """The times i T / n of a chain's levels i = 1 .. n, checked."""
-    checks.count(n, name="n, the number of a chain's levels,", least=least)
-    return torch.arange(1, n + 1, dtype=torch.float64) * (T / n)
+def chain_times(n: int, T: float, *, least: int = 1) -> tuple[int, Tensor]:
+    """The number of a chain's levels, checked, and their times i T / n, i = 1 .. n."""
+    n = checks.count(n, name="n, the number of a chain's levels,", least=least, most=10_000_000)
+    return n, torch.arange(1, n + 1, dtype=torch.float64) * (T / n)
 
 
 def _product(
@@ -378,4 +406,7 @@ def _product(
 
 def derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     """Elementwise derivative of a function of time, by forward-mode differentiation."""
-    return torch.func.jvp(function, (t,), (torch.ones_like(t),))[1]
+    if torch.compiler.is_compiling():
+        return torch.func.jvp(function, (t,), (torch.ones_like(t),))[1]
+    with _ONE_AT_A_TIME:
+        return torch.func.jvp(function, (t,), (torch.ones_like(t),))[1]

@@ -10,12 +10,12 @@ A chain of your own: ``Chain(times, ratio, variance)``.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from scoresde import checks
+from scoresde.checks.lasting import lasting_property
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +64,7 @@ class Chain:
         """(n,) variance added by each level: DDPM's β_i for its chain."""
         return self.variance
 
-    @cached_property
+    @lasting_property
     def alpha(self) -> Tensor:
         """(n,) signal scale of x_i given x_0: sqrt(ᾱ_i) in DDPM, 1 in SMLD."""
         return self.ratio.cumprod(0)
@@ -74,7 +74,7 @@ class Chain:
         """(n,) DDPM's ᾱ_i = α_i², the product of 1 - β."""
         return self.alpha**2
 
-    @cached_property
+    @lasting_property
     def sigma(self) -> Tensor:
         """(n,) noise scale of x_i given x_0: sqrt(1 - ᾱ_i) in DDPM, SMLD's σ_i."""
         # σ_i² / α_i² is the running sum of v_j / α_j²: the recursion σ_i² = r_i² σ_{i-1}² + v_i, solved.
@@ -101,9 +101,11 @@ class Chain:
             i: level 1 .. n, one for all or (B,).
 
         Raises:
-            ValueError: a level outside 1 .. n.
+            TypeError, ValueError: tensors that do not fit, or a level that is no whole number in 1 .. n.
         """
+        checks.same_shape(checks.state(x0, name="x0"), checks.state(x_i, name="x_i"), names="x0 and x_i")
         level = self._level(i)
+        checks.same_batch(level, x0, name="i")
         alpha, sigma = self.before
         weight_0 = alpha[level] * self.variance[level] / self.sigma[level] ** 2
         weight_i = self.ratio[level] * (sigma[level] / self.sigma[level]) ** 2
@@ -116,7 +118,4 @@ class Chain:
         return self.times[self._level(i)]
 
     def _level(self, i: int | Tensor) -> Tensor:
-        level = torch.as_tensor(i).to(self.times.device)
-        if level.is_floating_point() or (level.numel() and not bool(((level >= 1) & (level <= self.n)).all())):
-            raise ValueError(f"levels are whole numbers from 1 to {self.n}, got {i}.")
-        return level - 1
+        return checks.integers(i, name="the level i", least=1, most=self.n).to(self.times.device) - 1

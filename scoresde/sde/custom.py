@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from scoresde import checks
+from scoresde.checks.lasting import lasting_property
 from scoresde.sde.base import SDE, Time, derivative, root, signal_left
 from scoresde.sde.chain import Chain
 
@@ -66,7 +67,7 @@ class ScheduleSDE(SDE):
         for name, value in {"_alpha": alpha, "_sigma": sigma, "T": T, "t_min": t_min}.items():
             object.__setattr__(self, name, value)
         self.__post_init__()
-        times = torch.linspace(0, T, 257, dtype=torch.float64)
+        times = torch.linspace(0, self.T, 257, dtype=torch.float64)
         with torch.no_grad():
             scale, std = self.alpha(times), self.sigma(times)
             if not (bool((scale[:-1] > 0).all()) and bool(scale[-1] >= 0) and bool((std >= 0).all())):
@@ -134,6 +135,9 @@ class LinearSDE(SDE):
     def __init__(
         self, f: TimeFunction | float, g: TimeFunction | float, *, T: float = 1.0, t_min: float = 1e-3
     ) -> None:
+        for name, constant in {"f": f, "g": g}.items():
+            if not callable(constant):
+                checks.number(constant, name=f"{name}, where it is no function,")
         for name, value in {"_f": f, "_g": g, "T": T, "t_min": t_min, "_panels": 4}.items():
             object.__setattr__(self, name, value)
         self.__post_init__()
@@ -144,18 +148,23 @@ class LinearSDE(SDE):
         # Both ends matter: σ is held to relative accuracy however small t is.
         near, far = torch.logspace(-6, -1, 11, dtype=torch.float64), torch.linspace(0.2, 1, 17, dtype=torch.float64)
         times = torch.cat([near, far]) * self.T
+        if not bool((_on(self._g, times) >= 0).all()):
+            raise ValueError(f"g must be at least 0 on (0, {self.T:g}], got {checks.got(self._g)}, which is not there.")
         before = self._integrate(times, 4)
         panels = 8
         while panels <= 4096:
             after = self._integrate(times, panels)
             if not all(bool(v.isfinite().all()) for v in after):
                 raise ValueError(
-                    f"f and g must be finite inside (0, T = {self.T:g}), and their integrals too; "
+                    f"f and g must be finite inside (0, T = {self.T:g}), and their integrals too; got "
+                    f"{checks.got(self._f)} and {checks.got(self._g)}; "
                     "end the SDE earlier (a smaller T) if a coefficient diverges."
                 )
             if not bool((after[1] > 0).all()):
                 t = times[after[1] <= 0].max().item()
-                raise ValueError(f"g is zero on (0, {t:g}]: no noise is added there, so there is nothing to reverse.")
+                raise ValueError(
+                    f"g must be positive: it is 0 on (0, {t:g}], where no noise is added and nothing is to be reversed."
+                )
             # error of log α is the relative error of α; half that of log (σ/α)² is σ/α's
             error = max((after[0] - before[0]).abs().max(), 0.5 * (after[1] / before[1]).log().abs().max())
             if error < 1e-11:
@@ -229,19 +238,19 @@ class ChainSDE(SDE):
     t_min: float = field(init=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        times = self.chain.times
+        times = checks.instance(self.chain, Chain, name="chain").times
         if not bool((self.chain.variance > 0).all()) or not times[0] > 0:
             raise ValueError("an SDE through a chain needs positive times and a positive variance at each level.")
         object.__setattr__(self, "T", times[-1].item())
         object.__setattr__(self, "t_min", times[0].item() if len(times) > 1 else 0.0)
         super().__post_init__()
 
-    @cached_property
+    @lasting_property
     def _fades(self) -> bool:
         """Whether the last level is without signal."""
         return not bool(signal_left(self.chain.alpha[-1], self.chain.sigma[-1]))
 
-    @cached_property
+    @lasting_property
     def _levels(self) -> tuple[Tensor, Tensor, Tensor]:
         """Times, log α and (σ/α)² at 0 and at each level, (n + 1,); a level without signal has those before it."""
         before = self.chain.before

@@ -75,7 +75,7 @@ class VP(_LinearBeta):
 
     def discretize(self, n: int) -> Chain:
         """DDPM's chain: β_i from β_min/n to β_max/n in n equal steps (Song et al. 2021, appendix C)."""
-        times = chain_times(n, self.T)
+        n, times = chain_times(n, self.T)
         position = torch.linspace(0, 1, n, dtype=torch.float64)
         beta = (self.beta_min + position * self.T * (self.beta_max - self.beta_min)) * self.T / n
         if bool((beta >= 1).any()):
@@ -141,7 +141,7 @@ class VE(SDE):
 
     def discretize(self, n: int) -> Chain:
         """SMLD's chain: σ_i from σ_min to σ_max, n levels in geometric progression (Song et al. 2021, eq. 8)."""
-        times = chain_times(n, self.T, least=2)
+        n, times = chain_times(n, self.T, least=2)
         sigma = self.sigma(torch.linspace(0, self.T, n, dtype=torch.float64))
         before = torch.cat([torch.zeros_like(sigma[:1]), sigma[:-1]])
         return Chain(times=times, ratio=torch.ones_like(sigma), variance=sigma**2 - before**2)

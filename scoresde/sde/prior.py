@@ -20,7 +20,7 @@ from scoresde.sde.base import SDE
 def _flat(x: Tensor, least: int) -> Tensor:
     checks.state(x, values=True)
     if x.shape[0] < least:
-        raise ValueError(f"need at least {least} samples, got {x.shape[0]}.")
+        raise ValueError(f"x must hold at least {least} samples, got {x.shape[0]}.")
     return x.reshape(x.shape[0], -1).double()
 
 
@@ -33,7 +33,7 @@ def suggest_sigma_max(x: Tensor, *, chunk: int = 2048) -> float:
     Raises:
         ValueError: fewer than two samples, or values that are not finite.
     """
-    flat = _flat(x, 2)
+    flat, chunk = _flat(x, 2), checks.count(chunk, name="chunk")
     rows = (flat - flat.mean(0)).split(chunk)  # cdist expands |a - b|²: far from the origin that cancels
     return max(float(torch.cdist(a, b).max()) for i, a in enumerate(rows) for b in rows[i:])
 
@@ -57,6 +57,7 @@ def prior_mismatch(sde: SDE, x: Tensor) -> PriorMismatch:
         sde: the SDE with its T.
         x: data (B, *event), B >= 2.
     """
+    checks.instance(sde, SDE, name="sde")
     flat = _flat(x, 2)
     t = torch.tensor(sde.T, dtype=torch.float64)
     ratio = (sde.alpha(t) / sde.prior_std).item() ** 2  # the SNR at T

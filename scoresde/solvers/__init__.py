@@ -17,6 +17,7 @@ from scoresde.solvers import adaptive, langevin, metropolis, multistep, one_step
 from scoresde.solvers.adaptive import *
 from scoresde.solvers.base import Ending, Planned, Progress, Solution, Solver, only_ode, only_sde
 from scoresde.solvers.fitted import Fitted
+from scoresde.solvers.incomplete import IncompleteWarning
 from scoresde.solvers.langevin import *
 from scoresde.solvers.metropolis import *
 from scoresde.solvers.multistep import *
@@ -30,6 +31,7 @@ from scoresde.solvers.wrapping import Wrapping
 __all__ = [
     "Ending",
     "Fitted",
+    "IncompleteWarning",
     "Planned",
     "ProbabilityFlow",
     "Progress",

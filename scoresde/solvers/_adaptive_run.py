@@ -13,8 +13,9 @@ from scoresde import checks
 from scoresde.noise import Noise
 from scoresde.reverse import Reverse
 from scoresde.solvers._frames import check_data_scale
-from scoresde.solvers._step_control import StepLimits, Tolerance, gave_up, lost, mixed
-from scoresde.solvers.base import Ending, Report, Solver, unheard
+from scoresde.solvers._step_control import StepLimits, Tolerance, lost, mixed
+from scoresde.solvers.base import Ending, Report, Solver, arrived, unheard
+from scoresde.solvers.incomplete import gave_up, shrank
 
 
 class Line(ABC):
@@ -83,6 +84,10 @@ class AdaptiveMethod(ABC):
         """How far a step of length h from p may go, (B,)."""
         return h
 
+    def refused(self, target: Tensor) -> Tensor | None:
+        """(B,) bool, for which samples :meth:`attempt` cannot take a step to ``target``; None where it always can."""
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class Adaptive(Solver):
@@ -100,6 +105,7 @@ class Adaptive(Solver):
     steps_on_grid: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("rtol", "atol"):
             checks.positive(getattr(self, name), name=name)
         check_data_scale(self.sigma_data)
@@ -118,8 +124,12 @@ class Adaptive(Solver):
         return Tolerance(self.rtol, self.atol).above_rounding(dtype)
 
     def step(self, process: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise, state: None) -> tuple[Tensor, None]:
-        """From t to s, in as many steps as it takes."""
-        return self.integrate(process, x, torch.stack([t, s]), noise, unheard).x, None
+        """From t to s, in as many steps as it takes.
+
+        Raises:
+            RuntimeError: a sample did not reach s; where it stopped it is no state at s.
+        """
+        return arrived(self, self.integrate(process, x, torch.stack([t, s]), noise, unheard), t, s), None
 
     def integrate(self, process: Reverse, x: Tensor, grid: Tensor, noise: Noise, report: Report) -> Ending:
         if not x.numel():
@@ -144,9 +154,11 @@ class AdaptiveRun:
         self.rows = torch.arange(batch, device=device)
         self.end, self.p = line.ends[-1].expand(batch), line.ends[0].expand(batch)
         self.y = line.enter(x)
-        self._finite(method.finite, "at the start")
+        # samples that the score is not finite for, however short the steps; the others go on without them
+        self.lost = ~method.finite
+        self.when = "at the start"
         self.nfe = torch.ones(batch, dtype=torch.long, device=device)
-        self.stuck = torch.zeros(batch, dtype=torch.bool, device=device)
+        self.stuck = self.lost.clone()
         first = method.first_step(self.y) if solver.first_step is None else solver.first_step
         self.h = torch.as_tensor(first, dtype=torch.float64, device=device).expand(batch)
         # results as far as they are known: samples are put there when they leave, or all of them at the end
@@ -155,28 +167,37 @@ class AdaptiveRun:
         if report is not unheard and len(line.ends) > 2:
             self.states = [self.y] * (len(line.ends) - 2)
         self.passed = torch.zeros_like(self.rows)  # inner times of the grid behind each of the running samples
+        self.told = 0
+        self.blind = torch.zeros_like(self.rows, dtype=torch.bool)  # whose last attempt met NaN or infinity
 
     def ending(self) -> Ending:
         """All steps."""
-        steps, running = 0, self.p < self.end
+        steps, running = 0, (self.p < self.end) & ~self.lost
         while bool(running.any()) and steps < self.solver.max_steps:
             steps += 1
             self.nfe = self.nfe.index_add(0, self.rows, self.method.evaluations * running.long())
             running = self._step(running)
+            self._tell()
             if self.solver.compact and not bool(running.all()):
                 self._put_aside(running)
                 running = running[running]
         self._store()
         t = self.line.time(self.reached).detach()
-        left = self.reached < self.line.ends[-1]
+        if bool(self.lost.all()):
+            raise lost(type(self.solver).__name__, self.lost.nonzero().flatten(), t, self.when)
+        short = self.reached < self.line.ends[-1]
+        left = short & ~self.lost
         if bool(left.any()):
-            gave_up(self.solver, left, t, self.stuck, self.solver.max_steps)
+            stuck = int((self.stuck & left).sum())
+            why = shrank(stuck) if stuck else f"max_steps = {self.solver.max_steps} was reached"
+            gave_up(self.solver, left, t, why, stacklevel=4)
         x = self.line.leave(self.result, self.reached)
-        if self.line.to_zero and not bool(left.all()):
-            self.nfe = self.nfe + (~left).long()
-            x = mixed(left, x, self.line.finish(self.result))
+        if self.line.to_zero and not bool(short.all()):
+            self.nfe = self.nfe + (~short).long()
+            x = mixed(short, x, self.line.finish(self.result))
+        x = mixed(self.lost, torch.full_like(x, torch.nan), x)
         self._tell(x)
-        return Ending(x, not bool(left.any()), self.nfe, torch.where(left, t, self.line.grid[-1].detach()))
+        return Ending(x, not bool(left.any()), self.nfe, torch.where(short, t, self.line.grid[-1].detach()))
 
     def _step(self, running: Tensor) -> Tensor:
         """One attempt for each running sample; which of them run on."""
@@ -184,6 +205,11 @@ class AdaptiveRun:
         h = torch.minimum(self.method.reach(self.p, self.h), rest.detach())
         last = 1.05 * h >= rest.detach()  # rather a little further than leave a splinter
         target = torch.where(running, torch.where(last, self.end, self.p + h), self.p)
+        refused = self.method.refused(target)
+        if refused is not None and bool((running & self.blind & refused).any()):
+            self._lose(running & self.blind & refused)  # no shorter step is to be had
+            running = running & ~(self.blind & refused)
+            target = torch.where(running, target, self.p)
         # the last step is as long as the ends say, with their gradients; all others are constants
         h = torch.where(last, rest, h) * running
         after, error, factor = self.method.attempt(self.y, self.p, h, target)
@@ -196,9 +222,15 @@ class AdaptiveRun:
         self.h = torch.where(running, self.solver.limits.next(h.detach(), factor, accepted), self.h)
         shrunk = running & ~accepted & (before + self.h <= before)
         if bool(shrunk.any()):
-            self._finite(~(shrunk & ~error.isfinite()), f"after {int(self.nfe.max())} evaluations")
             self.stuck = self.stuck.index_fill(0, self.rows[shrunk], True)
+            self._lose(shrunk & ~error.isfinite())
+        self.blind = running & ~error.isfinite()
         return (self.p < self.end) & ~self.stuck[self.rows]
+
+    def _lose(self, rows: Tensor) -> None:
+        for name in ("stuck", "lost"):
+            setattr(self, name, getattr(self, name).index_fill(0, self.rows[rows], True))
+        self.when = f"after {int(self.nfe.max())} evaluations"
 
     def _interpolate(self, accepted: Tensor, h: Tensor, target: Tensor) -> None:
         """The states at the inner times that lie inside the steps just accepted."""
@@ -227,17 +259,23 @@ class AdaptiveRun:
     def _put_aside(self, running: Tensor) -> None:
         """Samples that have arrived, or are stuck, leave the batch that the score sees."""
         self._store()
-        for name in ("rows", "end", "p", "y", "h", "passed"):
+        for name in ("rows", "end", "p", "y", "h", "passed", "blind"):
             setattr(self, name, getattr(self, name)[running])
         self.method.select(running)
 
-    def _tell(self, x: Tensor) -> None:
-        for i, state in enumerate(self.states or (), start=1):
+    def _tell(self, x: Tensor | None = None) -> None:
+        """Report what has become known: inner times that all samples have passed; with the end x all of them."""
+        if self.states is None:
+            if x is not None:
+                self.report(len(self.line.ends) - 1, x)
+            return
+        running = x is None and len(self.rows) > 0
+        behind = int(self.passed.min()) if running else len(self.states)
+        for i in range(self.told, behind):
             # a sample that stopped short of this time is still where it stopped
-            self.report(i, self.line.leave(state, torch.minimum(self.reached, self.line.ends[i])))
-        self.report(len(self.line.ends) - 1, x)
-
-    def _finite(self, finite: Tensor, when: str) -> None:
-        if not bool(finite.all()):
-            t = self.line.time(self.p).detach()
-            raise lost(type(self.solver).__name__, self.rows[~finite], t[~finite], when)
+            reached = self.reached.index_put((self.rows,), self.p)
+            place = torch.minimum(reached, self.line.ends[i + 1])
+            self.report(i + 1, self.line.leave(self.states[i], place))
+        self.told = behind
+        if x is not None:
+            self.report(len(self.line.ends) - 1, x)

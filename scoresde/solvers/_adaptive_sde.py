@@ -67,6 +67,9 @@ class StochasticHeun(AdaptiveMethod):
     def reach(self, p: Tensor, h: Tensor) -> Tensor:
         return self.driver.reach(p, h)
 
+    def refused(self, target: Tensor) -> Tensor | None:
+        return self.driver.refused((self.here.t, self.line.at(target).t))
+
     def _drift(self, t: Levels, s: Levels, part: Tensor | float = 1.0) -> tuple[Tensor, Tensor]:
         """Weights of x̂_0 at t, and of its change over the whole step, of which s lies at the fraction ``part``."""
         k = 1 + self.line.process.eta**2

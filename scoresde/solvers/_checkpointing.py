@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +16,8 @@ from scoresde.solvers._closures import Listener, derived, stopped
 
 Step = Callable[[int, Tensor, Any], tuple[Tensor, Any]]
 """(i, x, state) before step i -> (x, state) after it."""
+
+Around = Callable[[], AbstractContextManager[Any]]
 
 Gradients = list[Tensor | None]
 """Of the tensors of (x, state), x first."""
@@ -55,8 +57,11 @@ class KeptState(NamedTuple):
 class RepeatedRun:
     """A run whose steps can be done again."""
 
-    def __init__(self, step: Step, x: Tensor, state: Any, steps: int, noise: Noise, states: int) -> None:
-        self._step, self._steps, self._noise, self._states = step, steps, noise, states
+    def __init__(
+        self, step: Step, x: Tensor, state: Any, steps: int, noise: Noise, states: int, around: Around
+    ) -> None:
+        self._step, self._steps, self._noise, self._states, self._around = step, steps, noise, states, around
+        self._draws = True  # from torch's own generators; known after the way forward
         self._device = x.device
         kind = x.device.type
         self._autocast = torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)
@@ -88,6 +93,7 @@ class RepeatedRun:
                 "and returns another."
             )
         self.closures = listener.outside()
+        self._draws = listener.drew
         return states
 
     def _plain(self, after: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
@@ -118,15 +124,19 @@ class RepeatedRun:
         position = self._noise.position()
         cuda = [self._device] if self._device.type == "cuda" else []
         try:
-            with torch.random.fork_rng(devices=cuda):
+            # a generator that other threads draw from is left alone unless the score itself draws from it
+            with self._around(), torch.random.fork_rng(devices=cuda, enabled=self._draws):
                 sweep.reverse(0, self._steps, self._first, self._states)
         finally:
             self._noise.rewind(position)
         return sweep.entering[0], sweep.closures
 
     def _keep(self, x: Tensor, state: Any) -> KeptState:
-        cuda = (torch.cuda.get_rng_state(self._device),) if self._device.type == "cuda" else ()
-        return KeptState(x, state, self._noise.position(), (torch.get_rng_state(), *cuda), self._changes(x, state))
+        stands: tuple[Tensor, ...] = ()
+        if self._draws:
+            cuda = (torch.cuda.get_rng_state(self._device),) if self._device.type == "cuda" else ()
+            stands = torch.get_rng_state(), *cuda
+        return KeptState(x, state, self._noise.position(), stands, self._changes(x, state))
 
     def _changes(self, x: Tensor, state: Any) -> list[int]:
         return carried.contents((x, *carried.tensors(state, self._fixed)))[1:]
@@ -139,9 +149,10 @@ class RepeatedRun:
                 "caller leave such tensors as they are until the gradients are had."
             )
         self._noise.rewind(kept.position)
-        torch.set_rng_state(kept.torch_state[0])
-        for state in kept.torch_state[1:]:
-            torch.cuda.set_rng_state(state, self._device)
+        if self._draws:
+            torch.set_rng_state(kept.torch_state[0])
+            for state in kept.torch_state[1:]:
+                torch.cuda.set_rng_state(state, self._device)
         return kept.x, kept.state
 
     def advance(self, i: int, j: int, kept: KeptState) -> KeptState:
@@ -251,6 +262,7 @@ def checkpointed(
     states: int,
     report: Callable[[int, Tensor], None],
     every: bool,
+    around: Around = nullcontext,
 ) -> list[Tensor]:
     """x after each step (``every``) or after the last alone, with gradients that repeat the steps.
 
@@ -258,11 +270,14 @@ def checkpointed(
     computed again from the at most ``states`` that are kept. Gradients reach x, tensors that ``state`` brings along,
     and every other tensor that entered an operation of the steps (see :class:`~scoresde.solvers._closures.Listener`).
 
+    Args:
+        around: makes the context in which steps are done again: the one in which they were done first.
+
     Raises:
         TypeError: a state of other things than tensors and numbers, or changed in place; a noise without position().
         RuntimeError: from backward, where tensors have been changed in place since, or for second derivatives.
     """
-    run = RepeatedRun(step, x, state, steps, noise, states)
+    run = RepeatedRun(step, x, state, steps, noise, states, around)
     ends = run.forward(report, every)
     answer: tuple[Tensor, ...] = _Joined.apply(run, ends, x, *(value for value, _, _ in run.closures))
     return list(answer)

@@ -18,12 +18,16 @@ class Listener(TorchDispatchMode):
     The computation runs without gradients, so that what it makes itself requires none; exceptions are graphs of its
     own, such as a guidance's, whose tensors :meth:`outside` leaves out: they are younger or dead by then. An operation
     is seen below autograd, wherever it was called from: Python, a module, a script.
+
+    Attributes:
+        drew: whether random numbers were drawn otherwise than from a generator that was named.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._seen = WeakTensorKeyDictionary()
         self.step = 0
+        self.drew = False
         with torch.enable_grad():
             youngest = torch.zeros((), requires_grad=True) * 1.0
         assert youngest.grad_fn is not None
@@ -31,6 +35,8 @@ class Listener(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded in getattr(func, "tags", (torch.Tag.nondeterministic_seeded,)):
+            self.drew |= not any(isinstance(value, torch.Generator) for value in (*args, *kwargs.values()))
         for value in (*args, *kwargs.values()):
             if isinstance(value, Tensor):
                 self._note(value)

@@ -11,7 +11,6 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from scoresde import checks
 from scoresde.models.combination import Coefficient, as_number, combine
 from scoresde.noise import Noise
 from scoresde.reverse import Reverse
@@ -124,9 +123,6 @@ class ExponentialMultistep(Planned):
 
     strong_order: ClassVar[float | None] = 1.0
     default_eta: ClassVar[float] = 0.0
-
-    def __post_init__(self) -> None:
-        checks.fields(self)
 
     @property
     def has_memory(self) -> bool:  # type: ignore[override]

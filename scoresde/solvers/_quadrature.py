@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
+from scoresde.checks.lasting import lasting
 
 SHORT, LONG, LONGEST = 20, 64, 256
 
 
 @functools.cache
+@lasting
 def gauss_legendre(points: int) -> tuple[Tensor, Tensor]:
     """Nodes and weights (points,), exact for polynomials of degree 2 points - 1."""
     nodes, weights = np.polynomial.legendre.leggauss(points)

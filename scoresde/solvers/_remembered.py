@@ -38,6 +38,10 @@ class Driver(ABC):
         """How far a step of length h may go."""
         return h
 
+    def refused(self, times: tuple[Tensor, Tensor]) -> Tensor | None:
+        """(B,) bool, for which samples a step between ``times`` (t, s) is too short; None where none is."""
+        return None
+
     def select(self, rows: Tensor) -> None:
         """Only these samples go on."""
         self.rows = self.rows[rows]
@@ -73,6 +77,11 @@ class Followed(Driver):
 
     def commit(self, moved: Tensor, accepted: Tensor) -> None:
         pass
+
+    def refused(self, times: tuple[Tensor, Tensor]) -> Tensor | None:
+        if not isinstance(self.noise, BrownianNoise):
+            return None
+        return ~self.noise.resolves(*times).to(self.rows.device)
 
     def _everyone(self, time: Tensor) -> Tensor:
         whole = torch.zeros(len(self.template), dtype=time.dtype, device=time.device)

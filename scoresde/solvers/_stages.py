@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from scoresde import checks
 from scoresde.models.combination import Coefficient, combine
 from scoresde.noise import Noise
 from scoresde.reverse import Reverse
@@ -64,9 +63,6 @@ class Singlestep(Planned):
 
     A step to an end with σ = 0 goes to α E[x_0 | x_t], with one evaluation: log(α/σ) has no end there.
     """
-
-    def __post_init__(self) -> None:
-        checks.fields(self)
 
     @abstractmethod
     def scheme(self, process: Reverse) -> Scheme:

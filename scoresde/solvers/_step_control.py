@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 
 import torch
@@ -58,7 +57,7 @@ class StepLimits:
         if not (0 < self.shrink < 1 < self.grow and 0 < self.safety < 1):
             raise ValueError(
                 "an adaptive method needs 0 < shrink < 1 < grow and 0 < safety < 1; got "
-                f"{self.shrink:g}, {self.grow:g}, {self.safety:g}."
+                f"{self.shrink}, {self.grow}, {self.safety}."
             )
 
     def next(self, h: Tensor, factor: Tensor, accepted: Tensor) -> Tensor:
@@ -107,26 +106,9 @@ def scaled(coefficient: Tensor, x: Tensor) -> Tensor:
 
 
 def lost(name: str, rows: Tensor, t: Tensor, evaluations: str) -> FloatingPointError:
-    """The score answered NaN or infinity, at times t of the samples ``rows``."""
+    """The score answered NaN or infinity to all samples, at times t of the samples ``rows``."""
     return FloatingPointError(
         f"{name} met NaN or infinite values {evaluations}, first in samples {rows[:5].tolist()} near t = "
         f"{t.max().item():.6g}, and shorter steps did not help: the score is not finite there. Look at the score at "
         "that time, in float32 or wider, or end at a larger t_min."
-    )
-
-
-def gave_up(solver: object, left: Tensor, t: Tensor, stuck: Tensor, max_steps: int) -> None:
-    """The one warning of a run in which the samples ``left`` (B,) did not reach the end."""
-    why = f"max_steps = {max_steps} was reached"
-    if bool(stuck.any()):
-        why = (
-            f"the step size of {int(stuck.sum())} of them shrank to nothing, as where the score jumps or its rounding "
-            "exceeds the tolerance"
-        )
-    warnings.warn(
-        f"{type(solver).__name__}: {int(left.sum())} of {len(left)} samples did not reach the last time (the furthest "
-        f"behind is at t = {t[left].max().item():.6g}): {why}. The solution is partial: see its `complete` and "
-        "`reached`. Loosen rtol and atol, or raise max_steps.",
-        RuntimeWarning,
-        stacklevel=5,
     )

@@ -13,19 +13,16 @@ import dataclasses
 import itertools
 import math
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 
 from scoresde import checks
-from scoresde.files import read_format, write_format
+from scoresde.files import Fields, read_format, refusing, write_format
 from scoresde.rules import between, by_density, spectral_density, spectral_range
 from scoresde.sde import SDE, Time
-from scoresde.solvers.fitted import numbers_of
 from scoresde.solvers.spectral import SpectralMultistep, Tuning
 from scoresde.spectrum import Spectrum
 
@@ -88,12 +85,22 @@ class Adapted:
     report: AdaptedReport
 
     def __post_init__(self) -> None:
+        checks.fields(self)
+        what = "one row of numbers for each of steps"
+        object.__setattr__(self, "steps", checks.shape(self.steps, what="increasing numbers of steps", name="steps"))
+        ends = checks.numbers(self.ratios, name="ratios", what="the first σ/α and the last")
+        object.__setattr__(self, "ratios", ends)
+        if not isinstance(self.logs, (tuple, list)):
+            raise TypeError(f"logs must be {what}; got {checks.got(self.logs)}.")
+        object.__setattr__(self, "logs", tuple(checks.numbers(row, name="logs", what=what) for row in self.logs))
+        if len(ends) != 2:
+            raise ValueError(f"ratios must be two, the first σ/α and the last; got {ends}.")
         m, sizes = len(self.steps), {len(row) for row in self.logs}
         errors = [*self.report.errors, *self.report.before, *self.report.typical]
         if not m or len(self.logs) != m or len(sizes) != 1 or min(sizes) < 2 or len(errors) != 3 * m:
             raise ValueError(
-                f"an adapted grid has a row of logs, of one length, and three errors for each of its steps; got "
-                f"{m} steps, rows of {sorted(sizes)} and {len(errors)} errors."
+                f"an adapted grid must have a row of logs, of one length, and three errors for each of its steps; got "
+                f"steps {self.steps}, rows of {sorted(sizes)}, logs {self.logs}, and {len(errors)} errors."
             )
         if self.steps[0] < 1 or not all(a < b for a, b in itertools.pairwise(self.steps)):
             raise ValueError(f"the numbers of steps of an adapted grid increase; got {self.steps}.")
@@ -104,7 +111,7 @@ class Adapted:
 
     def __call__(self, sde: SDE, steps: int, *, t_start: Time | None = None, t_end: Time | None = None) -> Tensor:
         """The times; arguments as in :func:`scoresde.grids.uniform`."""
-        checks.count(steps, name="steps")
+        steps = checks.count(steps, name="steps")
         first, last = (math.log(r) for r in self.ratios)
         row = between(self.steps, self.logs, steps)
         cells = len(row) - 1
@@ -131,7 +138,7 @@ class Adapted:
 
     def error(self, steps: int) -> float:
         """The error to expect, per coordinate: the typical one, interpolated in logarithms, beyond by its slope."""
-        checks.count(steps, name="steps")
+        steps = checks.count(steps, name="steps")
         x, y = np.log(self.steps), np.log(self.report.typical)
         at = math.log(steps)
         if len(x) > 1 and not x[0] <= at <= x[-1]:
@@ -149,7 +156,7 @@ class Adapted:
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write it as JSON, whole or not at all; numbers come back bit for bit."""
-        return write_format(Path(path), format=FORMAT, version=VERSION, content=dataclasses.asdict(self))
+        return write_format(checks.path(path), format=FORMAT, version=VERSION, content=dataclasses.asdict(self))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Adapted:
@@ -159,43 +166,42 @@ class Adapted:
             FileNotFoundError: there is no such file.
             ValueError: the file is not one of these, or is damaged.
         """
-        path = Path(path)
-        mend = "an adapted grid is saved with adapted.save(path), adapt again"
-        content = read_format(path, format=FORMAT, version=VERSION, what="adapted grid", mend=mend)
+        path, mend = checks.path(path), "an adapted grid is saved with adapted.save(path), adapt again"
+        fail = refusing(path)
+        content = read_format(path, fail, format=FORMAT, version=VERSION, what="adapted grid", mend=mend)
+        given = Fields(content, fail)
+        ratios, spectrum = given.numbers("ratios", most_items=2, items=2, above=0), given.object("spectrum")
+        tuned = None if given.value("tuning") is None else given.object("tuning")
+        steps, logs = _steps(given), given.rows("logs", most_items=_MOST)
+        tuning = None if tuned is None else (_steps(tuned), tuned.rows("logs", most_items=_MOST, items=3))
+        report = _report(given.object("report"))
+        scale, largest = (spectrum.number(name, above=0) for name in ("scale", "largest"))
         try:
-            first, last = numbers_of(content["ratios"])
-            return cls(
-                _counts(content["steps"]),
-                tuple(numbers_of(row) for row in content["logs"]),
-                (first, last),
-                Spectrum(**content["spectrum"]),
-                None if content["tuning"] is None else _tuning(content["tuning"]),
-                _report(content["report"]),
-            )
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+            known = None if tuning is None else Tuning(tuning[0], tuple((a, b, c) for a, b, c in tuning[1]))
+            return cls(steps, logs, (ratios[0], ratios[1]), Spectrum(scale, largest), known, report)
+        except (TypeError, ValueError) as error:
+            raise fail(str(error)) from error
 
 
-def _counts(values: Any) -> tuple[int, ...]:
-    numbers_of(values)
-    if not all(isinstance(v, int) for v in values):
-        raise TypeError(f"expected whole numbers, got {values!r:.80}")
-    return tuple(values)
+_MOST = 10_000  # numbers of steps adapted to, and of values for each
 
 
-def _tuning(content: Any) -> Tuning:
-    rows = [numbers_of(row) for row in content["logs"]]
-    return Tuning(_counts(content["steps"]), tuple((a, b, c) for a, b, c in rows))
+def _steps(given: Fields) -> tuple[int, ...]:
+    return given.wholes("steps", most_items=_MOST, least=1)
 
 
-def _report(content: Any) -> AdaptedReport:
-    expected = {field.name for field in dataclasses.fields(AdaptedReport)}
-    if not isinstance(content, Mapping) or set(content) != expected:
-        raise ValueError(f"the report should have the entries {', '.join(sorted(expected))}")
-    errors, before, typical, answer = (numbers_of(content[name]) for name in ("errors", "before", "typical", "answer"))
-    reference, seconds = numbers_of([content["reference_error"], content["seconds"]])
-    evaluations, seed = _counts([content["evaluations"], content["seed"]])
-    shape = _counts(content["shape"])
+def _report(given: Fields) -> AdaptedReport:
+    given.only([field.name for field in dataclasses.fields(AdaptedReport)])
+    errors, before, typical = (given.numbers(n, most_items=_MOST, above=0) for n in ("errors", "before", "typical"))
     return AdaptedReport(
-        str(content["solver"]), errors, before, typical, reference, shape, evaluations, seconds, seed, answer
+        solver=given.text("solver", most=10_000),
+        errors=errors,
+        before=before,
+        typical=typical,
+        reference_error=given.number("reference_error", least=0),
+        shape=given.wholes("shape", most_items=16),
+        evaluations=given.whole("evaluations"),
+        seconds=given.number("seconds", least=0),
+        seed=given.whole("seed", most=2**64 - 1),
+        answer=given.numbers("answer", most_items=1 << 20),
     )

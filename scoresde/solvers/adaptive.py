@@ -73,7 +73,6 @@ class AdaptiveODE(Adaptive):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        checks.fields(self)
         checks.count(self.max_order, name="max_order")
         if self.max_order > 8:
             raise ValueError(f"max_order must be at most 8, got {self.max_order}: higher orders lose their stability.")

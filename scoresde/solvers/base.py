@@ -13,6 +13,7 @@ import dataclasses
 import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -21,19 +22,25 @@ from torch import Tensor
 
 from scoresde import checks, rules
 from scoresde.models.combination import Coefficient, Combination, combine
-from scoresde.models.score import Score, shaped_like
+from scoresde.models.evaluation import AllModules, evaluating, in_evaluation_mode
+from scoresde.models.score import Score, Units, shaped_like
 from scoresde.noise import Noise, as_noise
 from scoresde.reverse import Reverse
 from scoresde.sde import SDE, has_signal
 from scoresde.solvers._checkpointing import checkpointed, default_states
 from scoresde.solvers.carried import mapped
+from scoresde.solvers.incomplete import finite_rows, without
+from scoresde.solvers.progress import Bar
 
 Report = Callable[[int, Tensor], None]
 """(steps done, state): what is told after each step."""
 
 
 class Progress(NamedTuple):
-    """What a callback sees after each step: ``step`` of ``steps`` done, the time ``t`` reached, the state ``x``."""
+    """What a callback sees after each step: ``step`` of ``steps`` done, the time ``t`` reached, the state ``x``.
+
+    Where a method chooses its own steps and there is no grid, as in a likelihood, ``steps`` is the most it will try.
+    """
 
     step: int
     steps: int
@@ -43,7 +50,11 @@ class Progress(NamedTuple):
 
 @dataclass(frozen=True)
 class Ending:
-    """What the steps come to: the state, and the fields of :class:`Solution` that only some methods know."""
+    """What the steps come to: the state, and the fields of :class:`Solution` that only some methods know.
+
+    Samples that a method lost, to a score that answered NaN or infinity, are NaN in ``x``. ``complete`` is whether all
+    others reached the last time; the method itself warns where they did not.
+    """
 
     x: Tensor
     complete: bool = True
@@ -62,12 +73,17 @@ class Solution:
         grid: (n + 1,) the times.
         trajectory: (n + 1, B, *event) the states at those times, if asked for; never denoised.
         denoised: whether a last denoising step was taken: asked for, and σ > 0 at the last time.
-        complete: whether every sample reached the last time; adaptive methods stop short of it at their step limit.
+        complete: whether every sample reached the last time and is finite. Methods that choose their steps stop short
+            of the last time at their step limit; :class:`~scoresde.solvers.IncompleteWarning` says so, and which
+            samples are not finite.
         nfe_per_sample: (B,) evaluations that each sample needed, from methods whose samples step on their own.
-        reached: (B,) float64, the time that each sample reached, from the same methods.
+        reached: (B,) float64, the time that each sample reached, from methods that choose their own steps.
         error: (B,) float64, what a method that judges itself expects the error of a coordinate of each sample to be,
             root mean square, in units of x_0: see :class:`~scoresde.SpectralMultistep`. None around another solver, and
             where steps are done again for gradients (``checkpoint``).
+        finite: (B,) bool, whether each sample is finite; those that are not are NaN throughout, and in no way change
+            the others.
+        scaling: the map from x to the units of the data, where the score knows it.
     """
 
     x: Tensor
@@ -79,15 +95,35 @@ class Solution:
     nfe_per_sample: Tensor | None = None
     reached: Tensor | None = None
     error: Tensor | None = None
+    finite: Tensor | None = None
+    scaling: Units | None = None
+
+    @property
+    def data(self) -> Tensor:
+        """The samples in the units of the data, ``scaling.to_data(x)``: (B, *event), not rounded to levels.
+
+        float64 where float32 cannot hold them.
+
+        Raises:
+            ValueError: the score did not know its scaling.
+        """
+        if self.scaling is None:
+            raise ValueError(
+                "the score does not know the units of its data: a model knows them that train() made from a data set "
+                "with a scaling, or load_model from its checkpoint; else set model.scaling = dataset.scaling, or take "
+                "dataset.scaling.to_data(solution.x)."
+            )
+        return self.scaling.to_data(self.x)
 
 
 class CountedScore(Score):
-    """Another score, which counts its evaluations and refuses an answer of another shape."""
+    """Another score, which counts its evaluations, tells ``asked`` of them and refuses an answer of another shape."""
 
-    def __init__(self, score: Score) -> None:
-        self.score, self.nfe = score, 0
+    def __init__(self, score: Score, asked: Callable[[Tensor], None] | None = None) -> None:
+        self.score, self.nfe, self._asked = score, 0, asked
         self.sigma_data, self.spectrum = score.sigma_data, score.spectrum
-        self.rough = score.rough
+        self.scaling, self.rough = score.scaling, score.rough
+        self._behind = AllModules([score])
 
     @property
     def sde(self) -> SDE:  # type: ignore[override]
@@ -99,6 +135,11 @@ class CountedScore(Score):
 
     def evaluate(self, x: Tensor, t: Tensor, wanted: Combination) -> Tensor:
         self.nfe += 1
+        if self._asked is not None:
+            self._asked(t)
+        if not self._behind.evaluated():  # in a backward pass that evaluates once more
+            with self._behind.evaluating():
+                return shaped_like(self.score.evaluate(x, t, wanted), x, "the score")
         return shaped_like(self.score.evaluate(x, t, wanted), x, "the score")
 
 
@@ -125,6 +166,10 @@ class Solver(ABC):
     steps_on_grid: ClassVar[bool] = True
     has_memory: ClassVar[bool] = False
     follows_process: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Checks the fields by their annotations; a subclass that checks more calls it first."""
+        checks.fields(self)
 
     @abstractmethod
     def step(self, process: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise, state: Any) -> tuple[Tensor, Any]:
@@ -171,6 +216,7 @@ class Solver(ABC):
         """What is remembered of some samples: ``state`` with each tensor of samples replaced by ``select`` of it."""
         return mapped(state, select)
 
+    @in_evaluation_mode("self", "process")
     def solve(
         self,
         process: Reverse,
@@ -182,8 +228,12 @@ class Solver(ABC):
         trajectory: bool = False,
         callback: Callable[[Progress], None] | None = None,
         checkpoint: bool | int = False,
+        progress: bool = False,
     ) -> Solution:
         """Integrate from x at grid[0] to grid[-1]; gradients flow through all of it.
+
+        The modules behind the process and the solver are in evaluation mode meanwhile, with gradients too, and in their
+        own again afterwards: see :func:`~scoresde.models.evaluating`.
 
         The state is carried in float32 at least, whatever the dtype of x and of the network, and in float64 where the
         grid starts above σ/α = 1e4 (:func:`state_dtype`); the solution has x's dtype.
@@ -196,57 +246,88 @@ class Solver(ABC):
             noise: a Noise, a generator or a seed; may be left out where nothing is drawn.
             denoise: end with E[x_0 | x] at the last time, one evaluation more; where σ = 0 there, that is x itself.
             trajectory: keep the state at every time.
-            callback: called after each step.
+            callback: called after each step. What it raises ends the run and comes out as it is.
             checkpoint: how gradients are had. False keeps the graph of every step. A number k keeps k states and no
                 graph; backward computes the others again, one step's graph at a time, so that memory does not grow with
                 the steps. True is k = ceil(log2 n), with which no step is done again more than log2 n times
                 (Griewank & Walther 2000). The gradients are the same to rounding, of first order. Meanwhile x, states
                 and parameters may not be changed in place, callbacks see states without a graph, and a ``trajectory``
                 costs its n states. Without gradients it changes nothing.
+            progress: show a bar: of the steps, or where the method chooses its own, of the way in log-SNR.
 
         Raises:
             TypeError, ValueError: bad x, grid or noise, or a process that the method cannot integrate; checkpoint for a
                 method that is not made of the grid's steps, or with a noise that has no ``position()``.
-            FloatingPointError: the end state is not finite.
+            FloatingPointError: no sample's end state is finite.
+
+        Warns:
+            IncompleteWarning: some samples are not finite, and are NaN in the solution, or did not reach the last time.
         """
-        self._check_checkpoint(checkpoint)
+        checkpoint = self._check_checkpoint(checkpoint)
+        denoise = checks.flag(denoise, name="denoise")
+        trajectory = checks.flag(trajectory, name="trajectory")
+        if callback is not None:
+            checks.function(callback, name="callback", what="of a Progress", takes=1)
+        checks.instance(process, Reverse, name="process", hint="Write Reverse(score, eta=0.0).")
+        progress = checks.flag(progress, name="progress")
         checks.state(x, values=True)
         grid = checks.grid(grid, process.sde.t_max)
         self.check(process)
         source = self._source(process, noise)
         source.check(grid)
-        counted = CountedScore(process.score)
-        process = dataclasses.replace(process, score=counted)
-        dtype, x = x.dtype, x.to(state_dtype(process.sde, grid, x.dtype))
-        states = [x]
+        steps = len(grid) - 1
+        with Bar(
+            progress, type(self).__name__, process.sde, grid[0], grid[-1], steps if self.steps_on_grid else None
+        ) as bar:
+            counted = CountedScore(process.score, bar.asked if bar.over_evaluations else None)
+            process = dataclasses.replace(process, score=counted)
+            dtype, x = x.dtype, x.to(state_dtype(process.sde, grid, x.dtype))
+            states = [x]
 
-        def report(step: int, x: Tensor) -> None:
-            if trajectory and step:
-                states.append(x)
-            if callback is not None and step:
-                callback(Progress(step, len(grid) - 1, grid[step], x))
+            def report(step: int, x: Tensor) -> None:
+                if trajectory and step:
+                    states.append(x)
+                if callback is not None and step:
+                    callback(Progress(step, steps, grid[step], x))
+                if step:
+                    bar.stepped()
 
-        if checkpoint and torch.is_grad_enabled():
-            budget = default_states(len(grid) - 1) if checkpoint is True else checkpoint
-            passed = self._run_again(process, x, grid, source, report, budget, every=trajectory)
-            ending, states = Ending(passed[-1]), [x, *passed]
-        else:
-            wanted = trajectory or callback is not None
-            ending = self.integrate(process, x, grid, source, report if wanted else unheard)
-        x = ending.x
-        denoise = denoise and ending.complete and process.sde.sigma(grid[-1]).item() > 0
-        if denoise:
-            x = self.denoised(process, x, grid[-1])
-        if x.numel() and not bool(torch.isfinite(x.detach()).all()):
-            raise FloatingPointError(
-                f"{type(self).__name__} ended with NaN or infinite values after {counted.nfe} evaluations. The score "
-                "returned such values, or the steps are too long for the method: look at the trajectory with a "
-                "callback, or take more steps."
+            if checkpoint and torch.is_grad_enabled():
+                budget = default_states(steps) if checkpoint is True else checkpoint
+                passed = self._run_again(process, x, grid, source, report, budget, every=trajectory)
+                ending, states = Ending(passed[-1]), [x, *passed]
+            else:
+                wanted = trajectory or callback is not None or (progress and self.steps_on_grid)
+                ending = self.integrate(process, x, grid, source, report if wanted else unheard)
+            x = ending.x
+            denoise = denoise and ending.complete and process.sde.sigma(grid[-1]).item() > 0
+            if denoise:
+                x = self.denoised(process, x, grid[-1])
+        finite = finite_rows(x)
+        whole = bool(finite.all())
+        if not whole:
+            x = without(
+                x,
+                finite,
+                f"{type(self).__name__} ended with NaN or infinite values after {counted.nfe} evaluations",
+                "The score returned such values, or the steps are too long for the method: look at the trajectory with "
+                "a callback, or take more steps.",
+                stacklevel=2,
             )
         path = torch.stack(states).to(dtype) if trajectory else None
         each = ending.nfe_per_sample if ending.nfe_per_sample is None else ending.nfe_per_sample + int(denoise)
         return Solution(
-            x.to(dtype), counted.nfe, grid, path, denoise, ending.complete, each, ending.reached, ending.error
+            x=x.to(dtype),
+            nfe=counted.nfe,
+            grid=grid,
+            trajectory=path,
+            denoised=denoise,
+            complete=ending.complete and whole,
+            nfe_per_sample=each,
+            reached=ending.reached,
+            error=ending.error,
+            finite=finite,
+            scaling=counted.scaling,
         )
 
     def integrate(self, process: Reverse, x: Tensor, grid: Tensor, noise: Noise, report: Report) -> Ending:
@@ -279,19 +360,30 @@ class Solver(ABC):
         def step(i: int, x: Tensor, state: Any) -> tuple[Tensor, Any]:
             return self.step(process, x, times[i], times[i + 1], noise, state)
 
-        return checkpointed(step, x, state, len(times) - 1, noise, states=budget, report=report, every=every)
+        def around() -> AbstractContextManager[None]:
+            return evaluating(self, process)
 
-    def _check_checkpoint(self, checkpoint: bool | int) -> None:
-        if not isinstance(checkpoint, int) or checkpoint < 0:
-            raise ValueError(
-                f"checkpoint must be True, False or how many states to keep, at least 1; got {checkpoint!r}."
-            )
+        count = len(times) - 1
+        return checkpointed(step, x, state, count, noise, states=budget, report=report, every=every, around=around)
+
+    def _check_checkpoint(self, checkpoint: bool | int) -> bool | int:
+        try:
+            checkpoint = checks.flag(checkpoint, name="checkpoint")
+        except TypeError:
+            try:
+                checkpoint = checks.count(checkpoint, name="checkpoint", least=0)
+            except (TypeError, ValueError) as error:
+                raise ValueError(
+                    "checkpoint must be True, False or how many states to keep, at least 1; got "
+                    f"{checks.got(checkpoint)}."
+                ) from error
         if checkpoint and not self.steps_on_grid:
             raise ValueError(
                 f"{type(self).__name__} is not made of the grid's steps, so checkpoint cannot repeat them. For "
                 "gradients in constant memory take a solver with steps, or the adjoint: ProbabilityFlow(adjoint=True), "
                 "TorchSDE(adjoint=True)."
             )
+        return checkpoint
 
     def _source(self, process: Reverse, noise: Noise | torch.Generator | int | None) -> Noise:
         if noise is not None:
@@ -423,12 +515,32 @@ def state_dtype(sde: SDE, grid: Tensor, dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if sigma[first] > 1e4 * alpha[first] else torch.promote_types(dtype, torch.float32)
 
 
+def arrived(solver: Solver, ending: Ending, t: Tensor, s: Tensor) -> Tensor:
+    """The state of an integration from t to s, as one step within another solver's run.
+
+    Raises:
+        RuntimeError: it stopped short of s.
+    """
+    if not ending.complete:
+        raise RuntimeError(
+            f"{type(solver).__name__} did not come from t = {t:g} to {s:g} within max_steps, so that there is no state "
+            "to go on from. Loosen rtol and atol, raise max_steps, or take a solver that steps on the grid."
+        )
+    return ending.x
+
+
 def unheard(step: int, x: Tensor) -> None:
     """The report of a run whose inner states nobody asked for: methods need not work them out."""
 
 
+def _check_pair(solver: Solver, process: Reverse) -> None:
+    checks.instance(solver, Solver, name="solver")
+    checks.instance(process, Reverse, name="process", hint="Write Reverse(score, eta=0.0).")
+
+
 def only_ode(solver: Solver, process: Reverse) -> None:
     """For methods of the probability-flow ODE: η must be 0."""
+    _check_pair(solver, process)
     if process.eta != 0:
         raise ValueError(
             f"{type(solver).__name__} integrates the probability-flow ODE; got a process with eta = {process.eta:g}. "
@@ -438,6 +550,7 @@ def only_ode(solver: Solver, process: Reverse) -> None:
 
 def only_sde(solver: Solver, process: Reverse) -> None:
     """For methods written for the reverse SDE: η must be 1."""
+    _check_pair(solver, process)
     if process.eta != 1:
         raise ValueError(
             f"{type(solver).__name__} samples the reverse SDE, eta = 1; got eta = {process.eta:g}. "

@@ -11,6 +11,7 @@ Each checks what it is given, and raises TypeError or ValueError with what would
 
 from __future__ import annotations
 
+import inspect
 from functools import partial
 
 import torch
@@ -65,6 +66,7 @@ def chosen_grid(
         TypeError: neither times nor a rule.
         ValueError: bad times; a start for a solver that knows only its own times.
     """
+    steps = checks.count(steps, name="steps", most=rules.MOST_STEPS)
     if grid is None and score.rough and isinstance(solver, Ancestral):
         # 0.8 dB nearer on posteriors of digits than Karras' steps
         grid = partial(rules.spectral, spectrum=known_spectrum(score, event))
@@ -74,15 +76,23 @@ def chosen_grid(
             f"{type(solver).__name__} knows only its own times, which start at T; they cannot be made anew from "
             "another time. Take SpectralMultistep() or another solver."
         )
-    if callable(grid):
-        grid = grid(score.sde, steps) if start is None else grid(score.sde, steps, t_start=start)
+    if callable(grid) and not isinstance(grid, type):
+        grid = _made(grid, score.sde, steps, {} if start is None else {"t_start": start})
+    return checks.grid(grid, score.sde.t_max)
+
+
+def _made(rule: rules.Rule, sde: SDE, steps: int, options: dict[str, Tensor]) -> Tensor:
     try:
-        times = grid if isinstance(grid, Tensor) else checks.real(grid, name="grid")
+        return rule(sde, steps, **options)
     except TypeError as error:
-        raise TypeError(
-            f"grid must be times or a function of scoresde.grids such as grids.karras, got {checks.got(grid)}."
-        ) from error
-    return checks.grid(times, score.sde.t_max)
+        try:
+            inspect.signature(rule).bind(sde, steps, **options)
+        except (TypeError, ValueError):
+            asked = ", ".join(("sde", "steps", *options))
+            raise TypeError(
+                f"grid must be times, or a function called with ({asked}) such as grids.karras; got {checks.got(rule)}."
+            ) from error
+        raise
 
 
 def prior_draw(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
-from scoresde.files import read_format, write_format
+from scoresde.files import Fields, read_format, refusing, write_format
 from scoresde.models.combination import combine
 from scoresde.models.score import Score
 from scoresde.noise import Noise
@@ -160,12 +160,20 @@ class Fitted(Solver):
     follows_process: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("times", "evaluated_at", "of_start"):
+            object.__setattr__(self, name, checks.numbers(getattr(self, name), name=name))
+        if not isinstance(self.weights, (tuple, list)):
+            raise TypeError(f"weights must be n rows, of 1 to n numbers; got {checks.got(self.weights)}.")
+        weights = (checks.numbers(row, name="weights", what="n rows, of 1 to n numbers") for row in self.weights)
+        object.__setattr__(self, "weights", tuple(weights))
         n = len(self.evaluated_at)
         lengths = [len(row) for row in self.weights]
         if n < 1 or len(self.times) != n + 1 or len(self.of_start) != n + 1 or lengths != list(range(1, n + 1)):
             raise ValueError(
-                f"a sampler of n steps has n + 1 times, n evaluated_at, n + 1 of_start and rows of 1 to n weights; got "
-                f"{len(self.times)}, {n}, {len(self.of_start)} and rows of {lengths}."
+                "a sampler of n steps must have n + 1 times, n evaluated_at, n + 1 of_start, rows of 1 to n weights; "
+                f"got times {self.times}, evaluated_at {self.evaluated_at}, of_start {self.of_start} and weights "
+                f"{self.weights}."
             )
         levels = [*self.schedule.alpha, *self.schedule.sigma]
         if len(levels) != 2 * (2 * n + 1):
@@ -233,7 +241,7 @@ class Fitted(Solver):
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write it as JSON, whole or not at all; numbers come back bit for bit."""
         content = {"eta": 0, "steps": self.steps, **dataclasses.asdict(self), "schedule": self.schedule._asdict()}
-        return write_format(Path(path), format=FORMAT, version=VERSION, content=content)
+        return write_format(checks.path(path), format=FORMAT, version=VERSION, content=content)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Fitted:
@@ -243,40 +251,45 @@ class Fitted(Solver):
             FileNotFoundError: there is no such file.
             ValueError: the file is not one of these, or is damaged.
         """
-        path = Path(path)
-        mend = "a fitted sampler is saved with fitted.save(path), fit again"
-        content = read_format(path, format=FORMAT, version=VERSION, what="fitted sampler", mend=mend)
+        path, mend = checks.path(path), "a fitted sampler is saved with fitted.save(path), fit again"
+        fail = refusing(path)
+        content = read_format(path, fail, format=FORMAT, version=VERSION, what="fitted sampler", mend=mend)
+        given = Fields(content, fail)
+        schedule = given.object("schedule")
+        levels = FittedLevels(
+            schedule.text("name"),
+            schedule.numbers("alpha", most_items=2 * _MOST + 1),
+            schedule.numbers("sigma", most_items=2 * _MOST + 1),
+        )
+        parts = (
+            given.numbers("times", most_items=_MOST + 1),
+            given.numbers("evaluated_at", most_items=_MOST),
+            given.numbers("of_start", most_items=_MOST + 1),
+            given.rows("weights", most_items=_MOST),
+        )
+        report = _report(given.object("report"))
         try:
-            return cls(
-                numbers_of(content["times"]),
-                numbers_of(content["evaluated_at"]),
-                numbers_of(content["of_start"]),
-                tuple(numbers_of(row) for row in content["weights"]),
-                _schedule(content["schedule"]),
-                _report(content["report"]),
-            )
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise ValueError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+            return cls(*parts, levels, report)
+        except (TypeError, ValueError) as error:
+            raise fail(str(error)) from error
 
 
-def numbers_of(values: Any) -> tuple[float, ...]:
-    """A list of numbers from a file.
-
-    Raises:
-        TypeError: something else.
-    """
-    if not isinstance(values, list) or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
-        raise TypeError(f"expected a list of numbers, got {values!r:.80}")
-    return tuple(float(v) for v in values)
+_MOST = 10_000  # evaluations of a sampler in a file
 
 
-def _schedule(content: Any) -> FittedLevels:
-    return FittedLevels(str(content["name"]), numbers_of(content["alpha"]), numbers_of(content["sigma"]))
-
-
-def _report(content: Any) -> FitReport:
-    expected = {field.name for field in dataclasses.fields(FitReport)}
-    if not isinstance(content, Mapping) or set(content) != expected:
-        raise ValueError(f"the report should have the entries {', '.join(sorted(expected))}")
-    lists = {key: tuple(int(v) for v in content[key]) for key in ("trajectories", "event")}
-    return FitReport(**{**content, **lists})
+def _report(given: Fields) -> FitReport:
+    given.only([field.name for field in dataclasses.fields(FitReport)])
+    train, validation, held_out = given.wholes("trajectories", most_items=3, items=3)
+    return FitReport(
+        chosen="fixed" if given.one_of("chosen", ("fitted", "fixed")) == "fixed" else "fitted",
+        rejected=given.number("rejected", least=0) if given.value("rejected") is not None else None,
+        fixed_method=given.text("fixed_method"),
+        started_from=given.text("started_from"),
+        trajectories=(train, validation, held_out),
+        event=given.wholes("event", most_items=16),
+        iterations=given.whole("iterations"),
+        seed=given.whole("seed", most=2**64 - 1),
+        **{name: given.number(name, least=0) for name in ("train", "validation", "held_out", "held_out_trimmed")},
+        **{name: given.number(name, above=0) for name in ("fixed", "fixed_trimmed")},  # errors are told as ratios
+        **{name: given.number(name, least=0) for name in ("reference_error", "seconds")},
+    )

@@ -22,7 +22,7 @@ from scoresde.sde import has_signal
 from scoresde.solvers._rows import rows
 from scoresde.solvers.base import Solver, from_prior
 from scoresde.solvers.one_step import ReverseDiffusion
-from scoresde.solvers.wrapping import Wrapping, require_solver
+from scoresde.solvers.wrapping import Wrapping
 
 __all__ = ["AnnealedLangevin", "Corrector", "Langevin", "PredictorCorrector"]
 
@@ -56,6 +56,7 @@ class Langevin:
     steps: int = 1
 
     def __post_init__(self) -> None:
+        checks.fields(self)
         if not 0 < self.snr < 1:
             raise ValueError(f"snr must lie in (0, 1), where the steps are stable; got {self.snr}.")
         checks.count(self.steps, name="steps")
@@ -92,10 +93,11 @@ class PredictorCorrector(Wrapping):
     corrector: Corrector = field(default_factory=Langevin)
 
     def __post_init__(self) -> None:
-        require_solver(self.predictor, name="predictor")
-        if not callable(getattr(self.corrector, "correct", None)):
+        super().__post_init__()
+        if isinstance(self.corrector, type) or not callable(getattr(self.corrector, "correct", None)):
             raise TypeError(
-                f"corrector must have correct(process, x, t, noise), as Langevin() has; got {self.corrector!r}."
+                "corrector must be an object with correct(process, x, t, noise), as Langevin() is; got "
+                f"{checks.got(self.corrector)}."
             )
 
     @property
@@ -133,6 +135,7 @@ class AnnealedLangevin(Solver):
     follows_process: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.step_size is not None:
             checks.positive(self.step_size, name="step_size")
         checks.count(self.steps, name="steps")

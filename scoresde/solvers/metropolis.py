@@ -77,10 +77,11 @@ class AdjustedLangevin:
     nodes: int | None = None
 
     def __post_init__(self) -> None:
+        if self.log_prob is not None:
+            checks.function(self.log_prob, name="log_prob", what="(x, t) -> log p_t(x), (B,)", takes=2)
+        checks.fields(self)
         checks.positive(self.snr, name="snr")
         checks.count(self.steps, name="steps")
-        if self.log_prob is not None and not callable(self.log_prob):
-            raise TypeError(f"log_prob must be a function (x, t) -> log p_t(x), (B,); got {self.log_prob!r}.")
         if self.nodes is not None:
             checks.count(self.nodes, name="nodes", least=0)
             if self.log_prob is not None:

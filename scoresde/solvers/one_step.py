@@ -8,7 +8,6 @@ Each is a :class:`OneStep`: it gives the coefficients a, b, c of x_s = a x + b s
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -112,9 +111,6 @@ class Ancestral(OneStep):
     strong_order: ClassVar[float | None] = 1.0
     default_eta: ClassVar[float] = 1.0
 
-    def __post_init__(self) -> None:
-        checks.fields(self)
-
     def check(self, process: Reverse) -> None:
         """η must be 1."""
         only_sde(self, process)
@@ -152,8 +148,9 @@ class DDIM(OneStep):
     default_eta: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
-        if self.eta is not None and not (math.isfinite(checks.number(self.eta, name="eta")) and self.eta >= 0):
-            raise ValueError(f"eta must be at least 0, got {self.eta}.")
+        super().__post_init__()
+        if self.eta is not None:
+            checks.not_negative(self.eta, name="eta")
 
     def _eta(self, process: Reverse) -> float:
         return process.eta if self.eta is None else self.eta

@@ -211,9 +211,10 @@ class Heun(Planned):
     default_eta: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("churn", "churn_min", "churn_max", "churn_noise"):
-            checks.number(getattr(self, name), name=name)
-        if not (self.churn >= 0 and self.churn_noise >= 0 and self.churn_min <= self.churn_max):
+        super().__post_init__()
+        for name in ("churn_min", "churn_noise"):
+            checks.not_negative(getattr(self, name), name=name)
+        if not (self.churn >= 0 and self.churn_min <= self.churn_max):
             raise ValueError(
                 "Heun needs churn >= 0, churn_noise >= 0 and churn_min <= churn_max; got "
                 f"{self.churn}, {self.churn_noise}, {self.churn_min}, {self.churn_max}."

@@ -53,6 +53,7 @@ class TorchSDE(Solver):
     steps_on_grid: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.method not in _ITO + _STRATONOVICH:
             raise ValueError(f"method must be one of {', '.join(_ITO + _STRATONOVICH)}; got {self.method!r}.")
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +26,7 @@ from scoresde.solvers._best_linear import plan as best_plan
 from scoresde.solvers._frames import Levels, X0Frame, levels
 from scoresde.solvers._multistep import ExponentialMultistep, Form, Row
 from scoresde.solvers._rows import rows
+from scoresde.solvers.advice import advise
 from scoresde.spectrum import Spectrum
 
 __all__ = ["SpectralMultistep", "Tuning"]
@@ -97,17 +97,23 @@ class Tuning:
     logs: tuple[tuple[float, float, float], ...]
 
     def __post_init__(self) -> None:
-        rows = [list(row) for row in self.logs]
+        what = "one row for each of steps, of three logarithms of factors"
+        object.__setattr__(self, "steps", checks.shape(self.steps, what="increasing numbers of steps", name="steps"))
+        if not isinstance(self.logs, (tuple, list)):
+            raise TypeError(f"logs must be {what}; got {checks.got(self.logs)}.")
+        rows = [checks.numbers(row, name="logs", what=what) for row in self.logs]
+        object.__setattr__(self, "logs", tuple(rows))
         increases = all(a < b for a, b in itertools.pairwise(self.steps))
         if not self.steps or len(self.steps) != len(rows) or self.steps[0] < 1 or not increases:
             raise ValueError(
-                f"tuning has a row for each of its increasing steps; got {self.steps} and {len(rows)} rows."
+                f"tuning must have a row for each of its increasing steps; got steps {self.steps} and logs {self.logs}."
             )
         if any(len(row) != 3 or not all(abs(v) <= 9 for v in row) for row in rows):
-            raise ValueError(f"a row of tuning is three logarithms of factors, of at most 9; got {rows}.")
+            raise ValueError(f"logs must be {what}, of at most 9; got {rows}.")
 
     def at(self, steps: int) -> tuple[float, float, float]:
         """The three factors for a number of steps."""
+        steps = checks.count(steps, name="steps")
         scale, largest, roughness = between(self.steps, self.logs, steps)
         return math.exp(scale), math.exp(largest), math.exp(roughness)
 
@@ -210,12 +216,12 @@ class SpectralMultistep(ExponentialMultistep):
         error = doubt.squares.sqrt() * max(_LEAST_SHARE, min(1.0, (_WHOLE / n) ** _SHARE_BY_STEPS))
         scale = self._known(process.score).scale
         if checks.readable(error) and len(error) and bool(error.median() > _TRUSTED * scale):
-            warnings.warn(
+            advise(
                 f"{type(self).__name__} expects an error of {float(error.median()):.2g} a coordinate after {n} steps, "
                 f"where the data's deviation is {scale:.2g}: the answer is not to be trusted. Take more steps, or "
                 "another solver where the score is rough (Ancestral for posteriors); or tell sigma_data, if that "
                 "deviation is wrong.",
-                stacklevel=4,
+                stacklevel=5,
             )
         return error
 

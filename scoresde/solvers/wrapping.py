@@ -23,7 +23,7 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from scoresde import rules
+from scoresde import checks, rules
 from scoresde.models.score import Score
 from scoresde.noise import Noise
 from scoresde.reverse import Reverse
@@ -85,9 +85,8 @@ def require_solver(solver: object, *, name: str = "solver") -> Solver:
     Raises:
         TypeError: something else.
     """
-    if not isinstance(solver, Solver):
-        raise TypeError(f"{name} must be a Solver such as SpectralMultistep() or Heun(), got {solver!r}.")
-    return solver
+    hint = "Write SpectralMultistep() or Heun()."
+    return checks.instance(solver, Solver, name=name, hint=hint)
 
 
 def require_steps(solver: Solver, why: str, otherwise: str = "") -> None:

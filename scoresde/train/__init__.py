@@ -11,7 +11,8 @@ processes take those of one. Checkpoints are JSON and safetensors; :func:`descri
 and :func:`save` writes one of a model that was trained elsewhere.
 """
 
-from scoresde.train.checkpoint import Description, describe, load_classifier, load_model, save
+from scoresde.train.checkpoint import load_classifier, load_model, save
+from scoresde.train.contents import Description, describe
 from scoresde.train.ema import EMA, average_decay, ema_model
 from scoresde.train.folder import CheckpointError
 from scoresde.train.loop import Run

@@ -4,8 +4,9 @@
 an iteration, and answers a function that returns the next step's batch, this process's rows of it::
 
     order = DataOrder(len(dataset), batch_size=128, seed=0)
-    fetch = batches(dataset, order, slice(0, 128), 0, 2000, num_workers=0, seed=0, rank=0, pin_memory=False)
-    fetch()["x"]                                            # (128, *event)
+    fetched = batches(dataset, order, slice(0, 128), 0, 2000, num_workers=0, seed=0, rank=0, pin_memory=False)
+    fetched()["x"]                                          # (128, *event)
+    fetched.close()                                         # the worker processes end
 
 Which samples a step has depends on the seed and the step alone, so a resumed run goes on with the right ones;
 :func:`seeded_everywhere` does the same for what a data set draws itself.
@@ -14,7 +15,7 @@ Which samples a step has depends on the seed and the step alone, so a resumed ru
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, cast
 
@@ -53,17 +54,30 @@ class _ByIndexLists:
 
     def __getitems__(self, wanted: tuple[int, list[int]]) -> Batch:
         step, indices = wanted
-        if isinstance(self._dataset, Dataset):
+        if type(self._dataset) is Dataset:  # which draws nothing
             return self._dataset.batch(indices)
+        if isinstance(self._dataset, Dataset):
+            with seeded_everywhere(derive(self._seed, "data set", step, self._rank)):
+                return self._dataset.batch(indices)
         many = getattr(self._dataset, "__getitems__", None)
         with seeded_everywhere(derive(self._seed, "data set", step, self._rank)):
             samples = many(indices) if many is not None else [self._dataset[i] for i in indices]
-        return cast(Batch, default_collate(samples))
+        try:
+            return cast(Batch, default_collate(samples))
+        except (RuntimeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"samples of step {step + 1}, the first {indices[:5]}, do not make a batch: {error}. Each must have "
+                "the same entries, of the same shapes."
+            ) from error
 
 
 @contextmanager
 def seeded_everywhere(seed: int) -> Iterator[None]:
-    """Inside, the default generators of torch (on the CPU), NumPy and Python start from ``seed``."""
+    """Inside, the default generators of torch (on the CPU), NumPy and Python start from ``seed``.
+
+    They belong to the whole process, so that another thread that draws from them meanwhile is disturbed: this stands
+    around data sets of somebody else's alone.
+    """
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - a user's data set may draw from it
     with seeded(torch.device("cpu"), seed):
         random.seed(seed)
@@ -86,6 +100,25 @@ class _Order:
             yield step, self._order.indices(step)[self._rows].tolist()
 
 
+class Fetched:
+    """A function that returns the batch of the next step, and the workers behind it."""
+
+    def __init__(self, pending: Iterator[Batch]) -> None:
+        self._pending: Iterator[Batch] | None = pending
+
+    def __call__(self) -> Batch:
+        if self._pending is None:
+            raise RuntimeError("the batches were closed.")
+        return next(self._pending)
+
+    def close(self) -> None:
+        """End the workers now: an error that is being looked at may hold on to the iterator for long."""
+        end = getattr(self._pending, "_shutdown_workers", None)
+        self._pending = None
+        if end is not None:
+            end()
+
+
 def batches(
     dataset: MapDataset,
     order: DataOrder,
@@ -97,7 +130,7 @@ def batches(
     seed: int,
     rank: int,
     pin_memory: bool,
-) -> Callable[[], Batch]:
+) -> Fetched:
     """A function that returns the batch of the next step, starting with step ``first`` (counted from 0).
 
     Args:
@@ -113,8 +146,7 @@ def batches(
     source = _ByIndexLists(dataset, seed, rank)
     lists = _Order(order, rows, first, steps)
     if num_workers == 0:
-        pending = iter(lists)
-        return lambda: source.__getitems__(next(pending))
+        return Fetched(map(source.__getitems__, lists))
     loader: DataLoader[Batch] = DataLoader(
         cast(Any, source),
         batch_sampler=cast(Any, lists),
@@ -123,8 +155,7 @@ def batches(
         pin_memory=pin_memory,
         generator=torch.Generator().manual_seed(derive(seed, "workers", rank)),  # or torch's default one is drawn from
     )
-    iterator = iter(loader)
-    return lambda: next(iterator)
+    return Fetched(iter(loader))
 
 
 def _whole_batch(batch: Batch) -> Batch:

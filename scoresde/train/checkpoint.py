@@ -17,7 +17,6 @@ What is in the folder of a run::
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,57 +24,44 @@ import torch
 from torch import Tensor, nn
 
 import scoresde
-from scoresde.data import Scaling
-from scoresde.extras import needs
+from scoresde import checks
 from scoresde.files import PathName
 from scoresde.models import ClassifierModel, Prediction, ScoreModel
 from scoresde.sde import SDE
 from scoresde.train import folder as folders
+from scoresde.train.bounded import at_most, check_arguments
+from scoresde.train.contents import (
+    AVERAGE,
+    FORMAT,
+    MODEL,
+    OPTIMIZER,
+    TRAINING,
+    Description,
+    describe,
+    describe_data,
+    ill_fitting,
+    misplaced,
+    read_layout_of,
+    read_tensors,
+    read_training,
+    unless_damaged,
+    with_units,
+)
 from scoresde.train.describe import (
     CLASSIFIER,
     SCORE,
     Model,
     Unbuildable,
-    check_described,
+    check_schedule,
     describe_model,
-    known_parts,
     rebuild_classifier,
     rebuild_model,
 )
 from scoresde.train.ema import EMA
 from scoresde.train.folder import CheckpointError
-from scoresde.train.owner import refuse_if_owned
-
-FORMAT = 1
-MODEL, AVERAGE = "model.safetensors", "ema.safetensors"
-OPTIMIZER, TRAINING = "optimizer.safetensors", "training.json"
-
-
-@dataclass(frozen=True)
-class Description:
-    """What a checkpoint says of itself.
-
-    Attributes:
-        path: the checkpoint's own folder, step-....
-        step: optimizer steps done.
-        version: the library that wrote it.
-        model: kind ("score" or "classifier"), SDE, network, prediction and sigma_data, as JSON.
-        event_shape: shape of one sample, where the data set told.
-        class_names: names of the classes, where there are any.
-        scaling: the map between data and model units, where the data set told.
-        conditions: shape and dtype of each condition of the data set besides the label, where it told.
-        files: size in bytes and SHA-256 of each file.
-    """
-
-    path: Path
-    step: int
-    version: str
-    model: Mapping[str, Any]
-    event_shape: tuple[int, ...] | None
-    class_names: tuple[str, ...] | None
-    scaling: Scaling | None
-    conditions: Mapping[str, Mapping[str, Any]]
-    files: Mapping[str, Mapping[str, Any]]
+from scoresde.train.optimizer import Optimizer, check_state
+from scoresde.train.owner import claimed
+from scoresde.train.tensors import all_finite, check_equal, writer
 
 
 def save(
@@ -96,7 +82,8 @@ def save(
         model: the model; of its own code only names are written.
         step: optimizer steps done.
         ema: averaged weights, which ``load_model`` and ``load_classifier`` then prefer.
-        dataset: its event_shape, class_names, scaling and the shapes of its conditions are noted, where it has them.
+        dataset: its event_shape, class_names, scaling and the shapes of its conditions are noted, where it has them;
+            where it tells no scaling, that of the model.
         optimizer: tensors, and
         training: JSON for resuming, both written by ``train``.
         keep: how many checkpoints to leave, at least 1.
@@ -107,20 +94,26 @@ def save(
     Raises:
         CheckpointError: the folder cannot be written, or another process trains into it; earlier checkpoints are
             intact.
-        FloatingPointError: a weight is not finite.
-        ValueError: step negative or keep below 1.
+        FloatingPointError: a weight, or a number of the optimizer's, is not finite.
+        ValueError: step negative or keep below 1, or the data set tells more than a checkpoint can hold.
     """
-    if step < 0 or keep < 1:
-        raise ValueError(f"a checkpoint needs step >= 0 and keep >= 1, got step={step}, keep={keep}.")
-    folder = Path(folder)
+    folder, step, keep = (
+        checks.path(folder, name="folder"),
+        checks.count(step, name="step", least=0),
+        checks.count(keep, name="keep"),
+    )
+    if not isinstance(model, (ScoreModel, ClassifierModel)):
+        raise TypeError(f"model must be a ScoreModel or a ClassifierModel, got {checks.got(model)}.")
+    if ema is not None:
+        checks.instance(ema, EMA, name="ema")
     tensors: dict[str, Mapping[str, Tensor]] = {MODEL: model.state_dict()}
     if ema is not None:
         tensors[AVERAGE] = ema.state()
-    for values in tensors.values():
-        _check_finite(values, step)
     if optimizer is not None:
         tensors[OPTIMIZER] = optimizer
-    files = {name: _tensor_writer(values) for name, values in tensors.items()}
+    for file, values in tensors.items():
+        _check_finite(values, step, "state" if file == OPTIMIZER else "weight")
+    files = {name: writer(values) for name, values in tensors.items()}
     if training is not None:
         files[TRAINING] = folders.json_writer(training)
     config = {
@@ -128,38 +121,21 @@ def save(
         "version": scoresde.__version__,
         "step": step,
         "model": describe_model(model),
-        "data": describe_data(dataset),
+        "data": with_units(describe_data(dataset), model),
     }
+    if isinstance(model, ScoreModel) and model.trained_with is not None:
+        config["trained_with"] = model.trained_with.to_json()
     folders.prepare(folder)
-    refuse_if_owned(folder)
-    folders.sweep(folder)
-    try:
-        path = folders.write(folder, step, config, files)
-        folders.prune(folder, keep)
-    except OSError as error:
-        raise CheckpointError(
-            f"could not write the checkpoint of step {step} into {folder}: {error}. Earlier checkpoints are intact."
-        ) from error
+    with claimed(folder):
+        folders.sweep(folder)
+        try:
+            path = folders.write(folder, step, config, files)
+            folders.prune(folder, keep)
+        except OSError as error:
+            raise CheckpointError(
+                f"could not write the checkpoint of step {step} into {folder}: {error}. Earlier checkpoints are intact."
+            ) from error
     return path
-
-
-def describe_data(dataset: object) -> dict[str, Any]:
-    """What a data set tells of itself, as JSON: event_shape, class_names, scaling, and shapes and dtypes of its
-    conditions; None, or no conditions, for what it does not.
-    """
-    names, shape = getattr(dataset, "class_names", None), getattr(dataset, "event_shape", None)
-    scaling, conditions = getattr(dataset, "scaling", None), getattr(dataset, "conditions", None)
-    told = conditions.items() if isinstance(conditions, Mapping) else ()
-    return {
-        "event_shape": None if shape is None else list(shape),
-        "class_names": None if names is None else list(names),
-        "scaling": scaling.to_json() if isinstance(scaling, Scaling) else None,
-        "conditions": {
-            str(name): {"shape": list(value.shape[1:]), "dtype": str(value.dtype).removeprefix("torch.")}
-            for name, value in told
-            if isinstance(value, Tensor)
-        },
-    }
 
 
 def load_model(
@@ -170,7 +146,7 @@ def load_model(
     sde: SDE | None = None,
     predicts: str | Prediction | None = None,
 ) -> ScoreModel:
-    """The model of a checkpoint, on the CPU, in evaluation mode.
+    """The model of a checkpoint, on the CPU, in evaluation mode, with the units of its data and its conditions.
 
     Args:
         folder: a checkpoint (step-...), or the folder of a run, of which the latest is taken.
@@ -178,10 +154,13 @@ def load_model(
         net, sde, predicts: a network, SDE or prediction function of your own, which a file does not rebuild.
 
     Raises:
-        CheckpointError: no checkpoint, a file is missing, cut short or damaged, the weights do not fit.
-        ValueError: a part of your own is not given, or contradicts the checkpoint; it holds a classifier.
+        CheckpointError: no checkpoint, a file is missing, cut short or damaged, the weights do not fit; it holds a
+            classifier, or a part of your own, which is not given.
+        ValueError: a part that is given contradicts the checkpoint.
     """
-    return _load(folder, ema, net is None, SCORE, lambda d: rebuild_model(d, net, sde, predicts))
+    model, told = _load(folder, ema, net is None, SCORE, lambda d: rebuild_model(d, net, sde, predicts))
+    model.scaling, model.condition_scalings = told.scaling, dict(told.condition_scalings)
+    return model
 
 
 def load_classifier(
@@ -197,10 +176,11 @@ def load_classifier(
         folder, ema, net, sde: as for ``load_model``.
 
     Raises:
-        CheckpointError: no checkpoint, a file is missing, cut short or damaged, the weights do not fit.
-        ValueError: a part of your own is not given, or contradicts the checkpoint; it holds a score model.
+        CheckpointError: no checkpoint, a file is missing, cut short or damaged, the weights do not fit; it holds a
+            score model, or a part of your own, which is not given.
+        ValueError: a part that is given contradicts the checkpoint.
     """
-    return _load(folder, ema, net is None, CLASSIFIER, lambda d: rebuild_classifier(d, net, sde))
+    return _load(folder, ema, net is None, CLASSIFIER, lambda d: rebuild_classifier(d, net, sde))[0]
 
 
 _LOADERS = {SCORE: "a score model; load it with load_model", CLASSIFIER: "a classifier; load it with load_classifier"}
@@ -208,64 +188,34 @@ _LOADERS = {SCORE: "a score model; load it with load_model", CLASSIFIER: "a clas
 
 def _load(
     folder: PathName, ema: bool, own_net: bool, kind: str, rebuild: Callable[[Mapping[str, Any]], Model]
-) -> Model:
-    description = describe(folder)
+) -> tuple[Model, Description]:
+    ema, description = checks.flag(ema, name="ema"), describe(folder)
     found = description.model["kind"]
     if found != kind:
-        raise ValueError(f"{description.path} holds {_LOADERS[found]}.")
+        raise CheckpointError(f"{description.path} holds {_LOADERS[found]}.")
     if ema and AVERAGE not in description.files:
         raise CheckpointError(f"{description.path} holds no averaged weights; pass ema=False for those it has.")
-    state = read_tensors(description, MODEL)
+    config = unless_damaged(description, MODEL, folders.damaged(description.path, folders.CONFIG))
+    layout = read_layout_of(description, MODEL)
     try:
-        if own_net:
-            with torch.device("meta"):  # shapes alone: a changed config must not fill the memory
-                check_fit(rebuild(description.model), state, description)
+        check_schedule(description.model)
+        if own_net:  # shapes alone: a changed config must take neither memory nor time
+            check_arguments(description.model["net"]["config"] or {}, layout, config)
+            with torch.device("meta"), at_most(layout, config):
+                described = rebuild(description.model)
+            check_fit(described, layout, description)
+            if ema:
+                _check_averages(dict(described.named_parameters()), layout, description)
         model = rebuild(description.model)
     except Unbuildable as error:
         raise CheckpointError(f"{description.path / folders.CONFIG}: {error}") from error
-    load_weights(model, state, description)
+    load_weights(model, read_tensors(description, MODEL), description)
+    if isinstance(model, ScoreModel):
+        model.trained_with = description.trained_with
     if ema:
         # Into the parameters by name: a tied parameter has one name here, but several in the state of a model.
         load_parameters(model, read_tensors(description, AVERAGE), description)
-    return model.eval()
-
-
-def describe(folder: PathName) -> Description:
-    """What a checkpoint says of itself, without loading weights.
-
-    Args:
-        folder: a checkpoint (step-...), or the folder of a run, of which the latest is taken.
-
-    Raises:
-        CheckpointError: no checkpoint there, or its config.json is missing, damaged or of another format.
-    """
-    path = folders.find(Path(folder))
-    config = folders.read_sealed(path, folders.CONFIG)
-    if config.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path} has format {config.get('format')}, written by scoresde {config.get('version')}; this is scoresde "
-            f"{scoresde.__version__}, which reads format {FORMAT}. Use the version that wrote it."
-        )
-    try:
-        check_described(config["model"])
-        data, model = config["data"], config["model"]
-        shape, names, scaling = data["event_shape"], data["class_names"], data["scaling"]
-        return Description(
-            path=path,
-            step=int(config["step"]),
-            version=config["version"],
-            model=known_parts(model),
-            event_shape=None if shape is None else tuple(shape),
-            class_names=None if names is None else tuple(names),
-            scaling=None if scaling is None else Scaling.from_json(scaling),
-            conditions={
-                name: {"shape": list(value["shape"]), "dtype": str(value["dtype"])}
-                for name, value in data.get("conditions", {}).items()
-            },
-            files={k: {"bytes": v["bytes"], "sha256": v["sha256"]} for k, v in config["files"].items()},
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path / folders.CONFIG} is damaged ({error!r}). {folders.instead(path)}") from error
+    return model.eval(), description
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], description: Description) -> None:
@@ -289,78 +239,56 @@ def load_parameters(model: nn.Module, state: Mapping[str, Tensor], description: 
     """Overwrite the parameters of ``model``, tied ones once.
 
     Raises:
-        CheckpointError: names or shapes differ.
+        CheckpointError: names, shapes or dtypes differ.
     """
     own = dict(model.named_parameters())
-    _check_names(own, state, description)
+    check_equal(state, own, ill_fitting(description, AVERAGE), dtypes=True)
     for name, parameter in own.items():
         parameter.copy_(state[name])
 
 
+def load_optimizer(optimizer: Optimizer, description: Description) -> None:
+    """Go on with the saved state.
+
+    Raises:
+        CheckpointError: the file is missing, is not the one that was written, or not of these parameters.
+    """
+    optimizer.load_state(read_tensors(description, OPTIMIZER), misplaced(description, OPTIMIZER))
+
+
 def check_fit(model: nn.Module, state: Mapping[str, Tensor], description: Description) -> None:
-    """Raise unless ``state`` holds the parameters and buffers of ``model``.
+    """Raise unless ``state`` holds the parameters and buffers of ``model``; floating ones may differ in precision.
 
     Raises:
-        CheckpointError: names or shapes differ.
+        CheckpointError: names, shapes or kinds of dtypes differ.
     """
-    _check_names(model.state_dict(), state, description)
+    check_equal(state, model.state_dict(), ill_fitting(description, MODEL), dtypes=False)
 
 
-def _check_names(model: Mapping[str, Tensor], state: Mapping[str, Tensor], description: Description) -> None:
-    own = {name: tuple(value.shape) for name, value in model.items()}
-    saved = {name: tuple(value.shape) for name, value in state.items()}
-    differ = sorted(name for name in own.keys() | saved.keys() if own.get(name) != saved.get(name))
-    if differ:
-        first = "; ".join(f"{n}: saved {saved.get(n, 'nowhere')}, model {own.get(n, 'nowhere')}" for n in differ[:3])
-        raise CheckpointError(
-            f"the weights in {description.path} do not fit the network ({len(differ)} differ: {first}). "
-            "Build the network with the arguments it was trained with."
-        )
-
-
-def read_tensors(description: Description, name: str) -> dict[str, Tensor]:
-    """The tensors of one file, after a check of its size and hash.
+def check_resumable(description: Description, model: nn.Module) -> None:
+    """Raise unless all that training goes on with is there, and is of ``model``; the values are not read yet.
 
     Raises:
-        CheckpointError: the file is missing or is not the one that was written.
+        CheckpointError: a file is missing or damaged, or names, shapes or dtypes differ.
     """
-    with needs("train"):
-        from safetensors.torch import load_file
-    return load_file(_listed(description, name))
+    read_training(description)
+    layout = read_layout_of(description, MODEL)
+    check_fit(model, layout, description)
+    trained = {name: layout.get(name, p) for name, p in model.named_parameters() if p.requires_grad}
+    for name, value in trained.items():
+        if value.dtype not in (torch.float32, torch.float64):
+            raise misplaced(description, MODEL)(f"{name} is {value.dtype}; only float32 and float64 are trained.")
+    _check_averages(dict(model.named_parameters()), layout, description)
+    check_state(trained, read_layout_of(description, OPTIMIZER), misplaced(description, OPTIMIZER))
 
 
-def read_training(description: Description) -> dict[str, Any]:
-    """The counters and options of a checkpoint, for resuming.
-
-    Raises:
-        CheckpointError: the file is missing or is not the one that was written.
-    """
-    _listed(description, TRAINING)
-    return folders.read_json(description.path, TRAINING)
+def _check_averages(parameters: Mapping[str, Tensor], layout: Mapping[str, Tensor], description: Description) -> None:
+    """Raise unless the averages are those of these parameters, in the dtypes of the weights."""
+    wanted = {name: layout.get(name, value) for name, value in parameters.items()}
+    check_equal(read_layout_of(description, AVERAGE), wanted, ill_fitting(description, AVERAGE), dtypes=True)
 
 
-def _listed(description: Description, name: str) -> Path:
-    if name not in description.files:
-        raise CheckpointError(
-            f"{description.path} has no {name}: a model can be loaded from it, but only a checkpoint written by "
-            "train() can be resumed."
-        )
-    return folders.verified(description.path, name, description.files[name])
-
-
-def _check_finite(tensors: Mapping[str, Tensor], step: int) -> None:
+def _check_finite(tensors: Mapping[str, Tensor], step: int, what: str) -> None:
     for name, value in tensors.items():
-        if value.is_floating_point() and not bool(value.isfinite().all()):
-            raise FloatingPointError(f"the weight {name} is not finite after step {step}; it is not saved.")
-
-
-def _tensor_writer(tensors: Mapping[str, Tensor]) -> folders.Writer:
-    with needs("train"):
-        from safetensors.torch import save_file
-
-    def write(path: Path) -> None:
-        # Copies: safetensors takes no tensors that share memory (tied weights) or are not contiguous.
-        contiguous = torch.contiguous_format
-        save_file({k: v.detach().cpu().clone(memory_format=contiguous) for k, v in tensors.items()}, path)
-
-    return write
+        if not all_finite(value):
+            raise FloatingPointError(f"the {what} {name} is not finite after step {step}; it is not saved.")

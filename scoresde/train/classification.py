@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from scoresde import checks
 from scoresde.models import ClassifierModel
 from scoresde.models.conditions.kinds import check_classes
 from scoresde.train.batches import Batch, MapDataset
@@ -43,7 +44,7 @@ class Classification(Objective[ClassifierModel]):
     def __init__(self, model: ClassifierModel) -> None:
         if not isinstance(model, ClassifierModel):
             raise TypeError(
-                f"expected a ClassifierModel, got {type(model).__name__}; wrap a network that answers logits: "
+                f"model must be a ClassifierModel, got {checks.got(model)}; wrap a network that answers logits: "
                 "ClassifierModel(NoiseClassifier(channels, K), sde, sigma_data)."
             )
         super().__init__(model, ("label",), {}, ())

@@ -1,10 +1,9 @@
 """Whether model, data and the checkpoint to go on from fit together: asked before training starts.
 
 :class:`~scoresde.train.Run` calls these as it is made, so that what cannot work fails before a folder is touched, with
-a message that says what to change::
+a message that says what to change (:mod:`~scoresde.train.trial` then tries a step)::
 
     check_model(model), check_dataset(dataset)              # can be trained and saved; holds samples
-    check_step(objective, dataset, times)                   # the loss of the first sample can be computed
     description = continued(path, model, dataset, steps)    # the checkpoint is of this model and these data
 
 :func:`entries` brings the entries of a batch to the model's device and dtype; :func:`bin_width` is that of the data.
@@ -19,16 +18,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import default_collate
+from torch.nn.parameter import is_lazy
 
+from scoresde import checks
 from scoresde.data import Dataset
-from scoresde.models.conditions import drop_conditions
-from scoresde.times import TimeDensity
-from scoresde.train import checkpoint
+from scoresde.train import checkpoint, contents
 from scoresde.train.batches import MapDataset
-from scoresde.train.checkpoint import Description
+from scoresde.train.contents import Description
 from scoresde.train.describe import describe_model
-from scoresde.train.draws import seeded
 from scoresde.train.folder import CheckpointError
 from scoresde.train.objective import Objective
 
@@ -40,6 +37,18 @@ def check_model(model: nn.Module) -> None:
         TypeError, ValueError: not a model of ours, no parameters, parameters in half precision, a compiled wrapper.
     """
     describe_model(model)
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(value):  # it gets its shape in the trial of a step
+            continue
+        if value.is_meta:
+            raise ValueError(
+                f"{name} is on the meta device and holds no numbers; build the network on the CPU or a GPU."
+            )
+        if value.is_inference():
+            raise ValueError(
+                f"{name} was made under torch.inference_mode, and such a tensor cannot be trained. Build the network "
+                "outside of it."
+            )
     trained = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not trained:
         raise ValueError("the model has no parameters to train: its net must be an nn.Module with some.")
@@ -57,69 +66,32 @@ def check_dataset(dataset: MapDataset) -> None:
     Raises:
         TypeError, ValueError: what is wrong with it.
     """
-    if isinstance(dataset, Dataset):
+    if isinstance(dataset, Dataset) and len(dataset):
+        contents.describe_data(dataset)
         return
-    if not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
+    if isinstance(dataset, type) or not hasattr(dataset, "__len__") or not hasattr(dataset, "__getitem__"):
         raise TypeError(
-            f"a data set needs len(dataset) and dataset[i], got {type(dataset).__name__}; "
+            f"a data set needs len(dataset) and dataset[i], got {checks.got(dataset)}; "
             "see scoresde.data.from_tensors and scoresde.data.load."
         )
+    contents.describe_data(dataset)
     if not len(dataset):
         raise ValueError("the data set is empty.")
-    sample = dataset[0]
+    try:
+        sample = dataset[0]
+    except Exception as error:  # of whatever class of a user's own
+        raise ValueError(
+            f"dataset[0] must be a sample, but cannot be read from {checks.got(dataset)}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
     if not isinstance(sample, Mapping) or not isinstance(sample.get("x"), Tensor):
+        found = f"'x' of type {type(sample.get('x')).__name__}" if isinstance(sample, Mapping) else ""
         raise TypeError(
             f"dataset[0] must be a dict with a tensor 'x' (and conditions such as 'label'), got "
-            f"{type(sample).__name__}. scoresde.data.from_tensors(x, label) makes such a data set."
+            f"{found or type(sample).__name__}. scoresde.data.from_tensors(x, label) makes such a data set."
         )
     if not sample["x"].is_floating_point():
         raise TypeError(f"dataset[0]['x'] must be floating, in the model's units, got {sample['x'].dtype}.")
-
-
-@torch.no_grad()
-def check_step(objective: Objective[Any], dataset: MapDataset, times: TimeDensity) -> None:
-    """Raise unless the loss of the data set's first sample can be computed: before a folder is made, or a step done.
-
-    The sample is taken twice, for a batch of one hides axes that do not line up. Nothing is learnt, and nothing of the
-    model changes: it is in evaluation mode, not compiled, and gets its mode and its buffers back.
-
-    Raises:
-        TypeError, ValueError: the sample, the network, the weighting or the density of times do not fit together.
-    """
-    model, sample = objective.model, dataset[0]
-    parameter = next(p for p in model.parameters() if p.requires_grad)
-    batch = default_collate([{name: sample[name] for name in ("x", *objective.names)}] * 2)
-    drawn = times.sample(model.sde, torch.tensor([0.25, 0.75], dtype=torch.float64))
-    for name, value in zip(("t", "weight"), drawn, strict=True):
-        if not isinstance(value, Tensor) or value.shape != (2,):
-            raise ValueError(f"times.sample must return t and weight shaped like u, (2,); {name} is {value!r}.")
-    x0 = batch["x"].to(parameter.device, parameter.dtype)
-    t, weight = (value.to(parameter.device) for value in drawn)
-    given = entries(batch, objective.names, parameter)
-    second = torch.tensor([False, True], device=parameter.device)
-    given = drop_conditions(given, objective.nulls, dict.fromkeys(objective.droppable, second))
-    modes = [(module, module.training, module._compiled_call_impl) for module in objective.modules()]
-    buffers = [(buffer, buffer.clone()) for buffer in objective.buffers()]
-    objective.eval()
-    for module, _, _ in modes:
-        module._compiled_call_impl = None
-    try:
-        with seeded(parameter.device, 0):
-            objective(x0, t, torch.zeros_like(x0), weight, given)
-    except RuntimeError as error:
-        raise ValueError(
-            f"no loss for dataset[0], x {tuple(x0.shape[1:])} with {_shapes(given)}: {error}. Does the network "
-            "take such a sample?"
-        ) from error
-    finally:
-        for module, training, compiled in modes:
-            module.training = training
-            if compiled is not None:
-                module._compiled_call_impl = compiled
-            else:
-                module.__dict__.pop("_compiled_call_impl", None)
-        for buffer, value in buffers:
-            buffer.copy_(value)
 
 
 def check_mirrored(objective: Objective[Any], dataset: MapDataset) -> None:
@@ -143,13 +115,11 @@ def check_mirrored(objective: Objective[Any], dataset: MapDataset) -> None:
 def entries(batch: Mapping[str, Tensor], names: Sequence[str], like: Tensor) -> dict[str, Tensor]:
     """These entries of a batch, on the device of ``like``; floating ones in its dtype, which is that of x, too."""
     return {
-        name: batch[name].to(like.device, like.dtype if batch[name].is_floating_point() else None, non_blocking=True)
+        name: batch[name]
+        .detach()
+        .to(like.device, like.dtype if batch[name].is_floating_point() else None, non_blocking=True)
         for name in names
     }
-
-
-def _shapes(given: Mapping[str, Tensor]) -> str:
-    return ", ".join(f"{name} {tuple(value.shape[1:])}" for name, value in given.items()) or "no conditions"
 
 
 def bin_width(dataset: MapDataset) -> float:
@@ -173,27 +143,31 @@ def continued(path: Path, model: nn.Module, dataset: object, steps: int) -> Desc
     Raises:
         CheckpointError: it is damaged, of another model or other data, or past ``steps``.
     """
-    description = checkpoint.describe(path)
+    description = contents.describe(path)
     _compare(path, "model", description.model, json.loads(json.dumps(describe_model(model))))
     saved = {
         "event_shape": None if description.event_shape is None else list(description.event_shape),
         "class_names": None if description.class_names is None else list(description.class_names),
         "scaling": None if description.scaling is None else description.scaling.to_json(),
         "conditions": {name: dict(value) for name, value in description.conditions.items()},
+        "condition_scalings": {name: one.to_json() for name, one in description.condition_scalings.items()},
     }
-    _compare(path, "data set", saved, checkpoint.describe_data(dataset))
+    _compare(path, "data set", saved, contents.with_units(contents.describe_data(dataset), model))
     if description.step > steps:
         raise CheckpointError(
             f"{path} is at step {description.step}, past steps={steps}; steps counts from the start of the run."
         )
+    checkpoint.check_resumable(description, model)
     return description
 
 
 def _compare(path: Path, what: str, saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     differ = [key for key, value in given.items() if saved[key] != value]
     if differ:
+        units = [f"{key}=describe({str(path)!r}).{key}" for key in differ if key in ("scaling", "condition_scalings")]
+        keeps = f" from_tensors(..., {', '.join(units)}) keeps its units." if units else ""
         words = ", ".join(f"{key} (saved: {saved[key]}, given: {given[key]})" for key in differ)
         raise CheckpointError(
             f"{path} holds another {what}; they differ in {words}. Resume with the {what} as it was, or choose another "
-            "folder."
+            f"folder.{keeps}"
         )

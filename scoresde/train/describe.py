@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import scoresde
 import scoresde.nn
 import scoresde.sde
+from scoresde.files import Fields
 from scoresde.models import PREDICTIONS, ClassifierModel, Prediction, ScoreModel
 from scoresde.models.model import Transported
 from scoresde.sde import SDE
@@ -62,33 +63,40 @@ class Unbuildable(CheckpointError):
     """A class of this library with arguments that it does not take."""
 
 
-def check_described(model: Any) -> None:
-    """Raise unless ``model``, from a file, is shaped like what ``describe_model`` returns.
+def read_described(given: Fields) -> dict[str, Any]:
+    """What ``describe_model`` returned, from a file; nothing of it that this version does not know.
 
     Raises:
-        KeyError, TypeError, ValueError: it is not.
+        Exception: what the fields make of one that is missing or of another kind.
     """
-    kind = model.get("kind", SCORE)  # files of before there were classifiers do not say
-    if kind not in (SCORE, CLASSIFIER):
-        raise ValueError(f"kind: expected {SCORE} or {CLASSIFIER}, got {kind!r}")
-    for part, arguments in (("sde", "fields"), ("net", "config")):
-        name, given = model[part]["class"], model[part][arguments]
-        if not isinstance(name, str) or not isinstance(given, dict | None):
-            raise TypeError(f"{part}: expected a class name and {arguments}, got {name!r} and {given!r}")
-    predicts, sigma_data = model["predicts"] if kind == SCORE else None, model["sigma_data"]
-    if predicts is not None and predicts not in PREDICTIONS:
-        raise ValueError(f"predicts: expected one of {', '.join(PREDICTIONS)}, got {predicts!r}")
-    if sigma_data is not None and not (isinstance(sigma_data, float | int) and 0 < sigma_data < float("inf")):
-        raise ValueError(f"sigma_data: expected a positive number or null, got {sigma_data!r}")
-    _spectrum(model)
+    kind = SCORE if given.null("kind") else given.one_of("kind", (SCORE, CLASSIFIER))  # the first files do not say
+    predicts = None
+    if kind == SCORE and given.value("predicts") is not None:
+        predicts = given.one_of("predicts", tuple(PREDICTIONS))
+    found: dict[str, Any] = {
+        "kind": kind,
+        "sde": _read_part(given.object("sde"), "fields"),
+        "net": _read_part(given.object("net"), "config"),
+        "predicts": predicts,
+        "sigma_data": None if given.value("sigma_data") is None else given.number("sigma_data", above=0),
+    }
+    for name, value in (found["sde"]["fields"] or {}).items():
+        if isinstance(value, (list, dict)):
+            raise given.object("sde").object("fields").refused(name, "a number or a text is expected.")
+    if not given.null("spectrum"):  # the first files have none
+        spectrum = given.object("spectrum")
+        scale = spectrum.number("scale", above=0)
+        found["spectrum"] = {"scale": scale, "largest": spectrum.number("largest", least=scale)}
+    return found
 
 
-def known_parts(model: Mapping[str, Any]) -> dict[str, Any]:
-    """A description that ``check_described`` accepted, with its kind, and nothing that this version does not know."""
-    kind = model.get("kind", SCORE)
-    known = {key: model[key] for key in ("sde", "net", "sigma_data")}
-    found = {"kind": kind, **known, "predicts": model["predicts"] if kind == SCORE else None}
-    return found if model.get("spectrum") is None else {**found, "spectrum": model["spectrum"]}
+def _read_part(given: Fields, arguments: str) -> dict[str, Any]:
+    """A class name and its arguments by name, or null for those of a class of the user's own."""
+    found = given.value(arguments)
+    if found is not None:
+        names = given.object(arguments).names(most=100)
+        found = {name: found[name] for name in names}
+    return {"class": given.text("class"), arguments: found}
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:
@@ -121,18 +129,6 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
     return described if spectrum is None else {**described, "spectrum": dataclasses.asdict(spectrum)}
 
 
-def _spectrum(description: Mapping[str, Any]) -> Spectrum | None:
-    """Raises TypeError or ValueError where it is none."""
-    given = description.get("spectrum")  # files of before there was one do not say
-    if given is None:
-        return None
-    if not (isinstance(given, dict) and set(given) == {"scale", "largest"}):
-        raise ValueError(f"spectrum: expected scale and largest or null, got {given!r}")
-    if not all(isinstance(v, float | int) and not isinstance(v, bool) for v in given.values()):
-        raise TypeError(f"spectrum: expected two numbers, got {given!r}")
-    return Spectrum(**given)
-
-
 def rebuild_model(
     description: Mapping[str, Any],
     net: Callable[..., Tensor] | None = None,
@@ -153,10 +149,13 @@ def rebuild_model(
     if predicts is None:
         predicts = description["predicts"]
         if predicts is None:
-            raise ValueError("the model was trained with a prediction function of its own; pass it as predicts=....")
+            raise CheckpointError(
+                "the model was trained with a prediction function of its own; pass it as predicts=...."
+            )
     elif description["predicts"] not in (None, predicts):
         raise ValueError(f"the model was trained to predict {description['predicts']!r}, got predicts={predicts!r}.")
-    return ScoreModel(net, sde, predicts, description["sigma_data"], _spectrum(description))
+    spectrum = description.get("spectrum")
+    return ScoreModel(net, sde, predicts, description["sigma_data"], None if spectrum is None else Spectrum(**spectrum))
 
 
 def rebuild_classifier(
@@ -209,28 +208,47 @@ def _plain(value: Any) -> Any:
 def _rebuild_net(described: Mapping[str, Any]) -> nn.Module:
     name, config = described["class"], described["config"]
     if name not in NETS or config is None:
-        raise ValueError(
+        raise CheckpointError(
             f"the model has a network of its own, {name}, which is not rebuilt from a file. "
             f"Build it and pass it: net={name.rpartition('.')[2]}(...)."
         )
     with seeded(torch.device("cpu"), 0):  # initial weights are overwritten; leave the caller's generator alone
         try:
             return NETS[name](**config)
-        except (TypeError, ValueError, RuntimeError) as error:
+        except Exception as error:  # whatever a constructor meets in the arguments of a stranger
             raise _unknown(name, error) from error
 
 
 def _rebuild_sde(described: Mapping[str, Any]) -> SDE:
     name, fields = described["class"], described["fields"]
     if name not in SDES or fields is None:
-        raise ValueError(
+        raise CheckpointError(
             f"the model has an SDE of its own, {name}, which is not rebuilt from a file. "
             f"Build it and pass it: sde={name.rpartition('.')[2]}(...)."
         )
     try:
         return SDES[name](**fields)
-    except (TypeError, ValueError) as error:
+    except Exception as error:
         raise _unknown(name, error) from error
+
+
+def check_schedule(description: Mapping[str, Any]) -> None:
+    """Raise unless the SDE described, where it is one of ours, has a finite α and σ from its first time to its last.
+
+    Raises:
+        Unbuildable: it has not, or cannot be built.
+    """
+    name = description["sde"]["class"]
+    if name not in SDES or description["sde"]["fields"] is None:
+        return
+    sde = _rebuild_sde(description["sde"])
+    try:
+        times = torch.linspace(float(sde.t_min), float(sde.T), 5, dtype=torch.float64)
+        sound = all(bool(part(times).isfinite().all()) for part in (sde.alpha, sde.sigma))
+    except Exception as error:
+        raise _unknown(name, error) from error
+    if not sound:
+        raise _unknown(name, ValueError("its α or σ is not finite."))
 
 
 def _unknown(name: str, error: Exception) -> Unbuildable:

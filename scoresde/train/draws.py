@@ -9,8 +9,8 @@ processes draws its own rows of the batch that one process would have seen.
     indices = DataOrder(len(dataset), batch_size=128, seed=0).indices(step)
     uniforms = Uniforms.draw(seed, step, batch_size=128)            # .time, .condition_dropout, .flip, each (128,)
     eps = step_noise(seed, step, rows.start, x0)                    # for rows of the batch, shaped like x0
-    with seeded(device, derive(seed, "network", step, rank)):       # nn.Dropout draws from torch's generators
-        ...
+    with seeded_where(draws_itself(net), device, derive(seed, "network", step, rank)):
+        ...                                                         # nn.Dropout draws from torch's generators
 
 :class:`~scoresde.train.Run` calls them at each step, which is counted from 0.
 """
@@ -18,11 +18,11 @@ processes draws its own rows of the batch that one process would have seen.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scoresde.noise import counter_normal
 from scoresde.noise.base import digest
@@ -54,8 +54,8 @@ class DataOrder:
     def _permutation(self, epoch: int) -> Tensor:
         if epoch not in self._permutations:
             self._permutations = {k: v for k, v in self._permutations.items() if k == epoch - 1}
-            generator = torch.Generator().manual_seed(derive(self._seed, "order", epoch))
-            self._permutations[epoch] = torch.randperm(self._size, generator=generator)
+            generator = torch.Generator("cpu").manual_seed(derive(self._seed, "order", epoch))
+            self._permutations[epoch] = torch.randperm(self._size, generator=generator, device="cpu")
         return self._permutations[epoch]
 
 
@@ -70,14 +70,14 @@ class Uniforms:
     @classmethod
     def draw(cls, seed: int, step: int, batch_size: int) -> Uniforms:
         """Those of a step."""
-        generator = torch.Generator().manual_seed(derive(seed, "uniforms", step))
-        return cls(*torch.rand(3, batch_size, dtype=torch.float64, generator=generator))
+        generator = torch.Generator("cpu").manual_seed(derive(seed, "uniforms", step))
+        return cls(*torch.rand(3, batch_size, dtype=torch.float64, generator=generator, device="cpu"))
 
 
 def named_uniforms(seed: int, step: int, batch_size: int, name: str) -> Tensor:
     """Uniforms in [0, 1) of one step for one more use, (batch_size,) float64 on the CPU, for the whole global batch."""
-    generator = torch.Generator().manual_seed(derive(seed, name, step))
-    return torch.rand(batch_size, dtype=torch.float64, generator=generator)
+    generator = torch.Generator("cpu").manual_seed(derive(seed, name, step))
+    return torch.rand(batch_size, dtype=torch.float64, generator=generator, device="cpu")
 
 
 def step_noise(seed: int, step: int, first: int, like: Tensor, *, name: str = "noise") -> Tensor:
@@ -109,3 +109,40 @@ def seeded(device: torch.device, seed: int) -> Iterator[None]:
     finally:
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
+
+
+def seeded_where(draws: bool, device: torch.device, seed: int) -> AbstractContextManager[None]:
+    """``seeded`` where something draws from torch's generators, else nothing: another thread may be drawing from them.
+
+    They belong to the whole process. What another thread draws while they are seeded is not what it would have drawn.
+    """
+    return seeded(device, seed) if draws else nullcontext()
+
+
+def draws_itself(module: nn.Module) -> bool:
+    """Whether a module may draw from torch's generators in training.
+
+    Those of torch and of this library are known: dropout of a positive probability does, and what is named in
+    ``_RANDOM``. Anything that somebody else wrote, a class or a hook, may.
+    """
+    return any(_draws(part) for part in module.modules())
+
+
+_RANDOM = (nn.RReLU, nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
+
+
+def _draws(part: nn.Module) -> bool:
+    if not type(part).__module__.startswith(("torch.nn.", "scoresde.")) or "forward" in vars(part):
+        return True
+    if any(vars(part).get(hooks) for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks")):
+        return True
+    rates = [getattr(part, name, 0) for name in ("dropout", "p")]
+    return isinstance(part, _RANDOM) or any(isinstance(rate, (int, float)) and rate > 0 for rate in rates)
+
+
+def is_of_ours(function: object) -> bool:
+    """Whether a function, or an object and what it holds, is of this library: such draw from what they are given."""
+    if function is None or isinstance(function, (int, float, str, Tensor)):
+        return True
+    home = getattr(function, "__module__", None) or type(function).__module__
+    return str(home).startswith("scoresde.") and all(map(is_of_ours, getattr(function, "__dict__", {}).values()))

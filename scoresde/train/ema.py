@@ -13,13 +13,16 @@ The loop of :mod:`scoresde.train` keeps one; :class:`EMA` serves a loop of your 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+
+from scoresde import checks
+from scoresde.train.atomic import kept_buffers, write_back
+from scoresde.train.copying import copied
 
 Averaged = TypeVar("Averaged", bound=nn.Module)
 
@@ -30,7 +33,10 @@ def average_decay(update: int, decay: float) -> float:
     Early on the average looks back over about a tenth of the updates there have been, so that the initial weights
     are forgotten: after n updates below ``decay`` their share is n! 9! / (n + 9)!.
     """
-    return min(decay, (1 + update) / (10 + update))
+    update, largest = checks.count(update, name="update", least=0), checks.number(decay, name="decay")
+    if not 0 <= largest < 1:
+        raise ValueError(f"decay must lie in [0, 1), got {largest}.")
+    return min(largest, (1 + update) / (10 + update))
 
 
 class EMA:
@@ -47,20 +53,30 @@ class EMA:
         warmup: whether early updates forget faster.
 
     Raises:
+        TypeError: not a module, a decay that is no number, a warmup that is neither True nor False.
         ValueError: decay out of range.
     """
 
+    @torch.inference_mode(False)
     def __init__(self, model: nn.Module, decay: float = 0.9999, *, warmup: bool = True) -> None:
-        if not 0 <= decay < 1:
-            raise ValueError(f"the decay of an average must lie in [0, 1), got {decay}.")
-        self.decay, self.warmup, self.updates = decay, warmup, 0
+        self._model = checks.instance(model, nn.Module, name="model")
+        number = checks.number(decay, name="decay")
+        if not 0 <= number < 1:
+            raise ValueError(f"the decay of an average must lie in [0, 1), got {number}.")
+        self.decay, self.warmup, self.updates = number, checks.flag(warmup, name="warmup"), 0
         self._names = [name for name, _ in model.named_parameters()]
         self._live: list[Tensor] = [parameter for _, parameter in model.named_parameters()]
         self._average = [parameter.detach().clone() for parameter in self._live]
+        self._applied = 0
 
     @torch.no_grad()
     def update(self) -> None:
-        """One step of the average towards the parameters as they are now."""
+        """One step of the average towards the parameters as they are now.
+
+        Raises:
+            RuntimeError: inside ``applied``, where they are the averages themselves.
+        """
+        self.refuse_if_applied("updating the average")
         decay = average_decay(self.updates, self.decay) if self.warmup else self.decay
         torch._foreach_lerp_(self._average, self._live, 1 - decay)
         self.updates += 1
@@ -76,7 +92,11 @@ class EMA:
         Raises:
             ValueError: other names or shapes than the model's.
         """
-        self._check({name: tuple(value.shape) for name, value in state.items()}, "the saved averages")
+        checks.instance(state, Mapping, name="state")
+        updates = checks.count(updates, name="updates", least=0)
+        for name, value in state.items():
+            checks.instance(value, Tensor, name=f"state[{name!r}]")
+        self._check({name: tuple(value.shape) for name, value in state.items()}, "the saved averages, state,")
         for name, average in zip(self._names, self._average, strict=True):
             average.copy_(state[name])
         self.updates = updates
@@ -88,22 +108,47 @@ class EMA:
         Raises:
             ValueError: ``model`` has other parameters.
         """
-        parameters = dict(model.named_parameters())
+        parameters = dict(checks.instance(model, nn.Module, name="model").named_parameters())
         self._check({name: tuple(value.shape) for name, value in parameters.items()}, "this model")
         for name, average in zip(self._names, self._average, strict=True):
             parameters[name].copy_(average)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside the ``with`` block the model in training has the averaged weights; afterwards its own again."""
-        kept = [parameter.detach().clone() for parameter in self._live]
-        with torch.no_grad():
-            torch._foreach_copy_(self._live, self._average)
+        """Inside the ``with`` block the model in training has the averaged weights and is in evaluation mode.
+
+        Afterwards, and after an error, it is as it was: its own weights, its buffers, and the mode of each of its
+        modules. It may stand inside itself. Training must not go on inside: the loop and ``update`` refuse.
+        """
+        model = self._model
+        weights = [parameter.detach().clone() for parameter in self._live]
+        buffers = kept_buffers(model)
+        modes = [(module, module.training) for module in model.modules()]
+        self._applied += 1
         try:
+            with torch.no_grad():
+                torch._foreach_copy_(self._live, self._average)
+            model.eval()
             yield
         finally:
             with torch.no_grad():
-                torch._foreach_copy_(self._live, kept)
+                torch._foreach_copy_(self._live, weights)
+            write_back(buffers)
+            for module, training in modes:
+                module.training = training
+            self._applied -= 1
+
+    def refuse_if_applied(self, what: str) -> None:
+        """Raise inside ``applied``; ``what`` is what is refused there.
+
+        Raises:
+            RuntimeError: so it is.
+        """
+        if self._applied:
+            raise RuntimeError(
+                f"{what} is refused inside `with ema.applied()`: the model holds the averaged weights there, not its "
+                "own. Leave the block first."
+            )
 
     def _check(self, shapes: Mapping[str, tuple[int, ...]], what: str) -> None:
         own = {name: tuple(value.shape) for name, value in zip(self._names, self._average, strict=True)}
@@ -115,9 +160,17 @@ class EMA:
             )
 
 
+@torch.inference_mode(False)
 def ema_model(model: Averaged, ema: EMA) -> Averaged:
-    """A copy of ``model`` with the averaged weights, in evaluation mode and without gradients."""
-    averaged = copy.deepcopy(model)
+    """A copy of ``model`` with the averaged weights, in evaluation mode and without gradients.
+
+    Raises:
+        TypeError: the network holds something that cannot be copied, which is named; see
+            :func:`~scoresde.train.copying.copied`. A run finds this before its first step.
+    """
+    checks.instance(ema, EMA, name="ema")
+    checks.instance(model, nn.Module, name="model")
+    averaged = copied(model)
     ema.copy_to(averaged)
     averaged.zero_grad(set_to_none=True)
     return averaged.eval().requires_grad_(False)

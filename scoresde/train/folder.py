@@ -10,7 +10,7 @@ config.json, which lists the others with size and hash, and carries a hash of it
     path = write(folder, step, config, {"training.json": json_writer(state)})    # folder/step-00002000
     find(folder), checkpoints(folder)                                           # the latest; all, oldest first
     config = read_sealed(path, CONFIG)                                          # CheckpointError where it was changed
-    verified(path, "training.json", config["files"]["training.json"])
+    verified(path, "training.json", size, digest)                               # as config.json lists them
 
 :mod:`scoresde.train.checkpoint` says what goes into the files.
 """
@@ -23,14 +23,15 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from scoresde.files import PARTIAL, make_writable
+from scoresde.files import MOST_JSON, PARTIAL, Fail, Fields, flush, make_writable, opened, read_json, saving
 
 Writer = Callable[[Path], None]
 
-CONFIG = "config.json"
+CONFIG, LOG = "config.json", "log.jsonl"
 SEAL = "sha256"
 _NAME = re.compile(r"step-(\d+)(?:-(\d+))?")
 
@@ -51,11 +52,14 @@ def find(folder: Path) -> Path:
     """``folder`` itself if it is a checkpoint, else the latest in it.
 
     Raises:
-        CheckpointError: there is none.
+        CheckpointError: there is none, or the folder cannot be read.
     """
-    if (folder / CONFIG).exists() or (_NAME.fullmatch(folder.name) and folder.is_dir()):
-        return folder
-    found = checkpoints(folder)
+    try:
+        if (folder / CONFIG).exists() or (_NAME.fullmatch(folder.name) and folder.is_dir()):
+            return folder
+        found = checkpoints(folder)
+    except OSError as error:
+        raise CheckpointError(f"no checkpoint in {folder}: it cannot be read ({error}).") from error
     if not found:
         what = "it holds no folder step-..." if folder.is_dir() else "there is no such folder"
         raise CheckpointError(f"no checkpoint in {folder}: {what}. Give the folder that training wrote into.")
@@ -76,8 +80,18 @@ def prepare(folder: Path) -> None:
 
 def sweep(folder: Path) -> None:
     """Remove what a killed process left half-written; only for who owns the folder."""
-    for path in folder.glob(f"{PARTIAL}step-*"):
-        shutil.rmtree(path, ignore_errors=True)
+    for path in (
+        *folder.glob(f"{PARTIAL}step-*"),
+        *folder.glob(f"{PARTIAL}*-{LOG}"),
+        *folder.glob(f"{PARTIAL}probe-*"),
+    ):
+        if path in _WRITING:  # by another thread of this process
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                path.unlink()
 
 
 def write(folder: Path, step: int, config: Mapping[str, Any], files: Mapping[str, Writer]) -> Path:
@@ -93,26 +107,29 @@ def write(folder: Path, step: int, config: Mapping[str, Any], files: Mapping[str
         OSError: it could not be written; nothing is left of it.
     """
     name, again = f"step-{step:08d}", 1
-    while (folder / name).exists():
+    while (folder / name).exists() or folder / f"{PARTIAL}{name}" in _WRITING:
         again += 1
         name = f"step-{step:08d}-{again}"
     partial = folder / f"{PARTIAL}{name}"
+    _WRITING.add(partial)
     try:
         partial.mkdir()
         listed = {}
         for file, writer in files.items():
             path = partial / file
-            writer(path)
-            _flush(path)
-            listed[file] = {"bytes": path.stat().st_size, "sha256": _sha256(path)}
-        json_writer(sealed({**config, "files": listed}))(partial / CONFIG)
-        _flush(partial / CONFIG)
-        _flush(partial)
+            with saving(path):
+                writer(path)
+            listed[file] = {"bytes": path.stat().st_size, "sha256": sha256(path, OSError)}
+        with saving(partial / CONFIG):
+            json_writer(sealed({**config, "files": listed}))(partial / CONFIG)
+        flush(partial)
         partial.rename(folder / name)
-        _flush(folder)
+        flush(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+    finally:
+        _WRITING.discard(partial)
     return folder / name
 
 
@@ -126,10 +143,19 @@ def prune(folder: Path, keep: int) -> None:
 
 
 def json_writer(content: Mapping[str, Any]) -> Writer:
-    """A function that writes ``content`` at a path."""
+    """A function that writes ``content`` at a path.
+
+    Raises:
+        ValueError: more than can be read again, NaN or infinity.
+    """
+    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+    if len(text) > MOST_JSON:  # of ASCII
+        raise ValueError(
+            f"a JSON file of a checkpoint would have {len(text)} bytes; at most {MOST_JSON} are read again."
+        )
 
     def write(path: Path) -> None:
-        path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
 
     return write
 
@@ -141,87 +167,93 @@ def sealed(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**bare, SEAL: hashlib.sha256(canonical.encode()).hexdigest()}
 
 
-def read_sealed(checkpoint: Path, name: str) -> dict[str, Any]:
-    """A JSON file that was written with its own hash.
+def read_sealed(checkpoint: Path, name: str) -> Fields:
+    """The fields of a JSON file that was written with its own hash.
 
     Raises:
         CheckpointError: it is missing, is no JSON object, or its content is not the one that was written.
     """
-    content = read_json(checkpoint, name)
-    try:
-        intact = sealed(content)[SEAL] == content.get(SEAL)
-    except ValueError:  # NaN or infinity, which is never written
-        intact = False
-    if not intact:
+    content = _read(checkpoint, name)
+    if sealed(content)[SEAL] != content.get(SEAL):
         raise CheckpointError(
             f"{checkpoint / name} is damaged: its SHA-256 is not the one written; it was changed. {instead(checkpoint)}"
         )
-    return content
+    return Fields(content, damaged(checkpoint, name))
 
 
-def read_json(checkpoint: Path, name: str) -> dict[str, Any]:
-    """One of a checkpoint's JSON files.
+def read_json_fields(checkpoint: Path, name: str) -> Fields:
+    """The fields of one of a checkpoint's JSON files.
 
     Raises:
         CheckpointError: it is missing or is no JSON object.
     """
-    path = checkpoint / name
-    if not path.exists():
-        raise CheckpointError(f"{path} is missing. {instead(checkpoint)}")
+    return Fields(_read(checkpoint, name), damaged(checkpoint, name))
+
+
+def _read(checkpoint: Path, name: str) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}). {instead(checkpoint)}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} is damaged: expected a JSON object. {instead(checkpoint)}")
-    return content
+        return read_json(checkpoint / name, damaged(checkpoint, name))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{checkpoint / name} is missing. {instead(checkpoint)}") from error
 
 
-def verified(checkpoint: Path, name: str, expected: Mapping[str, Any]) -> Path:
+def damaged(checkpoint: Path, name: str) -> Fail:
+    """Errors about one of a checkpoint's files."""
+    return lambda text: CheckpointError(f"{checkpoint / name} is damaged: {text} {instead(checkpoint)}")
+
+
+def verified(checkpoint: Path, name: str, size: int, digest: str) -> Path:
     """The path of a file that has the size and hash it was written with.
 
     Raises:
-        CheckpointError: it has not, or is missing.
+        CheckpointError: it has not, is missing, or is no regular file.
+    """
+    path, fail = checkpoint / name, damaged(checkpoint, name)
+    try:
+        check_size(checkpoint, name, size)
+        if sha256(path, fail) != digest:
+            raise fail("its SHA-256 is not the one written.")
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} is missing. {instead(checkpoint)}") from error
+    except OSError as error:
+        raise fail(f"the file cannot be read ({error}).") from error
+    return path
+
+
+def check_size(checkpoint: Path, name: str, size: int) -> None:
+    """Raise unless a file is a regular one of so many bytes.
+
+    Raises:
+        FileNotFoundError: there is none.
+        CheckpointError: it is another.
     """
     path = checkpoint / name
-    if not path.exists():
-        raise CheckpointError(f"{path} is missing. {instead(checkpoint)}")
-    size = path.stat().st_size
-    if size != expected["bytes"]:
+    with opened(path, damaged(checkpoint, name)) as file:
+        found = os.fstat(file.fileno()).st_size
+    if found != size:
         raise CheckpointError(
-            f"{path} has {size} bytes, but {expected['bytes']} were written: it was cut short or changed. "
-            f"{instead(checkpoint)}"
+            f"{path} has {found} bytes, but {size} were written: it was cut short or changed. {instead(checkpoint)}"
         )
-    if _sha256(path) != expected["sha256"]:
-        raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one written. {instead(checkpoint)}")
-    return path
 
 
 def instead(checkpoint: Path) -> str:
     """What to do without a damaged checkpoint."""
-    others = [other.name for other in checkpoints(checkpoint.parent) if other != checkpoint]
+    others = []
+    with suppress(OSError):
+        others = [other.name for other in checkpoints(checkpoint.parent) if other != checkpoint]
     if others:
         return f"Remove {checkpoint.name}: {others[-1]} beside it is then the latest."
     return "There is no other checkpoint beside it: copy it again from where it came, or train again."
 
 
-def _flush(path: Path) -> None:
-    """Down to the disk; folders too, where the system can open them."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    except PermissionError:
-        if path.is_dir():  # Windows opens no folders
-            return
-        raise
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sha256(path: Path) -> str:
+def sha256(path: Path, fail: Fail) -> str:
+    """Of the bytes of a file."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with opened(path, fail) as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+_WRITING: set[Path] = set()
+"""The unfinished checkpoints that threads of this process are writing."""

@@ -12,54 +12,71 @@ import math
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic
+from typing import Any, Generic, NoReturn
 
 import torch
-from torch import Tensor
+from torch import nn
 from tqdm import tqdm
 
-from scoresde.data import random_flip
-from scoresde.models.conditions import drop_conditions
-from scoresde.train import checkpoint, folder
-from scoresde.train.batches import Batch, MapDataset, batches, seeded_everywhere
-from scoresde.train.checkpoint import Description
-from scoresde.train.compatibility import (
-    bin_width,
-    check_dataset,
-    check_mirrored,
-    check_model,
-    check_step,
-    continued,
-    entries,
-)
+from scoresde.data import Dataset
+from scoresde.train import checkpoint, contents, folder
+from scoresde.train.atomic import Buffers, uninterrupted
+from scoresde.train.batches import Fetched, MapDataset, batches, seeded_everywhere
+from scoresde.train.compatibility import bin_width, check_dataset, check_mirrored, check_model, continued
+from scoresde.train.contents import Description
 from scoresde.train.describe import Model
-from scoresde.train.draws import DataOrder, Uniforms, derive, seeded, step_noise
+from scoresde.train.draws import DataOrder, derive, is_of_ours
 from scoresde.train.ema import EMA, ema_model
 from scoresde.train.folder import CheckpointError
+from scoresde.train.gradient import GlobalGradient
 from scoresde.train.objective import Objective
 from scoresde.train.optimizer import Optimizer, learning_rate
 from scoresde.train.options import TrainOptions, differences
 from scoresde.train.owner import Owner
 from scoresde.train.processes import Processes
 from scoresde.train.record import Log, LossWindow, StepRecord
+from scoresde.train.trial import check_average, check_kept, check_step, check_weights
+
+
+@contextmanager
+def _own_modes() -> Iterator[None]:
+    """Training computes gradients, whoever calls it: under torch.no_grad and torch.inference_mode, too."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 @dataclass
 class _Session:
     """What lives from the first step of an iteration to its end."""
 
-    fetch: Callable[[], Batch]
+    fetched: Fetched | None
     progress: Any
     start: float
     deadline: float
+    draws: bool
+
+
+@dataclass
+class _Done:
+    """A step that was applied, and is yet to be logged, saved and reported."""
+
+    record: StepRecord
+    mean: float | None = None
+    logged: bool = False
 
 
 class Run(Iterator[StepRecord], Generic[Model]):
     """A training run: iterating does the steps. Made by ``train`` and ``train_classifier``.
+
+    A step is done wholly or not at all. After Ctrl-C, or an error of the data set or the network, the run is as it was
+    before the step that was under way, and iterating it again does that step (with several processes it is over: they
+    may have been stopped in different places). After ``max_seconds`` iterating it again, in a new ``for``, takes as
+    long again. Where it cannot go on, after a FloatingPointError or CheckpointError, iterating it again raises an error
+    that says why; when all steps are done, it just ends.
 
     Attributes:
         model: in training.
@@ -67,73 +84,77 @@ class Run(Iterator[StepRecord], Generic[Model]):
         step: optimizer steps done.
     """
 
+    _owner: Owner | None = None
+    _left: Sequence[Path] = ()
+
     def __init__(self, objective: Objective[Model], dataset: MapDataset, options: TrainOptions) -> None:
         model = objective.model
-        check_model(model)
-        with seeded_everywhere(derive(options.seed, "checks")):  # a data set may draw from generators that are not ours
-            check_dataset(dataset)
-            if options.dequantize:
-                bin_width(dataset)
-            objective.check_data(dataset)
-            if options.flip:
-                check_mirrored(objective, dataset)
         self.model: Model = model
         self.step = 0
         self._options, self._dataset = options, dataset
         self._task: Objective[Model] = objective
-
         self._processes = Processes(options.cpu)
         self._device = self._processes.device
-        self._rows = self._processes.rows(options.batch_size, options.accumulate)
-        objective.autocast = self._processes.bfloat16(options.mixed_precision)
-        model.to(self._device)
-        with seeded_everywhere(derive(options.seed, "checks")):
-            check_step(objective, dataset, options.times)  # before the folder is touched
-
-        self._owner: Owner | None = None
         self._claimed = False
-        resumed = self._open_folder()
-        if resumed is not None:
-            checkpoint.load_weights(model, checkpoint.read_tensors(resumed, checkpoint.MODEL), resumed)
-        self._objective: Any = self._processes.wrapped(objective)
-        self._optimizer = Optimizer(model, options.betas, options.weight_decay)
-        self.ema = EMA(model, options.ema, warmup=options.ema_warmup)
-        self._seconds, self._window = 0.0, LossWindow(self._device)
-        self._saved: tuple[int, Path] | None = None
         self._session: _Session | None = None
-        self._over = False
-        if resumed is not None:
-            self._load(resumed)
-        self._log: Log | None = None
-        if options.path is not None and self._processes.main:
-            self._log = Log(options.path / "log.jsonl", self.step)
-
-    def __iter__(self) -> Run[Model]:
-        return self
-
-    def __next__(self) -> StepRecord:
-        if self.step >= self._options.steps or self._over:
-            self.close()
-            raise StopIteration
-        if self._session is None:
-            self._session = self._begin()
+        self._saved: tuple[int, Path] | None = None
+        self._done: _Done | None = None
+        self._applying = self._time_is_up = False
+        self._failure: tuple[type[Exception], str] | None = None
         try:
-            return self._step(self._session)
-        except BaseException:  # nothing half-done is continued
-            self._over = True
+            with _own_modes():
+                self._set_up()
+        except BaseException:  # who looks at the error may keep this object, which must not keep the folder
             self.close()
             raise
 
+    def __iter__(self) -> Run[Model]:
+        if self._time_is_up:
+            self.close()
+            self._time_is_up = False
+        return self
+
+    def __next__(self) -> StepRecord:
+        if self._failure is not None:
+            kind, why = self._failure
+            raise kind(why)
+        if self._done is None and (self.step >= self._options.steps or self._time_is_up):
+            self.close()
+            raise StopIteration
+        self.ema.refuse_if_applied("iterating the run")
+        with _own_modes():
+            try:
+                session = self._session = self._session or self._begin()
+            except BaseException:
+                self.close()
+                raise
+            try:
+                if self._done is None:
+                    self._advance(session)
+                return self._report(session)
+            except BaseException as error:
+                self._stopped_by(error)
+                raise
+
+    def __reduce__(self) -> NoReturn:
+        """Raises TypeError: a run holds a folder and processes, of which there cannot be two."""
+        raise TypeError(
+            "a Run cannot be pickled or copied: it owns its folder, its workers and its part in other processes. Save "
+            "a checkpoint, run.save(), and go on from it by the same call of train; or copy run.model and run.ema."
+        )
+
     def close(self) -> None:
         """Stop the workers and the bar and give up the folder; iterating a run that is not over takes them again."""
-        if self._session is not None:
-            self._session.progress.close()
-            self._session = None
+        session, self._session = self._session, None
+        if session is not None:
+            session.progress.close()
+            if session.fetched is not None:
+                session.fetched.close()
         if self._owner is not None:
+            if self._options.path is not None:
+                self._left = folder.checkpoints(self._options.path)
             self._owner.release()
         self._owner, self._claimed = None, False
-        if self._over:  # the data-parallel wrapper holds on to the other processes
-            self._objective = None
 
     def ema_model(self) -> Model:
         """A copy of the model with the averaged weights, for use."""
@@ -147,11 +168,15 @@ class Run(Iterator[StepRecord], Generic[Model]):
         Raises:
             CheckpointError: it cannot be written.
             FloatingPointError: a weight is not finite.
+            RuntimeError: inside ``ema.applied()``, or after an error in the middle of applying a step.
             ValueError: the run has no folder.
         """
         path = self._options.path
         if path is None:
             raise ValueError("this run has no folder; pass folder=... to train, or use scoresde.train.save.")
+        self.ema.refuse_if_applied("saving the run")
+        if self._applying:
+            raise RuntimeError(f"the run stopped in the middle of applying step {self.step + 1}; that is not saved.")
         if self._saved is None or self._saved[0] != self.step:
             self._saved = (self.step, self._processes.from_main(lambda: self._write(path)))
         return self._saved[1]
@@ -173,18 +198,86 @@ class Run(Iterator[StepRecord], Generic[Model]):
             keep=self._options.keep,
         )
 
+    # -- before the first step -----------------------------------------------------------------------------------------
+
+    def _set_up(self) -> None:
+        options, model, together = self._options, self.model, self._processes.together
+        with together(), self._seeded():
+            self._check()
+        resumed = self._open_folder()
+        if resumed is not None:
+            with together():
+                checkpoint.load_weights(model, contents.read_tensors(resumed, contents.MODEL), resumed)
+        self._processes.share_state(model)
+        self._optimizer = Optimizer(model, options.betas, options.weight_decay)
+        self._gradient: GlobalGradient[Any] = GlobalGradient(
+            self._task, self._dataset, options, self._processes, self._optimizer.parameters
+        )
+        self.ema = EMA(model, options.ema, warmup=options.ema_warmup)
+        self._seconds, self._window = 0.0, LossWindow(self._device)
+        self._log: Log | None = None
+        with together():
+            if resumed is not None:
+                self._load(resumed)
+            if options.path is not None and self._processes.main:
+                self._log = Log(options.path / "log.jsonl", self.step)
+        self._undo = Buffers(model)
+        self._task.mark(self._dataset)
+
+    def _seeded(self) -> AbstractContextManager[None]:
+        """A data set of somebody else's may draw from generators that are not ours."""
+        if type(self._dataset) is Dataset:
+            return nullcontext()
+        return seeded_everywhere(derive(self._options.seed, "checks"))
+
+    def _check(self) -> None:
+        """Whether all fits together, and what the run will need at its end; the folder is not touched."""
+        options, dataset, objective, model = self._options, self._dataset, self._task, self.model
+        check_model(model)
+        check_dataset(dataset)
+        if options.batch_size % options.accumulate:
+            raise ValueError(
+                f"batch_size={options.batch_size} does not divide into accumulate={options.accumulate} equal parts; "
+                f"take a multiple of {options.accumulate}."
+            )
+        if options.dequantize:
+            bin_width(dataset)
+        objective.check_data(dataset)
+        if options.flip:
+            check_mirrored(objective, dataset)
+        objective.autocast = self._processes.bfloat16(options.mixed_precision)
+        objective.told(dataset)
+        model.to(self._device)
+        check_weights(objective, options.times)
+        check_step(objective, dataset, options.times)
+        check_average(objective, dataset, options.times)
+        if options.path is not None:
+            check_kept(model, dataset, self._recorded())
+        parts = self._processes.count * options.accumulate
+        if parts > 1 and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
+            warnings.warn(
+                f"each step's batch is worked off in {parts} parts (processes x accumulate), and batch normalisation "
+                "sees one part at a time: the run depends on their number. GroupNorm or LayerNorm does not.",
+                stacklevel=6,  # the caller of train
+            )
+
     # -- the loop ------------------------------------------------------------------------------------------------------
 
     def _begin(self) -> _Session:
         options, now = self._options, time.perf_counter()
         if not self._claimed:  # again, after close
             self._claim()
+            self._processes.from_main(self._refuse_overtaken)
         hidden = not (options.progress and self._processes.main)
+        rows = self._gradient.rows
+        empty = rows.start == rows.stop  # a process more than there are samples in a batch
         return _Session(
-            fetch=batches(
+            fetched=None
+            if empty
+            else batches(
                 self._dataset,
                 DataOrder(len(self._dataset), options.batch_size, options.seed),
-                self._rows,
+                rows,
                 self.step,
                 options.steps,
                 num_workers=options.num_workers,
@@ -195,73 +288,76 @@ class Run(Iterator[StepRecord], Generic[Model]):
             progress=tqdm(total=options.steps, initial=self.step, disable=hidden, unit="step"),
             start=now - self._seconds,
             deadline=math.inf if options.max_seconds is None else now + options.max_seconds,
+            draws=not is_of_ours(options.times) or self._task.draws,
         )
 
-    def _step(self, session: _Session) -> StepRecord:
+    def _advance(self, session: _Session) -> None:
+        """One step of the optimizer: all of it is done, or nothing."""
         options = self._options
         lr = learning_rate(self.step, lr=options.lr, steps=options.steps, warmup=options.warmup, decay=options.decay)
-        loss, norm = self._gradient(session.fetch)
+        loss = self._gradient.compute(self.step, session.fetched, draws=session.draws)
+        norm = self._optimizer.gradient_norm()
         self._window.look(self.step + 1, loss, norm)
         if self._device.type == "cpu":
             self._stop_if_bad(lr)
-        self._optimizer.step(lr, norm, options.clip)
-        self.ema.update()
-        self.step += 1
-        self._seconds = time.perf_counter() - session.start
-        self._window.add(loss)
-        record = StepRecord(self.step, self.step * options.batch_size, lr, self._seconds, loss, norm)
+        with uninterrupted():
+            self._applying = True
+            self._optimizer.step(lr, norm, options.clip)
+            self.ema.update()
+            self.step += 1
+            self._seconds = time.perf_counter() - session.start
+            self._window.add(loss)
+            self._undo.keep()
+            record = StepRecord(self.step, self.step * options.batch_size, lr, self._seconds, loss, norm)
+            self._done = _Done(record)
+            self._applying = False
 
-        self._over = self.step == options.steps or self._late(session)
-        save = self._over or (options.save_every is not None and self.step % options.save_every == 0)
-        log = self._over or self.step % options.log_every == 0
+    def _report(self, session: _Session) -> StepRecord:
+        """Log and save, where it is time; all of it can be done again after an interruption."""
+        options, done = self._options, self._done
+        assert done is not None
+        self._time_is_up = self._late(session)
+        last = self._time_is_up or self.step == options.steps
+        save = last or (options.save_every is not None and self.step % options.save_every == 0)
+        log = last or self.step % options.log_every == 0
         if log or save:
-            self._stop_if_bad(lr)
-        session.progress.update()
-        if log:
-            session.progress.set_postfix(loss=f"{self._log_line(record):.4f}")
+            self._stop_if_bad(done.record.lr)
+        with uninterrupted():
+            if not done.logged:
+                if log:
+                    done.mean = self._window.close() if done.mean is None else done.mean
+                    self._log_line(done.record, done.mean)
+                    session.progress.set_postfix(loss=f"{done.mean:.4f}")
+                session.progress.update()
+                done.logged = True
         if save and options.folder is not None:
             self.save()
-        return record
+        self._done = None
+        return done.record
 
-    def _gradient(self, fetch: Callable[[], Batch]) -> tuple[Tensor, Tensor]:
-        """Put the gradient of the global batch's mean loss into ``.grad``; return that loss and the gradient's norm."""
-        seed, pieces = self._options.seed, self._options.accumulate
-        if not all(module.training for module in self.model.modules()):  # some were looked at in evaluation mode
-            self._objective.train()
-        with seeded(self._device, derive(seed, "network", self.step, self._processes.rank)):
-            x0, t, weight, given = self._prepare(fetch())
-            eps = step_noise(seed, self.step, self._rows.start, x0)
-            loss = torch.zeros((), device=self._device)
-            size = len(x0) // pieces
-            for i in range(pieces):
-                piece = slice(i * size, (i + 1) * size)
-                some = {name: value[piece] for name, value in given.items()}
-                # Processes exchange gradients once, after the last piece.
-                with nullcontext() if i == pieces - 1 else self._processes.apart(self._objective):
-                    value = self._objective(x0[piece], t[piece], eps[piece], weight[piece], some) / pieces
-                    value.backward()
-                loss = loss + value.detach()
-        return self._processes.mean(loss), self._optimizer.gradient_norm()
+    def _stopped_by(self, error: BaseException) -> None:
+        """After an error in a step: undo what was half done, and say whether the run can go on."""
+        self._gradient.clear()
+        why = f"{type(error).__name__}: {error}".rstrip(": ")
+        final = isinstance(error, (FloatingPointError, CheckpointError))
+        if self._applying:
+            why = f"{why}, in the middle of applying the step, so that weights and averages do not belong together"
+        elif self._done is None:
+            self._undo.restore()
+        if self._processes.count > 1:
+            why = f"{why}; of {self._processes.count} processes each may be in another place"
+        if final or self._applying or self._processes.count > 1:
+            at = f"after step {self.step}" if self._done is not None else f"in step {self.step + 1}"
+            kind = type(error) if isinstance(error, (FloatingPointError, CheckpointError)) else RuntimeError
+            self._failure = (kind, f"this run stopped {at} and cannot go on: {why}. {self._way_on()}")
+        self.close()
 
-    def _prepare(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """x_0, times, their weights and the other entries of this process's rows, on the device."""
-        options, rows, device = self._options, self._rows, self._device
-        task: Objective[Any] = self._task
-        task.check_batch(batch, self.step + 1)
-        uniforms = Uniforms.draw(options.seed, self.step, options.batch_size)
-        # Of the whole batch: a density may place its samples in relation to each other.
-        t, weight = options.times.sample(self.model.sde, uniforms.time)
-        both = entries(batch, ("x", *task.names), self._optimizer.parameters[0])
-        if options.flip:
-            coins = uniforms.flip[rows].to(device)
-            both.update({name: random_flip(both[name], coins) for name in ("x", *task.mirrored)})
-        x0 = both.pop("x")
-        if options.dequantize:
-            normal = step_noise(options.seed, self.step, rows.start, x0, name="dequantize")
-            x0 = x0 + bin_width(self._dataset) * (torch.special.ndtr(normal) - 0.5)
-        dropped = task.dropped(uniforms.condition_dropout, seed=options.seed, step=self.step)
-        lost = {name: where[rows].to(device) for name, where in dropped.items()}
-        return x0, t[rows].to(device), weight[rows].to(device), drop_conditions(both, task.nulls, lost)
+    def _way_on(self) -> str:
+        if self._options.path is None:
+            return "It has no folder to resume from: train a new model, with folder=... and save_every=...."
+        if self._saved is None:
+            return "Nothing was saved before: train anew."
+        return f"Go on from {self._saved[1]} by train(..., folder=..., resume=True)."
 
     def _late(self, session: _Session) -> bool:
         """Whether time is up; the main process's clock decides for all."""
@@ -278,9 +374,8 @@ class Run(Iterator[StepRecord], Generic[Model]):
                 "lengthen warmup, clip the gradient, or look for extreme values in the data."
             )
 
-    def _log_line(self, record: StepRecord) -> float:
-        """Write a line of the log; return the mean loss since the line before."""
-        mean = self._window.close()
+    def _log_line(self, record: StepRecord, mean: float) -> None:
+        """Write a line of the log, with the mean loss since the line before."""
         if self._log is not None:
             self._log.write(
                 {
@@ -292,7 +387,6 @@ class Run(Iterator[StepRecord], Generic[Model]):
                     "samples": record.samples,
                 }
             )
-        return mean
 
     # -- the folder ----------------------------------------------------------------------------------------------------
 
@@ -309,9 +403,12 @@ class Run(Iterator[StepRecord], Generic[Model]):
                 f"{path} holds checkpoints already (the last is {found[-1].name}). Pass resume=True to continue that "
                 "run, or choose another folder."
             )
-        description = continued(found[-1], self.model, self._dataset, options.steps) if found else None
+        with self._processes.together():
+            description = continued(found[-1], self.model, self._dataset, options.steps) if found else None
         # Only a folder that is ours is swept: until here it may be the one of another run.
         self._claim()
+        if folder.checkpoints(path)[-1:] != found[-1:]:
+            raise CheckpointError(f"another run wrote into {path} while this one was starting, and ended; start again.")
         return description
 
     def _claim(self) -> None:
@@ -320,25 +417,35 @@ class Run(Iterator[StepRecord], Generic[Model]):
 
         def take() -> None:
             if path is not None:
-                self._owner = Owner(path)
-                weakref.finalize(self, self._owner.release)
-                folder.sweep(path)
+                with uninterrupted():
+                    self._owner = Owner(path)
+                    weakref.finalize(self, self._owner.release)
 
         self._processes.from_main(take)
         self._claimed = True
 
+    def _refuse_overtaken(self) -> None:
+        """Raise where another run wrote into the folder while this one was closed: it is not to be overwritten."""
+        path = self._options.path
+        new = [] if path is None else [found for found in folder.checkpoints(path) if found not in self._left]
+        if new:
+            raise CheckpointError(
+                f"another run wrote {new[-1]} while this one was closed. Start anew with resume=True to go on from "
+                "there, or choose another folder."
+            )
+
     def _load(self, resumed: Description) -> None:
-        training = checkpoint.read_training(resumed)
+        training = contents.read_training(resumed)
         differ = differences(training["options"], json.loads(json.dumps(self._recorded())))
         if differ:
             warnings.warn(
                 f"resuming {resumed.path} with other settings ({'; '.join(differ)}): the run will differ from an "
                 "uninterrupted one.",
-                stacklevel=5,  # the caller of train
+                stacklevel=6,  # the caller of train
             )
         self.step, self._saved = resumed.step, (resumed.step, resumed.path)
-        self.ema.load_state(checkpoint.read_tensors(resumed, checkpoint.AVERAGE), training["ema_updates"])
-        self._optimizer.load_state(checkpoint.read_tensors(resumed, checkpoint.OPTIMIZER))
+        self.ema.load_state(contents.read_tensors(resumed, contents.AVERAGE), training["ema_updates"])
+        checkpoint.load_optimizer(self._optimizer, resumed)
         self._seconds = training["seconds"]
         self._window.load_state(training)
 

@@ -13,6 +13,7 @@ The other is :class:`~scoresde.train.classification.Classification`. One of your
 from __future__ import annotations
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Generic
@@ -20,13 +21,15 @@ from typing import Any, ClassVar, Generic
 import torch
 from torch import Tensor, nn
 
-from scoresde.losses import dsm_loss
+from scoresde import checks
+from scoresde.data import Dataset
+from scoresde.losses import WEIGHTINGS, Weighting, dsm_loss
 from scoresde.models import ClassifierModel, ScoreModel
-from scoresde.models.conditions import Dropout, check_values, dropped_rows, kinds_of, nulls_of
+from scoresde.models.conditions import Dropout, TrainedWith, check_values, dropped_rows, kinds_of, nulls_of
 from scoresde.train.batches import Batch, MapDataset
 from scoresde.train.conditions import check_all_values, check_conditions
 from scoresde.train.describe import SCORE, Model
-from scoresde.train.draws import named_uniforms
+from scoresde.train.draws import draws_itself, is_of_ours, named_uniforms
 from scoresde.train.options import TrainOptions
 
 
@@ -41,6 +44,8 @@ class Objective(nn.Module, ABC, Generic[Model]):
         nulls: what stands for "not given", by name, for those that can be dropped.
         droppable: those of ``names`` that some rows are trained without.
         autocast: compute the network in bfloat16.
+        weighting: of the loss over time, (sde, t) -> w(t); None for one without.
+        draws: whether the loss may draw from torch's default generators: the network by dropout, say.
     """
 
     kind: ClassVar[str]
@@ -51,6 +56,11 @@ class Objective(nn.Module, ABC, Generic[Model]):
         self.names, self.nulls, self.mirrored = list(names), dict(nulls), list(mirrored)
         self.droppable: list[str] = []
         self.autocast = False
+        self.weighting: Weighting | None = None
+
+    @property
+    def draws(self) -> bool:
+        return not (self.weighting is None or is_of_ours(self.weighting)) or draws_itself(self.model)
 
     def forward(self, x0: Tensor, t: Tensor, eps: Tensor, weight: Tensor, given: Mapping[str, Tensor]) -> Tensor:
         """The mean loss of a micro-batch, ().
@@ -78,6 +88,10 @@ class Objective(nn.Module, ABC, Generic[Model]):
     def check_data(self, dataset: MapDataset) -> None:
         """Raise unless the samples hold what the loss takes; called before anything starts."""
 
+    def told(self, dataset: MapDataset) -> None:
+        """Let the model know the units of the data set; called before the first evaluation. Nothing by default."""
+        return
+
     @abstractmethod
     def check_batch(self, batch: Batch, step: int) -> None:
         """Raise unless a batch, still on the CPU, is in the network's range; ``step`` is counted from 1."""
@@ -85,6 +99,9 @@ class Objective(nn.Module, ABC, Generic[Model]):
     def dropped(self, uniforms: Tensor, *, seed: int, step: int) -> dict[str, Tensor]:
         """Which rows (batch_size,) of the global batch lose which entry; none unless overridden."""
         return {}
+
+    def mark(self, dataset: MapDataset) -> None:
+        """Note on the model what it is trained with, so that what uses it later knows; nothing unless overridden."""
 
 
 class Denoising(Objective[ScoreModel]):
@@ -106,12 +123,13 @@ class Denoising(Objective[ScoreModel]):
         if not isinstance(model, ScoreModel):
             known = isinstance(model, ClassifierModel)
             hint = "train it with train_classifier" if known else "wrap the network: ScoreModel(net, sde)"
-            raise TypeError(f"expected a ScoreModel, got {type(model).__name__}; {hint}.")
+            raise TypeError(f"model must be a ScoreModel, got {checks.got(model)}; {hint}.")
         nulls = nulls_of(model.net)
         names = list(nulls if options.conditions is None else options.conditions)
         mirrored = [name for name in names if name in tuple(getattr(model.net, "image_conditions", ()))]
         super().__init__(model, names, nulls, mirrored)
         self._weighting, self._asked = options.weighting, options.condition_dropout
+        self.weighting = WEIGHTINGS[options.weighting] if isinstance(options.weighting, str) else options.weighting
         self._kinds = {name: kind for name, kind in kinds_of(model.net).items() if name in names}
         able = [name for name in names if name in nulls]
         self._dropout: Dropout = (0.1 if able else 0.0) if self._asked is None else self._asked
@@ -130,6 +148,31 @@ class Denoising(Objective[ScoreModel]):
         check_conditions(dataset, self.names, self.nulls, self._asked)
         check_all_values(dataset, self._kinds)
 
+    def told(self, dataset: MapDataset) -> None:
+        """The units: those of x are the data set's, those of conditions the model's own where it has been trained."""
+        scaling = getattr(dataset, "scaling", None)
+        if scaling is not None:
+            if self.model.scaling not in (None, scaling):
+                warnings.warn(
+                    f"the model comes from data in units of {self.model.scaling}, and learns in those of these data, "
+                    f"{scaling}, from now on: from_tensors(..., scaling=model.scaling) would keep them.",
+                    stacklevel=5,
+                )
+            self.model.scaling = scaling
+        given = getattr(dataset, "condition_scalings", None)
+        if isinstance(given, Mapping):
+            wanted = {name: one for name, one in given.items() if name in self.names}
+            fixed = {name for name in wanted if not _is_nan(self.nulls.get(name, math.nan))}
+            if fixed:
+                warnings.warn(
+                    f'the network says "not given" of {", ".join(sorted(fixed))} by a number, which no scaling may '
+                    "touch, so that the network gets them as they are, far from unit size as they may be: scale them "
+                    "yourself, or let the network's null be NaN.",
+                    stacklevel=5,
+                )
+            kept = {name: one for name, one in wanted.items() if name not in fixed}
+            self.model.condition_scalings = {**kept, **self.model.condition_scalings}
+
     def check_batch(self, batch: Batch, step: int) -> None:
         check_values(self._kinds, batch, f"the batch of step {step}")
 
@@ -139,3 +182,26 @@ class Denoising(Objective[ScoreModel]):
             return named_uniforms(seed, step, len(uniforms), f"label dropout of {name}")
 
         return dropped_rows(self._dropout, self.droppable, together=uniforms, alone=alone)
+
+    def mark(self, dataset: MapDataset) -> None:
+        told = TrainedWith.of(self.names, self._dropout, self.droppable)
+        held = {name: share for name in self.names if (share := self._absent(dataset, name)) > 0}
+        if held:  # the data themselves hold samples without it, each on its own
+            either = {name: max(told.dropout.get(name, 0.0), held.get(name, 0.0)) for name in self.names}
+            told = TrainedWith.of(self.names, either, self.droppable)
+        self.model.trained_with = told
+
+    def _absent(self, dataset: MapDataset, name: str) -> float:
+        """The share of samples whose condition is null, of data in memory."""
+        null = self.nulls.get(name)
+        if not isinstance(dataset, Dataset) or not isinstance(null, (int, float)) or not len(dataset):
+            return 0.0
+        values = dataset.label if name == "label" else dataset.conditions.get(name)
+        if values is None:
+            return 0.0
+        null_entries = values.isnan() if math.isnan(null) and values.is_floating_point() else values == null
+        return null_entries.reshape(len(values), -1).all(1).double().mean().item()
+
+
+def _is_nan(null: Any) -> bool:
+    return isinstance(null, float) and math.isnan(null)

@@ -15,10 +15,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
+
+from scoresde import checks
+from scoresde.files import Fail
 
 Decay = Literal["constant", "cosine"]
 
@@ -32,11 +35,14 @@ def learning_rate(step: int, *, lr: float, steps: int, warmup: int = 0, decay: D
         constant    lr
         cosine      lr (1 + cos(π (k - w) / (steps - w))) / 2       (Loshchilov & Hutter 2017, arXiv:1608.03983)
     """
+    step, steps = checks.count(step, name="step", least=0), checks.count(steps, name="steps")
+    warmup = checks.whole(warmup, name="warmup", least=0, most=steps)
+    lr, decay = checks.positive(lr, name="lr"), checks.one_of(decay, get_args(Decay), name="decay")
     if step < warmup:
         return lr * (step + 1) / warmup
     if decay == "constant":
         return lr
-    return lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+    return lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
 class Optimizer:
@@ -75,23 +81,54 @@ class Optimizer:
             for kind, value in self._adamw.state[parameter].items()
         }
 
-    def load_state(self, saved: Mapping[str, Tensor]) -> None:
-        """The inverse of ``state``.
+    def load_state(self, saved: Mapping[str, Tensor], fail: Fail = ValueError) -> None:
+        """The inverse of ``state``; the tensors become its own.
 
         Raises:
-            ValueError: state for a parameter that is not trained.
+            Exception: what ``fail`` makes (a ValueError): not the state of these parameters, see ``check_state``.
         """
+        check_state(dict(zip(self._names, self.parameters, strict=True)), saved, fail)
         position = {name: i for i, name in enumerate(self._names)}
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in saved.items():
             kind, _, name = key.partition("/")
-            if name not in position:
-                raise ValueError(
-                    f"the saved optimizer has state for {name}, which is not trained now. Freeze the same parameters "
-                    "as before."
-                )
             state.setdefault(position[name], {})[kind] = value
         self._adamw.load_state_dict({"state": state, "param_groups": self._adamw.state_dict()["param_groups"]})
 
     def _gradients(self) -> list[Tensor]:
         return [p.grad for p in self.parameters if p.grad is not None]
+
+
+def check_state(parameters: Mapping[str, Tensor], saved: Mapping[str, Tensor], fail: Fail) -> None:
+    """Raise unless ``saved`` is the state of AdamW on these parameters.
+
+    Its kernels trust sizes and dtypes without a look. Those on the device "meta" have no values to be looked at.
+
+    Args:
+        parameters: by name; those that never had a gradient have no state.
+        saved: as :meth:`Optimizer.state` returns it.
+        fail: makes the error of a text.
+    """
+    names = list({key.partition("/")[2]: None for key in saved})
+    for name in names:
+        if name not in parameters:
+            raise fail(
+                f"the saved optimizer has state for {name:.200}, which is not trained now. Freeze the same parameters "
+                "as before."
+            )
+        parameter, count = parameters[name], torch.empty((), dtype=torch.float32, device="meta")
+        for kind, like in {"step": count, "exp_avg": parameter, "exp_avg_sq": parameter}.items():
+            value = saved.get(f"{kind}/{name}")
+            if value is None or value.shape != like.shape or value.dtype != like.dtype:
+                found = "nothing" if value is None else f"{tuple(value.shape)}, {value.dtype}"
+                raise fail(f"{kind}/{name:.200} must be {tuple(like.shape)}, {like.dtype}, got {found}.")
+            if value.is_meta:
+                continue
+            if not bool(value.isfinite().all()) or (kind != "exp_avg" and bool((value < 0).any())):
+                range = "finite" if kind == "exp_avg" else "finite and at least 0"
+                raise fail(f"{kind}/{name:.200} must be {range}.")
+            if kind == "step" and value.item() % 1:
+                raise fail(f"{kind}/{name:.200} must be a whole number of steps, got {value.item()}.")
+    if len(saved) != 3 * len(names):
+        known = {f"{kind}/{name}" for kind in ("step", "exp_avg", "exp_avg_sq") for name in parameters}
+        raise fail(f"{next(key for key in saved if key not in known):.200} is nothing that AdamW has.")

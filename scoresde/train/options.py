@@ -20,9 +20,10 @@ import functools
 import inspect
 import linecache
 import math
+import os
 import textwrap
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import pairwise
 from os import PathLike
@@ -104,7 +105,7 @@ class TrainOptions:
     seed: Annotated[int, is_whole()] = 0
     """Of everything random here. Initial weights come with the model."""
 
-    folder: Annotated[str | PathLike[str] | None, UNRECORDED] = None
+    folder: Annotated[str | PathLike[str] | None, is_path, UNRECORDED] = None
     """For checkpoints and log.jsonl; nothing is written without it."""
     resume: Annotated[bool, UNRECORDED] = False
     """Continue from the last checkpoint in ``folder``, if there is one. Without it, a folder that holds checkpoints is
@@ -116,13 +117,14 @@ class TrainOptions:
     log_every: Annotated[int, is_whole(1), UNRECORDED] = 50
     """Steps between lines of log.jsonl, which hold the mean loss since the line before."""
     max_seconds: Annotated[float | None, is_number(above=0), UNRECORDED] = None
-    """Stop (and save) after so much wall time of this session."""
+    """Stop (and save) after so much wall time of this session. Iterating the run again, in a new ``for``, takes as long
+    again."""
 
     mixed_precision: Annotated[Precision | None, is_precision] = None
     """With "bf16" the network runs in bfloat16, with float32 weights; with "no" it does not. What ``accelerate launch``
     says unless given."""
     accumulate: Annotated[int, is_whole(1)] = 1
-    """Split each process's part of the batch into so many pieces, to save memory."""
+    """Split each process's part of the batch into so many pieces, to save memory; ``batch_size`` is a multiple."""
     num_workers: Annotated[int, is_whole(0), UNRECORDED] = 0
     """Worker processes for data sets that compute their samples; 0 is best for data in memory."""
     cpu: Annotated[bool, UNRECORDED] = False
@@ -138,6 +140,8 @@ class TrainOptions:
             for check in option.checks:
                 check(option.name, value)
         checks.fields(self)
+        for name, plain in _plain_values(self).items():
+            object.__setattr__(self, name, plain)
         if self.warmup > self.steps:
             raise ValueError(f"warmup={self.warmup} steps is longer than the whole run, steps={self.steps}.")
         if self.folder is None:
@@ -284,7 +288,14 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """
     defaults = {o.name: _plain(o.default) for o in option_fields().values() if not o.required}
     known = {**defaults, **{RENAMED.get(name, name): value for name, value in before.items()}}
-    return [f"{name}: {known.get(name)!r} -> {value!r}" for name, value in now.items() if known.get(name) != value]
+    changed = {name: (known.get(name), value) for name, value in now.items() if known.get(name) != value}
+    return [f"{name}: {old!r} -> {new!r}" for name, (old, new) in changed.items() if not _was_called(old, new)]
+
+
+def _was_called(old: Any, new: Any) -> bool:
+    """Whether ``edm(sigma_data=0.5)`` was once recorded without its arguments, by the name of a function inside."""
+    maker, inside, _ = old.partition(".<locals>.") if isinstance(old, str) else ("", "", "")
+    return bool(inside) and isinstance(new, str) and new.startswith(f"{maker}(")
 
 
 def _plain(value: Any) -> Any:
@@ -296,6 +307,24 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Sequence):
         return [_plain(one) for one in value]
     return _words(value)
+
+
+def _plain_values(options: TrainOptions) -> dict[str, Any]:
+    """Numbers that NumPy or torch hold, and sequences of any kind, as Python's: what a checkpoint records of them."""
+    found: dict[str, Any] = {
+        option.name: checks.number(value, name=option.name)
+        for option in option_fields().values()
+        if option.type in (float, float | None) and (value := getattr(options, option.name)) is not None
+    }
+    found["betas"] = tuple(checks.number(beta, name="each of betas") for beta in options.betas)
+    dropout, names = options.condition_dropout, options.conditions
+    if isinstance(dropout, Mapping):
+        found["condition_dropout"] = {name: checks.number(p) for name, p in dropout.items()}
+    elif dropout is not None:
+        found["condition_dropout"] = checks.number(dropout)
+    if names is not None:
+        found["conditions"] = tuple(names)
+    return found
 
 
 def _words(value: object) -> str:
@@ -373,6 +402,8 @@ def is_weighting(name: str, value: Any) -> None:
 def is_dropout(name: str, value: Any) -> None:
     """A probability, or probabilities by name."""
     for key, probability in (value if isinstance(value, Mapping) else {None: value}).items():
+        if key is not None and not isinstance(key, str):
+            raise TypeError(f"{name} must be by the names of conditions, texts; got the name {checks.got(key)}.")
         called = name if key is None else f"{name}[{key!r}]"
         try:
             given = checks.number(probability)
@@ -384,9 +415,21 @@ def is_dropout(name: str, value: Any) -> None:
 
 
 def are_names(name: str, value: Any) -> None:
-    """A list of names."""
+    """A list of names, each once."""
     if isinstance(value, str):
         raise TypeError(f"{name} must be a list of names, got {value!r}; write [{value!r}].")
+    if not isinstance(value, (Sequence, Set)) or not all(isinstance(one, str) for one in value):
+        raise TypeError(f"{name} must be a list of names, got {checks.got(value)}.")
+    if len(set(value)) < len(value):
+        raise ValueError(f"{name} must name each condition once, got {value}.")
+
+
+def is_path(name: str, value: Any) -> None:
+    """A path as text, or an object that is one."""
+    if not isinstance(value, (str, PathLike)):
+        raise TypeError(f"{name} must be a path, got {checks.got(value)}.")
+    if not os.fspath(value):
+        raise ValueError(f"{name} must be a path, got an empty text; '.' is the present folder.")
 
 
 TrainOptions.__doc__ = documented(TrainOptions.__doc__)

@@ -1,26 +1,32 @@
 """The processes of a run, as Accelerate sees them: one on a CPU or GPU, or several that share each batch.
 
-What one process did or found, all get to know: where the main one fails, all fail instead of waiting for it.
+What one process did or found, all get to know: where one fails, all fail instead of waiting for it.
 :class:`~scoresde.train.Run` makes one :class:`Processes` and goes through it for all that concerns the others::
 
     processes = Processes(cpu=True)
-    processes.rows(batch_size=128, accumulate=1)            # this process's part of each batch, a slice
-    processes.mean(loss), processes.decided(late)           # the mean over all; the main one's answer
+    processes.rows(batch_size=128)                          # this process's part of each batch, a slice
+    with processes.together():                              # what fails inside on one fails on all
+        loss.backward()
+    processes.sum_gradients(parameters)                     # now every process has those of the whole batch
+    processes.decided(late)                                 # the main one's answer
     processes.from_main(write)                              # the main one does it, all get what it returns
 
-With one process nothing is exchanged. How many there are is decided by ``accelerate launch`` or torchrun.
+With one process nothing is exchanged. How many there are is decided by ``accelerate launch`` or torchrun. Gradients are
+summed here and not by torch's data-parallel wrapper: that one refuses parameters without a gradient, batches that do
+not divide and modules that run twice, all of which one process takes, and where one process fails the others wait.
 """
 
 from __future__ import annotations
 
 import atexit
 import gc
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from scoresde.extras import needs
 from scoresde.train.folder import CheckpointError
@@ -29,6 +35,11 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 Made = TypeVar("Made")
+
+_KINDS: dict[str, type[Exception]] = {
+    kind.__name__: kind for kind in (TypeError, ValueError, FloatingPointError, CheckpointError)
+}
+"""Errors that a process raises as what they are when another one met them; any other becomes a RuntimeError."""
 
 
 class Processes:
@@ -54,21 +65,14 @@ class Processes:
         self.count: int = self._accelerator.num_processes
         self.rank: int = self._accelerator.process_index
         self.main: bool = self._accelerator.is_main_process
+        # Words go through main memory: a GPU need not be waited for to hear that all is well.
+        self._words: Any = None
+        if self.count > 1 and distributed.get_backend() != "gloo":
+            self._words = distributed.new_group(backend="gloo")
 
-    def rows(self, batch_size: int, accumulate: int) -> slice:
-        """This process's part of each batch, which is worked off in ``accumulate`` pieces.
-
-        Raises:
-            ValueError: the batch does not divide into equal pieces.
-        """
-        parts = self.count * accumulate
-        if batch_size % parts:
-            raise ValueError(
-                f"batch_size={batch_size} does not divide into {self.count} processes x accumulate={accumulate} equal "
-                f"parts; take a multiple of {parts}."
-            )
-        local = batch_size // self.count
-        return slice(self.rank * local, (self.rank + 1) * local)
+    def rows(self, batch_size: int) -> slice:
+        """This process's part of each batch: parts that differ by one row at most, and may be empty."""
+        return slice(batch_size * self.rank // self.count, batch_size * (self.rank + 1) // self.count)
 
     def bfloat16(self, precision: str | None) -> bool:
         """Whether networks compute in bfloat16: as ``precision`` says, else Accelerate.
@@ -81,25 +85,46 @@ class Processes:
             raise ValueError(f"mixed precision must be 'no' or 'bf16', but Accelerate is set to {precision!r}.")
         return precision == "bf16"
 
-    def wrapped(self, module: nn.Module) -> Any:
-        """The module such that its gradients are the mean of all processes'."""
-        return self._accelerator.prepare_model(module)
+    # -- what one does, all know ---------------------------------------------------------------------------------------
 
-    def apart(self, wrapped: nn.Module) -> AbstractContextManager[Any]:
-        """Inside, a backward pass of a wrapped module leaves the gradients with their process."""
-        return nullcontext() if self.count == 1 else cast(Any, self._accelerator.no_sync(wrapped))
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """What fails inside on one process fails on all. For work of one's own: nothing may be exchanged inside.
 
-    def mean(self, value: Tensor) -> Tensor:
-        """The mean of a tensor over the processes, the same on all."""
-        return self._accelerator.reduce(value, reduction="mean") if self.count > 1 else value
+        Raises:
+            TypeError, ValueError, FloatingPointError, CheckpointError, RuntimeError: another process failed; what this
+                one met goes on as it is.
+        """
+        if self.count == 1:
+            yield
+            return
+        try:
+            yield
+        except BaseException as error:
+            self._told(error)
+            raise
+        self._told(None)
+
+    def _told(self, error: BaseException | None) -> None:
+        """Tell all whether this process failed, and raise here if another one did and this one did not."""
+        failed = torch.tensor(int(error is not None))
+        distributed.all_reduce(failed, group=self._words)
+        if not failed.item():
+            return
+        everybody: list[Any] = [None] * self.count
+        mine = None if error is None else (type(error).__name__, str(error))
+        distributed.all_gather_object(everybody, mine, group=self._words)
+        if error is None:
+            rank, (kind, text) = next((i, said) for i, said in enumerate(everybody) if said is not None)
+            raise _KINDS.get(kind, RuntimeError)(f"process {rank} failed, and the others with it: {kind}: {text}")
 
     def decided(self, answer: bool) -> bool:
         """The main process's answer, on all."""
         if self.count == 1:
             return answer
-        with needs("train"):
-            from accelerate.utils import broadcast
-        return bool(broadcast(torch.tensor(int(answer), device=self.device), from_process=0).item())
+        decision = torch.tensor(int(answer))
+        distributed.broadcast(decision, 0, group=self._words)
+        return bool(decision.item())
 
     def from_main(self, action: Callable[[], Made]) -> Made:
         """What ``action`` returns on the main process, on all.
@@ -108,16 +133,14 @@ class Processes:
             CheckpointError: the main process failed; itself, it raises what it met.
         """
         made: list[Any] = [None, None]
-        failure: Exception | None = None
+        failure: BaseException | None = None
         if self.main:
             try:
                 made[0] = action()
-            except Exception as error:
+            except BaseException as error:
                 failure, made[1] = error, f"{type(error).__name__}: {error}"
         if self.count > 1:
-            with needs("train"):
-                from accelerate.utils import broadcast_object_list
-            broadcast_object_list(made, from_process=0)
+            distributed.broadcast_object_list(made, 0, group=self._words)
         if failure is not None:
             raise failure
         if made[1] is not None:
@@ -130,16 +153,85 @@ class Processes:
         Raises:
             CheckpointError: they did not.
         """
-        if self.count == 1:
-            return
-        with needs("train"):
-            from accelerate.utils import gather_object
-        everybody = gather_object([found])
+        everybody = self._gathered(found)
         if len(set(everybody)) > 1:
             raise CheckpointError(
                 f"the processes see different {what}, in order of rank: {', '.join(everybody)}. Give all of them the "
                 "same folder, on a file system that they share."
             )
+
+    def _gathered(self, found: str) -> list[str]:
+        everybody: list[Any] = [found] * self.count
+        if self.count > 1:
+            distributed.all_gather_object(everybody, found, group=self._words)
+        return everybody
+
+    # -- tensors -------------------------------------------------------------------------------------------------------
+
+    def share_state(self, model: nn.Module) -> None:
+        """Give all processes the main one's parameters and buffers.
+
+        Raises:
+            ValueError: the processes hold different networks.
+        """
+        if self.count == 1:
+            return
+        held = [*model.named_parameters(), *model.named_buffers()]
+        layout = repr([(name, tuple(one.shape), str(one.dtype), one.requires_grad) for name, one in held])
+        if len(set(self._gathered(hashlib.sha256(layout.encode()).hexdigest()))) > 1:
+            raise ValueError(
+                "the processes hold different networks: their parameters and buffers differ in names, shapes, dtypes "
+                "or in which are trained. Build the same network in each process; its weights may differ."
+            )
+        self.share(one for _, one in held)
+
+    @torch.no_grad()
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Overwrite these tensors with the main process's."""
+        if self.count > 1:
+            for group in _by_dtype(tensors):
+                flat = torch.cat([one.detach().reshape(-1) for one in group])
+                distributed.broadcast(flat.view(torch.uint8), 0)  # as bytes: not every backend knows every dtype
+                _unpack(flat, group)
+
+    @torch.no_grad()
+    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Replace each gradient by the sum over processes; None, where no process has one, stays None."""
+        if self.count == 1:
+            return
+        some = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8)
+        distributed.all_reduce(some, op=distributed.ReduceOp.MAX, group=self._words)
+        wanted = [p for p, one in zip(parameters, some.tolist(), strict=True) if one]
+        for group in _by_dtype(wanted):
+            flat = torch.cat([(torch.zeros_like(p) if p.grad is None else _dense(p.grad)).reshape(-1) for p in group])
+            distributed.all_reduce(flat)
+            for p in group:
+                if p.grad is None or p.grad.is_sparse:
+                    p.grad = torch.empty_like(p)
+            _unpack(flat, [cast(Tensor, p.grad) for p in group])
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum of a tensor over the processes, the same on all."""
+        if self.count > 1:
+            value = value.clone()
+            distributed.all_reduce(value)
+        return value
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    return gradient.to_dense() if gradient.is_sparse else gradient
+
+
+def _by_dtype(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+    groups: dict[torch.dtype, list[Tensor]] = {}
+    for one in tensors:
+        groups.setdefault(one.dtype, []).append(one)
+    return list(groups.values())
+
+
+def _unpack(flat: Tensor, into: Sequence[Tensor]) -> None:
+    for one, piece in zip(into, flat.split([one.numel() for one in into]), strict=True):
+        one.detach().copy_(piece.view(one.shape))
 
 
 def _accelerator(cpu: bool) -> Accelerator:
@@ -170,6 +262,6 @@ def _accelerator(cpu: bool) -> Accelerator:
 
 
 def _leave() -> None:
-    gc.collect()  # data-parallel wrappers that are out of use, but still hold the group
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
+    gc.collect()
+    if distributed.is_initialized():
+        distributed.destroy_process_group()

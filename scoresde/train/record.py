@@ -14,6 +14,7 @@ A resumed run drops the lines past its checkpoint, so the log has each step once
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scoresde.files import replacing
+from scoresde.files import append_line, opened, replacing
+from scoresde.train.folder import CheckpointError
 
 
 @dataclass(frozen=True)
@@ -103,24 +105,58 @@ class Log:
     Args:
         path: the file.
         step: lines past this step, and a line cut short by a kill, are dropped first.
+
+    Raises:
+        CheckpointError: the file cannot be read or written.
     """
 
     def __init__(self, path: Path, step: int) -> None:
         self._path = path
-        if not path.exists():
-            return
-        kept = [line for line in path.read_text().splitlines() if _step(line) <= step]
-        with replacing(path) as partial:
-            partial.write_text("".join(line + "\n" for line in kept))
+        try:
+            self._drop(step)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise self._failed(str(error)) from error
 
     def write(self, line: dict[str, Any]) -> None:
-        """Append one line; it is in the file when this returns."""
-        with self._path.open("a") as file:
-            file.write(json.dumps(line, allow_nan=False) + "\n")
+        """Append one line; it is in the file when this returns.
+
+        Raises:
+            CheckpointError: it cannot be written.
+        """
+        try:
+            append_line(self._path, json.dumps(line, allow_nan=False))
+        except OSError as error:
+            raise self._failed(str(error)) from error
+
+    def _drop(self, step: int) -> None:
+        with opened(self._path, self._failed, most=_MOST) as file:
+            whole, end = True, 0
+            for line in iter(lambda: file.readline(_LONGEST), b""):
+                if not (line.endswith(b"\n") and _step(line) <= step):
+                    whole = False
+                    break
+                end += len(line)
+            if whole:
+                return
+            rest = [line for line in iter(lambda: file.readline(_LONGEST), b"") if _step(line) <= step]
+        if not rest:  # as always, unless somebody wrote into it: takes no room on a disk that is full
+            os.truncate(self._path, end)
+            return
+        content = self._path.read_bytes()[:end] + b"".join(line.removesuffix(b"\n") + b"\n" for line in rest)
+        with replacing(self._path) as partial:
+            partial.write_bytes(content)
+
+    def _failed(self, text: str) -> Exception:
+        return CheckpointError(f"the log {self._path} cannot be kept: {text} Earlier checkpoints are intact.")
 
 
-def _step(line: str) -> float:
+_MOST, _LONGEST = 1 << 30, 1 << 16  # bytes of a log, and of a line of it
+
+
+def _step(line: bytes) -> float:
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return float("inf")

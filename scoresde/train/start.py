@@ -89,9 +89,14 @@ def train(model: ScoreModel, dataset: MapDataset, options: TrainOptions) -> Run[
     the data, t, ε, dropped conditions, mirrored images) is a pure function of (seed, step, position in the global
     batch): N processes train on what one process would have, and a resumed run equals the uninterrupted one, bit for
     bit on the same machine where its kernels are deterministic. Dropout inside the network is seeded by (seed, step,
-    process): exact on resuming, but its masks depend on the number of processes. torch's default generators are
-    left as they were. What a data set of your own draws from the default generators of torch, NumPy and Python starts
-    anew from (seed, step, process) for each batch, too.
+    process): exact on resuming, but its masks depend on the number of processes. What a data set of your own draws from
+    the default generators of torch, NumPy and Python starts anew from (seed, step, process) for each batch, too. The
+    default generators are left as they were. Where something may draw from them (dropout, a module, hook, weighting or
+    density of your own, a data set of your own) they are set for a moment, which another thread that draws would
+    notice; else they are not touched. Batch normalisation sees the samples of one process and one piece at a time.
+
+    Ctrl-C leaves the run as it was before the step under way, or after it: iterate again, and it goes on. What the end
+    needs, a copy with the averaged weights and a checkpoint, is tried before the first step.
 
     Args:
         model: trained in place, on the device that Accelerate chooses (CUDA where present, else the CPU).

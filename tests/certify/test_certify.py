@@ -250,7 +250,7 @@ def test_a_right_solver_passes_and_says_so() -> None:
     assert certificate.require() is certificate and certificate.passed
     assert {row.name for row in certificate.claims} == {"ODE order", "weak order", "strong order"}
     assert str(certificate).startswith("EulerMaruyama(): holds") and "claimed    1   measured  1.0" in str(certificate)
-    with pytest.raises(KeyError, match="no row 'order'"):
+    with pytest.raises(KeyError, match="that of a row, got 'order'"):
         certificate["order"]
 
 
@@ -281,7 +281,7 @@ def test_whatever_a_solver_raises_is_in_its_certificate() -> None:
 
 
 def test_only_solvers_are_certified() -> None:
-    with pytest.raises(TypeError, match="a class must be called"):
+    with pytest.raises(TypeError, match="a class: call it"):
         certify.certify(Heun)  # type: ignore[arg-type]
 
 
@@ -580,7 +580,7 @@ def test_a_tolerance_that_is_not_kept_is_refused() -> None:
 def test_a_tolerance_that_sets_no_steps_is_no_claim() -> None:
     certificate = certify.certify(ProbabilityFlow("rk4", options={"step_size": 0.05}), sdes={"VP": WIDE["VP"]})
     assert not certificate.claims
-    with pytest.raises(ValueError, match="has no option named"):
+    with pytest.raises(ValueError, match="must have an option named"):
         certify.tolerance_slope(Heun(), FLOW["VE"])
 
 
@@ -719,7 +719,7 @@ def test_runs_that_float64_refuses_are_left_out() -> None:
     floor = certify.precision(Never(), torch.float32)
     assert floor.cells == () and floor.passed is None and not floor.missed and math.isnan(floor.error)
     assert "not measured" in str(certify.certify(Never()))
-    with pytest.raises(ValueError, match="there are bars for"):
+    with pytest.raises(ValueError, match="each dtype must be one of"):
         certify.precision(DDIM(), torch.float16)
 
 

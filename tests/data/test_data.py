@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -92,7 +94,7 @@ def test_scaling_survives_json() -> None:
     ],
 )
 def test_bad_scalings_are_refused(arguments: tuple[Any, ...], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         Scaling(*arguments)
 
 
@@ -141,6 +143,117 @@ def test_items_slices_and_loaders_agree_with_batches() -> None:
         dataset[6]
 
 
+def indexed() -> Dataset:
+    """Ten samples, alternately of two classes."""
+    return from_tensors(torch.randn(10, 2, generator=torch.Generator().manual_seed(0)), torch.arange(10) % 2)
+
+
+places = st.lists(st.integers(-10, 9), max_size=6)
+masks = st.lists(st.booleans(), min_size=10, max_size=10)
+ends = st.none() | st.integers(-12, 12)
+several = st.one_of(
+    places,
+    places.map(tuple),
+    places.map(lambda rows: torch.tensor(rows, dtype=torch.int64)),
+    places.map(lambda rows: torch.tensor(rows, dtype=torch.int16)),
+    places.map(lambda rows: np.array(rows, dtype=np.int32)),
+    places.map(lambda rows: [np.int64(row) for row in rows]),
+    places.map(lambda rows: [torch.tensor(row) for row in rows]),
+    places.map(lambda rows: np.array([row % 10 for row in rows], dtype=np.uint8)),
+    masks,
+    masks.map(torch.tensor),
+    masks.map(np.array),
+    masks.map(lambda rows: [np.bool_(row) for row in rows]),
+    st.builds(range, st.integers(0, 9), st.integers(0, 10), st.integers(1, 3)),
+    st.builds(slice, ends, ends, st.none() | st.integers(-3, 3).filter(bool)),
+    st.builds(lambda start, stop: slice(np.int64(start), torch.tensor(stop)), st.integers(-9, 9), st.integers(-9, 9)),
+)
+
+
+@given(several)
+@settings(max_examples=300, deadline=None)
+def test_samples_are_indexed_as_numpy_does_it(index: Any) -> None:
+    dataset = indexed()
+    if isinstance(index, slice):
+        plain: Any = slice(*(None if part is None else int(part) for part in (index.start, index.stop, index.step)))
+    else:
+        plain = np.asarray(index, dtype=np.asarray(index).dtype if len(index) else np.int64)
+    expected = np.arange(10)[plain]
+    batches = [dataset.batch(index)] if isinstance(index, tuple) else [dataset.batch(index), dataset[index]]
+    if len(expected):
+        part = dataset.subset(index)
+        assert part.label is not None and len(part) == len(expected)
+        batches.append(part[:])
+    else:
+        with pytest.raises(ValueError, match="empty"):
+            dataset.subset(index)
+    for batch in batches:
+        assert torch.equal(batch["x"], dataset[:]["x"][torch.from_numpy(expected.copy())])
+        assert torch.equal(batch["label"], torch.from_numpy(expected % 2))
+
+
+@given(st.integers(-10, 9), st.sampled_from([int, np.int64, np.int8, torch.tensor, np.array]))
+def test_one_number_is_one_sample(place: int, kind: Any) -> None:
+    dataset = indexed()
+    assert torch.equal(dataset[kind(place)]["x"], dataset[:]["x"][place])
+    for method in (dataset.batch, dataset.subset):
+        with pytest.raises(TypeError, match=r"write \[\d\]"):
+            method(kind(place))
+
+
+def test_the_subset_of_a_class_holds_that_class() -> None:
+    dataset = indexed()
+    assert dataset.label is not None
+    ones = dataset.subset(dataset.label == 1)
+    assert torch.equal(ones.data, dataset.data[1::2]) and bool((ones[:]["label"] == 1).all())
+    kept = dataset.subset(slice(2, 5))
+    assert kept.data.data_ptr() == dataset.data[2:].data_ptr()  # what a slice cuts out is not copied
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "index"),
+    [
+        (IndexError, "sample 10 of a data set of 10: expected -10 to 9", 10),
+        (IndexError, "sample -11 ", np.int64(-11)),
+        (IndexError, "sample 10 ", [0, 10]),
+        (IndexError, "sample 10 ", torch.tensor([10])),
+        (IndexError, "sample 10 ", range(9, 12)),
+        (IndexError, "sample 1180591620717411303424 ", 2**70),
+        (IndexError, "64 bits", [2**70]),
+        (IndexError, "mask of 2 for a data set of 10", [True, False]),
+        (IndexError, "mask of 11", torch.ones(11, dtype=torch.bool)),
+        (IndexError, "one axis", torch.zeros(2, 2, dtype=torch.int64)),
+        (IndexError, "one axis", np.ones((10, 2), dtype=bool)),
+        (IndexError, "nested", [[1]]),
+        (TypeError, "cannot be True", True),
+        (TypeError, "torch.bool", torch.tensor(True)),
+        (TypeError, r"\[True, 1\]", [True, 1]),
+        (TypeError, "cannot be 1.0", 1.0),
+        (TypeError, "convert by .long()", torch.tensor([1.0])),
+        (TypeError, "float64", np.array([1.0])),
+        (TypeError, r"\[0.5\]", [0.5]),
+        (TypeError, "complex64", torch.zeros(1, dtype=torch.complex64)),
+        (TypeError, r"call .bool\(\) or .long\(\)", torch.ones(10, dtype=torch.uint8)),
+        (TypeError, "cannot be 'label'", "label"),
+        (TypeError, "cannot be b'1'", b"1"),
+        (TypeError, "cannot be None", None),
+        (TypeError, "cannot be Ellipsis", ...),
+        (TypeError, "set", {1}),
+        (TypeError, "a part of .* must be a whole number", slice("a")),
+        (TypeError, "a part of .* must be a whole number", slice(0.5, 2)),
+        (ValueError, "step 0", slice(0, 3, 0)),
+    ],
+    ids=str,
+)
+def test_what_is_no_index_is_refused(error: type[Exception], message: str, index: Any) -> None:
+    dataset = indexed()
+    for method in (dataset.__getitem__, dataset.batch, dataset.subset):
+        with pytest.raises(error, match=message):
+            method(index)
+    with pytest.raises(TypeError, match="several axes"):
+        dataset[1, 2]  # type: ignore[index]
+
+
 def test_a_subset_keeps_scaling_and_classes() -> None:
     dataset = from_tensors(torch.randn(6, 2), torch.tensor([0, 1, 2, 0, 1, 2]))
     part = dataset.subset([0, 3])
@@ -180,7 +293,11 @@ def test_flip_mirrors_the_samples_with_small_uniforms() -> None:
         (ValueError, r"\[0, 3\)", lambda: from_tensors(images(), torch.arange(6), num_classes=3)),
         (ValueError, "drop those samples", lambda: from_tensors(images(), torch.arange(6) - 1)),
         (ValueError, r"\[0, 2\)", lambda: from_tensors(images(), torch.arange(6), class_names=["a", "b"])),
-        (ValueError, "2 class names", lambda: from_tensors(images(), torch.arange(6), num_classes=3, class_names="ab")),
+        (
+            ValueError,
+            r"got \['a', 'b'\] for num_classes=3",
+            lambda: from_tensors(images(), torch.arange(6), num_classes=3, class_names=["a", "b"]),
+        ),
         (ValueError, "no labels", lambda: from_tensors(images(), num_classes=3)),
     ],
 )
@@ -255,7 +372,7 @@ def test_any_keyword_of_a_network_is_a_name() -> None:
 @pytest.mark.parametrize(
     ("error", "message", "conditions"),
     [
-        (TypeError, "tensors by name", [torch.zeros(6)]),
+        (TypeError, "must be a mapping by name", [torch.zeros(6)]),
         (TypeError, "torch.Tensor", {"a": [0.0] * 6}),
         (TypeError, r"a mask converts by \.float\(\)", {"mask": torch.ones(6, dtype=torch.bool)}),
         (TypeError, "complex64", {"a": torch.zeros(6, dtype=torch.complex64)}),
@@ -275,9 +392,9 @@ def test_any_keyword_of_a_network_is_a_name() -> None:
         (ValueError, r"'a' holds NaN in part of a row, .*samples \[1\]", {"a": spoilt(6, 2, 3, 2)}),
         (ValueError, r"'a' holds NaN in part of a token, .*samples \[1\].*padding", {"a": spoilt(6, 4, 3)}),
         (ValueError, r"'a' holds infinite values, .*samples \[1\]", {"a": spoilt(6, 4, 3, number=-math.inf)}),
-        (ValueError, "cannot be called 'x'", {"x": torch.zeros(6)}),
-        (ValueError, "cannot be called 'c': that is the network's own argument", {"c": torch.zeros(6)}),
-        (ValueError, "name 'low res'; expected a word, an identifier", {"low res": torch.zeros(6)}),
+        (ValueError, "must not be 'x'", {"x": torch.zeros(6)}),
+        (ValueError, "must not be 'c', which is the network's own argument", {"c": torch.zeros(6)}),
+        (ValueError, "must be a word, an identifier.*got 'low res'", {"low res": torch.zeros(6)}),
     ],
 )
 def test_bad_conditions_are_refused(error: type[Exception], message: str, conditions: Any) -> None:
@@ -363,8 +480,9 @@ def test_classes_are_sorted_by_name_and_may_be_missing(tmp_path: Path) -> None:
     flat = load(tmp_path / "flat")
     assert flat.label is None and torch.equal(flat.data, data)
 
-    unnamed = load(write_parquet(tmp_path / "unnamed.parquet", data, [0, 1, 3, 0, 1, 3], None))
-    assert unnamed.num_classes == 4
+    with pytest.warns(UserWarning, match="numbered from 0 on"):
+        unnamed = load(write_parquet(tmp_path / "unnamed.parquet", data, [0, 1, 3, 0, 1, 3], None))
+    assert unnamed.class_names == ("0", "1", "3")
     assert load(write_parquet(tmp_path / "unlabelled.parquet", data, None, None)).label is None
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from scoresde import grids
+from scoresde import checks, grids
 from scoresde.fitting import Iteration, fit, gauss_newton
 from scoresde.fitting.candidates import Candidate, candidates, fixed_grids
 from scoresde.fitting.procedure import _in_order
@@ -341,6 +341,7 @@ def test_dtype_and_device_are_those_of_the_starts(monkeypatch: pytest.MonkeyPatc
         return inner(self, shape, noise, dtype=dtype)
 
     monkeypatch.setattr(VP, "prior_sample", spying)
+    monkeypatch.setattr(checks, "device", torch.device)  # as if it were there
     kinds: set[torch.dtype] = set()
 
     def score(x: Tensor, t: Tensor) -> Tensor:
@@ -526,13 +527,19 @@ def _changed(key: str, value: Any) -> Any:
     [
         (_changed("format", "x"), "no fitted sampler"),
         (_changed("version", 1), "version 1"),
-        (_changed("of_start", [1.0, 1.0, math.nan, 1.0, 1.0]), "NaN"),
+        (_changed("of_start", [1.0, 1.0, math.nan, 1.0, 1.0]), r"of_start\[2\] must be finite, got nan"),
         (_changed("of_start", [1.0]), r"n \+ 1 of_start"),
         (_changed("times", [1.0, 0.5, 0.6, 0.1, 0.001]), "strictly decreasing"),
-        (_changed("evaluated_at", "1.0"), "list of numbers"),
-        (_changed("evaluated_at", [1.0, 0.5, 0.2, True]), "list of numbers"),
+        (_changed("evaluated_at", "1.0"), "evaluated_at must be a list, got '1.0'"),
+        (_changed("evaluated_at", [1.0, 0.5, 0.2, True]), r"evaluated_at\[3\] must be a finite number, got True"),
         (_changed("schedule.alpha", [1.0]), "schedule"),
-        (_changed("report", {}), "report should have"),
+        (_changed("report", {}), r"report\.\w+ is missing"),
+        (_changed("report.more", 1), r"report\.more is no field"),
+        (_changed("report.fixed", 0.0), r"report\.fixed must be a finite number above 0"),
+        (_changed("report.rejected", "x"), r"report\.rejected must be a finite number"),
+        (_changed("report.trajectories", [1, 2]), r"report\.trajectories must be a list of 3"),
+        (_changed("schedule", 3), "schedule must be a JSON object"),
+        (_changed("weights", [[1.0], [0.5, 10**400]]), "weights.* more than 64 bits"),
         (lambda content: content.pop("weights"), "weights"),
     ],
     ids=lambda v: v.replace(" ", "-") if isinstance(v, str) else "",
@@ -593,7 +600,7 @@ def test_bad_scores_are_refused() -> None:
     def dropout(x: Tensor, t: Tensor) -> Tensor:
         return x * torch.rand_like(x)
 
-    with pytest.raises(ValueError, match=r"model\.eval"):
+    with pytest.raises(ValueError, match="random numbers of its own"):
         quick(as_score(dropout, VP()))
     with pytest.raises(FloatingPointError):
         quick(as_score(lambda x, t: torch.where(t > 0.9, -x, math.nan), VP()))

@@ -430,7 +430,7 @@ def test_gradients_to_x_y_and_the_grid(kind: Any, checkpoint: bool) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_measurements_that_do_not_serve(kind: Any) -> None:
-    with pytest.raises(TypeError, match="takes a Measurement first"):
+    with pytest.raises(TypeError, match="measurement must be a Measurement"):
         kind(FIRST)
     with pytest.raises(TypeError, match=r"FunctionOperator.*take dps"):
         kind(Measurement(torch.zeros(2), lambda x: x**2, 0.1))

@@ -73,7 +73,7 @@ def test_components_that_cannot_be_are_left_out() -> None:
     [
         (lambda m: m.posterior(lambda x: x.square().flatten(1), torch.zeros(4), 0.1), "linear A only"),
         (lambda m: m.posterior(lambda x: x.flatten(1) + 1, torch.zeros(4), 0.1), "linear A only"),
-        (lambda m: m.posterior(torch.ones(2, 3), torch.zeros(2), 0.1), r"A must be \(m, 4\)"),
+        (lambda m: m.posterior(torch.ones(2, 3), torch.zeros(2), 0.1), r"A, must be \(m, 4\)"),
         (lambda m: m.posterior(sums, torch.zeros(2), 0.1), "the 3 numbers"),
         (lambda m: m.posterior(sums, torch.full((3,), math.nan), 0.1), "NaN"),
         (lambda m: m.posterior(sums, torch.zeros(3), -1.0), "noise_std"),

@@ -58,7 +58,7 @@ def uniforms(*shape: int, seed: int = 0) -> Tensor:
 
 def test_the_home_knows_no_sde_and_no_network_and_networks_know_nothing_else() -> None:
     root = Path(scoresde.__file__).parent
-    allowed = {"scoresde.checks", "scoresde", "scoresde.models.conditions"}
+    allowed = {"scoresde.checks", "scoresde.checks.lasting", "scoresde", "scoresde.models.conditions"}
     for folder, own in (("models/conditions", "scoresde.models.conditions"), ("nn", "scoresde.nn")):
         for path in (root / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text("utf-8"))):
@@ -126,7 +126,7 @@ def test_names_that_a_condition_may_have(name: str) -> None:
 @pytest.mark.parametrize("name", ["x", "c", "self", "two words", "", "1st", "a-b", 3, None])
 def test_names_that_python_cannot_take_are_refused(name: Any) -> None:
     for refuse in (check_name, lambda n: Conditions({n: Vector(1)}), lambda n: MLP(2, 8, 1, vectors={n: 1})):
-        with pytest.raises(ValueError, match=r"expected a word|own argument in net\(x, c, ...\)"):
+        with pytest.raises(ValueError, match=r"must be a word|own argument in net\(x, c, ...\)"):
             refuse(name)
 
 

@@ -194,8 +194,8 @@ def test_a_module_keeps_its_parameters_and_gradients() -> None:
     torch.testing.assert_close(
         as_score(bound.__call__, model.sde).denoise(x, t), bound.denoise(x, t), rtol=1e-12, atol=1e-12
     )
-    with pytest.raises(TypeError):
-        model.bind(shfit=2.0)(x, t)
+    with pytest.raises(ValueError, match="takes no condition shfit; it takes shift"):
+        model.bind(shfit=2.0)
     rows = torch.func.vmap(lambda x, t: model(x[None], t)[0])(x, t)
     torch.testing.assert_close(rows, model(x, t), rtol=8 * EPS, atol=1e-15)  # the same formula, batched otherwise
 
@@ -287,7 +287,7 @@ def test_a_range_that_was_not_trained_is_told() -> None:
         model.under(RectifiedFlow(t_min=0.01, T=0.9)).under(RectifiedFlow(t_min=0.02, T=0.8))
     with pytest.warns(UserWarning):
         beyond = ScoreModel(lambda x, c: x, VE()).under(EDM(t_min=1e-4))
-    with pytest.raises(ValueError, match="log-SNR in"):
+    with pytest.raises(ValueError, match="log_snr must be one that"):
         beyond(normal(2, 2), 1e-4)  # VE's least σ is 0.01
 
 
@@ -356,9 +356,9 @@ def test_bad_models() -> None:
     net = torch.tanh
     with pytest.raises(ValueError, match="predicts must be one of noise, x0, v, score, velocity, edm"):
         ScoreModel(net, VP(), "epsilon")
-    with pytest.raises(TypeError, match=r"the order is ScoreModel\(net, sde\)"):
+    with pytest.raises(TypeError, match=r"The order is ScoreModel\(net, sde\)"):
         ScoreModel(VP(), net)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="net must be a module or a function"):
+    with pytest.raises(TypeError, match="net must be a function"):
         ScoreModel(None, VP())  # type: ignore[arg-type]
     for value in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match="sigma_data must be positive"):
@@ -380,7 +380,7 @@ def test_bad_calls(transport: bool) -> None:
         (x, torch.full((2,), 0.5), ValueError, "2 entries but x has 3"),
         (x[:1], torch.full((2,), 0.5), ValueError, "2 entries but x has 1"),
         (x, torch.full((3, 1), 0.5), ValueError, "one per sample"),
-        (x, "now", TypeError, "t must be a number"),
+        (x, "now", TypeError, "t must be a real number"),
         (x.long(), 0.5, TypeError, "x must be a floating tensor"),
         (x.numpy(), 0.5, TypeError, r"torch\.Tensor"),
         (torch.tensor(0.5), 0.5, ValueError, "batch axis"),

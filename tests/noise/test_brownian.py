@@ -377,3 +377,17 @@ def test_bridges_have_the_law_of_brownian_bridges() -> None:
     variance = nodes.square().mean(1)
     cumulant = (nodes.pow(4).mean(1) - 3 * variance.square()) / 4
     assert 2 * float(cumulant.abs().max()) / 2**2 < 0.002
+
+
+def test_a_path_says_which_steps_it_refuses() -> None:
+    path, x = BrownianNoise(0, T=1.0, levels=6), torch.zeros(1, 2)
+    t = torch.tensor([0.9, 0.5, 0.3, 0.05, 1e-4, 0.7], dtype=torch.float64)
+    s = t - torch.tensor([0.3, 1e-3, 0.02, 0.01, 1e-7, 0.0], dtype=torch.float64)
+    told = path.resolves(t, s).tolist()
+    for i, taken in enumerate(told):
+        if taken:
+            path.between(x, t[i : i + 1], s[i : i + 1])
+        else:
+            with pytest.raises(ValueError, match="resolves steps of"):
+                path.between(x, t[i : i + 1], s[i : i + 1])
+    assert True in told and False in told and told[-1]  # a sample that does not move is no step

@@ -353,8 +353,8 @@ def test_as_noise() -> None:
         (lambda: BrownianNoise(0, 1.0, levels=0), ValueError, "levels must be a whole number from 1 to 40"),
         (lambda: BrownianNoise(0, 1.0, levels=41), ValueError, "levels must be a whole number from 1 to 40"),
         (lambda: BrownianNoise(0, 1.0).w(normal(2), 1.1), ValueError, "give BrownianNoise a larger T"),
-        (lambda: BrownianNoise(0, 1.0).w(normal(2), -0.1), ValueError, "the path lives on"),
-        (lambda: BrownianNoise(0, 1.0).w(normal(2), math.nan), ValueError, "the path lives on"),
+        (lambda: BrownianNoise(0, 1.0).w(normal(2), -0.1), ValueError, "t must lie on the path"),
+        (lambda: BrownianNoise(0, 1.0).w(normal(2), math.nan), ValueError, "t must lie on the path"),
         (
             lambda: BrownianNoise(0, 1.0).between(normal(2), torch.ones(3), torch.zeros(2)),
             ValueError,
@@ -363,7 +363,7 @@ def test_as_noise() -> None:
         (
             lambda: BrownianNoise(0, 1.0).between(normal(2), torch.ones(2), torch.tensor([0.5, -0.5])),
             ValueError,
-            "the path lives on",
+            "t must lie on the path",
         ),
         (
             lambda: BrownianNoise(0, 1.0).between(normal(2), torch.tensor(0.5), torch.tensor(0.5)),

@@ -74,7 +74,7 @@ def test_ve_discretises_to_smld(n: int) -> None:
     np.testing.assert_allclose(chain.alpha, 1.0, rtol=0)
     np.testing.assert_allclose(chain.variance, np.diff(np.append(0.0, expected**2)), rtol=1e-12)  # the same
     assert chain.times[-1].item() == 2.0
-    with pytest.raises(ValueError, match="at least 2"):
+    with pytest.raises(ValueError, match="from 2 to"):
         ve.discretize(1)
 
 
@@ -270,8 +270,13 @@ BAD_CHAINS: list[tuple[Any, Any, Any, str]] = [
     (torch.arange(1, 3), torch.tensor([0.0, 1.0]), torch.ones(2), "ratio > 0"),  # only the last may be 0
     (torch.arange(1, 3), torch.tensor([0.0, 0.0]), torch.ones(2), "ratio > 0"),
     (torch.arange(1, 3), torch.ones(2), torch.tensor([1.0, -0.1]), "variance >= 0"),
-    (torch.arange(1, 3), torch.tensor([1.0, math.nan]), torch.ones(2), "ratio holds 1 values that are NaN"),
-    (torch.arange(1, 3), torch.ones(2), torch.tensor([1.0, math.inf]), "variance holds 1 values"),
+    (
+        torch.arange(1, 3),
+        torch.tensor([1.0, math.nan]),
+        torch.ones(2),
+        "ratio must be finite, but holds 1 values that are NaN",
+    ),
+    (torch.arange(1, 3), torch.ones(2), torch.tensor([1.0, math.inf]), "variance must be finite, but holds 1 values"),
 ]
 
 
@@ -290,9 +295,9 @@ def test_chains_no_sde_runs_through() -> None:
 def test_bad_levels() -> None:
     chain, x = VP().discretize(100), normal(2, 3)
     for bad in (0, -1, 101, 1.5, torch.tensor([1, 101]), torch.tensor([1.0, 2.0])):
-        with pytest.raises(ValueError, match="whole numbers from 1 to 100"):
+        with pytest.raises((TypeError, ValueError), match=r"whole numbers? from 1 to 100"):
             chain.time(bad)  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match="whole numbers from 1 to 100"):
+        with pytest.raises((TypeError, ValueError), match=r"whole numbers? from 1 to 100"):
             chain.posterior_mean(x, x, bad)  # type: ignore[arg-type]
     for sde in DEFAULTS:
         for bad in (0, -3, 2.0, True, None):

@@ -172,12 +172,12 @@ BAD_LINEAR: list[tuple[Any, Any, dict[str, float], type[Exception], str]] = [
     (lambda t: -1 / (0.5 - t).clamp_min(0), 1.0, {}, ValueError, "must be finite inside"),
     (lambda t: -1 / (1 - t), 1.0, {}, ValueError, "diverges or jumps"),
     (lambda t: (t > 0.31).double(), 1.0, {}, ValueError, "diverges or jumps"),
-    (-1.0, 0.0, {}, ValueError, r"g is zero on \(0, 1\]"),
-    (-1.0, lambda t: (t > 0.5).double(), {}, ValueError, r"g is zero on \(0, 0\.5\]"),
+    (-1.0, 0.0, {}, ValueError, r"g must be positive: it is 0 on \(0, 1\]"),
+    (-1.0, lambda t: (t > 0.5).double(), {}, ValueError, r"g must be positive: it is 0 on \(0, 0\.5\]"),
     (lambda t: torch.ones(3), 1.0, {}, ValueError, r"given \(\d+,\) and answered \(3,\)"),
     (-1.0, lambda t: t[:, None] * t, {}, ValueError, "must work elementwise"),
-    ("minus one", 1.0, {}, TypeError, "str"),
-    (-1.0, 1.0, {"T": math.nan}, ValueError, "t_min < T"),
+    ("minus one", 1.0, {}, TypeError, "minus one"),
+    (-1.0, 1.0, {"T": math.nan}, ValueError, "T must be a number, got nan"),
     (-1.0, 1.0, {"T": 1e-4}, ValueError, "t_min < T"),
 ]
 

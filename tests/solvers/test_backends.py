@@ -23,7 +23,16 @@ from scoresde.noise import BrownianNoise, IndependentNoise, Noise, PerSampleNois
 from scoresde.problems import Gaussian, GaussianMixture
 from scoresde.reverse import Reverse
 from scoresde.sde import EDM, SDE, VE, VP, Cosine, LinearSDE, RectifiedFlow, SubVP
-from scoresde.solvers import EulerMaruyama, Heun, ProbabilityFlow, Solver, TorchSDE, sde_backend
+from scoresde.solvers import (
+    EulerMaruyama,
+    Heun,
+    IncompleteWarning,
+    ProbabilityFlow,
+    Solution,
+    Solver,
+    TorchSDE,
+    sde_backend,
+)
 
 FIXED = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}
 ADAPTIVE = ["dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"]
@@ -162,23 +171,77 @@ def test_adams_methods_refuse_unequal_steps() -> None:
             ProbabilityFlow(method).solve(ode(VP()), normals(2, 2), grids.log_snr(VP(), 9))
 
 
-def failing(score: Callable[[Tensor, Tensor], Tensor], **options: Any) -> None:
-    ProbabilityFlow(**options).solve(
+def attempted(score: Callable[[Tensor, Tensor], Tensor], **options: Any) -> Solution:
+    return ProbabilityFlow(**options).solve(
         Reverse(as_score(score, VP()), 0.0), torch.ones(2, 2).double(), torch.tensor([1.0, 0.1])
     )
 
 
-def test_failures_say_what_happened() -> None:
-    with pytest.raises(RuntimeError, match=r"max_num_steps.*\]"):
-        failing(lambda x, t: -x, options={"max_num_steps": 2})
-    with pytest.raises(RuntimeError, match="shrank to nothing"):
-        failing(lambda x, t: 1e14 * torch.sin(1e20 * t) * torch.ones_like(x))
-    with pytest.raises(FloatingPointError, match="NaN"):
-        failing(lambda x, t: x * math.nan)
-    with pytest.raises(FloatingPointError, match="NaN"):
-        failing(lambda x, t: x * (math.nan if float(t) < 0.4 else -1.0))
-    with pytest.raises(FloatingPointError, match="NaN"):
-        failing(lambda x, t: x * math.nan, method="rk4")
+@pytest.mark.parametrize(
+    ("score", "options", "why"),
+    [
+        (lambda x, t: -x, {"options": {"max_num_steps": 2}}, r"max_num_steps'\] = 2 was reached"),
+        (lambda x, t: -x, {"max_steps": 2}, "max_steps = 2 was reached"),
+        (lambda x, t: 1e14 * torch.sin(1e20 * t) * torch.ones_like(x), {}, "shrank to nothing"),
+    ],
+)
+def test_a_run_that_gives_up_is_partial_and_says_why(score: Any, options: dict[str, Any], why: str) -> None:
+    with pytest.warns(IncompleteWarning, match=why) as caught:
+        solution = attempted(score, **options)
+    assert len(caught) == 1 and not solution.complete and bool(solution.x.isfinite().all())
+    assert solution.reached is not None and bool((solution.reached > 0.1).all())
+
+
+def test_a_partial_state_is_that_at_the_time_reached() -> None:
+    sde, x, grid = VP(), normals(3, 2), grids.log_snr(VP(), 12)
+    tight = {"rtol": 1e-8, "atol": 1e-8}
+    with pytest.warns(IncompleteWarning, match="max_steps = 15"):
+        solution = ProbabilityFlow(max_steps=15, **tight).solve(ode(sde), x, grid, trajectory=True)
+    assert solution.reached is not None and solution.trajectory is not None
+    t = solution.reached[0]
+    assert sde.t_min < float(t) < 0.9
+    exact = DATA.flow(sde, x, sde.T, t)
+    torch.testing.assert_close(solution.x, exact, rtol=1e-6, atol=1e-6)  # 15 steps of 1e-8
+    for time, state in zip(grid, solution.trajectory, strict=True):
+        # before, the last state that was accepted: nearer to the start, and never one from further on
+        if time <= t:
+            assert torch.equal(state, solution.x)
+    whole = ProbabilityFlow(max_steps=2000, **tight).solve(ode(sde), x, grid)
+    assert whole.complete and whole.reached is not None and bool((whole.reached == grid[-1]).all())
+
+
+def test_scores_that_are_no_number() -> None:
+    for score in (lambda x, t: x * math.nan, lambda x, t: x * (math.nan if float(t) < 0.4 else -1.0)):
+        for method in ("dopri5", "rk4"):
+            with pytest.raises(FloatingPointError, match="NaN"):
+                attempted(score, method=method)
+    with pytest.raises(FloatingPointError, match=r"near t = 0\.4"):
+        attempted(lambda x, t: x * (math.nan if float(t) < 0.4 else -1.0))
+
+
+def test_what_a_score_raises_comes_out_as_it_is() -> None:
+    """An assertion of the score's own is not one of torchdiffeq's."""
+
+    def broken(x: Tensor, t: Tensor) -> Tensor:
+        raise AssertionError("mine")
+
+    for method in ("dopri5", "rk4", "scipy_solver"):
+        with pytest.raises(AssertionError, match="mine"):
+            attempted(broken, method=method)
+
+
+def test_a_tolerance_that_the_dtype_cannot_resolve_is_refused() -> None:
+    process, ends = Reverse(DATA.score(VP()), 0.0), torch.tensor([1.0, 0.5])
+    with pytest.raises(ValueError, match=r"rtol = 1e-14 .*float32 .* x in float64"):
+        ProbabilityFlow(rtol=1e-14).solve(process, normals(2, 2).float(), ends)
+    with pytest.raises(ValueError, match="rtol = 1e-18"):
+        ProbabilityFlow(rtol=1e-18).solve(process, normals(2, 2), ends)
+    assert ProbabilityFlow(rtol=1e-14, max_steps=10000).solve(process, normals(2, 2), ends).complete
+
+
+def test_a_step_size_makes_no_more_steps_than_the_limit() -> None:
+    with pytest.raises(ValueError, match=r"step_size.*more steps"):
+        attempted(lambda x, t: -x, method="euler", options={"step_size": 1e-9})
 
 
 # ---- gradients of both ----

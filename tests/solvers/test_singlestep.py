@@ -103,7 +103,7 @@ def test_moments_in_log_snr_are_the_phi_functions() -> None:
     k = 1 + eta**2
     h = torch.tensor([-2.0, 1.5], dtype=torch.float64)
     for length in (1e-9, 1e-3, 1.0, 5.0):
-        ends = sde.t_of_log_snr(2 * torch.stack([h, h + length]).T).T
+        ends = sde.t_of_log_snr(2 * torch.cat([h, h + length])).reshape(2, 2)
         t, s = levels(sde, ends[0]), levels(sde, ends[1])
         moments = Moments(frame_of("x0", eta, 1.0), LOG_SNR, t, [t, s])
         for j in (1, 2, 3):

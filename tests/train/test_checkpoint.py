@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -17,10 +18,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import scoresde.train.folder as folder_module
+import scoresde.train.owner as owner_module
 from scoresde.data import Dataset, Scaling, from_tensors
 from scoresde.models import ScoreModel
 from scoresde.models.predictions import predicts_v
@@ -28,11 +30,11 @@ from scoresde.nn import MLP, UNet
 from scoresde.sde import EDM, SDE, VE, VP, Cosine, LinearSDE, RectifiedFlow, SubVP
 from scoresde.spectrum import Spectrum
 from scoresde.train import EMA, CheckpointError, Run, TrainOptions, describe, load_model, save, train
-from scoresde.train.checkpoint import read_tensors
+from scoresde.train.contents import read_tensors
 from scoresde.train.describe import NETS, SDES
 from scoresde.train.draws import seeded
 from scoresde.train.options import differences
-from scoresde.train.owner import Owner, alive
+from scoresde.train.owner import Owner, alive, claimed, started
 
 
 def digits() -> Dataset:
@@ -236,7 +238,8 @@ def test_other_data_of_the_same_length_are_refused(tmp_path: Path) -> None:
 # -- who writes into a folder ------------------------------------------------------------------------------------------
 
 
-BESIDE = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}  # where a child process finds this module
+# Where a child process finds this module, and the library.
+BESIDE = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[2])])}
 
 _OTHER = """
 import sys
@@ -284,34 +287,188 @@ def test_a_folder_in_use_is_refused_untouched_until_its_owner_is_gone(tmp_path: 
     assert {p.name for p in folder.iterdir()} == {"log.jsonl", "step-00000004", "step-00000008"}
 
 
-def test_a_folder_is_given_up_by_who_holds_it(tmp_path: Path) -> None:
-    def claims() -> int:
-        return len(list(tmp_path.glob(".owner*")))
+def claims(folder: Path) -> int:
+    return len(list(folder.glob(".owner*")))
 
+
+@pytest.fixture(params=["locks", "no locks"])
+def locks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that has locks, and one that has none."""
+    if request.param == "no locks":
+        monkeypatch.setattr(owner_module, "fcntl", None)
+
+
+@pytest.mark.usefixtures("locks")
+def test_a_folder_has_one_owner(tmp_path: Path) -> None:
     first = Owner(tmp_path)
-    second = Owner(tmp_path)  # the same process may claim it anew
+    with pytest.raises(CheckpointError, match=r"in use: another run of this process .*run\.close\(\)"):
+        Owner(tmp_path)
+    assert first.holds(tmp_path) and claims(tmp_path) == 1
+    with claimed(tmp_path):  # a part of the same work
+        assert claims(tmp_path) == 1
     first.release()
-    assert claims() == 1
+    first.release()
+    assert claims(tmp_path) == 0 and not first.holds(tmp_path)
+    second = Owner(tmp_path)
+    first.release()
+    assert second.holds(tmp_path)
     second.release()
-    assert claims() == 0
-    for stale in ({"host": "elsewhere"}, {"started": "0"}, {"pid": 2**40}, {"pid": None}):
-        held = Owner(tmp_path)
-        path = tmp_path / ".owner.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), "pid": 1, "token": "", **stale}))
-        held.release()
-        assert claims() == 1
-        Owner(tmp_path).release()
-        assert claims() == 0
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("locks")
+@pytest.mark.parametrize(
+    "stale",
+    [
+        {"host": "elsewhere"},
+        {"started": "0"},
+        {"pid": 2**40},
+        {"pid": 0},
+        {"pid": -1, "started": None},
+        {"pid": None},
+        {"pid": os.getpid()},
+        b"",
+        b"\x00" * 5000,
+        b"[" * 100_000,
+        b"{" + b'"pid":' + b"9" * 5000 + b"}",
+    ],
+    ids=lambda v: "this process" if v == {"pid": os.getpid()} else str(v)[:20],
+)
+def test_a_stale_claim_does_not_count(tmp_path: Path, stale: Any) -> None:
+    path = tmp_path / ".owner.json"
+    mine = Owner(tmp_path)
+    claim = {**json.loads(path.read_text()), "locked": False, "token": ""}
+    mine.release()
+    path.write_bytes(stale if isinstance(stale, bytes) else json.dumps({**claim, "pid": 1, **stale}).encode())
+    again = Owner(tmp_path)
+    assert again.holds(tmp_path) and json.loads(path.read_text())["pid"] == os.getpid()
+    again.release()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.usefixtures("locks")
+@pytest.mark.skipif(os.name != "posix", reason="only there it can be known whether a process is alive")
+def test_a_claim_of_before_there_were_locks_holds_while_its_process_lives(tmp_path: Path) -> None:
+    path = tmp_path / ".owner.json"
+    parent = os.getppid()
+    path.write_text(
+        json.dumps({"pid": parent, "host": socket.gethostname(), "started": started(parent), "token": "their"})
+    )
+    for _ in range(2):
+        with pytest.raises(CheckpointError, match=f"in use: process {parent} is training"):
+            Owner(tmp_path)
+        assert json.loads(path.read_text())["token"] == "their"
+
+
+@pytest.mark.skipif(owner_module.fcntl is None, reason="there are no locks")
+def test_a_lock_on_a_file_that_was_given_up_meanwhile_is_no_claim(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is opened, then its owner gives it up, then it is locked: it has no name by then."""
+    first, real = Owner(tmp_path), owner_module.fcntl.flock
+
+    def slow(descriptor: int, how: int) -> None:
+        first.release()
+        real(descriptor, how)
+
+    monkeypatch.setattr(owner_module.fcntl, "flock", slow)
+    second = Owner(tmp_path)
+    assert second.holds(tmp_path) and claims(tmp_path) == 1
+    monkeypatch.undo()
+    with pytest.raises(CheckpointError, match="in use"):
+        Owner(tmp_path)
+    second.release()
+
+
+def test_without_locks_a_claim_made_meanwhile_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stale claim is read, somebody else takes it over, and it is theirs that is moved away."""
+    path, parent, real = tmp_path / ".owner.json", os.getppid(), os.rename
+    path.write_text("{}")
+    theirs = json.dumps({"pid": parent, "host": socket.gethostname(), "started": started(parent), "token": "their"})
+
+    def slow(source: Any, target: Any) -> None:
+        if source == path and path.read_text() == "{}":
+            path.write_text(theirs)
+        real(source, target)
+
+    monkeypatch.setattr(owner_module, "fcntl", None)
+    monkeypatch.setattr(os, "rename", slow)
+    with pytest.raises(CheckpointError, match=f"in use: process {parent} "):
+        Owner(tmp_path)
+    assert path.read_text() == theirs and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_run_holds_its_folder_until_it_is_closed_or_forgotten(tmp_path: Path) -> None:
     run = train(unet(), digits(), folder=tmp_path, **OPTIONS)
-    assert claims() == 1
+    assert claims(tmp_path) == 1
+    with pytest.raises(CheckpointError, match="another run of this process"):
+        train(unet(), digits(), folder=tmp_path, **OPTIONS)
     advance(run, 2)
     run.close()
-    assert claims() == 0
+    assert claims(tmp_path) == 0
     advance(run, 3)  # iterating takes it again
-    assert claims() == 1
+    assert claims(tmp_path) == 1
+    run.ring = run  # only the collector of cycles forgets it, and is asked by who wants the folder
     del run
+    assert claims(tmp_path) == 1
+    other = train(unet(), digits(), folder=tmp_path, **OPTIONS)
+    del other
     gc.collect()
-    assert claims() == 0
+    assert claims(tmp_path) == 0
+
+
+def test_a_run_that_was_overtaken_while_it_was_closed_does_not_go_on(tmp_path: Path) -> None:
+    options = {**OPTIONS, "folder": tmp_path, "save_every": None}
+    first = train(unet(), digits(), **options)
+    next(first)
+    first.save()
+    first.close()
+    next(first)  # nobody was there: it goes on
+    first.close()
+    second = train(unet(), digits(), **{**options, "resume": True})
+    next(second)
+    next(second)
+    saved = second.save()
+    second.close()
+    with pytest.raises(CheckpointError, match=rf"another run wrote .*{saved.name} while this one was closed"):
+        next(first)
+    next(second)
+
+
+def test_a_run_that_could_not_start_does_not_hold_its_folder(tmp_path: Path) -> None:
+    """Though the error, and with it the run, is still looked at, as a notebook does."""
+    advance(train(unet(), digits(), folder=tmp_path, **OPTIONS), 5)
+    log = (tmp_path / "log.jsonl").read_bytes()
+    (tmp_path / "log.jsonl").unlink()
+    (tmp_path / "log.jsonl").mkdir()
+    with pytest.raises(CheckpointError, match=r"log\.jsonl cannot be kept: it must be a regular file") as caught:
+        train(unet(), digits(), folder=tmp_path, resume=True, **OPTIONS)
+    (tmp_path / "log.jsonl").rmdir()
+    (tmp_path / "log.jsonl").write_bytes(log)
+    assert train(unet(), digits(), folder=tmp_path, resume=True, **OPTIONS).step == 4
+    assert caught.tb is not None
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs pipes and links")
+@pytest.mark.parametrize("kind", ["pipe", "folder", "link"])
+def test_an_owners_file_of_another_kind_is_refused_untouched(tmp_path: Path, kind: str) -> None:
+    folder, target = tmp_path / "run", tmp_path / "precious"
+    folder.mkdir()
+    target.write_text("precious")
+    path = folder / ".owner.json"
+    {"pipe": os.mkfifo, "folder": os.mkdir, "link": lambda p: os.symlink(target, p)}[kind](path)
+    with pytest.raises(CheckpointError, match=r"\.owner\.json"):
+        Owner(folder)
+    assert target.read_text() == "precious" and path.lstat()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs links")
+def test_what_other_names_share_with_the_owners_file_is_not_written(tmp_path: Path) -> None:
+    target = tmp_path / "precious"
+    target.write_text("precious")
+    os.link(target, tmp_path / ".owner.json")
+    Owner(tmp_path).release()
+    assert target.read_text() == "precious"
 
 
 def test_frozen_parameters_stay_as_they_are(tmp_path: Path) -> None:
@@ -524,7 +681,9 @@ def test_parts_of_ones_own_are_given_when_loading(tmp_path: Path) -> None:
         load_model(tmp_path, ema=False, net=Own())
     with pytest.raises(ValueError, match="prediction function of its own"):
         load_model(tmp_path, ema=False, net=Own(), sde=sde())
-    with pytest.raises(CheckpointError, match=r"do not fit the network \(\d+ differ: .*saved \(2,\), model \(3,\)"):
+    with pytest.raises(
+        CheckpointError, match=r"do not fit the network \(\d+ differ: .*saved \(2,\) float32, model \(3,\)"
+    ):
         load_model(tmp_path, ema=False, net=Own(3), sde=sde(), predicts=predicts_v)
     loaded = load_model(tmp_path, ema=False, net=Own(), sde=sde(), predicts=predicts_v)
     assert_equal(loaded.state_dict(), model.state_dict())
@@ -575,7 +734,7 @@ def test_what_cannot_be_loaded_again_is_not_saved(tmp_path: Path) -> None:
     wrapped._orig_mod = MLP(2, width=4, depth=1)  # as torch.compile(net) does
     with pytest.raises(ValueError, match=r"net\.compile\(\)"):
         save(tmp_path, ScoreModel(wrapped, VP()), step=0)
-    with pytest.raises(ValueError, match="step >= 0 and keep >= 1"):
+    with pytest.raises(ValueError, match="must be a whole number of at least"):
         save(tmp_path, mlp(), step=0, keep=0)
     assert not list(tmp_path.iterdir())
 
@@ -624,9 +783,17 @@ def flip_a_bit(path: Path) -> None:
 FILES = ["config.json", "model.safetensors", "ema.safetensors", "optimizer.safetensors", "training.json"]
 
 
+def flip_a_bit_of_a_name(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    name = b"head" if path.suffix == ".safetensors" else b"sigma_data" if path.name == FILES[0] else b"seconds"
+    content[content.index(name)] ^= 1
+    path.write_bytes(content)
+
+
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize(
-    ("spoil", "message"), [(cut, "cut short|damaged"), (flip_a_bit, "damaged"), (Path.unlink, "missing")]
+    ("spoil", "message"),
+    [(flip_a_bit_of_a_name, "damaged"), (cut, "cut short|damaged"), (flip_a_bit, "damaged"), (Path.unlink, "missing")],
 )
 def test_damage_is_named_with_what_to_do(
     intact: Path, tmp_path: Path, name: str, spoil: Callable[[Path], None], message: str
@@ -657,28 +824,42 @@ def test_a_lonely_damaged_checkpoint_says_so(tmp_path: Path) -> None:
     ("change", "message"),
     [
         (lambda c: c.update(format=99), r"format 99.*reads format 1"),
-        (lambda c: c.pop("model"), r"damaged \(KeyError\('model'\)\)"),
-        (lambda c: c["model"].pop("net"), r"damaged \(KeyError\('net'\)\)"),
+        (lambda c: c.pop("model"), r"config\.json is damaged: the field model is missing"),
+        (lambda c: c["model"].pop("net"), r"damaged: the field model\.net is missing"),
         (lambda c: c.update(files=[]), "damaged"),
         (lambda c: c["model"]["sde"]["fields"].update(gamma=1.0), r"cannot build the scoresde\.sde\.VP.*gamma"),
         (lambda c: c["model"]["sde"]["fields"].update(beta_min=-1.0), r"cannot build the scoresde\.sde\.VP.*beta_min"),
         (lambda c: c["model"]["net"]["config"].update(width=-4), r"cannot build the scoresde\.nn\.MLP"),
         (lambda c: c["model"]["net"]["config"].update(width=8), "do not fit the network"),
-        (lambda c: c["model"]["net"]["config"].update(width=10**8), "do not fit the network"),
-        (lambda c: c["model"]["net"]["config"].update(width=10**12), r"cannot build the scoresde\.nn\.MLP"),
+        (lambda c: c["model"]["net"]["config"].update(width=10**8), r"config\.width is 100000000; the limit is 4096"),
+        (lambda c: c["model"]["net"]["config"].update(width=4096), "do not fit the network"),
+        (lambda c: c["model"]["net"]["config"].update(depth=4000), "more parameters than the 17 tensors .* the limit"),
+        (lambda c: c["model"]["net"]["config"].update(width=10**12), r"config\.width is 1000000000000; the limit"),
         (
             lambda c: c["model"]["net"]["config"].update(width=4.0),
             r"config\.json: .*width must be a whole number .*4\.0",
         ),
         (lambda c: c.update(step="x"), r"config\.json is damaged"),
-        (lambda c: c["data"].update(scaling={"shift": 0.0, "scale": -1}), r"config\.json is damaged .*scale > 0"),
+        (
+            lambda c: c["data"].update(scaling={"shift": 0.0, "scale": -1}),
+            r"damaged: data\.scaling.*scale > 0",
+        ),
         (lambda c: c["model"].update(sde=3), r"config\.json is damaged"),
-        (lambda c: c["model"]["sde"].update(fields=3), r"config\.json is damaged .*fields"),
-        (lambda c: c["model"].update(predicts="foo"), r"config\.json is damaged .*predicts.*'foo'"),
-        (lambda c: c["model"].update(sigma_data=-1), r"config\.json is damaged .*sigma_data"),
-        (lambda c: c["model"].update(spectrum={"scale": 1.0}), r"config\.json is damaged .*spectrum"),
-        (lambda c: c["model"].update(spectrum={"scale": 2.0, "largest": 1.0}), r"config\.json is damaged .*at least"),
-        (lambda c: c["model"].update(spectrum={"scale": "1", "largest": True}), r"config\.json is damaged .*spectrum"),
+        (
+            lambda c: c["model"]["sde"].update(fields=3),
+            r"damaged: model\.sde\.fields must be a JSON object",
+        ),
+        (lambda c: c["model"].update(predicts="foo"), r"damaged: model\.predicts .*'foo'"),
+        (lambda c: c["model"].update(sigma_data=-1), r"damaged: model\.sigma_data"),
+        (lambda c: c["model"].update(spectrum={"scale": 1.0}), r"damaged: .*model\.spectrum"),
+        (
+            lambda c: c["model"].update(spectrum={"scale": 2.0, "largest": 1.0}),
+            r"damaged: model\.spectrum\.largest .*at least",
+        ),
+        (
+            lambda c: c["model"].update(spectrum={"scale": "1", "largest": True}),
+            r"damaged: .*model\.spectrum",
+        ),
     ],
 )
 def test_a_config_that_makes_no_sense_is_refused(
@@ -690,6 +871,110 @@ def test_a_config_that_makes_no_sense_is_refused(
     path.write_text(json.dumps(folder_module.sealed(config)))
     with pytest.raises(CheckpointError, match=message):
         load_model(tmp_path, ema=False)
+
+
+def sealed_again(path: Path, name: str) -> None:
+    """Make all hashes right after a change of a file."""
+    config, content = json.loads((path / "config.json").read_text()), (path / name).read_bytes()
+    config["files"][name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (path / "config.json").write_text(json.dumps(folder_module.sealed(config)))
+
+
+def resealed(path: Path, name: str, change: Callable[[dict[str, Tensor]], Any]) -> None:
+    """Change the tensors of a file, and make all hashes right."""
+    held = {key: value.clone() for key, value in load_file(path / name).items()}
+    change(held)
+    save_file(held, path / name)
+    sealed_again(path, name)
+
+
+OF_ALL: dict[str, Callable[[Tensor], Tensor]] = {
+    "one number": lambda v: v.reshape(-1)[:1].clone(),
+    "no number": lambda v: v.reshape(-1)[:0].clone(),
+    "other dtype": lambda v: v.to(torch.float16),
+    "whole numbers": lambda v: v.to(torch.int32),
+    "NaN": lambda v: torch.full_like(v, float("nan")),
+    "infinity": lambda v: torch.full_like(v, float("inf")),
+    "one axis more": lambda v: v[None].clone(),
+}
+
+
+@pytest.mark.parametrize("how", OF_ALL)
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [(FILES[1], ""), (FILES[2], ""), (FILES[3], "exp_avg/"), (FILES[3], "exp_avg_sq/"), (FILES[3], "step/")],
+)
+def test_tensors_of_another_shape_or_kind_are_refused_though_all_hashes_are_right(
+    intact: Path, tmp_path: Path, name: str, kind: str, how: str
+) -> None:
+    """The kernels of AdamW trust sizes: one number in the place of many is a crash, or foreign memory."""
+
+    def change(held: dict[str, Tensor]) -> None:
+        held.update({key: OF_ALL[how](value) for key, value in held.items() if key.startswith(kind)})
+
+    folder = tmp_path / "run"
+    shutil.copytree(intact, folder)
+    resealed(folder / "step-00000008", name, change)
+    with pytest.raises(CheckpointError, match=rf"step-00000008/{name}"):
+        train(unet(), digits(), folder=folder, resume=True, **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda h: h.update({"exp_avg_sq/net.head.bias": -h["exp_avg_sq/net.head.bias"] - 1}), "must be .*at least 0"),
+        (lambda h: h.update({"step/net.head.bias": torch.tensor(-1.0)}), "step/net.head.bias must be .*at least 0"),
+        (lambda h: h.update({"step/net.head.bias": torch.tensor(2.5)}), "step/net.head.bias must be a whole number"),
+        (lambda h: h.pop("exp_avg/net.head.bias"), r"exp_avg/net.head.bias must be \(1,\), torch.float32, got nothing"),
+        (lambda h: h.update({"exp_avg/more": torch.zeros(1)}), "state for more, which is not trained now"),
+        (lambda h: h.update({"more/net.head.bias": torch.zeros(1)}), "more/net.head.bias is nothing that AdamW has"),
+    ],
+)
+def test_a_state_that_adamw_cannot_have_is_refused(
+    intact: Path, tmp_path: Path, change: Callable[[dict[str, Tensor]], Any], message: str
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(intact, folder)
+    resealed(folder / "step-00000008", FILES[3], change)
+    with pytest.raises(CheckpointError, match=rf"optimizer\.safetensors: .*{message}"):
+        train(unet(), digits(), folder=folder, resume=True, **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t: t.update(ema_updates=-1), "ema_updates must be a whole number from 0 to 8, got -1"),
+        (lambda t: t.update(ema_updates=9), "ema_updates must be a whole number from 0 to 8, got 9"),
+        (lambda t: t.update(ema_updates=10**400), "ema_updates is a whole number of more than 64 bits"),
+        (lambda t: t.update(seconds=-0.5), "seconds must be"),
+        (lambda t: t.update(seconds=True), "seconds must be"),
+        (lambda t: t.update(loss_sum=None), "loss_sum must be"),
+        (lambda t: t.update(loss_steps=1.0), "loss_steps must be"),
+        (lambda t: t.update(options=[]), "options must be a JSON object"),
+        (lambda t: t.update(options={f"o{i}": 1 for i in range(2000)}), "options has 2000 fields; the limit is 1000"),
+        (lambda t: t.pop("loss_steps"), "the field loss_steps is missing"),
+    ],
+)
+def test_counters_out_of_range_are_refused(
+    intact: Path, tmp_path: Path, change: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(intact, folder)
+    path = folder / "step-00000008" / FILES[4]
+    training = json.loads(path.read_text())
+    change(training)
+    path.write_text(json.dumps(training))
+    sealed_again(path.parent, FILES[4])
+    with pytest.raises(CheckpointError, match=rf"training\.json is damaged: {message}"):
+        train(unet(), digits(), folder=folder, resume=True, **OPTIONS)
+
+
+def test_numbers_of_the_optimizer_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
+    """They could not be read again: the error comes while there is a checkpoint to go back to."""
+    model = mlp()
+    with pytest.raises(FloatingPointError, match=r"exp_avg_sq/net\.head\.bias is not finite after step 1"):
+        save(tmp_path, model, step=1, optimizer={"exp_avg_sq/net.head.bias": torch.tensor([float("inf")])})
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_changed_digit_of_the_config_is_noticed(tmp_path: Path) -> None:
@@ -729,16 +1014,15 @@ def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path, name: str) -> 
 # -- interruption ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("point", ["mkdir", "_flush", "_sha256", "rename", "rmtree", "save_file"])
+@pytest.mark.parametrize("point", ["mkdir", "flush", "fsync", "sha256", "rename", "rmtree", "save_file"])
 def test_a_failure_anywhere_in_a_save_leaves_the_last_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:
     """Each operation on the disk fails in turn, the first time, the second time, ...: until a save gets through."""
     import safetensors.torch
 
-    owner: Any = {"mkdir": Path, "rename": Path, "rmtree": shutil, "save_file": safetensors.torch}.get(
-        point, folder_module
-    )
+    homes = {"mkdir": Path, "rename": Path, "rmtree": shutil, "save_file": safetensors.torch, "fsync": os}
+    owner: Any = homes.get(point, folder_module)
     original = getattr(owner, point)
     model = unet()
     save(tmp_path, model, step=1, ema=EMA(model), keep=1)
@@ -802,7 +1086,9 @@ def save_and_die(folder, model, last):
     def watch(event, args):
         nonlocal count
         # what writes: files opened (also by fsync), folders made, names given and taken away
-        if event in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir") and str(folder) in str(args[0]):
+        reads = event == "open" and not args[2] & (os.O_WRONLY | os.O_RDWR)
+        writes = event in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir") and not reads
+        if writes and str(folder) in str(args[0]):
             count += 1
             if count == last:
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -10,14 +10,16 @@ network says of them is one attribute, which any network may have, and for ours 
 - :mod:`~scoresde.models.conditions.described`: what a network says of all of its conditions; the names they may have.
 - :mod:`~scoresde.models.conditions.batch`: conditions brought to a row for each sample, and sets of them completed.
 - :mod:`~scoresde.models.conditions.dropping`: null values in the place of some rows, as training does.
+- :mod:`~scoresde.models.conditions.history`: which of them a network was trained with, and without.
 - :mod:`~scoresde.models.conditions.rows`: rows of NaN, which say "not given", and conditions as a data set stores them.
 """
 
-from scoresde.models.conditions.batch import as_conditions, completed, expanded, nulls_for
+from scoresde.models.conditions.batch import as_conditions, check_bound, completed, expanded, given_names, nulls_for
 from scoresde.models.conditions.described import Conditions, check_values, kinds_of, names_of, nulls_of
 from scoresde.models.conditions.dropping import Dropout, check_droppable, drop_conditions, dropped_rows
+from scoresde.models.conditions.history import TrainedWith
 from scoresde.models.conditions.kinds import Caption, Condition, Embedding, Image, Label, Vector, check_classes
-from scoresde.models.conditions.rows import check_name, split_absent, stored_conditions
+from scoresde.models.conditions.rows import as_given, check_name, split_absent, stored_conditions
 
 __all__ = [
     "Caption",
@@ -27,8 +29,11 @@ __all__ = [
     "Embedding",
     "Image",
     "Label",
+    "TrainedWith",
     "Vector",
     "as_conditions",
+    "as_given",
+    "check_bound",
     "check_classes",
     "check_droppable",
     "check_name",
@@ -37,6 +42,7 @@ __all__ = [
     "drop_conditions",
     "dropped_rows",
     "expanded",
+    "given_names",
     "kinds_of",
     "names_of",
     "nulls_for",

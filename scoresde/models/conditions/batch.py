@@ -14,11 +14,22 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from scoresde.models.conditions.described import STARS, Conditions, names_of, nulls_of, parameters_after_c
+from scoresde import checks
+from scoresde.models.conditions.described import (
+    STARS,
+    Conditions,
+    check_values,
+    kinds_of,
+    names_of,
+    nulls_of,
+    parameters_after_c,
+)
 from scoresde.models.conditions.dropping import null_rows
+from scoresde.models.conditions.rows import check_name
 
 
 def expanded(net: object, conditions: Mapping[str, Any], x: Tensor) -> dict[str, Any]:
@@ -33,11 +44,48 @@ def expanded(net: object, conditions: Mapping[str, Any], x: Tensor) -> dict[str,
     }
 
 
+def given_names(net: object, conditions: Mapping[str, Any]) -> list[str]:
+    """Names of the conditions that say something: not None, nor a number that is the network's null."""
+    nulls = nulls_of(net)
+    return [name for name, value in conditions.items() if value is not None and not _is(value, nulls.get(name))]
+
+
+def check_bound(net: object, conditions: Mapping[str, Any]) -> None:
+    """Raise where a network, as far as it tells, does not take such conditions: an unknown name, another kind of value.
+
+    Raises:
+        ValueError: see above.
+    """
+    _check_known(net, list(conditions))
+    nulls, kinds = nulls_of(net), kinds_of(net)
+    for name, value in conditions.items():
+        if name in nulls and value is not None:
+            _check_fits(name, value, nulls[name])
+            if name in kinds:
+                kinds[name].check_values(name, torch.as_tensor(value), f"bind({name}=...)")
+
+
+def _check_range(net: object, conditions: Mapping[str, Any]) -> None:
+    """Raise ValueError where a label or a token, a number or in main memory, is none of the network's."""
+    kinds = kinds_of(net)
+    for name, value in conditions.items():
+        if name in kinds and isinstance(value, (int, np.integer, Tensor)) and not isinstance(value, bool):
+            check_values({name: kinds[name]}, {name: torch.as_tensor(value)}, "")
+
+
+def _is(value: Any, null: Any) -> bool:
+    """Whether a condition is a number, and the null."""
+    if isinstance(value, (Tensor, bool)) or not isinstance(value, (int, float, np.number)):
+        return False
+    return bool(math.isnan(value)) if _is_nan(null) else isinstance(null, (int, float)) and bool(value == null)
+
+
 def _number(value: Any, null: Any, x: Tensor) -> Any:
-    """A number as a tensor; Python's 3 is 3.0 where the null is NaN."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    """A number, Python's or NumPy's, or an array as a tensor; 3 is 3.0 where the null is NaN."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number, np.ndarray)):
         return value
-    return torch.as_tensor(float(value) if _is_nan(null) else value, device=x.device)
+    given = torch.as_tensor(value, device=x.device)
+    return given.to(torch.float32) if _is_nan(null) and not given.is_floating_point() else given
 
 
 def _one_for_all(value: Any, x: Tensor) -> Any:
@@ -54,7 +102,9 @@ def as_conditions(given: object, *, what: str, name: str = "conditions") -> dict
         ValueError: an empty one.
     """
     if not isinstance(given, Mapping):
-        raise TypeError(f'{name} must be a mapping by name, such as {{"label": y}}; got {type(given).__name__}.')
+        raise TypeError(f'{name} must be a mapping by name, such as {{"label": y}}; got {checks.got(given)}.')
+    for key in given:
+        check_name(key)
     if not given:
         raise ValueError(f'{what} needs a condition, {name}={{"label": y}}; got an empty mapping.')
     return dict(given)
@@ -70,7 +120,8 @@ def nulls_for(net: object, sets: Sequence[Mapping[str, Any]], null: Any, *, what
         what: for the message.
 
     Raises:
-        ValueError: no condition, one that the network does not take, a null missing or of another kind than the values.
+        ValueError: no condition, one that the network does not take, a null missing or of another kind than the values,
+            a label out of range.
     """
     names = list(dict.fromkeys(name for one in sets for name in one))
     if not names:
@@ -78,9 +129,15 @@ def nulls_for(net: object, sets: Sequence[Mapping[str, Any]], null: Any, *, what
     _check_known(net, names)
     wanted = [name for name in names if any(name not in one for one in sets)]
     nulls = _chosen_nulls(net, null, wanted, names, what)
+    if null is not None:
+        own = nulls_of(net)
+        for name, value in nulls.items():
+            if not _is_nan(value) or not _is_nan(own.get(name, value)):
+                _check_fits(name, value, own.get(name), "null")
     for one in sets:
         for name, value in one.items():
             _check_fits(name, value, nulls.get(name))
+        _check_range(net, one)
     return nulls
 
 
@@ -121,7 +178,7 @@ def _chosen_nulls(net: object, null: Any, wanted: list[str], names: list[str], w
         null = dict.fromkeys(names, null)
     missing = [name for name in wanted if name not in null]
     if missing:
-        raise ValueError(f"no null condition for {', '.join(missing)}; null has {', '.join(null) or 'none'}.")
+        raise ValueError(f"null must have a value for {', '.join(missing)}; it has {', '.join(null) or 'none'}.")
     return {name: null[name] for name in names if name in null}
 
 
@@ -138,20 +195,20 @@ def _check_known(net: object, names: list[str]) -> None:
         raise ValueError(f"the network takes no condition {', '.join(unknown)}; it takes {', '.join(known) or 'none'}.")
 
 
-def _check_fits(name: str, value: Any, null: Any) -> None:
+def _check_fits(name: str, value: Any, null: Any, what: str = "condition") -> None:
     """A condition is numbers, and of the kind of its null: a null of NaN marks floats, a whole number integers."""
     try:
         tensor = torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(
-            f"condition {name!r} must be a tensor (B, ...) or a number, got {type(value).__name__}. Encode words "
+            f"{what} {name!r} must be a tensor (B, ...) or a number, got {checks.got(value)}. Encode words "
             "first, e.g. Vocabulary(words).encode(sentences, length)."
         ) from error
     if tensor.is_complex() or tensor.dtype == torch.bool:
-        raise ValueError(f"condition {name!r} must be real numbers, got {tensor.dtype}; call .float() or .long().")
+        raise ValueError(f"{what} {name!r} must be real numbers, got {checks.got(value)}; call .float() or .long().")
     if isinstance(null, int) and not isinstance(null, bool) and tensor.is_floating_point():
         raise ValueError(
-            f"condition {name!r} must be whole numbers, as its null {null} is; got {tensor.dtype}. Call .long()."
+            f"{what} {name!r} must be whole numbers, as its null {null} is; got {checks.got(value)}. Call .long()."
         )
     if _is_nan(null) and not tensor.is_floating_point() and isinstance(value, Tensor):
         raise ValueError(

@@ -18,8 +18,9 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from scoresde import checks
 from scoresde.models.conditions.kinds import Condition, Label
-from scoresde.models.conditions.rows import check_name
+from scoresde.models.conditions.rows import as_given, check_name
 
 Kind = TypeVar("Kind", bound=Condition)
 
@@ -31,13 +32,14 @@ class Conditions(Mapping[str, Condition]):
         named: the conditions by name.
 
     Raises:
-        ValueError: a name that cannot be a keyword of net(x, c, ...).
+        TypeError, ValueError: no conditions by name, or a name that cannot be a keyword of net(x, c, ...).
     """
 
     def __init__(self, named: Mapping[str, Condition] | None = None) -> None:
-        self._named: dict[str, Condition] = dict(named or {})
-        for name in self._named:
+        self._named: dict[str, Condition] = dict(as_given(named, name="named"))
+        for name, one in self._named.items():
             check_name(name)
+            checks.instance(one, Condition, name=f"named[{name!r}]")
 
     @classmethod
     def joined(cls, *groups: Mapping[str, Condition]) -> Conditions:
@@ -94,7 +96,8 @@ class Conditions(Mapping[str, Condition]):
             TypeError: an unknown name, no tensor, or a dtype that does not fit.
             ValueError: a shape, a device or a value that does not fit.
         """
-        for name in given:
+        checks.state(x)
+        for name in as_given(given, name="given"):
             if name not in self._named:
                 takes = f"takes {', '.join(self._named)}" if self._named else "was built without any"
                 raise TypeError(

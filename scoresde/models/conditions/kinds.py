@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
-from scoresde.models.conditions.rows import check_rows
+from scoresde.models.conditions.rows import check_name, check_rows
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Condition(ABC):
 
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
-            checks.count(value, name=name)
+            object.__setattr__(self, name, checks.count(value, name=name))
 
     @property
     def null(self) -> float:
@@ -72,6 +72,10 @@ class Condition(ABC):
         found = {}
         for name, config in (described or {}).items():
             try:
+                check_name(name)
+            except ValueError as error:
+                raise ValueError(f"{cls.argument}: {error}") from error
+            try:
                 found[name] = cls.from_config(config)
             except (TypeError, ValueError) as error:
                 where = f"{cls.argument}[{name!r}]={config!r}"
@@ -95,7 +99,7 @@ class Condition(ABC):
         if value is None:
             return self.absent(x)
         if not isinstance(value, Tensor):
-            raise TypeError(f"{name} is of type {type(value).__name__}; expected a tensor of {len(x)} rows.")
+            raise TypeError(f"{name} must be a tensor of {len(x)} rows, got {checks.got(value)}.")
         if value.device != x.device:
             raise ValueError(f"{name} is on {value.device} but x is on {x.device}; pass {name}.to(x.device).")
         return self.check(name, value, x)
@@ -149,6 +153,11 @@ def check_classes(labels: Tensor, classes: int, *, what: str = "labels", null: b
         )
 
 
+def _labels(name: str, where: str) -> str:
+    of = [] if name == "label" else [name]
+    return " of ".join(["labels", *of, *([where] if where else [])])
+
+
 @dataclass(frozen=True)
 class Label(Condition):
     """A class (B,) int64, from 0 to num_classes - 1, or num_classes for "no class"."""
@@ -184,7 +193,7 @@ class Label(Condition):
         return value
 
     def check_values(self, name: str, values: Tensor, where: str = "") -> None:
-        check_classes(values, self.num_classes, what=f"labels of {where}" if where else "labels", null=True)
+        check_classes(values, self.num_classes, what=_labels(name, where), null=True)
 
 
 @dataclass(frozen=True)

@@ -25,13 +25,26 @@ def check_name(name: object) -> None:
     """Raise ValueError unless ``name`` can be a keyword of net(x, c, ...): an identifier that is not x, c or self."""
     if not isinstance(name, str) or not name.isidentifier():
         raise ValueError(
-            f"a condition has the name {name!r}; expected a word, an identifier, as in net(x, c, size=...)."
+            f"the name of a condition must be a word, an identifier, as in net(x, c, size=...); got {checks.got(name)}."
         )
     if name in _OWN:
         raise ValueError(
-            f"a condition cannot be called {name!r}: that is the network's own argument in net(x, c, ...). Choose "
-            f"another name than {', '.join(_OWN)}."
+            f"the name of a condition must not be {name!r}, which is the network's own argument in net(x, c, ...). "
+            f"Choose another name than {', '.join(_OWN)}."
         )
+
+
+def as_given(conditions: object, *, name: str = "conditions") -> Mapping[str, Any]:
+    """The conditions of a call, by name; an empty mapping for None.
+
+    Raises:
+        TypeError: no mapping.
+    """
+    if conditions is None:
+        return {}
+    if conditions.__class__ is not dict and not isinstance(conditions, Mapping):
+        raise TypeError(f'{name} must be a mapping by name, such as {{"label": y}}, got {checks.got(conditions)}.')
+    return conditions
 
 
 def check_rows(values: Tensor, name: str, *, tokens: bool = False) -> None:
@@ -62,7 +75,11 @@ def split_absent(value: Tensor, rank: int = 1) -> tuple[Tensor, Tensor]:
 
     Returns:
         A tensor like ``value``, and a bool tensor (B,), or (B, L).
+
+    Raises:
+        TypeError, ValueError: no floating tensor, or one without so many axes.
     """
+    rank = checks.count(rank, name="rank", most=checks.state(value, name="value").ndim)
     absent = value.isnan().flatten(rank).all(rank)
     return value.masked_fill(absent.reshape(absent.shape + (1,) * (value.ndim - rank)), 0), absent
 
@@ -75,15 +92,14 @@ def stored_conditions(conditions: Mapping[str, Tensor] | None, count: int) -> di
         ValueError: a name that cannot be a keyword of a network, another number of rows, infinite values, or NaN in
             part of a row or token.
     """
-    if conditions is not None and not isinstance(conditions, Mapping):
-        raise TypeError(f"conditions must be tensors by name, {{'caption': ...}}, got {type(conditions).__name__}.")
-    return {name: _stored(name, value, count) for name, value in (conditions or {}).items()}
+    given, count = as_given(conditions), checks.count(count, name="count", least=0)
+    return {name: _stored(name, value, count) for name, value in given.items()}
 
 
 def _stored(name: str, value: Any, count: int) -> Tensor:
     check_name(name)
     if not isinstance(value, Tensor):
-        raise TypeError(f"condition {name!r} must be a torch.Tensor (N, ...), got {type(value).__name__}.")
+        raise TypeError(f"condition {name!r} must be a torch.Tensor (N, ...), got {checks.got(value)}.")
     if value.is_complex() or value.dtype == torch.bool:
         raise TypeError(
             f"condition {name!r} must be real floating or integer, got {value.dtype}; a mask converts by .float()."

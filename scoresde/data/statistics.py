@@ -1,0 +1,75 @@
+"""Where groups of numbers lie and how far they spread, in float64 whatever the data are stored in::
+
+    found = moments(data, axes=(0,))        # of each column of a table: mean and standard deviation
+    found.centre, found.deviation           # (1, d)
+    found = quartiles(data, axes=(0,))      # the same by median and quartiles, blind to how far out the tails reach
+
+Both read the data in pieces, so that a large data set is not held twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_PIECE = 2**22
+"""Numbers that are turned into float64 at a time."""
+
+_NORMAL_QUARTILES = 1.3489795003921634
+"""Distance between the quartiles of N(0, 1): twice the quantile of 3/4."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Of each group, float64, of the data's rank with 1 for the axes that a group runs over.
+
+    Attributes:
+        centre: mean or median.
+        deviation: standard deviation, or that of a normal law with the same quartiles.
+        least, largest: its ends.
+    """
+
+    centre: Tensor
+    deviation: Tensor
+    least: Tensor
+    largest: Tensor
+
+
+def moments(data: Tensor, axes: tuple[int, ...]) -> Spread:
+    """Mean and standard deviation, sqrt(mean (x - mean)²), in two passes.
+
+    Args:
+        data: (N, ...), real and finite, with N > 0.
+        axes: over which a group runs, the first among them.
+    """
+    least = torch.stack([part.amin(axes, keepdim=True) for part in _pieces(data)]).amin(0).double()
+    largest = torch.stack([part.amax(axes, keepdim=True) for part in _pieces(data)]).amax(0).double()
+    each = data.numel() // least.numel()
+    # of distances from the least number, in units of the largest distance: squares neither overflow nor vanish
+    reach = torch.where(largest > least, largest - least, torch.ones_like(least))
+    total = torch.zeros_like(least)
+    for part in _pieces(data):
+        total += ((part.double() - least) / reach).sum(axes, keepdim=True)
+    mean = total / each
+    squares = torch.zeros_like(least)
+    for part in _pieces(data):
+        squares += ((part.double() - least) / reach - mean).square().sum(axes, keepdim=True)
+    deviation = torch.where(largest > least, reach * (squares / each).sqrt(), torch.zeros_like(least))
+    return Spread(least + reach * mean, deviation, least, largest)
+
+
+def quartiles(data: Tensor, axes: tuple[int, ...]) -> Spread:
+    """Median, and the deviation of a normal law whose quartiles are as far apart. Arguments as of :func:`moments`."""
+    values = data.cpu().double().numpy()
+    q0, q1, q2, q3, q4 = np.quantile(values, [0, 0.25, 0.5, 0.75, 1], axis=axes, keepdims=True)
+    found = (q2, (q3 - q1) / _NORMAL_QUARTILES, q0, q4)
+    return Spread(*(torch.from_numpy(np.array(value)) for value in found))
+
+
+def _pieces(data: Tensor) -> Iterator[Tensor]:
+    rows = max(1, _PIECE // max(1, data[0].numel())) if data.ndim else 1
+    return iter(data.split(rows)) if data.ndim else iter((data,))

@@ -1,0 +1,273 @@
+"""What is in a checkpoint, read and checked before it is used: what it says of itself, tensors, counters.
+
+::
+
+    description = describe("run")                           # of the latest step
+    read_layout_of(description, MODEL)                      # names, shapes and dtypes, without the values
+    read_tensors(description, MODEL)                        # finite, and those that were written
+    read_training(description)["ema_updates"]
+
+Whatever is wrong is a :class:`~scoresde.train.CheckpointError` that names the file and the field or the tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+import scoresde
+from scoresde import checks
+from scoresde.data import Scaling
+from scoresde.files import Fail, Fields, PathName
+from scoresde.models.conditions import TrainedWith
+from scoresde.train import folder as folders
+from scoresde.train.describe import read_described
+from scoresde.train.folder import CheckpointError
+from scoresde.train.tensors import read_layout, read_values
+
+FORMAT = 1
+MODEL, AVERAGE = "model.safetensors", "ema.safetensors"
+OPTIMIZER, TRAINING = "optimizer.safetensors", "training.json"
+
+MOST_CLASSES, MOST_CONDITIONS, MOST_AXES, MOST_NUMBERS = 100_000, 1000, 16, 2**31
+"""Of a data set: classes, conditions, and for a sample or a condition axes and numbers."""
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a checkpoint says of itself.
+
+    Attributes:
+        path: the checkpoint's own folder, step-....
+        step: optimizer steps done.
+        version: the library that wrote it.
+        model: kind ("score" or "classifier"), SDE, network, prediction and sigma_data, as JSON.
+        event_shape: shape of one sample, where the data set told.
+        class_names: names of the classes, where there are any.
+        scaling: the map between data and model units, where the data set told.
+        conditions: shape and dtype of each condition of the data set besides the label, where it told.
+        condition_scalings: the map from conditions to the network's units, by name, for those that have one.
+        files: size in bytes and SHA-256 of each file.
+        trained_with: which conditions training gave the network and how often it left them out, where that is known.
+    """
+
+    path: Path
+    step: int
+    version: str
+    model: Mapping[str, Any]
+    event_shape: tuple[int, ...] | None
+    class_names: tuple[str, ...] | None
+    scaling: Scaling | None
+    conditions: Mapping[str, Mapping[str, Any]]
+    condition_scalings: Mapping[str, Scaling]
+    files: Mapping[str, Mapping[str, Any]]
+    trained_with: TrainedWith | None = None
+
+
+def describe(folder: PathName) -> Description:
+    """What a checkpoint says of itself, without loading weights.
+
+    Args:
+        folder: a checkpoint (step-...), or the folder of a run, of which the latest is taken.
+
+    Raises:
+        CheckpointError: no checkpoint there, or its config.json is missing, damaged or of another format.
+    """
+    path = folders.find(checks.path(folder, name="folder"))
+    config = folders.read_sealed(path, folders.CONFIG)
+    version = config.text("version", most=100)
+    if config.value("format") != FORMAT:
+        raise CheckpointError(
+            f"{path} has format {config.value('format')!r:.80}, written by scoresde {version}; this is scoresde "
+            f"{scoresde.__version__}, which reads format {FORMAT}. Use the version that wrote it."
+        )
+    listed = config.objects("files", most=16)
+    files = {name: {"bytes": one.whole("bytes"), "sha256": one.text("sha256", most=64)} for name, one in listed.items()}
+    if MODEL not in files:
+        raise folders.damaged(path, folders.CONFIG)(f"the field files.{MODEL} is missing.")
+    return Description(
+        path=path,
+        step=config.whole("step"),
+        version=version,
+        model=read_described(config.object("model")),
+        files=files,
+        trained_with=_read_training(config),
+        **_read_data(config.object("data")),
+    )
+
+
+def _read_data(given: Fields) -> dict[str, Any]:
+    """What ``describe_data`` returned, from a file."""
+    shape = None if given.value("event_shape") is None else _read_shape(given, "event_shape")
+    known = given.value("class_names") is not None
+    found: dict[str, Any] = {
+        "event_shape": shape,
+        "class_names": given.texts("class_names", most_items=MOST_CLASSES) if known else None,
+        "scaling": None if given.value("scaling") is None else _read_scaling(given, "scaling", shape),
+        "conditions": {},
+        "condition_scalings": {},
+    }
+    if not given.null("conditions"):  # the first files do not say
+        for name, one in given.objects("conditions", most=MOST_CONDITIONS).items():
+            found["conditions"][name] = {"shape": list(_read_shape(one, "shape")), "dtype": one.text("dtype", most=20)}
+    if not given.null("condition_scalings"):  # nor do they of these
+        units = given.object("condition_scalings")
+        for name in units.names(most=MOST_CONDITIONS):
+            told = found["conditions"].get(name)
+            found["condition_scalings"][name] = _read_scaling(units, name, None if told is None else told["shape"])
+    return found
+
+
+def _read_scaling(given: Fields, name: str, event: Sequence[int] | None) -> Scaling:
+    """A scaling that fits what it scales, where that is told."""
+    given.object(name)
+    try:
+        scaling = Scaling.from_json(given.value(name))
+        if event is not None:
+            scaling.check_event(tuple(event), name=name)
+    except Exception as error:  # whatever it meets in the fields of a stranger
+        raise given.refused(name, str(error)) from error
+    return scaling
+
+
+def _read_training(config: Fields) -> TrainedWith | None:
+    if config.null("trained_with"):  # files of before it was noted do not say
+        return None
+    config.object("trained_with")
+    try:
+        return TrainedWith.from_json(config.value("trained_with"))
+    except (TypeError, ValueError) as error:
+        raise config.refused("trained_with", str(error)) from error
+
+
+def _read_shape(given: Fields, name: str) -> tuple[int, ...]:
+    shape = given.wholes(name, most_items=MOST_AXES, least=1, most=MOST_NUMBERS)
+    if math.prod(shape) > MOST_NUMBERS:
+        raise given.refused(name, f"{shape} are {math.prod(shape)} numbers; the limit is {MOST_NUMBERS}.")
+    return shape
+
+
+def describe_data(dataset: object) -> dict[str, Any]:
+    """What a data set tells of itself, as JSON: event_shape, class_names, scaling, and shapes and dtypes of its
+    conditions; None, or no conditions, for what it does not.
+
+    Raises:
+        ValueError: what a checkpoint cannot hold: names that are no texts, or too many of them.
+    """
+    names, shape = getattr(dataset, "class_names", None), getattr(dataset, "event_shape", None)
+    scaling, conditions = getattr(dataset, "scaling", None), getattr(dataset, "conditions", None)
+    told = conditions.items() if isinstance(conditions, Mapping) else ()
+    described = {
+        "event_shape": None if shape is None else list(shape),
+        "class_names": None if names is None else list(names),
+        "scaling": scaling.to_json() if isinstance(scaling, Scaling) else None,
+        "conditions": {
+            str(name): {"shape": list(value.shape[1:]), "dtype": str(value.dtype).removeprefix("torch.")}
+            for name, value in told
+            if isinstance(value, Tensor)
+        },
+    }
+    _read_data(Fields(described, lambda text: ValueError(f"a checkpoint cannot hold what the data set tells: {text}")))
+    return described
+
+
+def with_units(data: Mapping[str, Any], model: object) -> dict[str, Any]:
+    """A data set as :func:`describe_data` tells of it, with the units that the model knows: those of the conditions,
+    and those of x where the data set does not tell.
+    """
+    scaling, conditions = getattr(model, "scaling", None), getattr(model, "condition_scalings", {})
+    own = scaling.to_json() if isinstance(scaling, Scaling) else None
+    known = {name: one.to_json() for name, one in conditions.items() if isinstance(one, Scaling)}
+    return {**data, "scaling": own if data["scaling"] is None else data["scaling"], "condition_scalings": known}
+
+
+def read_tensors(description: Description, name: str) -> dict[str, Tensor]:
+    """The tensors of one file, after a check of its size and hash; all are finite.
+
+    Raises:
+        CheckpointError: the file is missing or is not the one that was written.
+    """
+    _check_listed(description, name)
+    listed = description.files[name]
+    path = folders.verified(description.path, name, listed["bytes"], listed["sha256"])
+    return read_values(path, folders.damaged(description.path, name))
+
+
+def read_training(description: Description) -> dict[str, Any]:
+    """The counters and options of a checkpoint, for resuming.
+
+    Raises:
+        CheckpointError: the file is missing, is not the one that was written, or a field is out of its range.
+    """
+    _check_listed(description, TRAINING)
+    listed, step = description.files[TRAINING], description.step
+    folders.verified(description.path, TRAINING, listed["bytes"], listed["sha256"])
+    fields = folders.read_json_fields(description.path, TRAINING)
+    options = fields.object("options")
+    return {
+        "ema_updates": fields.whole("ema_updates", most=step),
+        "seconds": fields.number("seconds", least=0, most=1e12),
+        "loss_sum": fields.number("loss_sum"),
+        "loss_steps": fields.whole("loss_steps", most=step),
+        "options": {name: options.value(name) for name in options.names()},
+    }
+
+
+def read_layout_of(description: Description, name: str) -> dict[str, Tensor]:
+    """The tensors of one file without their values, on the device "meta"; the size of the file is checked.
+
+    Raises:
+        CheckpointError: the file is missing, cut short or no file of tensors.
+    """
+    _check_listed(description, name)
+    fail = folders.damaged(description.path, name)
+    try:
+        folders.check_size(description.path, name, description.files[name]["bytes"])
+        return read_layout(description.path / name, fail)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{description.path / name} is missing. {folders.instead(description.path)}") from error
+
+
+def _check_listed(description: Description, name: str) -> None:
+    if name not in description.files:
+        raise CheckpointError(
+            f"{description.path} has no {name}: a model can be loaded from it, but only a checkpoint written by "
+            "train() can be resumed."
+        )
+
+
+def ill_fitting(description: Description, name: str) -> Fail:
+    """Errors about weights that are of another network."""
+    return unless_damaged(
+        description,
+        name,
+        lambda text: CheckpointError(
+            f"the weights in {description.path / name} do not fit the network {text}. Build the network with the "
+            "arguments it was trained with."
+        ),
+    )
+
+
+def misplaced(description: Description, name: str) -> Fail:
+    """Errors about a file that holds something else than is needed."""
+    return unless_damaged(description, name, lambda text: CheckpointError(f"{description.path / name}: {text}"))
+
+
+def unless_damaged(description: Description, name: str, fail: Fail) -> Fail:
+    """Headers are compared before gigabytes are hashed; what does not fit may simply be damaged, and is told so."""
+
+    def failed(text: str) -> Exception:
+        listed = description.files[name]
+        if listed["bytes"] <= _HASHED:
+            folders.verified(description.path, name, listed["bytes"], listed["sha256"])
+        return fail(text)
+
+    return failed
+
+
+_HASHED = 10 << 30  # bytes of a file that is still read to tell one error from another

@@ -1,0 +1,343 @@
+"""One process and many are one test: a table of runs, each done by one process and by two, and compared.
+
+The two processes are started once and go through the whole table: after an error of one, they must still be together.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_train import CLASSES, Plain, classifier, levels, mlp, points
+from torch import Tensor, nn
+from torch.nn.utils import weight_norm
+from torch.utils.checkpoint import checkpoint
+
+from scoresde import times
+from scoresde.data import Scaling, from_tensors
+from scoresde.models import ScoreModel
+from scoresde.nn import MLP
+from scoresde.sde import VP
+from scoresde.train import load_model, train, train_classifier
+from scoresde.train.draws import DataOrder, seeded
+from scoresde.train.processes import Processes
+
+SIZE = 8
+
+
+class Net(nn.Module):
+    """Two layers and what a case does with them: ``use(net, x)`` is the answer."""
+
+    def __init__(self, use: Callable[[Net, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(2, 2), nn.Linear(2, 2)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("fixed", torch.tensor([1.0, 2.0]))
+        self.use = use
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        return self.use(self, x)
+
+
+def net(use: Callable[[Net, Tensor], Tensor]) -> ScoreModel:
+    with seeded(torch.device("cpu"), 0):
+        return ScoreModel(Net(use), VP())
+
+
+def several(**options: Any) -> ScoreModel:
+    with seeded(torch.device("cpu"), 0):
+        made = MLP(2, width=8, depth=1, num_classes=CLASSES, vectors={"v": 3}, **options)
+        for parameter in made.parameters():
+            nn.init.normal_(parameter, std=0.2)
+    return ScoreModel(made, VP())
+
+
+def both() -> Any:
+    data = points()
+    generator = torch.Generator().manual_seed(1)
+    v = torch.randn(len(data), 3, generator=generator)
+    return from_tensors(data.data, data.label, conditions={"v": v}, num_classes=CLASSES, scaling=Scaling(0.0, 1.0))
+
+
+def losses_of(run: Any, **_: Any) -> dict[str, Any]:
+    losses = [step.loss for step in run]
+    return {"losses": losses, "state": {k: v.clone() for k, v in run.model.state_dict().items()}, "step": run.step}
+
+
+def case(model: Callable[[], Any], data: Callable[[], Any] = points, start: Any = train, **options: Any) -> Any:
+    given = {"steps": 3, "batch_size": SIZE, "progress": False, "cpu": True, "ema": 0.9, **options}
+    return lambda rank, folder: losses_of(start(model(), data(), **given))
+
+
+def frozen() -> ScoreModel:
+    model = mlp()
+    assert isinstance(model.net, MLP)
+    model.net.embedding.requires_grad_(False)
+    return model
+
+
+def tied() -> ScoreModel:
+    model = net(lambda n, x: n.second(n.first(x).tanh()))
+    model.net.second.weight = model.net.first.weight  # type: ignore[union-attr]
+    return model
+
+
+def scaled_gradient() -> ScoreModel:
+    model = mlp()
+    next(model.parameters()).register_hook(lambda g: 3 * g)
+    return model
+
+
+def normalised() -> ScoreModel:
+    model = net(lambda n, x: n.second(n.first(x).tanh()))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        weight_norm(model.net.first)  # type: ignore[union-attr]
+    return model
+
+
+def counting(n: Net, x: Tensor) -> Tensor:
+    n.calls += n.training
+    return n.first(x * n.fixed)
+
+
+def second_where_positive(n: Net, x: Tensor) -> Tensor:
+    """The second layer is used by those samples that need it, and perhaps by none of a process's."""
+    where = x[:, 0] > 1.5
+    return n.first(x) if not where.any() else n.first(x) + torch.where(where[:, None], n.second(x), 0)
+
+
+def fails_in_training(n: Net, x: Tensor) -> Tensor:
+    if n.training:
+        raise KeyError("no such thing")
+    return n.first(x)
+
+
+def resumed(rank: int, folder: Path) -> dict[str, Any]:
+    options: dict[str, Any] = {"steps": 4, "batch_size": SIZE, "progress": False, "cpu": True, "folder": folder}
+    for step in (run := train(mlp(), points(), **options)):
+        if step.step == 2:
+            assert run.save() == folder / "step-00000002"
+            break
+    run.close()
+    again = train(mlp(seed=1), points(), resume=True, **options)
+    assert again.step == 2
+    found = losses_of(again)
+    assert torch.equal(torch.tensor(load_model(folder).trained_with.share({"label"})), torch.tensor(0.9))  # type: ignore[union-attr]
+    return found
+
+
+def without_gradients(rank: int, folder: Path) -> dict[str, Any]:
+    with torch.no_grad():
+        return case(mlp)(rank, folder)
+
+
+def out_of_time(rank: int, folder: Path) -> dict[str, Any]:
+    run = train(mlp(), points(), steps=100, batch_size=SIZE, max_seconds=1e-9, progress=False, cpu=True)
+    found = losses_of(run)
+    return {**found, "again": losses_of(run)["losses"]}
+
+
+class Broken(Plain):
+    """What is wrong with one sample, which the second of two processes meets in step 2."""
+
+    def __init__(self, wrong: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        super().__init__(points())
+        self.wrong, self.bad = wrong, int(DataOrder(len(self), SIZE, 0).indices(1)[-1])
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = super().__getitem__(index)
+        return self.wrong(sample) if index == self.bad else sample
+
+
+def unreadable(sample: dict[str, Any]) -> dict[str, Any]:
+    raise OSError("this sample cannot be read")
+
+
+def interrupting(sample: dict[str, Any]) -> dict[str, Any]:
+    raise KeyboardInterrupt
+
+
+def broken(wrong: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+    """Another try must say why; the folder is there to have something to lose."""
+
+    def run(rank: int, folder: Path) -> dict[str, Any]:
+        made = train(mlp(predicts="x0"), Broken(wrong), steps=3, batch_size=SIZE, progress=False, cpu=True)
+        assert next(made).step == 1
+        with pytest.raises(BaseException) as first:
+            next(made)
+        with pytest.raises(
+            (type(first.value), RuntimeError)
+        ) as again:  # of many processes the run is over, and says so
+            next(made)
+        assert str(first.value).split(": ")[-1] in str(again.value)
+        raise first.value
+
+    return run
+
+
+def unwritable(rank: int, folder: Path) -> dict[str, Any]:
+    run = train(mlp(), points(), steps=2, batch_size=SIZE, progress=False, cpu=True, folder=folder)
+    next(run)
+    if rank == 0:
+        run._write = lambda path: (_ for _ in ()).throw(OSError("no space left"))  # type: ignore[method-assign]
+    list(run)
+    raise AssertionError("it was saved")
+
+
+CASES: dict[str, Callable[[int, Path], dict[str, Any]]] = {
+    "plain": case(mlp, flip=True),
+    "a condition that is not asked for": case(several, both, conditions=["label"]),
+    "dropped by name": case(several, both, condition_dropout={"label": 0.5, "v": 0.3}),
+    "frozen parameters": case(frozen),
+    "parameters without a gradient": case(lambda: net(lambda n, x: n.first(x))),
+    "parameters that some samples use": case(lambda: net(second_where_positive), batch_size=4, steps=12),
+    "the same in pieces": case(lambda: net(second_where_positive), accumulate=2, steps=6),
+    "a layer that is used twice": case(lambda: net(lambda n, x: n.second(n.first(n.first(x).tanh())))),
+    "tied weights": case(tied),
+    "a hook on a gradient": case(scaled_gradient),
+    "weight normalisation by hooks": case(normalised),
+    "buffers": case(lambda: net(counting)),
+    "recomputed activations": case(
+        lambda: net(lambda n, x: checkpoint(lambda y: n.second(n.first(y).tanh()), x, use_reentrant=False))
+    ),
+    "accumulated": case(mlp, accumulate=2, times=times.Stratified()),
+    "a batch that does not divide": case(mlp, batch_size=9, condition_dropout=0.5),
+    "nor its pieces": case(mlp, batch_size=15, accumulate=5),
+    "one sample": case(mlp, batch_size=1),
+    "float64": case(lambda: mlp().double()),
+    "levels": case(mlp, levels, dequantize=True),
+    "a classifier": case(classifier, start=train_classifier, batch_size=7),
+    "a data set of one's own": case(mlp, lambda: Plain(points()), num_workers=1),
+    "under no_grad": without_gradients,
+    "out of time, and again": out_of_time,
+    "saved in mid-run and resumed": resumed,
+    "labels out of range": broken(lambda sample: {**sample, "label": CLASSES + 5}),
+    "a sample that cannot be read": broken(unreadable),
+    "Ctrl-C in one of them": broken(interrupting),
+    "a loss that is not finite": broken(lambda sample: {**sample, "x": sample["x"] * 1e30}),
+    "a network that fails": case(lambda: net(fails_in_training)),
+    "a folder that cannot be written": unwritable,
+}
+
+
+def outcome(name: str, rank: int, folder: Path) -> dict[str, Any]:
+    try:
+        return CASES[name](rank, folder)
+    except BaseException as error:
+        return {"error": type(error).__name__, "message": str(error)}
+
+
+def main(folder: Path) -> None:
+    """One of the two processes."""
+    rank = int(os.environ["RANK"])
+    torch.set_num_threads(1)
+    torch.save({name: outcome(name, rank, folder / name) for name in CASES}, folder / f"{rank}.pt")
+    found = {}
+
+    processes = Processes(cpu=True)  # what one process alone meets, all hear of
+    for kind in (ValueError, KeyError, KeyboardInterrupt):
+        try:
+            with processes.together():
+                if rank == 1:
+                    raise kind("here")
+        except BaseException as error:
+            found[kind.__name__] = type(error).__name__, str(error)
+    model = net(lambda n, x: n.first(x)) if rank == 0 else mlp()
+    try:
+        processes.share_state(model)
+    except ValueError as error:
+        found["networks"] = "", str(error)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run = train(ScoreModel(WithBatchNorm(), VP()), points(), steps=2, batch_size=8, cpu=True, progress=False)
+        list(run)
+    found["norm"] = [str(w.message) for w in caught], {k: v.clone() for k, v in run.model.state_dict().items()}
+    torch.save(found, folder / f"found-{rank}.pt")
+
+
+class WithBatchNorm(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm1d(2), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        return self.head(self.norm(x))
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """What each of two processes met."""
+    folder = tmp_path_factory.mktemp("two")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    here = {**os.environ, **group, "OMP_NUM_THREADS": "1"}
+    children = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(folder)],
+            env={**here, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        said = [child.communicate(timeout=120)[1] for child in children]
+    finally:
+        for child in children:
+            child.kill()
+    assert [child.returncode for child in children] == [0, 0], said
+    read = [[torch.load(folder / f"{name}{rank}.pt") for rank in (0, 1)] for name in ("", "found-")]
+    return read[0], read[1]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_one_process_and_two_do_the_same(name: str, two: Any, tmp_path: Path) -> None:
+    alone = outcome(name, 0, tmp_path / "run")
+    zero, one = (of_rank[name] for of_rank in two[0])
+    assert ("error" in alone) == ("error" in zero) == ("error" in one), (alone, zero, one)
+    if "error" in alone:
+        said = alone["message"]
+        failed = [answer for answer in (zero, one) if said in answer["message"]]
+        assert len(failed) == 2, (alone, zero, one)  # the one that met it, and the one that was told
+        assert any(answer["error"] == alone["error"] for answer in failed)
+        return
+    assert zero["losses"] == one["losses"] and zero["step"] == alone["step"]
+    # float32: sums in another order; Adam's first steps magnify small components to the size of lr = 1e-3
+    assert torch.allclose(torch.tensor(alone["losses"]), torch.tensor(zero["losses"]), rtol=1e-4, atol=1e-6)
+    for key, value in alone["state"].items():
+        assert torch.equal(zero["state"][key], one["state"][key]), key
+        assert torch.allclose(value, zero["state"][key], rtol=0, atol=2e-5), key
+
+
+def test_what_one_process_meets_all_hear_of(two: Any) -> None:
+    zero, one = two[1]
+    assert one["ValueError"] == ("ValueError", "here") and one["KeyboardInterrupt"][0] == "KeyboardInterrupt"
+    assert zero["ValueError"] == ("ValueError", "process 1 failed, and the others with it: ValueError: here")
+    assert zero["KeyError"] == ("RuntimeError", "process 1 failed, and the others with it: KeyError: 'here'")
+    assert zero["KeyboardInterrupt"][0] == "RuntimeError" and "KeyboardInterrupt" in zero["KeyboardInterrupt"][1]
+    assert zero["networks"] == one["networks"] and "different networks" in zero["networks"][1]
+
+
+def test_batch_normalisation_in_parts_is_warned_of(two: Any) -> None:
+    for said, state in (found["norm"] for found in two[1]):
+        assert any("batch normalisation" in text and "2 parts" in text for text in said)
+        for key, value in state.items():
+            assert torch.equal(value, two[1][0]["norm"][1][key])
+    with pytest.warns(UserWarning, match="4 parts") as caught:
+        train(ScoreModel(WithBatchNorm(), VP()), points(), steps=2, batch_size=8, accumulate=4, progress=False)
+    assert caught[0].filename == __file__
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
