@@ -28,10 +28,11 @@ from scoresde.models.modules import parameters_of
 from scoresde.models.score import Score, check_score
 from scoresde.noise import Noise, as_noise
 from scoresde.reverse import Reverse
-from scoresde.solvers.base import CountedScore, Progress, state_dtype
+from scoresde.solvers.base import state_dtype
 from scoresde.solvers.incomplete import finite_rows, without
 from scoresde.solvers.ode_backend import ProbabilityFlow, complete, integrated, spans
 from scoresde.solvers.progress import Bar
+from scoresde.solvers.solution import CountedScore, Progress
 
 _CHUNK = 2**18  # numbers that the directions of one chunk hold together, unless told otherwise
 

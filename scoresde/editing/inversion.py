@@ -25,10 +25,11 @@ from scoresde.models.score import Score, check_score, same_sde
 from scoresde.reverse import Reverse
 from scoresde.rules import Rule
 from scoresde.sde import SDE, Time, has_signal
-from scoresde.solvers.base import CountedScore, Solution, Solver
+from scoresde.solvers.base import Solver
 from scoresde.solvers.incomplete import each, finite_rows, without
 from scoresde.solvers.ode_backend import ProbabilityFlow, follow, spans
 from scoresde.solvers.one_step import DDIM
+from scoresde.solvers.solution import CountedScore, Solution
 
 _MOST_ITERATIONS = 1_000_000
 InversionMethod = Literal["ddim", "ode"]

@@ -23,8 +23,9 @@ from scoresde.noise import Noise
 from scoresde.reverse import Reverse
 from scoresde.rules import Rule
 from scoresde.sde import SDE, Time
-from scoresde.solvers.base import Solution, Solver
+from scoresde.solvers.base import Solver
 from scoresde.solvers.defaults import chosen_solver
+from scoresde.solvers.solution import Solution
 
 
 @in_evaluation_mode("score")

@@ -1,7 +1,7 @@
 """Solvers: numerical methods for the reverse process, all on one loop.
 
 Each family has a page of its own; what a solver may say of itself, and how to write one, is in
-:mod:`~scoresde.solvers.base`::
+:mod:`~scoresde.solvers.base`; what a run comes to in :mod:`~scoresde.solvers.solution`::
 
     solution = DPMSolverPP(order=2).solve(Reverse(score, eta=0.0), x_T, grids.karras(sde, 20))
     sample(score, shape, solver=PredictorCorrector(), steps=100)
@@ -15,7 +15,7 @@ underscore are the engines behind them.
 
 from scoresde.solvers import adaptive, langevin, metropolis, multistep, one_step, runge_kutta, spectral
 from scoresde.solvers.adaptive import *
-from scoresde.solvers.base import Ending, Planned, Progress, Solution, Solver, only_ode, only_sde
+from scoresde.solvers.base import Solver, only_ode, only_sde
 from scoresde.solvers.fitted import Fitted
 from scoresde.solvers.incomplete import IncompleteWarning
 from scoresde.solvers.langevin import *
@@ -23,8 +23,10 @@ from scoresde.solvers.metropolis import *
 from scoresde.solvers.multistep import *
 from scoresde.solvers.ode_backend import ProbabilityFlow
 from scoresde.solvers.one_step import *
+from scoresde.solvers.planned import Planned
 from scoresde.solvers.runge_kutta import *
 from scoresde.solvers.sde_backend import TorchSDE
+from scoresde.solvers.solution import Ending, Progress, Solution
 from scoresde.solvers.spectral import *
 from scoresde.solvers.wrapping import Wrapping
 

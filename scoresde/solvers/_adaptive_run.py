@@ -14,8 +14,9 @@ from scoresde.noise import Noise
 from scoresde.reverse import Reverse
 from scoresde.solvers._frames import check_data_scale
 from scoresde.solvers._step_control import StepLimits, Tolerance, lost, mixed
-from scoresde.solvers.base import Ending, Report, Solver, arrived, unheard
+from scoresde.solvers.base import Solver, arrived
 from scoresde.solvers.incomplete import gave_up, shrank
+from scoresde.solvers.solution import Ending, Report, unheard
 
 
 class Line(ABC):

@@ -20,7 +20,7 @@ from scoresde.solvers._from_noise import Carry, carried, carry_over, counted, fr
 from scoresde.solvers._quadrature import for_steps
 from scoresde.solvers._rows import rows
 from scoresde.solvers._variables import KARRAS, LOG_SNR, NOISE_LEVEL, Variable, angle, time_of
-from scoresde.solvers.base import Planned
+from scoresde.solvers.planned import Planned
 
 Interpolates = Literal["log_snr", "noise_level", "time", "karras", "angle"]
 

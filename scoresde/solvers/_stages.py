@@ -22,7 +22,7 @@ from scoresde.solvers._quadrature import for_steps
 from scoresde.solvers._rows import rows
 from scoresde.solvers._tableaus import Tableau
 from scoresde.solvers._variables import LOG_SNR, Variable
-from scoresde.solvers.base import Planned
+from scoresde.solvers.planned import Planned
 
 
 class Scheme(NamedTuple):

@@ -3,8 +3,9 @@
     solution = EulerMaruyama().solve(Reverse(score, eta=1.0), x_T, grids.karras(sde, 100), noise)
     solution.x, solution.nfe
 
-A solver of your own derives from :class:`Solver` and writes :meth:`~Solver.step`; from :class:`Planned` where its
-coefficients are known before the first step; from :class:`Wrapping` where it does something more around another one's.
+A solver of your own derives from :class:`Solver` and writes :meth:`~Solver.step`; from
+:class:`~scoresde.solvers.planned.Planned` where its coefficients are known before the first step; from
+:class:`~scoresde.solvers.wrapping.Wrapping` where it does something more around another one's.
 """
 
 from __future__ import annotations
@@ -12,18 +13,17 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
 
 from scoresde import checks, rules
-from scoresde.models.combination import Coefficient, Combination, combine
-from scoresde.models.evaluation import AllModules, evaluating, in_evaluation_mode
-from scoresde.models.score import Score, Units, shaped_like
+from scoresde.models.evaluation import evaluating, in_evaluation_mode
+from scoresde.models.score import Score
 from scoresde.noise import Noise, as_noise
 from scoresde.reverse import Reverse
 from scoresde.sde import SDE, has_signal
@@ -31,116 +31,7 @@ from scoresde.solvers._checkpointing import checkpointed, default_states
 from scoresde.solvers.carried import mapped
 from scoresde.solvers.incomplete import finite_rows, without
 from scoresde.solvers.progress import Bar
-
-Report = Callable[[int, Tensor], None]
-"""(steps done, state): what is told after each step."""
-
-
-class Progress(NamedTuple):
-    """What a callback sees after each step: ``step`` of ``steps`` done, the time ``t`` reached, the state ``x``.
-
-    Where a method chooses its own steps and there is no grid, as in a likelihood, ``steps`` is the most it will try.
-    """
-
-    step: int
-    steps: int
-    t: Tensor
-    x: Tensor
-
-
-@dataclass(frozen=True)
-class Ending:
-    """What the steps come to: the state, and the fields of :class:`Solution` that only some methods know.
-
-    Samples that a method lost, to a score that answered NaN or infinity, are NaN in ``x``. ``complete`` is whether all
-    others reached the last time; the method itself warns where they did not.
-    """
-
-    x: Tensor
-    complete: bool = True
-    nfe_per_sample: Tensor | None = None
-    reached: Tensor | None = None
-    error: Tensor | None = None
-
-
-@dataclass(frozen=True)
-class Solution:
-    """Where a run ended.
-
-    Attributes:
-        x: (B, *event) the state at the last time of the grid, or E[x_0 | that state] if ``denoised``.
-        nfe: score evaluations used, each for the whole batch.
-        grid: (n + 1,) the times.
-        trajectory: (n + 1, B, *event) the states at those times, if asked for; never denoised.
-        denoised: whether a last denoising step was taken: asked for, and σ > 0 at the last time.
-        complete: whether every sample reached the last time and is finite. Methods that choose their steps stop short
-            of the last time at their step limit; :class:`~scoresde.solvers.IncompleteWarning` says so, and which
-            samples are not finite.
-        nfe_per_sample: (B,) evaluations that each sample needed, from methods whose samples step on their own.
-        reached: (B,) float64, the time that each sample reached, from methods that choose their own steps.
-        error: (B,) float64, what a method that judges itself expects the error of a coordinate of each sample to be,
-            root mean square, in units of x_0: see :class:`~scoresde.SpectralMultistep`. None around another solver, and
-            where steps are done again for gradients (``checkpoint``).
-        finite: (B,) bool, whether each sample is finite; those that are not are NaN throughout, and in no way change
-            the others.
-        scaling: the map from x to the units of the data, where the score knows it.
-    """
-
-    x: Tensor
-    nfe: int
-    grid: Tensor
-    trajectory: Tensor | None = None
-    denoised: bool = False
-    complete: bool = True
-    nfe_per_sample: Tensor | None = None
-    reached: Tensor | None = None
-    error: Tensor | None = None
-    finite: Tensor | None = None
-    scaling: Units | None = None
-
-    @property
-    def data(self) -> Tensor:
-        """The samples in the units of the data, ``scaling.to_data(x)``: (B, *event), not rounded to levels.
-
-        float64 where float32 cannot hold them.
-
-        Raises:
-            ValueError: the score did not know its scaling.
-        """
-        if self.scaling is None:
-            raise ValueError(
-                "the score does not know the units of its data: a model knows them that train() made from a data set "
-                "with a scaling, or load_model from its checkpoint; else set model.scaling = dataset.scaling, or take "
-                "dataset.scaling.to_data(solution.x)."
-            )
-        return self.scaling.to_data(self.x)
-
-
-class CountedScore(Score):
-    """Another score, which counts its evaluations, tells ``asked`` of them and refuses an answer of another shape."""
-
-    def __init__(self, score: Score, asked: Callable[[Tensor], None] | None = None) -> None:
-        self.score, self.nfe, self._asked = score, 0, asked
-        self.sigma_data, self.spectrum = score.sigma_data, score.spectrum
-        self.scaling, self.rough = score.scaling, score.rough
-        self._behind = AllModules([score])
-
-    @property
-    def sde(self) -> SDE:  # type: ignore[override]
-        return self.score.sde
-
-    @property
-    def amplification(self) -> float:  # type: ignore[override]
-        return self.score.amplification  # asked of the score only by who needs it: a schedule's is a search
-
-    def evaluate(self, x: Tensor, t: Tensor, wanted: Combination) -> Tensor:
-        self.nfe += 1
-        if self._asked is not None:
-            self._asked(t)
-        if not self._behind.evaluated():  # in a backward pass that evaluates once more
-            with self._behind.evaluating():
-                return shaped_like(self.score.evaluate(x, t, wanted), x, "the score")
-        return shaped_like(self.score.evaluate(x, t, wanted), x, "the score")
+from scoresde.solvers.solution import CountedScore, Ending, Progress, Report, Solution, unheard
 
 
 @dataclass(frozen=True)
@@ -396,98 +287,6 @@ class Solver(ABC):
         return _NoNoise()
 
 
-class Plan(NamedTuple):
-    """The state of a planned solver: what each step needs, the steps done, what the method remembers, its times."""
-
-    rows: Sequence[Any]
-    done: int
-    memory: Any
-    times: Sequence[float]
-
-
-class FromPrior(NamedTuple):
-    """The step from a time without signal, α = 0, where x is noise: x_s = linear x + α_s x̂_0 + fresh z."""
-
-    linear: Coefficient
-    alpha: Coefficient
-    fresh: Coefficient
-
-    def take(self, process: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise) -> Tensor:
-        """One evaluation, of x̂_0 at t."""
-        terms = [(self.linear, x), (self.alpha, process.score.denoise(x, t))]
-        if isinstance(self.fresh, Tensor):
-            terms.append((self.fresh, noise.between(x, t, s)))
-        return combine(*terms)
-
-
-def from_prior(sde: SDE, t: Tensor, s: Tensor, *, draws: bool) -> FromPrior | None:
-    """x_s = α_s x̂_0 + σ_s x_T/σ_T, or with fresh noise in place of x_T/σ_T where ``draws``; None where α(t) > 0."""
-    if has_signal(sde.alpha(t), sde.sigma(t)):
-        return None
-    sigma = sde.sigma(s)
-    return FromPrior(0.0 if draws else sigma / sde.sigma(t), sde.alpha(s), sigma if draws else 0.0)
-
-
-@dataclass(frozen=True)
-class Planned(Solver):
-    """A solver that asks the schedule once, for all steps together, so that a step costs no more than its tensors.
-
-    A subclass gives :meth:`plan` and :meth:`advance` in place of ``step``. Both see times with α > 0 only: a first step
-    from α = 0, where x_T says nothing of x_0, goes to x_s = α_s x̂_0 + σ_s x_T/σ_T, with fresh noise in place of x_T/σ_T
-    for a method that draws any; what a method remembers begins after it.
-    """
-
-    @abstractmethod
-    def plan(self, process: Reverse, grid: Tensor) -> Sequence[Any]:
-        """What each of the n steps of ``grid`` (n + 1,) needs, of a solver that is :meth:`made_for` them.
-
-        Raises:
-            ValueError: a step cannot be taken.
-        """
-
-    @abstractmethod
-    def advance(
-        self, process: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise, row: Any, memory: Any
-    ) -> tuple[Tensor, Any]:
-        """The step from t to s with its ``row`` of the plan; ``memory`` is what the last step returned, or None."""
-
-    def start(self, process: Reverse, x: Tensor, grid: Tensor, noise: Noise) -> tuple[Tensor, Any]:
-        """The plan."""
-        return x, Plan(self._planned(process, x, grid), 0, None, grid.tolist())
-
-    def step(self, process: Reverse, x: Tensor, t: Tensor, s: Tensor, noise: Noise, state: Any) -> tuple[Tensor, Any]:
-        """The next step of the plan that :meth:`start` made; without a state, or at other times, one on its own.
-
-        Raises:
-            ValueError: other times than the plan's, from a method that remembers past steps.
-        """
-        plan: Plan | None = state
-        if plan is None or plan.times[plan.done : plan.done + 2] != [t.item(), s.item()]:
-            if plan is not None and plan.memory is not None:
-                raise ValueError(
-                    f"{type(self).__name__} remembers the steps of its grid, of which none goes from t = {t:g} to "
-                    f"{s:g} now. Call start with the times that you will take, or state None for a new beginning."
-                )
-            plan = Plan(self._planned(process, x, torch.stack([t, s])), 0, None, [t.item(), s.item()])
-        row = plan.rows[plan.done]
-        if isinstance(row, FromPrior):
-            x, memory = row.take(process, x, t, s, noise), None
-        else:
-            x, memory = self.advance(process, x, t, s, noise, row, plan.memory)
-        return x, Plan(plan.rows, plan.done + 1, memory, plan.times)
-
-    def selected(self, state: Any, select: Callable[[Tensor], Tensor]) -> Any:
-        """The plan belongs to the grid, not to samples."""
-        return state._replace(memory=mapped(state.memory, select))
-
-    def _planned(self, process: Reverse, x: Tensor, grid: Tensor) -> Sequence[Any]:
-        first = from_prior(process.sde, grid[0], grid[1], draws=self.draws_noise(process))
-        made = self.made_for(process.score, tuple(x.shape[1:]))
-        if first is None:
-            return made.plan(process, grid)
-        return [first, *(made.plan(process, grid[1:]) if len(grid) > 2 else ())]
-
-
 class _NoNoise(Noise):
     """Stands where a deterministic run has no use for noise."""
 
@@ -527,10 +326,6 @@ def arrived(solver: Solver, ending: Ending, t: Tensor, s: Tensor) -> Tensor:
             "to go on from. Loosen rtol and atol, raise max_steps, or take a solver that steps on the grid."
         )
     return ending.x
-
-
-def unheard(step: int, x: Tensor) -> None:
-    """The report of a run whose inner states nobody asked for: methods need not work them out."""
 
 
 def _check_pair(solver: Solver, process: Reverse) -> None:

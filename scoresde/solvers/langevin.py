@@ -20,8 +20,9 @@ from scoresde.noise import Noise
 from scoresde.reverse import Reverse
 from scoresde.sde import has_signal
 from scoresde.solvers._rows import rows
-from scoresde.solvers.base import Solver, from_prior
+from scoresde.solvers.base import Solver
 from scoresde.solvers.one_step import ReverseDiffusion
+from scoresde.solvers.planned import from_prior
 from scoresde.solvers.wrapping import Wrapping
 
 __all__ = ["AnnealedLangevin", "Corrector", "Langevin", "PredictorCorrector"]

@@ -21,8 +21,9 @@ from scoresde.models.modules import parameters_of
 from scoresde.noise import Noise
 from scoresde.reverse import Reverse
 from scoresde.solvers._watched import Heard, Parts, StopRun, Watched
-from scoresde.solvers.base import Ending, Report, Solver, arrived, only_ode, unheard
+from scoresde.solvers.base import Solver, arrived, only_ode
 from scoresde.solvers.incomplete import each, gave_up, shrank
+from scoresde.solvers.solution import Ending, Report, unheard
 
 
 @dataclass(frozen=True)

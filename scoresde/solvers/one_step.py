@@ -22,7 +22,8 @@ from scoresde.reverse import Reverse
 from scoresde.sde.base import root
 from scoresde.solvers._frames import levels
 from scoresde.solvers._rows import rows
-from scoresde.solvers.base import Planned, only_sde
+from scoresde.solvers.base import only_sde
+from scoresde.solvers.planned import Planned
 
 __all__ = ["DDIM", "Ancestral", "EulerMaruyama", "OneStep", "ReverseDiffusion"]
 

@@ -36,7 +36,8 @@ from scoresde.solvers._frames import (
 from scoresde.solvers._rows import rows
 from scoresde.solvers._stages import Scheme, Singlestep, StepRow, noisy_part, plan_stages, run_stages, to_data
 from scoresde.solvers._variables import LOG_SNR, NOISE_LEVEL, angle
-from scoresde.solvers.base import Planned, only_ode
+from scoresde.solvers.base import only_ode
+from scoresde.solvers.planned import Planned
 
 __all__ = ["DPMSolver", "ExponentialRungeKutta", "Heun", "RungeKutta", "StochasticRungeKutta"]
 

@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from scoresde.models.modules import modules_of
 from scoresde.noise import BrownianNoise, Noise, brownian_path, drawn_seed
 from scoresde.reverse import Reverse
-from scoresde.solvers.base import Ending, Report, Solver, from_prior, unheard
+from scoresde.solvers.base import Solver
+from scoresde.solvers.planned import from_prior
+from scoresde.solvers.solution import Ending, Report, unheard
 
 _ITO = ("euler", "milstein", "srk")
 _STRATONOVICH = ("euler_heun", "heun", "midpoint", "log_ode", "reversible_heun")

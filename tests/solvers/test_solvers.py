@@ -33,7 +33,7 @@ from scoresde.solvers import (
     TorchSDE,
     catalogue,
 )
-from scoresde.solvers.base import Progress
+from scoresde.solvers.solution import Progress
 
 # Rounding: the textbook's formula and ours round differently a few times in each of some tens of steps.
 ROUNDING = {"rtol": 1e-10, "atol": 1e-10}

@@ -318,13 +318,13 @@ CALLS = [
     Call(Adapted.load, lambda: {"path": saved(adapted())}, kinds={"path": READ}),
 ]
 NOT_CALLED: dict[str, str] = {
-    "scoresde.solvers.base.Ending": "what integrate answers",
+    "scoresde.solvers.solution.Ending": "what integrate answers",
     "scoresde.solvers.incomplete.IncompleteWarning": "a warning",
-    "scoresde.solvers.base.Progress": "what a callback is given",
-    "scoresde.solvers.base.Solution": "what solve answers",
+    "scoresde.solvers.solution.Progress": "what a callback is given",
+    "scoresde.solvers.solution.Solution": "what solve answers",
     "scoresde.solvers.metropolis.Move": "what a transition answers",
     "scoresde.solvers.adapted.AdaptedReport": "what a fit answers",
-    "scoresde.solvers.base.Planned": "abstract",
+    "scoresde.solvers.planned.Planned": "abstract",
     "scoresde.solvers.base.Solver": "abstract",
     "scoresde.solvers.langevin.Corrector": "a protocol",
     "scoresde.solvers.one_step.EulerMaruyama": "has no options; its solve is called",
