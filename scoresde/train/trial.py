@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import copy
 import json
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -38,6 +37,7 @@ from scoresde.train.describe import describe_model
 from scoresde.train.draws import seeded_where
 from scoresde.train.ema import EMA, ema_model
 from scoresde.train.objective import Objective
+from scoresde.warning import warn_user
 
 _QUANTILES = 64  # of the density of times, at which weights are looked at
 
@@ -137,11 +137,10 @@ def check_step(objective: Objective[Any], dataset: MapDataset, times: TimeDensit
         )
     foreign = _leaves(loss) - {id(parameter) for parameter in objective.model.parameters()}
     if foreign:
-        warnings.warn(
+        warn_user(
             f"the loss depends on {len(foreign)} tensors that require a gradient and are not parameters of the model, "
             "as those of modules in a plain list are: they are neither trained nor saved. Register them "
-            "(nn.ModuleList, nn.ParameterList), or turn their gradients off.",
-            stacklevel=7,  # the caller of train
+            "(nn.ModuleList, nn.ParameterList), or turn their gradients off."
         )
 
 
