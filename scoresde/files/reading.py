@@ -66,11 +66,11 @@ def opened(path: Path, fail: Fail, *, most: int | None = None) -> Iterator[Binar
     except (OSError, ValueError) as error:
         raise fail(f"the file cannot be read ({getattr(error, 'strerror', None) or error}).") from error
     if descriptor is None:
-        raise fail(f"it is {kind}; only regular files are read.")
+        raise fail(f"it is {kind}, and must be a regular file: only regular files are read.")
     with os.fdopen(descriptor, "rb") as file:
         found = os.fstat(descriptor)
         if irregular(found.st_mode) is not None:
-            raise fail(f"it is {irregular(found.st_mode)}; only regular files are read.")
+            raise fail(f"it is {irregular(found.st_mode)}, and must be a regular file: only regular files are read.")
         if most is not None and found.st_size > most:
             raise fail(f"the file has {found.st_size} bytes; the limit is {most}.")
         yield file
