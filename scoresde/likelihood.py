@@ -326,4 +326,4 @@ def _whole(what: str, value: Tensor) -> Tensor:
     if bool(finite.all()):
         return value
     advice = "Look at the score near t_min and T, in float32 or wider."
-    return without(value, finite, f"{what} ended with NaN or infinite values", advice, stacklevel=3)
+    return without(value, finite, f"{what} ended with NaN or infinite values", advice)

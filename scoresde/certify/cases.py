@@ -58,6 +58,9 @@ PATH: dict[str, SDE] = {
 WIDE: dict[str, SDE] = {"VP": VP(t_min=0.01), "VE": VE(0.05, 20.0), "Cosine": Cosine(T=0.98, t_min=0.02)}
 """For adaptive methods: ranges on which they take steps of many sizes."""
 
+MOST_SAMPLES = 100_000_000
+"""Of a measurement by sampling."""
+
 GRIDS: dict[str, Grid] = {"uniform": rules.uniform, "log_snr": rules.log_snr}
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde import checks
-from scoresde.certify.cases import check_named, check_solver, check_steps
+from scoresde.certify.cases import MOST_SAMPLES, check_named, check_solver, check_steps
 from scoresde.certify.ode import tolerance_fields
 from scoresde.models import ScoreModel
 from scoresde.problems import GaussianMixture
@@ -46,7 +46,6 @@ SCHEDULES: Mapping[str, SDE] = {
 STEPS = (7, 25)
 """Few steps and some; all of :data:`EVERY` are measured by ``thorough``."""
 
-_MOST_SAMPLES = 100_000_000
 EVERY = (7, 10, 25, 100)
 
 _MEAN, _VARIANCE = 0.8, 0.36
@@ -174,7 +173,7 @@ def floors(
     check_solver(solver)
     check_named(sdes)
     steps, thorough = check_steps(steps), checks.flag(thorough, name="thorough")
-    samples = checks.count(samples, name="samples", least=2, most=_MOST_SAMPLES)
+    samples = checks.count(samples, name="samples", least=2, most=MOST_SAMPLES)
     if not isinstance(dtypes, (tuple, list)) or not dtypes:
         raise TypeError(f"dtypes must be a list of dtypes, one at least; got {checks.got(dtypes)}.")
     dtypes = tuple(checks.dtype(dtype, name="each of dtypes") for dtype in dtypes)

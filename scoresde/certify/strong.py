@@ -19,7 +19,16 @@ import torch
 
 from scoresde import checks, rules
 from scoresde.certify.affine import RecordedRun, apart, recorded
-from scoresde.certify.cases import GAUSSIAN, SMOOTH, Grid, PlainScore, check_case, check_steps, process_for
+from scoresde.certify.cases import (
+    GAUSSIAN,
+    MOST_SAMPLES,
+    SMOOTH,
+    Grid,
+    PlainScore,
+    check_case,
+    check_steps,
+    process_for,
+)
 from scoresde.certify.slopes import FEWEST_STEPS, Slope, follow_errors
 from scoresde.certify.weak import law
 from scoresde.noise import BrownianNoise
@@ -27,9 +36,6 @@ from scoresde.sde import SDE
 from scoresde.solvers import EulerMaruyama, Solver
 
 _MOST = 128
-
-
-_MOST_SAMPLES = 100_000_000
 
 
 def strong_order(
@@ -107,7 +113,7 @@ def strong_order_sampled(
     check_case(solver, sde, grid)
     if path is not None:
         checks.instance(path, BrownianNoise, name="path")
-    samples, steps = checks.count(samples, name="samples", most=_MOST_SAMPLES), check_steps(steps)
+    samples, steps = checks.count(samples, name="samples", most=MOST_SAMPLES), check_steps(steps)
     if len(steps) < 3 or any(b != 2 * a for a, b in itertools.pairwise(steps)):
         raise ValueError(f"steps must be three numbers or more, each twice the one before; got {steps}.")
     process = process_for(solver, SMOOTH.score(sde), eta)

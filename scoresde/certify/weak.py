@@ -21,7 +21,7 @@ from torch import Tensor
 
 from scoresde import checks, rules
 from scoresde.certify.affine import affine
-from scoresde.certify.cases import GAUSSIAN, SMOOTH, Grid, PlainScore, check_case, process_for
+from scoresde.certify.cases import GAUSSIAN, MOST_SAMPLES, SMOOTH, Grid, PlainScore, check_case, process_for
 from scoresde.certify.slopes import FEWEST_STEPS, Slope, follow_errors
 from scoresde.noise import BrownianNoise
 from scoresde.problems import Gaussian, GaussianMixture
@@ -112,9 +112,6 @@ class SampledOrder:
         return f"{self.order:.2f} (95 %: {self.low:.2f} to {self.high:.2f})"
 
 
-_MOST_SAMPLES = 100_000_000
-
-
 def weak_order_sampled(
     solver: Solver,
     sde: SDE,
@@ -150,8 +147,8 @@ def weak_order_sampled(
     """
     check_case(solver, sde, grid)
     steps = checks.count(steps, name="steps", most=rules.MOST_STEPS)
-    samples = checks.count(samples, name="samples", most=_MOST_SAMPLES)
-    batches = checks.count(batches, name="batches", least=8, most=_MOST_SAMPLES)
+    samples = checks.count(samples, name="samples", most=MOST_SAMPLES)
+    batches = checks.count(batches, name="batches", least=8, most=MOST_SAMPLES)
     seed = checks.seed(seed)
     checks.instance(problem, GaussianMixture, name="problem")
     process = process_for(solver, problem.score(sde), eta)

@@ -25,8 +25,9 @@ from scoresde.data.dataset import Dataset, from_tensors
 from scoresde.data.foreign import Unreadable
 from scoresde.data.images import Frames, Mode, read_images
 from scoresde.data.readers import FOLDER, existing, reads
-from scoresde.data.source import Source, listed, warn_of, warn_user
+from scoresde.data.source import Source, listed, warn_of
 from scoresde.files import PathName
+from scoresde.warning import warn_user
 
 SUFFIXES = frozenset(
     {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff"}

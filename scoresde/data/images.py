@@ -24,8 +24,9 @@ from torch import Tensor
 
 from scoresde import checks
 from scoresde.data.foreign import MOST_ENCODED, Unreadable, content, within_memory
-from scoresde.data.source import NAMED, warn_user
+from scoresde.data.source import NAMED
 from scoresde.extras import needs
+from scoresde.warning import warn_user
 
 Mode = Literal["L", "RGB"]
 Frames = Literal["first"]

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
-from scoresde.data.source import listed, warn_user
+from scoresde.data.source import listed
+from scoresde.warning import warn_user
 
 MOST_CLASSES = 100_000
 """Classes of one data set at most: a network has a vector for each."""

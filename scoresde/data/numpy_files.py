@@ -18,7 +18,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from scoresde.data.foreign import open_regular, within_memory
+from scoresde.data.foreign import within_memory
+from scoresde.files import opened
 
 Array = np.ndarray[Any, Any]
 
@@ -42,7 +43,7 @@ def read_arrays(path: Path, *wanted: Sequence[str]) -> tuple[Array | dict[str, A
         ValueError: no such file, a damaged one, Python objects, more than fits into memory, two names for the same.
     """
     try:
-        with open_regular(path) as stream:
+        with opened(path, lambda text: _unreadable(str(path), text.removesuffix("."))) as stream:
             magic = stream.read(6)
             stream.seek(0)
             if magic[:2] != b"PK":

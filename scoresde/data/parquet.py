@@ -16,21 +16,20 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
 from scoresde import checks
 from scoresde.data.dataset import Dataset, from_tensors
-from scoresde.data.foreign import Unreadable, open_regular
+from scoresde.data.foreign import Unreadable
 from scoresde.data.images import Frames, Mode, read_images
 from scoresde.data.readers import LABELS, existing, reads
 from scoresde.data.source import Source, warn_of
 from scoresde.extras import needs
-from scoresde.files import PathName
+from scoresde.files import PathName, opened
 
 _IMAGE_COLUMNS = ("image", "img")
-
 
 # Rows that a byte of a file can stand for at most: even equal images, which are stored once, need a number each.
 _ROWS_PER_BYTE = 100
@@ -71,7 +70,7 @@ def load_parquet(
         import pyarrow.parquet as pq
     path = existing(path)
     skip_bad = checks.flag(skip_bad, name="skip_bad")
-    with _opened(path) as stream:
+    with opened(path, lambda text: ValueError(f"{path} is not a readable Parquet file: {text}")) as stream:
         size = os.fstat(stream.fileno()).st_size
         try:
             file = pq.ParquetFile(stream, page_checksum_verification=True)
@@ -101,13 +100,6 @@ def load_parquet(
     dataset.source = Source(str(path), notes, read.skipped, others)
     warn_of(read.skipped, count, "rows")
     return dataset
-
-
-def _opened(path: Path) -> IO[bytes]:
-    try:
-        return open_regular(path)
-    except Unreadable as error:
-        raise ValueError(f"{path} is not a readable Parquet file: {error}") from error
 
 
 def _columns(schema: Any, path: Path, image: str | None, label: str | None) -> tuple[str, str | None]:

@@ -22,8 +22,7 @@ from typing import Any, TypeVar
 
 from scoresde import checks
 from scoresde.data.dataset import Dataset
-from scoresde.data.foreign import irregular
-from scoresde.files import PathName
+from scoresde.files import PathName, irregular
 
 Reader = TypeVar("Reader", bound=Callable[..., Dataset])
 

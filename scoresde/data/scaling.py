@@ -17,7 +17,6 @@ Every :class:`~scoresde.data.Dataset` has one as ``scaling``, and checkpoints ke
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -28,6 +27,7 @@ from torch import Tensor
 
 from scoresde import checks
 from scoresde.data.statistics import Spread, moments, quartiles
+from scoresde.warning import warn_user
 
 Per = Literal["tensor", "channel", "coordinate"]
 """What has a shift and a scale of its own: all numbers together, each channel (N, C, ...), or each coordinate."""
@@ -128,10 +128,9 @@ class Scaling:
                 "leave robust out, or give a Scaling of your own."
             )
         if bool(constant.any()):
-            warnings.warn(
+            warn_user(
                 f"{_named(constant, per)} of the data {_one_number(constant)}: nothing can be learnt there, and "
-                "samples come back with that number. Leave it out of the data where it means nothing.",
-                stacklevel=2,
+                "samples come back with that number. Leave it out of the data where it means nothing."
             )
         return cls(*_placed(found, constant, per))
 

@@ -2,15 +2,15 @@
 
     Source("pictures", notes=("sub-folders are classes",), skipped=(("pictures/a.png", "it is empty"),))
 
-Warnings about them point at the line of the user that loads.
+:func:`warn_of` warns of what was left out.
 """
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from scoresde.warning import warn_user
 
 NAMED = 20
 """How many names a message lists."""
@@ -50,14 +50,6 @@ def shown(name: str) -> str:
     """A name from outside as it may go to a terminal: one line, nothing that a terminal obeys, cut where it is long."""
     plain = name if name.isprintable() else repr(name)[1:-1]
     return plain if len(plain) <= 200 else f"{plain[:100]}...{plain[-97:]}"
-
-
-def warn_user(message: str) -> None:
-    """A warning at the line outside this library from which it was called."""
-    level, frame = 1, sys._getframe()
-    while frame.f_back is not None and str(frame.f_globals.get("__name__")).startswith("scoresde."):
-        level, frame = level + 1, frame.f_back
-    warnings.warn(message, stacklevel=level)
 
 
 def warn_of(skipped: Sequence[tuple[str, str]], count: int, what: str) -> None:

@@ -4,7 +4,7 @@
     found.centre, found.deviation           # (1, d)
     found = quartiles(data, axes=(0,))      # the same by median and quartiles, blind to how far out the tails reach
 
-Both read the data in pieces, so that a large data set is not held twice.
+The first reads the data in pieces, so that a large data set is not held twice; the second sorts a copy in float64.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ A network is right to about a hundredth of the largest numbers that it makes. A 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch import Tensor
 from scoresde import checks
 from scoresde.data.scaling import PER, Scaling, check_integers
 from scoresde.data.statistics import Spread, moments, quartiles
+from scoresde.warning import warn_user
 
 _LOST = 1 / 10
 """A channel whose deviation is below so much of the largest root mean square is lost under one scale for all."""
@@ -84,10 +84,9 @@ def _suited(data: Tensor, found: Spread) -> Scaling:
     lost = _lost(found, scaling)
     if not lost:
         return scaling
-    warnings.warn(
+    warn_user(
         f"{' '.join(_told(lost, found, data))} would be lost under one scale for all channels, so that each channel is "
-        'standardised by itself: scaling="channel" says so, scaling="tensor" keeps one scale.',
-        stacklevel=4,
+        'standardised by itself: scaling="channel" says so, scaling="tensor" keeps one scale.'
     )
     return Scaling.standardise(data, "channel")
 
@@ -103,11 +102,10 @@ def _of_table(data: Tensor, found: Spread) -> Scaling:
     exact = quartiles(data[:, which], (0,))
     shift, scale = _as_tensor(scaling.shift).clone(), _as_tensor(scaling.scale).clone()
     shift[which], scale[which] = exact.centre[0], exact.deviation[0]
-    warnings.warn(
+    warn_user(
         f"{_told(which.tolist(), found, data)[0]}: a few far numbers make more than {_HEAVY:g} times the deviation "
         "that the quartiles have, so that these decide the scale, and the bulk is of unit size; the far tails come "
-        'out roughly. scaling="coordinate" takes mean and deviation all the same.',
-        stacklevel=5,
+        'out roughly. scaling="coordinate" takes mean and deviation all the same.'
     )
     return Scaling(shift, scale)
 
@@ -135,11 +133,10 @@ def _check_kept(data: Tensor, scaling: Scaling, found: Spread) -> None:
             )
         lost = _lost(found, scaling) if _as_tensor(scaling.scale).numel() == 1 else []
         if lost:
-            warnings.warn(
+            warn_user(
                 f"{' '.join(_told(lost, found, data))} would be lost under {scaling}: a deviation of less than "
                 f"{_LOST:g} of the largest numbers in model units a network does not learn. "
-                'scaling="channel" standardises each by itself.',
-                stacklevel=4,
+                'scaling="channel" standardises each by itself.'
             )
 
 

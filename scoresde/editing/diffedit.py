@@ -9,7 +9,6 @@ Outside the mask the result is x_0 to the last bit.
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 from typing import Unpack
 
@@ -27,6 +26,7 @@ from scoresde.reverse import Reverse
 from scoresde.sde import Time
 from scoresde.solvers.base import Solver
 from scoresde.solvers.runge_kutta import Heun
+from scoresde.warning import warn_user
 
 _MOST_DRAWS = 1_000_000
 _DRAWS = 10  # of the noise, for a mask; the paper's number
@@ -182,9 +182,8 @@ def diffedit(
 def _warn_of_empty(mask: Tensor) -> None:
     empty = int((~mask.flatten(1).any(1) if mask.ndim > 1 else ~mask).sum())
     if empty:
-        warnings.warn(
+        warn_user(
             f"the mask of {empty} of {len(mask)} samples is empty, so that they come back unchanged: at t the source's "
             "and the target's scores agree about them everywhere. Are the two conditions the same? Give a mask, or "
-            "another t.",
-            stacklevel=4,
+            "another t."
         )

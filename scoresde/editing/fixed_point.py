@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from scoresde.editing.inputs import root_mean_square
+from scoresde.solvers.incomplete import each
 
 
 class FixedPoint(NamedTuple):
@@ -48,7 +49,7 @@ def fixed_point(
         step = image - x
         moved = root_mean_square(step)
         closer = moved < least
-        best = torch.where(_rows(closer, x), x, best)
+        best = torch.where(each(closer, x), x, best)
         least = torch.where(closer, moved, least)
         settled = least.detach() <= tolerance
         if done == iterations or bool(settled.all()):
@@ -56,13 +57,8 @@ def fixed_point(
         if memory:
             past = [*past, (x, step)][-memory - 1 :]
             image = _accelerated(past, image)
-        x = torch.where(_rows(settled, x), x, image)
+        x = torch.where(each(settled, x), x, image)
     return FixedPoint(best, least, calls)
-
-
-def _rows(chosen: Tensor, x: Tensor) -> Tensor:
-    """One truth value for each sample (B,), so that it broadcasts against x."""
-    return chosen.reshape(-1, *[1] * (x.ndim - 1))
 
 
 def _accelerated(past: list[tuple[Tensor, Tensor]], image: Tensor) -> Tensor:

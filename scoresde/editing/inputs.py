@@ -145,8 +145,7 @@ def as_mask(mask: Tensor, x: Tensor) -> Tensor:
         raise ValueError(
             f"mask must be True (or 1) where the edit happens, but {checks.got(mask)} is "
             f"{'False' if mask.dtype == torch.bool else '0'} everywhere, so there is nothing to edit. If it says "
-            "what to "
-            "keep, turn it round: ~mask, or 1 - mask."
+            "what to keep, turn it round: ~mask, or 1 - mask."
         )
     return mask.to(device=x.device, dtype=x.dtype)
 

@@ -165,7 +165,7 @@ def invert(
         finite = finite_rows(latent)
         whole = bool(finite.all())
         if not whole:
-            latent = without(latent, finite, "the inversion ended with NaN or infinite values", _ADVICE, stacklevel=2)
+            latent = without(latent, finite, "the inversion ended with NaN or infinite values", _ADVICE)
         # nothing leads back from a latent that is not there
         back = _down(down, counted, latent if whole else latent.nan_to_num(0.0), times).x
         back = back if whole else torch.where(each(finite, back), back, torch.nan)

@@ -18,7 +18,7 @@
 """
 
 from scoresde.files.fields import Fail, Fields, refusing
-from scoresde.files.reading import MOST_JSON, opened, read_format, read_json
+from scoresde.files.reading import MOST_JSON, irregular, opened, read_format, read_json
 from scoresde.files.writing import (
     PARTIAL,
     PathName,
@@ -39,6 +39,7 @@ __all__ = [
     "PathName",
     "append_line",
     "flush",
+    "irregular",
     "make_writable",
     "opened",
     "read_format",

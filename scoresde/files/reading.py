@@ -27,7 +27,20 @@ MOST_JSON = 8 << 20
 LEVELS = 16
 """How deep the values of a JSON file may be nested."""
 
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
 _DIGITS = 20  # of 64 bits; a number of a million digits would take minutes
+
+
+def irregular(mode: int) -> str | None:
+    """What a file of this ``st_mode`` is, where it is no regular file."""
+    return None if stat.S_ISREG(mode) else next((word for is_a, word in _KINDS if is_a(mode)), "no regular file")
 
 
 @contextmanager
@@ -44,23 +57,20 @@ def opened(path: Path, fail: Fail, *, most: int | None = None) -> Iterator[Binar
         Exception: what ``fail`` makes: a folder, pipe, socket or device, too large, or not to be read.
     """
     try:
-        kind = path.stat().st_mode  # first: to open a device may already start it
+        kind = irregular(os.stat(path).st_mode)  # first: to open a device may already start it
         # Not blocking: it may have become a pipe since.
-        descriptor = (
-            os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-            if (stat.S_ISREG(kind))
-            else None
-        )
+        flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+        descriptor = os.open(path, flags) if kind is None else None
     except FileNotFoundError as error:
         raise FileNotFoundError(f"path must be that of a file, and there is none at {path}.") from error
     except (OSError, ValueError) as error:
-        raise fail(f"the file cannot be read ({error}).") from error
+        raise fail(f"the file cannot be read ({getattr(error, 'strerror', None) or error}).") from error
     if descriptor is None:
-        raise fail("it must be a regular file; nothing else is read.")
+        raise fail(f"it is {kind}, and must be a regular file: only regular files are read.")
     with os.fdopen(descriptor, "rb") as file:
         found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            raise fail("it must be a regular file; nothing else is read.")
+        if irregular(found.st_mode) is not None:
+            raise fail(f"it is {irregular(found.st_mode)}, and must be a regular file: only regular files are read.")
         if most is not None and found.st_size > most:
             raise fail(f"the file has {found.st_size} bytes; the limit is {most}.")
         yield file

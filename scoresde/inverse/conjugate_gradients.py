@@ -7,7 +7,6 @@ Gradients flow to v and to what the system holds, by one more solve and no graph
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from scoresde.sde import spread
 from scoresde.solvers.metropolis import dot
+from scoresde.warning import warn_user
 
 System = Callable[[Tensor], Tensor]
 r"""u -> K u on (B, \*measured), each sample alone."""
@@ -94,11 +94,10 @@ def _iterate(system: System, v: Tensor, tolerance: float, iterations: int, remed
         left = square > torch.where(running, goal, 1e4 * goal)
         if bool(left.any()):
             worst = float((square / dot(v, v)).nan_to_num().max().sqrt())
-            warnings.warn(
+            warn_user(
                 f"conjugate gradients stopped within {iterations} iterations with {int(left.sum())} of {len(v)} "
                 f"samples not at tolerance {tolerance:.1g}; the largest relative residual is {worst:.1g}. "
                 f"{remedy}".rstrip(),
                 RuntimeWarning,
-                stacklevel=2,
             )
     return u

@@ -112,10 +112,8 @@ class Measurement:
             return self.operator
         raise TypeError(
             f"{what} needs a linear operator with an adjoint: measurement must be a Measurement of a LinearOperator; "
-            "its "
-            f"operator is a {type(self.operator).__name__}. If it is linear, write FunctionOperator(operator, "
-            "event=...), which "
-            "derives the adjoint; if not, take dps."
+            f"its operator is a {type(self.operator).__name__}. If it is linear, write FunctionOperator(operator, "
+            "event=...), which derives the adjoint; if not, take dps."
         )
 
     def check(self, x: Tensor) -> None:
@@ -160,8 +158,7 @@ class Measurement:
         if self.noise_std == 0:
             raise ValueError(
                 f"{what} needs noise_std > 0, got a Measurement with noise_std = {self.noise_std:g}: without noise y "
-                "has "
-                "no density. Give the measurement's noise, or a small number in place of it."
+                "has no density. Give the measurement's noise, or a small number in place of it."
             )
 
     def _for(self, x: Tensor, measured: Shape) -> None:
@@ -177,7 +174,6 @@ class Measurement:
         if shape not in (measured, (*shape[:1], *measured)):
             raise ValueError(
                 f"y must be {measured}, which is what the operator {type(self.operator).__name__} measures, or the "
-                "same with a batch axis before; "
-                f"got {shape}."
+                f"same with a batch axis before; got {shape}."
             )
         return shape == measured

@@ -79,21 +79,20 @@ class Mask(LinearOperator):
     def __post_init__(self) -> None:
         if not isinstance(self.mask, Tensor) or self.mask.dtype != torch.bool:
             raise TypeError(
-                f"mask must be a boolean tensor, True where x is measured; got {checks.got(self.mask)}. Write mask > "
-                "0.5."
+                f"mask must be a boolean tensor, True where x is measured; got {checks.got(self.mask)}. "
+                "Write mask > 0.5."
             )
         event = as_event(_said(self.event) or tuple(self.mask.shape))
         try:
             mask = self.mask.expand(event)
         except RuntimeError as error:
             raise ValueError(
-                f"mask must broadcast to the event; a mask {tuple(self.mask.shape)} does not broadcast to event = "
-                f"{event}."
+                f"mask must broadcast to the event; {tuple(self.mask.shape)} does not broadcast to event = {event}."
             ) from error
         if not bool(mask.any()):
             raise ValueError(
-                f"mask must be True where x is measured; got {checks.got(self.mask)} that keeps nothing: it is False "
-                "everywhere."
+                f"mask must be True where x is measured; got {checks.got(self.mask)} that keeps nothing: it is "
+                "False everywhere."
             )
         object.__setattr__(self, "event", event)
         object.__setattr__(self, "mask", mask)
@@ -198,8 +197,7 @@ class Blur(LinearOperator):
         if not kernel.numel() or n > len(event) or any(k > s for k, s in zip(kernel.shape, event[-n:], strict=True)):
             raise ValueError(
                 f"kernel must be one that fits into the event {event}; {tuple(kernel.shape)} does not fit into its "
-                "last "
-                "axes."
+                "last axes."
             )
         object.__setattr__(self, "event", event)
 

@@ -13,7 +13,6 @@ A :class:`ScoreModel` is a network, the SDE it was trained under and what its ou
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -29,6 +28,7 @@ from scoresde.models.predictions import PREDICTIONS, Affine, Prediction
 from scoresde.models.score import DerivedScore, Score, Units, shaped_like
 from scoresde.sde import SDE, Time, has_signal, spread
 from scoresde.spectrum import Spectrum
+from scoresde.warning import warn_user
 
 Given = Mapping[str, Any] | None
 """Conditions by name, as the network takes them; None for none."""
@@ -89,7 +89,7 @@ class ScoreModel(NoiseLevelNetwork, Score):
     def evaluate(self, x: Tensor, t: Time, wanted: Combination, conditions: Given = None) -> Tensor:
         """The wanted combination, of x and one call of the network."""
         if self.trained_with is not None and not conditions and not torch.compiler.is_compiling():
-            self.trained_with.warn_unless_seen((), what=type(self).__name__, stacklevel=3)
+            self.trained_with.warn_unless_seen((), what=type(self).__name__)
         alpha, sigma = self.levels(x, t)
         given = as_given(conditions)
         k = self._prediction(alpha, sigma, self.sigma_data if self.sigma_data is not None else 1.0)
@@ -212,11 +212,10 @@ class Transported(ScoreModel):
         own, new = self.trained_under, sde
         asked, seen = ([s.log_snr(t).item() for t in (s.T, s.t_min)] for s in (new, own))
         if asked[0] < seen[0] - 1e-6 or asked[1] > seen[1] + 1e-6:
-            warnings.warn(
+            warn_user(
                 f"{type(new).__name__} runs over log-SNR [{asked[0]:.3g}, {asked[1]:.3g}], but the network was trained "
                 f"under {type(own).__name__} on [{seen[0]:.3g}, {seen[1]:.3g}]. Narrow the new one's T and t_min (for "
-                "example with its t_of_log_snr) to stay where the network has been.",
-                stacklevel=3,
+                "example with its t_of_log_snr) to stay where the network has been."
             )
 
     def evaluate(self, x: Tensor, t: Time, wanted: Combination, conditions: Given = None) -> Tensor:
@@ -265,13 +264,11 @@ class Branches:
     given: tuple[Mapping[str, Any], ...]
     nulls: Mapping[str, Any]
 
-    def warn_unless_trained(self, which: Sequence[int], *, what: str, stacklevel: int = 2) -> None:
+    def warn_unless_trained(self, which: Sequence[int], *, what: str) -> None:
         """Warn where one of these branches asks the network for what it was never trained to do, as far as is known."""
         trained = self.model.trained_with
         for i in which if trained is not None else ():
-            cast(TrainedWith, trained).warn_unless_seen(
-                given_names(self.model.net, self.given[i]), what=what, stacklevel=stacklevel + 1
-            )
+            cast(TrainedWith, trained).warn_unless_seen(given_names(self.model.net, self.given[i]), what=what)
 
     def evaluate(self, x: Tensor, t: Tensor, wanted: Combination, which: Sequence[int]) -> list[Tensor]:
         """The wanted combination in some branches, of which ``which`` holds the indices: (B, *event) for each."""

@@ -14,7 +14,6 @@ makes the result and gives a :class:`CollapseWarning` where a few particles hold
 from __future__ import annotations
 
 import math
-import warnings
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +22,7 @@ from torch import Tensor
 from scoresde import checks
 from scoresde.noise import Noise, as_noise
 from scoresde.particles.resample import Resampling, effective_sample_size, normalised, systematic
+from scoresde.warning import warn_user
 
 
 class CollapseWarning(UserWarning):
@@ -193,10 +193,9 @@ class Population:
         if not bool((least < limit).any()):
             return
         worst = int(least.argmin())
-        warnings.warn(
+        warn_user(
             f"the weights have collapsed: at t = {grid[step[worst]].item():.3g} the effective sample size of group "
             f"{worst} was {least[worst].item():.2f} of {self.size} particles, and below {limit:.3g} in "
             f"{int((least < limit).sum())} of {self.groups} groups, so the result rests on very few samples. {way_out}",
             CollapseWarning,
-            stacklevel=6,
         )

@@ -191,7 +191,7 @@ class AdaptiveRun:
         if bool(left.any()):
             stuck = int((self.stuck & left).sum())
             why = shrank(stuck) if stuck else f"max_steps = {self.solver.max_steps} was reached"
-            gave_up(self.solver, left, t, why, stacklevel=4)
+            gave_up(self.solver, left, t, why)
         x = self.line.leave(self.result, self.reached)
         if self.line.to_zero and not bool(short.all()):
             self.nfe = self.nfe + (~short).long()

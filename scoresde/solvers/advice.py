@@ -8,10 +8,11 @@ Python's own filters are of the whole process: changing them for a while would s
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+
+from scoresde.warning import warn_user
 
 _silent: ContextVar[bool] = ContextVar("solvers say nothing of their answers", default=False)
 
@@ -26,7 +27,7 @@ def unadvised() -> Iterator[None]:
         _silent.reset(token)
 
 
-def advise(message: str, category: type[Warning] = UserWarning, *, stacklevel: int) -> None:
-    """``warnings.warn``, with ``stacklevel`` counted from the function that calls this one."""
+def advise(message: str, category: type[Warning] = UserWarning) -> None:
+    """:func:`~scoresde.warning.warn_user`, unless :func:`unadvised`."""
     if not _silent.get():
-        warnings.warn(message, category, stacklevel=stacklevel + 1)
+        warn_user(message, category)

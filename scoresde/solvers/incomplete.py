@@ -19,7 +19,7 @@ class IncompleteWarning(RuntimeWarning):
     """Some samples of a solution did not reach its last time, or are not finite; the others are as they should be."""
 
 
-def gave_up(solver: object, left: Tensor, t: Tensor, why: str, *, stacklevel: int) -> None:
+def gave_up(solver: object, left: Tensor, t: Tensor, why: str) -> None:
     """The one warning of a run in which the samples ``left`` (B,) did not reach the end; t (B,) is where they are."""
     advise(
         f"{type(solver).__name__}: {int(left.sum())} of {len(left)} samples did not reach the last time (the furthest "
@@ -27,7 +27,6 @@ def gave_up(solver: object, left: Tensor, t: Tensor, why: str, *, stacklevel: in
         "`reached`. Loosen rtol and atol, raise max_steps, or take a solver that steps on a grid, such as Heun() or "
         "DDIM().",
         IncompleteWarning,
-        stacklevel=stacklevel + 1,
     )
 
 
@@ -44,7 +43,7 @@ def finite_rows(x: Tensor) -> Tensor:
     return x.detach().isfinite().reshape(x.shape[0], -1).all(1)
 
 
-def without(x: Tensor, finite: Tensor, ending: str, advice: str, *, stacklevel: int) -> Tensor:
+def without(x: Tensor, finite: Tensor, ending: str, advice: str, *, stacklevel: int | None = None) -> Tensor:
     """x with NaN throughout the samples that are not ``finite`` (B,), after a warning that names them.
 
     Args:
@@ -52,7 +51,7 @@ def without(x: Tensor, finite: Tensor, ending: str, advice: str, *, stacklevel: 
         finite: (B,) bool.
         ending: what happened, "Heun ended with NaN ...".
         advice: what to do.
-        stacklevel: 1 for the caller.
+        stacklevel: not needed any more; goes with its last caller.
 
     Raises:
         FloatingPointError: no sample is finite.
@@ -65,7 +64,6 @@ def without(x: Tensor, finite: Tensor, ending: str, advice: str, *, stacklevel: 
         f"{ending} in {len(bad)} of {len(finite)} samples: [{shown}]. They are NaN in the answer; the others are what "
         f"they would be without them. {advice}",
         IncompleteWarning,
-        stacklevel=stacklevel + 1,
     )
     return torch.where(each(finite, x), x, torch.nan)
 

@@ -100,7 +100,7 @@ class ProbabilityFlow(Solver):
             report(i, path.states[0][i])
         reached = path.reached
         if path.why:
-            gave_up(self, ~path.lost, reached, path.why, stacklevel=3)
+            gave_up(self, ~path.lost, reached, path.why)
         return Ending(path.states[0][-1], not path.why, reached=reached)
 
 

@@ -220,8 +220,7 @@ class SpectralMultistep(ExponentialMultistep):
                 f"{type(self).__name__} expects an error of {float(error.median()):.2g} a coordinate after {n} steps, "
                 f"where the data's deviation is {scale:.2g}: the answer is not to be trusted. Take more steps, or "
                 "another solver where the score is rough (Ancestral for posteriors); or tell sigma_data, if that "
-                "deviation is wrong.",
-                stacklevel=5,
+                "deviation is wrong."
             )
         return error
 

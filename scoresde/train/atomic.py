@@ -73,6 +73,19 @@ def _writable(buffer: Tensor) -> bool:
     return not any(size > 1 and stride == 0 for size, stride in zip(buffer.shape, buffer.stride(), strict=True))
 
 
+@contextmanager
+def as_it_was(module: nn.Module) -> Iterator[None]:
+    """Inside, a module and those in it are in evaluation mode; afterwards modes and buffers are what they were."""
+    modes, buffers = [(part, part.training) for part in module.modules()], kept_buffers(module)
+    try:
+        module.eval()
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+        write_back(buffers)
+
+
 class Buffers:
     """The buffers of a module as they were when ``keep`` was called last, or at the beginning.
 

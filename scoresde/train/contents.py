@@ -23,6 +23,7 @@ from torch import Tensor
 import scoresde
 from scoresde import checks
 from scoresde.data import Scaling
+from scoresde.data.labels import MOST_CLASSES
 from scoresde.files import Fail, Fields, PathName
 from scoresde.models.conditions import TrainedWith
 from scoresde.train import folder as folders
@@ -34,8 +35,8 @@ FORMAT = 1
 MODEL, AVERAGE = "model.safetensors", "ema.safetensors"
 OPTIMIZER, TRAINING = "optimizer.safetensors", "training.json"
 
-MOST_CLASSES, MOST_CONDITIONS, MOST_AXES, MOST_NUMBERS = 100_000, 1000, 16, 2**31
-"""Of a data set: classes, conditions, and for a sample or a condition axes and numbers."""
+MOST_CONDITIONS, MOST_AXES, MOST_NUMBERS = 1000, 16, 2**31
+"""Of a data set: conditions, and for a sample or a condition axes and numbers."""
 
 
 @dataclass(frozen=True)

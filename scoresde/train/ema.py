@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde import checks
-from scoresde.train.atomic import kept_buffers, write_back
+from scoresde.train.atomic import as_it_was
 from scoresde.train.copying import copied
 
 Averaged = TypeVar("Averaged", bound=nn.Module)
@@ -120,22 +120,16 @@ class EMA:
         Afterwards, and after an error, it is as it was: its own weights, its buffers, and the mode of each of its
         modules. It may stand inside itself. Training must not go on inside: the loop and ``update`` refuse.
         """
-        model = self._model
         weights = [parameter.detach().clone() for parameter in self._live]
-        buffers = kept_buffers(model)
-        modes = [(module, module.training) for module in model.modules()]
         self._applied += 1
         try:
             with torch.no_grad():
                 torch._foreach_copy_(self._live, self._average)
-            model.eval()
-            yield
+            with as_it_was(self._model):
+                yield
         finally:
             with torch.no_grad():
                 torch._foreach_copy_(self._live, weights)
-            write_back(buffers)
-            for module, training in modes:
-                module.training = training
             self._applied -= 1
 
     def refuse_if_applied(self, what: str) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import math
 import time
-import warnings
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -40,6 +39,7 @@ from scoresde.train.owner import Owner
 from scoresde.train.processes import Processes
 from scoresde.train.record import Log, LossWindow, StepRecord
 from scoresde.train.trial import check_average, check_kept, check_step, check_weights
+from scoresde.warning import warn_user
 
 
 @contextmanager
@@ -255,10 +255,9 @@ class Run(Iterator[StepRecord], Generic[Model]):
             check_kept(model, dataset, self._recorded())
         parts = self._processes.count * options.accumulate
         if parts > 1 and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.modules()):
-            warnings.warn(
+            warn_user(
                 f"each step's batch is worked off in {parts} parts (processes x accumulate), and batch normalisation "
-                "sees one part at a time: the run depends on their number. GroupNorm or LayerNorm does not.",
-                stacklevel=6,  # the caller of train
+                "sees one part at a time: the run depends on their number. GroupNorm or LayerNorm does not."
             )
 
     # -- the loop ------------------------------------------------------------------------------------------------------
@@ -438,10 +437,9 @@ class Run(Iterator[StepRecord], Generic[Model]):
         training = contents.read_training(resumed)
         differ = differences(training["options"], json.loads(json.dumps(self._recorded())))
         if differ:
-            warnings.warn(
+            warn_user(
                 f"resuming {resumed.path} with other settings ({'; '.join(differ)}): the run will differ from an "
-                "uninterrupted one.",
-                stacklevel=6,  # the caller of train
+                "uninterrupted one."
             )
         self.step, self._saved = resumed.step, (resumed.step, resumed.path)
         self.ema.load_state(contents.read_tensors(resumed, contents.AVERAGE), training["ema_updates"])

@@ -13,7 +13,6 @@ The other is :class:`~scoresde.train.classification.Classification`. One of your
 from __future__ import annotations
 
 import math
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Generic
@@ -31,6 +30,7 @@ from scoresde.train.conditions import check_all_values, check_conditions
 from scoresde.train.describe import SCORE, Model
 from scoresde.train.draws import draws_itself, is_of_ours, named_uniforms
 from scoresde.train.options import TrainOptions
+from scoresde.warning import warn_user
 
 
 class Objective(nn.Module, ABC, Generic[Model]):
@@ -153,10 +153,9 @@ class Denoising(Objective[ScoreModel]):
         scaling = getattr(dataset, "scaling", None)
         if scaling is not None:
             if self.model.scaling not in (None, scaling):
-                warnings.warn(
+                warn_user(
                     f"the model comes from data in units of {self.model.scaling}, and learns in those of these data, "
-                    f"{scaling}, from now on: from_tensors(..., scaling=model.scaling) would keep them.",
-                    stacklevel=5,
+                    f"{scaling}, from now on: from_tensors(..., scaling=model.scaling) would keep them."
                 )
             self.model.scaling = scaling
         given = getattr(dataset, "condition_scalings", None)
@@ -164,11 +163,10 @@ class Denoising(Objective[ScoreModel]):
             wanted = {name: one for name, one in given.items() if name in self.names}
             fixed = {name for name in wanted if not _is_nan(self.nulls.get(name, math.nan))}
             if fixed:
-                warnings.warn(
+                warn_user(
                     f'the network says "not given" of {", ".join(sorted(fixed))} by a number, which no scaling may '
                     "touch, so that the network gets them as they are, far from unit size as they may be: scale them "
-                    "yourself, or let the network's null be NaN.",
-                    stacklevel=5,
+                    "yourself, or let the network's null be NaN."
                 )
             kept = {name: one for name, one in wanted.items() if name not in fixed}
             self.model.condition_scalings = {**kept, **self.model.condition_scalings}

@@ -4,7 +4,7 @@ What is in a file is asked before its bytes are: names, shapes and dtypes as ten
 compared with what the model needs. Then the values, which must be finite::
 
     layout = read_layout(path, fail)                        # {"net.head.weight": torch.empty(2, 4, device="meta")}
-    check_equal(layout, wanted, fail)                       # names, shapes, dtypes
+    check_equal(layout, wanted, fail, dtypes=True)          # names, shapes, dtypes
     values = read_values(path, fail)                        # in memory of our own
     writer(model.state_dict())(path)
 
@@ -78,7 +78,7 @@ def check_equal(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], fail:
         found: in a file.
         wanted: by the model.
         fail: makes the error of a text.
-        dtypes: whether they must be equal; else only of one kind: floating, complex, or the same.
+        dtypes: whether they must be equal; else floating ones may differ in precision.
     """
 
     def words(value: Tensor | None) -> str:

@@ -5,8 +5,8 @@ weighting that is negative somewhere: each would be found after hours, and is fo
 
     check_weights(objective, times)                     # times, their weights and the weighting: finite, not negative
     check_step(objective, dataset, times)               # the loss of the first sample, and that it reaches the weights
-    averaged = check_average(objective)                 # the copy that ema_model() makes, and whose weights it uses
-    check_kept(model, dataset, options)                # what goes into a checkpoint
+    check_average(objective, dataset, times)            # the copy that ema_model() makes, and whose weights it uses
+    check_kept(model, dataset, recorded)                # what goes into a checkpoint
 
 Nothing is learnt, and nothing of the model changes.
 """
@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import copy
 import json
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -30,7 +29,7 @@ from scoresde.extras import needs
 from scoresde.models.conditions import drop_conditions
 from scoresde.sde import SDE, signal_left
 from scoresde.times import TimeDensity
-from scoresde.train.atomic import kept_buffers, write_back
+from scoresde.train.atomic import as_it_was
 from scoresde.train.batches import MapDataset
 from scoresde.train.compatibility import entries
 from scoresde.train.contents import describe_data
@@ -38,6 +37,7 @@ from scoresde.train.describe import describe_model
 from scoresde.train.draws import seeded_where
 from scoresde.train.ema import EMA, ema_model
 from scoresde.train.objective import Objective
+from scoresde.warning import warn_user
 
 _QUANTILES = 64  # of the density of times, at which weights are looked at
 
@@ -124,7 +124,7 @@ def check_step(objective: Objective[Any], dataset: MapDataset, times: TimeDensit
             loss is not finite, or depends on no weight that is trained.
     """
     trial = _batch(objective, dataset, times)
-    with as_it_was(objective), seeded_where(objective.draws, trial[0].device, 0):
+    with plain(objective), seeded_where(objective.draws, trial[0].device, 0):
         loss = _loss(objective, *trial)
     if not bool(loss.isfinite()):
         bad = next((n for n, p in objective.model.named_parameters() if not bool(p.isfinite().all())), None)
@@ -137,11 +137,10 @@ def check_step(objective: Objective[Any], dataset: MapDataset, times: TimeDensit
         )
     foreign = _leaves(loss) - {id(parameter) for parameter in objective.model.parameters()}
     if foreign:
-        warnings.warn(
+        warn_user(
             f"the loss depends on {len(foreign)} tensors that require a gradient and are not parameters of the model, "
             "as those of modules in a plain list are: they are neither trained nor saved. Register them "
-            "(nn.ModuleList, nn.ParameterList), or turn their gradients off.",
-            stacklevel=7,  # the caller of train
+            "(nn.ModuleList, nn.ParameterList), or turn their gradients off."
         )
 
 
@@ -159,7 +158,7 @@ def check_average(objective: Objective[Any], dataset: MapDataset, times: TimeDen
     twin = copy.copy(objective)
     twin._modules = {"model": averaged}
     trial = _batch(objective, dataset, times)
-    with torch.no_grad(), as_it_was(objective), seeded_where(objective.draws, trial[0].device, 0):
+    with torch.no_grad(), plain(objective), seeded_where(objective.draws, trial[0].device, 0):
         before = _loss(twin, *trial)
         kept = [(parameter, parameter.data) for parameter in model.parameters()]
         try:
@@ -221,23 +220,20 @@ def check_kept(model: nn.Module, dataset: object, recorded: Mapping[str, Any]) -
 
 
 @contextmanager
-def as_it_was(objective: nn.Module) -> Iterator[None]:
-    """Inside, a module and those in it are in evaluation mode and not compiled; modes and buffers are restored."""
-    modes = [(module, module.training, module._compiled_call_impl) for module in objective.modules()]
-    buffers = kept_buffers(objective)
-    objective.eval()
-    for module, _, _ in modes:
-        module._compiled_call_impl = None
-    try:
-        yield
-    finally:
-        for module, training, compiled in modes:
-            module.training = training
-            if compiled is not None:
-                module._compiled_call_impl = compiled
-            else:
-                module.__dict__.pop("_compiled_call_impl", None)
-        write_back(buffers)
+def plain(objective: nn.Module) -> Iterator[None]:
+    """Inside, a module and those in it are in evaluation mode and not compiled; all is restored."""
+    compiled = [(module, module._compiled_call_impl) for module in objective.modules()]
+    with as_it_was(objective):
+        for module, _ in compiled:
+            module._compiled_call_impl = None
+        try:
+            yield
+        finally:
+            for module, call in compiled:
+                if call is not None:
+                    module._compiled_call_impl = call
+                else:
+                    module.__dict__.pop("_compiled_call_impl", None)
 
 
 def _leaves(loss: Tensor) -> set[int]:

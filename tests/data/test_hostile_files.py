@@ -22,7 +22,7 @@ import torch
 from hostile import assert_ours, encoded, frames, mutated, npy, parquet, png, png_chunk, watched
 
 from scoresde.data import load
-from scoresde.data.foreign import Unreadable, open_regular, within_memory
+from scoresde.data.foreign import Unreadable, content, within_memory
 from scoresde.data.images import FORMATS, MOST_PIXELS
 
 POSTSCRIPT = (
@@ -90,13 +90,13 @@ def no_thing_of_pillows() -> dict[str, bytes]:
 def test_only_the_named_formats_are_opened_whatever_they_are_called(data: Path) -> None:
     found = no_thing_of_pillows()
     assert {"EPS", "TGA", "PCX", "DIB"} <= set(found) and not set(found) & set(FORMATS)
-    for content in found.values():
+    for picture in found.values():
         for ending in (".png", ".tiff"):
             for other in data.iterdir():
                 other.unlink()
-            (data / f"cat{ending}").write_bytes(content)
+            (data / f"cat{ending}").write_bytes(picture)
             refused(data, match="cannot read the image .*cat", mode="RGB")
-            path = parquet(data / "set.parquet", image=[{"bytes": content, "path": "cat.png"}])
+            path = parquet(data / "set.parquet", image=[{"bytes": picture, "path": "cat.png"}])
             refused(path, match="cannot read the image row 0", mode="RGB")
 
 
@@ -231,7 +231,7 @@ def test_what_is_no_regular_file_is_not_read(make: Callable[[Path], None], data:
         make(data / name)
         refused(data / name, match="only folders and regular files")
         with pytest.raises(Unreadable, match="only regular files"):
-            open_regular(data / name)
+            content(data / name, most=10)
     (data / "a.png").unlink()
     np.save(data / "good.npy", np.ones((3, 2)) * np.arange(2))
     refused(data / "good.npy", match=r"label .*x\.npy is", label=data / "x.npy")
@@ -245,7 +245,7 @@ def test_a_file_that_is_exchanged_while_it_is_opened_is_still_no_fifo(
     _fifo(data / "b")
     monkeypatch.setattr(os, "stat", lambda path, **options: regular if path == data / "b" else real(path, **options))
     with pytest.raises(Unreadable, match="a FIFO"):
-        open_regular(data / "b")
+        content(data / "b", most=10)
 
 
 def test_a_folder_called_like_an_image_is_a_folder(data: Path) -> None:

@@ -58,7 +58,13 @@ def uniforms(*shape: int, seed: int = 0) -> Tensor:
 
 def test_the_home_knows_no_sde_and_no_network_and_networks_know_nothing_else() -> None:
     root = Path(scoresde.__file__).parent
-    allowed = {"scoresde.checks", "scoresde.checks.lasting", "scoresde", "scoresde.models.conditions"}
+    allowed = {
+        "scoresde.checks",
+        "scoresde.checks.lasting",
+        "scoresde",
+        "scoresde.models.conditions",
+        "scoresde.warning",
+    }
     for folder, own in (("models/conditions", "scoresde.models.conditions"), ("nn", "scoresde.nn")):
         for path in (root / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text("utf-8"))):

@@ -18,17 +18,18 @@ import scoresde
 ROOT = Path(scoresde.__file__).parent
 
 # The one-way order, bottom to top. Each unit (a file or folder of scoresde/) with the units it may import.
-HELPERS = {"checks", "extras", "files"}  # what any program could use: they import nothing of ours
+HELPERS = {"checks", "extras", "files", "warning"}  # what any program could use: they import nothing of ours
 CORE = HELPERS | {"noise", "sde", "spectrum", "models"}
 PROCESS = CORE | {"reverse", "rules", "solvers"}
 ALLOWED: dict[str, set[str]] = {
     "checks": set(),
     "extras": set(),
     "files": set(),
+    "warning": set(),
     "noise": {"checks"},
     "sde": {"checks", "noise"},
     "spectrum": {"checks"},
-    "models": {"checks", "noise", "sde", "spectrum"},
+    "models": {"checks", "warning", "noise", "sde", "spectrum"},
     "nn": {"checks", "models.conditions"},
     "times": {"checks", "sde"},
     "rules": {"checks", "sde", "spectrum"},

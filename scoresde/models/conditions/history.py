@@ -11,13 +11,13 @@ them means nothing where it was never trained so: that is known, and said.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
 from scoresde import checks
 from scoresde.models.conditions.dropping import Dropout
+from scoresde.warning import warn_user
 
 
 @dataclass(frozen=True)
@@ -54,13 +54,12 @@ class TrainedWith:
         p_all = next(iter(self.dropout.values()), 0.0)
         return 1 - p_all if not without else p_all if without == set(self.dropout) else 0.0
 
-    def warn_unless_seen(self, given: Collection[str], *, what: str, stacklevel: int = 2) -> None:
+    def warn_unless_seen(self, given: Collection[str], *, what: str) -> None:
         """Warn where the network is to be asked with exactly these conditions and was never trained so.
 
         Args:
             given: names of the conditions that are not null.
             what: asks it, for the message.
-            stacklevel: as for ``warnings.warn``, counted from the caller.
         """
         if self.share(given) > 0:
             return
@@ -80,10 +79,9 @@ class TrainedWith:
             mend = (
                 f"give all of them, or train it with condition_dropout={{{together[0]!r}: 0.1, ...}}, each on its own"
             )
-        warnings.warn(
+        warn_user(
             f"{what} asks the network {why}; what it answers then was never trained and means nothing. To mend it: "
-            f"{mend}.",
-            stacklevel=stacklevel + 1,
+            f"{mend}."
         )
 
     def to_json(self) -> dict[str, Any]:
