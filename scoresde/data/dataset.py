@@ -96,7 +96,9 @@ class Dataset(TorchDataset[dict[str, Tensor]]):
         return self._taken(several(indices, len(self), name="indices"))
 
     def __getitem__(self, index: int | Index) -> dict[str, Tensor]:
-        if isinstance(index, tuple):  # the axes of an array, to torch and NumPy, of which there is one
+        if (
+            isinstance(index, tuple) and len(index) != 1
+        ):  # the axes of an array, to torch and NumPy, of which there is one
             raise TypeError(f"dataset[{', '.join(map(str, index))}] has several axes: write dataset[[...]].")
         where = which(index, len(self))
         if isinstance(where, int):
@@ -171,9 +173,11 @@ def from_tensors(
     Without ``scaling``: uint8 data are 256 levels mapped to [-1, 1]; with ``levels`` the data, integer or
     floating, are the whole numbers 0 ... levels - 1 mapped to [-1, 1]; other floating data are standardised: vectors
     (N, d), the rows of a table, column by column, and with a warning by quartiles, where a few far numbers make a
-    column's deviation (more than 10 times that of the quartiles); signals, images and volumes by one mean and
+    column's deviation (more than 10 times that of the quartiles, or of the quantiles of 1/20 and 19/20 where half of
+    the numbers or more are nearly the same); signals, images and volumes by one mean and
     deviation, which keeps their contrasts, unless a channel would be lost in it (its deviation below 1/10 of the
-    largest): then, with a warning, each channel by its own.
+    largest): then, with a warning, each channel by its own. A warning tells of pixels or moments that would be lost in
+    their channel, of uint8 that fill fewer than 32 levels, and of uint8 tables with columns of unequal range.
 
     Args:
         data: (N, *event), integer or floating: vectors (N, d), or (N, C, ...) with the channels in the second place.
@@ -197,8 +201,9 @@ def from_tensors(
             is not given, and in a whole token of embeddings (N, L, E) that this is padding.
         condition_scalings: by name, the :class:`Scaling` by which a model trained on these data brings a condition to
             its network's units, or None to hand it on as it is. By default floating vectors (N, d) and numbers (N,)
-            whose root mean square is above 10, or deviation below 1/50, are standardised column by column, and no
-            other condition. Whoever calls the model gives conditions in their own units:
+            whose root mean square is above 10, or deviation below 1/50 or a tenth of it, are standardised column by
+            column, by quartiles where a few far numbers make the deviation, and no other condition; of others far from
+            unit size a warning tells. Whoever calls the model gives conditions in their own units:
             ``model.bind(income=50_000.0)``.
 
     Raises:

@@ -106,13 +106,13 @@ def load_folder(
     read = read_images(sources, len(sources), mode, frames=frames, skip_bad=skip_bad)
     skipped = (*read.skipped, *empty)
     if not labelled:
-        dataset = from_tensors(read.images, channels="first")
+        dataset = from_tensors(read.images, channels="first", levels=256)
     else:
         member = [str(found.images[i][0]) for i in read.kept]
         names = sorted(set(member))  # a class of which nothing is left is none
         place = {name: k for k, name in enumerate(names)}
         label = torch.tensor([place[name] for name in member])
-        dataset = from_tensors(read.images, label, class_names=names, channels="first")
+        dataset = from_tensors(read.images, label, class_names=names, channels="first", levels=256)
     dataset.source = Source(str(path), _notes(found, labelled), skipped, tuple(found.passed_over))
     warn_of(skipped, len(sources) + len(empty), "images and folders")
     _warn_of_others(found, path)
@@ -190,10 +190,17 @@ def _check_classes(path: Path, found: _Found, *, guessed: bool) -> None:
             "all into one folder without sub-folders; or pass classes='none' for all of them without labels."
         )
     names = [folder.name for folder in found.folders]
-    if guessed and {name.lower() for name in names} <= _SPLITS:
+    parts = [name for name in names if name.lower() in _SPLITS]
+    if guessed and parts and (len(parts) > 1 or len(names) == 1):
         raise ValueError(
-            f"the folders in {path} are called {', '.join(names)}: parts of a data set, not classes. Load one of them, "
-            f"{str(found.folders[0])!r}; or say classes='folders', or classes='none' for all images without labels."
+            f"the folders in {path} are called {', '.join(parts)}: parts of a data set, not classes. Load one of them, "
+            f"{str(path / parts[0])!r}; or say classes='folders', or classes='none' for all images without labels."
+        )
+    if guessed and len(names) == 1 and found.deeper == sum(isinstance(source, Path) for *_, source in found.images) > 0:
+        raise ValueError(
+            f"the one folder in {path}, {names[0]}, holds no images but in folders of its own, which would all be one "
+            f"class. Load {str(found.folders[0])!r} for these as classes; or say classes='folders', or classes='none' "
+            "for all images without labels."
         )
 
 

@@ -36,6 +36,8 @@ def which(index: object, count: int, *, name: str = "index") -> int | slice | Te
         TypeError: neither whole numbers nor booleans.
         IndexError: out of range, a mask of another length, more axes than one.
     """
+    if isinstance(index, tuple) and len(index) == 1 and isinstance(index[0], (Tensor, np.ndarray)):
+        index = index[0]  # what where() and nonzero() of NumPy and torch answer for one axis
     if isinstance(index, slice):
         part = _of_whole_numbers(index, name)
         forwards = part.step is None or part.step > 0

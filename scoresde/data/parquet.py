@@ -88,12 +88,19 @@ def load_parquet(
             rows = _rows(file, path, count, image, label, labels)
             read = read_images(rows, count, mode, frames=frames, skip_bad=skip_bad)
     if label is None:
-        dataset = from_tensors(read.images, channels="first", num_classes=num_classes, class_names=class_names)
+        dataset = from_tensors(
+            read.images, channels="first", levels=256, num_classes=num_classes, class_names=class_names
+        )
     else:
         if num_classes is None and class_names is None:
             class_names = _class_names(schema.metadata, label)
-        numbers = torch.tensor([labels[i] for i in read.kept])
-        dataset = from_tensors(read.images, numbers, channels="first", num_classes=num_classes, class_names=class_names)
+        known = [labels[i] for i in read.kept]
+        if any(number is not None and number >= 2**63 for number in known):
+            raise ValueError(f"column {label!r} of {path} holds numbers of 2**63 and more; expected class numbers.")
+        numbers = torch.tensor(known)
+        dataset = from_tensors(
+            read.images, numbers, channels="first", levels=256, num_classes=num_classes, class_names=class_names
+        )
     taken = [image] if label is None else [image, label]
     others = tuple(name for name in schema.names if name not in taken)
     notes = (f"column{'s' if len(taken) > 1 else ''} {' and '.join(taken)}",)

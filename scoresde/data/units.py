@@ -18,20 +18,27 @@ from torch import Tensor
 
 from scoresde import checks
 from scoresde.data.scaling import PER, Scaling, check_integers
-from scoresde.data.statistics import Spread, moments, quartiles
+from scoresde.data.statistics import HEAVY, Spread, bulk, moments
 from scoresde.warning import warn_user
 
 _LOST = 1 / 10
 """A channel whose deviation is below so much of the largest root mean square is lost under one scale for all."""
 
-_HEAVY = 10.0
-"""A column whose deviation is above so many times that of its quartiles has heavy tails."""
+_POSITION = 1 / 100
+"""A pixel or moment whose numbers lie closer together than so much of its channel's deviation is lost in it."""
+
+_FEW_LEVELS = 32
+"""uint8 data that fill fewer levels than these are likely to have fewer than 256."""
 
 _ROUNDED = 1e-3
 """What rounding to float32 may add to a column, of its deviation."""
 
+_ENOUGH = 16
+"""Samples from which the range of one position can be told."""
+
 _UNIT = (1 / 50, 10.0)
-"""A condition needs no scaling whose deviation is not below, and whose root mean square not above."""
+"""A condition needs no scaling whose deviation is not below, and whose root mean square not above, and which is not
+``_LOST`` beside its mean."""
 
 
 def chosen_scaling(data: Tensor, levels: int | None, asked: Scaling | str | None) -> Scaling:
@@ -62,6 +69,7 @@ def chosen_scaling(data: Tensor, levels: int | None, asked: Scaling | str | None
     if levels is not None:
         return Scaling.to_unit_range(levels)
     if data.dtype == torch.uint8:
+        _check_bytes(data)
         return Scaling.to_unit_range(256)
     if data.is_floating_point():
         found = _of_channels(data)
@@ -94,20 +102,44 @@ def _suited(data: Tensor, found: Spread) -> Scaling:
 def _of_table(data: Tensor, found: Spread) -> Scaling:
     """Each column by mean and deviation, or, where a few numbers make the deviation, by its quartiles."""
     scaling = Scaling.standardise(data, "coordinate")
-    looked_at = quartiles(data[:: 1 + len(data) // 2**17], (0,)).deviation
-    heavy = (looked_at > 0) & (found.deviation > _HEAVY * looked_at)
-    if not bool(heavy.any()):
+    which = _heavy(data, found)
+    if not len(which):
         return scaling
-    which = heavy[0].nonzero().flatten()
-    exact = quartiles(data[:, which], (0,))
     shift, scale = _as_tensor(scaling.shift).clone(), _as_tensor(scaling.scale).clone()
-    shift[which], scale[which] = exact.centre[0], exact.deviation[0]
+    shift[which], scale[which] = bulk(data[:, which])
     warn_user(
-        f"{_told(which.tolist(), found, data)[0]}: a few far numbers make more than {_HEAVY:g} times the deviation "
+        f"{_told(which.tolist(), found, data)[0]}: a few far numbers make more than {HEAVY:g} times the deviation "
         "that the quartiles have, so that these decide the scale, and the bulk is of unit size; the far tails come "
         'out roughly. scaling="coordinate" takes mean and deviation all the same.'
     )
     return Scaling(shift, scale)
+
+
+def _heavy(data: Tensor, found: Spread) -> Tensor:
+    """The columns of (N, d) of which a few far numbers make the deviation."""
+    looked_at = bulk(data[:: 1 + len(data) // 2**17])[1]
+    return ((looked_at > 0) & (found.deviation[0] > HEAVY * looked_at)).nonzero().flatten()
+
+
+def _check_bytes(data: Tensor) -> None:
+    """Warn of uint8 that are likely to be no pictures of 256 levels: few of them, or columns of unequal range."""
+    low, high = (int(end) for end in data.aminmax())
+    if 0 < high - low < _FEW_LEVELS:
+        warn_user(
+            f"data of uint8 are taken for 256 levels and hold values in [{low}, {high}] only, which fill little of "
+            f"[-1, 1]: give levels={high + 1} if there are no more, or levels=256 if they are dark pictures."
+        )
+    if data.ndim == 2 and data.shape[1] > 1:
+        found = moments(data, (0,))
+        span = found.largest - found.least
+        # rarely another number, as a pixel at the border of flat pictures, is no column of its own scale
+        lost = (span > 0) & (span < _LOST * span.max()) & (found.deviation > span / 5)
+        if bool(lost.any()):
+            which = lost[0].nonzero().flatten().tolist()
+            warn_user(
+                f"data of uint8 are taken for 256 levels, in which {' '.join(_told(which, found, data))} would be "
+                "lost. For a table give data.float(), which standardises each column by itself."
+            )
 
 
 def _check_kept(data: Tensor, scaling: Scaling, found: Spread) -> None:
@@ -120,6 +152,8 @@ def _check_kept(data: Tensor, scaling: Scaling, found: Spread) -> None:
             "leave scaling out, or give one that brings them to unit size."
         )
     if scaling.spans_channels(data.ndim - 1):
+        if data.ndim > 2 and len(data) >= _ENOUGH:
+            _check_positions(data, found)
         spread = found.deviation.squeeze(0) / _as_tensor(scaling.scale)
         # of a rounding to 24 bits, uniform over half a unit in the last place to each side, at the outermost number
         each = reach.flatten(1).amax(1).reshape(spread.shape) if reach.ndim > 1 else reach
@@ -138,6 +172,20 @@ def _check_kept(data: Tensor, scaling: Scaling, found: Spread) -> None:
                 f"{_LOST:g} of the largest numbers in model units a network does not learn. "
                 'scaling="channel" standardises each by itself.'
             )
+
+
+def _check_positions(data: Tensor, found: Spread) -> None:
+    """Warn where a tenth of the positions of channels (N, C, ...) or more would be lost beside the others."""
+    span = (data.amax(0).double() - data.amin(0).double()).unsqueeze(0)
+    varies = span > 0
+    lost = varies & (span < _POSITION * found.deviation)
+    if int(lost.sum()) * 10 >= max(1, int(varies.sum())):
+        places = [str(tuple(place[1:])) for place in lost.nonzero()[:5].tolist()]
+        warn_user(
+            f"{int(lost.sum())} of {data[0].numel()} positions of a sample, {', '.join(places)}, ..., vary by less "
+            f"than {_POSITION:g} of the deviation of their channel, and would be lost under one scale for it: "
+            'scaling="coordinate" standardises each by itself.'
+        )
 
 
 def _rounds_away(column: Tensor, scaling: Scaling, spread: float) -> bool:
@@ -194,30 +242,51 @@ def scalings_of_conditions(
         raise ValueError(f"condition_scalings name {', '.join(map(str, unknown))}, and the conditions are {known}.")
     found: dict[str, Scaling] = {}
     for name, values in conditions.items():
-        one = given[name] if name in given else _of_condition(values)
+        one = given[name] if name in given else _of_condition(name, values)
         if one is not None:
             _check_condition(name, values, one)
             found[name] = one
     return found
 
 
-def _of_condition(values: Tensor) -> Scaling | None:
+def _of_condition(name: str, values: Tensor) -> Scaling | None:
     """None for what is no vector, or of about unit size already."""
     known = _known_rows(values)
-    if not values.is_floating_point() or values.ndim > 2 or not known.numel():
+    if not values.is_floating_point() or not known.numel():
+        return None
+    if values.ndim > 2:
+        _warn_unless_unit(name, values)
         return None
     columns = known.reshape(len(known), -1)
     spread = moments(columns, (0,))
     size = (spread.deviation**2 + spread.centre**2).sqrt()
     varies = spread.deviation > 0
-    far = (size > _UNIT[1]) | (varies & (spread.deviation < _UNIT[0]))
-    if not bool(far.any()):
+    heavy = _heavy(columns, spread)
+    far = (size > _UNIT[1]) | (varies & (spread.deviation < (_LOST * size).clamp(min=_UNIT[0])))
+    if not bool(far.any()) and not len(heavy):
         return None
     # what holds one number tells nothing; it is centred, and not blown up
-    scale = torch.where(varies, spread.deviation, size.clamp(min=1.0))
-    if values.ndim == 1:
-        return Scaling(spread.centre.item(), scale.item())
-    return Scaling(spread.centre[0], scale[0])
+    shift, scale = spread.centre[0].clone(), torch.where(varies, spread.deviation, size.clamp(min=1.0))[0]
+    if len(heavy):
+        shift[heavy], scale[heavy] = bulk(columns[:, heavy])
+        warn_user(
+            f"condition {name!r}, {_told(heavy.tolist(), spread, columns)[0]}: a few far numbers make more than "
+            f"{HEAVY:g} times the deviation that the quartiles have, so that these decide the scale. The network gets "
+            "the far ones as large numbers: where all are positive, give the logarithm."
+        )
+    return Scaling(shift.item(), scale.item()) if values.ndim == 1 else Scaling(shift, scale)
+
+
+def _warn_unless_unit(name: str, values: Tensor) -> None:
+    """Warn of a condition with axes of its own, which is handed on as it is, where that is far from unit size."""
+    known = values[~values.isnan()].double()
+    size, largest = float(known.square().mean().sqrt()), float(known.abs().max())
+    if size > _UNIT[1] or 0 < largest < _UNIT[0]:
+        warn_user(
+            f"condition {name!r} {tuple(values.shape)} has a root mean square of {size:.3g}, and the network gets it "
+            f"as it is, far from unit size: bring it there by condition_scalings={{{name!r}: Scaling(...)}}, or say "
+            f"that it is meant so by condition_scalings={{{name!r}: None}}."
+        )
 
 
 def _known_rows(values: Tensor) -> Tensor:

@@ -203,7 +203,6 @@ class Solver(ABC):
                 f"{type(self).__name__} ended with NaN or infinite values after {counted.nfe} evaluations",
                 "The score returned such values, or the steps are too long for the method: look at the trajectory with "
                 "a callback, or take more steps.",
-                stacklevel=2,
             )
         path = torch.stack(states).to(dtype) if trajectory else None
         each = ending.nfe_per_sample if ending.nfe_per_sample is None else ending.nfe_per_sample + int(denoise)

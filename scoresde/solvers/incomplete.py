@@ -43,7 +43,7 @@ def finite_rows(x: Tensor) -> Tensor:
     return x.detach().isfinite().reshape(x.shape[0], -1).all(1)
 
 
-def without(x: Tensor, finite: Tensor, ending: str, advice: str, *, stacklevel: int | None = None) -> Tensor:
+def without(x: Tensor, finite: Tensor, ending: str, advice: str) -> Tensor:
     """x with NaN throughout the samples that are not ``finite`` (B,), after a warning that names them.
 
     Args:
@@ -51,7 +51,6 @@ def without(x: Tensor, finite: Tensor, ending: str, advice: str, *, stacklevel: 
         finite: (B,) bool.
         ending: what happened, "Heun ended with NaN ...".
         advice: what to do.
-        stacklevel: not needed any more; goes with its last caller.
 
     Raises:
         FloatingPointError: no sample is finite.

@@ -210,6 +210,16 @@ def test_the_subset_of_a_class_holds_that_class() -> None:
     assert kept.data.data_ptr() == dataset.data[2:].data_ptr()  # what a slice cuts out is not copied
 
 
+def test_what_nonzero_and_where_answer_for_one_axis_is_an_index() -> None:
+    dataset = indexed()
+    assert dataset.label is not None
+    ones = dataset.label == 1
+    for places in (torch.where(ones), ones.nonzero(as_tuple=True), np.nonzero(ones.numpy())):
+        assert torch.equal(dataset.subset(places).data, dataset.data[ones])  # type: ignore[arg-type]
+        for batch in (dataset[places], dataset.batch(places)):  # type: ignore[index, arg-type]
+            assert torch.equal(batch["x"], dataset[ones]["x"])
+
+
 @pytest.mark.parametrize(
     ("error", "message", "index"),
     [
@@ -251,7 +261,7 @@ def test_what_is_no_index_is_refused(error: type[Exception], message: str, index
         with pytest.raises(error, match=message):
             method(index)
     with pytest.raises(TypeError, match="several axes"):
-        dataset[1, 2]  # type: ignore[index]
+        dataset[1, 2]
 
 
 def test_a_subset_keeps_scaling_and_classes() -> None:

@@ -364,6 +364,14 @@ def test_metadata_of_parquet_are_no_more_than_names(data: Path) -> None:
     refused(data / "a.parquet", match="from 1 to 100000 names, got 200000")
 
 
+def test_labels_of_parquet_beyond_64_bits_are_named(data: Path) -> None:
+    import pyarrow as pa
+
+    unsigned = pa.array([0, 2**64 - 1], type=pa.uint64())
+    path = parquet(data / "a.parquet", image=[{"bytes": encoded("PNG")}] * 2, label=unsigned)
+    refused(path, match=r"column 'label' .* 2\*\*63 and more")
+
+
 def test_columns_of_parquet_are_found_in_any_order_and_by_names_with_dots(data: Path) -> None:
     rows = [{"bytes": encoded("PNG")}] * 3
     columns: dict[str, Any] = {"y.z": [0, 1, 1], "other": [5, 5, 5], "image": rows}

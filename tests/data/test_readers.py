@@ -235,7 +235,22 @@ def test_parts_of_a_data_set_are_no_classes(names: tuple[str, ...], tmp_path: Pa
     assert quietly(tmp_path, classes="folders").num_classes == len(names)
     assert len(quietly(tmp_path, classes="none")) == 2 * len(names)
     album(tmp_path, "car/a.png")
-    assert quietly(tmp_path).num_classes == len(names) + 1  # "train" is a vehicle there
+    if len(names) == 1:
+        assert quietly(tmp_path).num_classes == 2  # "train" is a vehicle there
+    else:
+        with pytest.raises(ValueError, match="parts of a data set"):
+            load(tmp_path)
+
+
+def test_one_folder_around_the_classes_is_no_class(tmp_path: Path) -> None:
+    album(tmp_path, "pictures/cat/a.png", "pictures/dog/b.png")
+    with pytest.raises(ValueError, match=r"the one folder in .*, pictures, holds no images but in folders of its own"):
+        load(tmp_path)
+    assert quietly(tmp_path / "pictures").class_names == ("cat", "dog")
+    assert quietly(tmp_path, classes="folders").class_names == ("pictures",)
+    assert quietly(tmp_path, classes="none").num_classes is None
+    album(tmp_path, "pictures/a.png")
+    assert quietly(tmp_path).class_names == ("pictures",)
 
 
 # -- options, paths ----------------------------------------------------------------------------------------------------

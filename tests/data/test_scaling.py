@@ -293,6 +293,60 @@ def test_heavy_tails_are_scaled_by_quartiles() -> None:
     assert 1.349 * float(robust.scale[0]) == pytest.approx(6, abs=0.9)  # type: ignore[index]
 
 
+@pytest.mark.parametrize("share", [0.5, 0.6, 0.7, 0.74, 0.7495, 0.75, 0.7505, 0.8, 0.9, 0.96])
+@pytest.mark.parametrize("width", [0.0, 1e-9, 1e-3])
+def test_a_column_that_is_nearly_one_number_for_the_most_part_keeps_the_rest_in_reach(
+    share: float, width: float
+) -> None:
+    """Amounts that are mostly none, as of rain: quartiles alone say nothing of the rest, or next to nothing."""
+    count = 2000
+    none = round(share * count)
+    u = (torch.arange(count - none, dtype=torch.float64) + 0.5) / (count - none)
+    column = torch.cat([width * normals(none), -20 * (1 - u).log()])  # quantiles of an exponential law of mean 20
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        x = from_tensors(torch.stack([column, normals(count)], 1))[:]["x"][:, 0].double()
+    # nine tenths lie within 3.29 of the deviations of the quantiles at their ends, or 10 times that of the scale taken
+    low, high = torch.quantile(x, torch.tensor([0.05, 0.95], dtype=torch.float64)).tolist()
+    assert high - low <= 32.9
+    if share < 0.95:  # a twentieth or more is amounts: these are not a few far numbers
+        assert x.square().mean().sqrt() < 10
+
+
+@pytest.mark.parametrize("event", [(1, 40), (2, 8, 8)])
+def test_positions_that_a_channel_would_lose_are_warned_of(event: tuple[int, ...]) -> None:
+    size = torch.logspace(0, 5, event[-1], dtype=torch.float64)
+    for data in (normals(50, *event) * size, normals(50, *event) + 1e5 * size):
+        with pytest.warns(UserWarning, match=r"positions of a sample.* would be lost.*scaling=\"coordinate\""):
+            from_tensors(data)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        from_tensors(normals(50, *event) * size, scaling="coordinate")
+        from_tensors(normals(50, *event).cumsum(-1))  # a walk, whose first steps are small
+        border = (normals(50, *event) > 2).double()  # pixels that are rarely other than black
+        from_tensors(border)
+
+
+def test_bytes_that_are_no_pictures_are_warned_of() -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def levels(count: int, *shape: int) -> Tensor:
+        return torch.randint(0, count, shape, generator=generator, dtype=torch.uint8)
+
+    with pytest.warns(UserWarning, match=r"values in \[0, 16\] only.*levels=17"):
+        from_tensors(levels(17, 50, 1, 8, 8))
+    with pytest.warns(UserWarning, match=r"column 1 .* beside column 0 .*data\.float\(\)"):
+        from_tensors(torch.cat([levels(100, 50, 1), levels(2, 50, 1)], 1))
+    flat = levels(256, 50, 64)
+    flat[:, :8] = 0
+    flat[3, :8] = 5  # the border of flat pictures
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        from_tensors(flat)
+        from_tensors(levels(17, 50, 1, 8, 8), levels=17)
+        from_tensors(levels(17, 50, 1, 8, 8), levels=256)
+
+
 # -- what float32 cannot hold ------------------------------------------------------------------------------------------
 
 TINY = torch.tensor([[1], [1e-9]], dtype=torch.float64)
@@ -471,12 +525,43 @@ def test_another_scaling_is_another_data_set(tmp_path: Path) -> None:
 # -- conditions --------------------------------------------------------------------------------------------------------
 
 
+def test_heavy_tails_of_a_condition_are_scaled_by_quartiles() -> None:
+    z = normals(1000)
+    given = {"amount": (3 * z).exp(), "both": torch.stack([(3 * z).exp(), 30 + z], 1)}
+    with pytest.warns(UserWarning, match=r"condition '(amount|both)', column 0 .* far numbers .* logarithm"):
+        dataset = from_tensors(normals(1000, 2), conditions=given)
+    scaled = in_network_units(dataset[:], dataset.condition_scalings)
+    quarters = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+    for x in (scaled["amount"], scaled["both"][:, 0]):
+        low, middle, high = torch.quantile(x.double(), quarters).tolist()
+        # float32 rounds each by 2**-24 of its size, and of the shift of size 1, under a scale of 6
+        assert abs(middle) < 1e-6 and high - low == pytest.approx(1.3489795, rel=1e-6)
+    assert float(scaled["both"][:, 1].std(correction=0)) == pytest.approx(1, rel=1e-5)
+
+
+def test_a_condition_that_varies_little_beside_its_mean_is_centred() -> None:
+    dataset = from_tensors(normals(50, 2), conditions={"year": 8 + 0.05 * normals(50, 1), "unit": 1 + normals(50, 1)})
+    assert list(dataset.condition_scalings) == ["year"]
+
+
+@pytest.mark.parametrize("factor", [100.0, 1e-4])
+def test_conditions_with_axes_far_from_unit_size_are_warned_of(factor: float) -> None:
+    low = factor * normals(50, 1, 2, 2)
+    with pytest.warns(UserWarning, match=r"condition 'low' \(50, 1, 2, 2\) .* far from unit size"):
+        from_tensors(normals(50, 2), conditions={"low": low})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        from_tensors(normals(50, 2), conditions={"low": low}, condition_scalings={"low": None})
+        own = from_tensors(normals(50, 2), conditions={"low": low}, condition_scalings={"low": Scaling(0.0, factor)})
+    assert own.condition_scalings == {"low": Scaling(0.0, factor)}
+
+
 def test_vectors_of_wild_scale_are_standardised_for_the_network() -> None:
     income, nan = INCOME[0] + INCOME[1] * normals(50), math.nan
     both = torch.stack([income, normals(50)], 1)
     both[3] = nan
     token = torch.arange(100).reshape(50, 2)
-    given = {"income": income, "both": both, "unit": normals(50, 3), "token": token, "low": 1e3 * normals(50, 1, 2, 2)}
+    given = {"income": income, "both": both, "unit": normals(50, 3), "token": token, "low": normals(50, 1, 2, 2)}
     dataset = from_tensors(normals(50, 2), conditions=given)
     assert list(dataset.condition_scalings) == ["income", "both"]
     assert dataset.subset(slice(5)).condition_scalings == dataset.condition_scalings

@@ -96,15 +96,15 @@ class TrainedWith:
             TypeError, ValueError: it is none that :meth:`to_json` writes.
         """
         if not isinstance(given, dict) or set(given) != {"conditions", "dropout", "together"}:
-            raise ValueError(f"trained_with: expected conditions, dropout and together, got {checks.got(given)}")
+            raise ValueError(f"expected conditions, dropout and together, got {checks.got(given)}")
         names, dropout = given["conditions"], given["dropout"]
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise TypeError(f"trained_with.conditions: expected names, got {checks.got(names)}")
+            raise TypeError(f"conditions: expected names, got {checks.got(names)}")
         if not isinstance(dropout, dict) or not all(name in names for name in dropout):
-            raise ValueError(f"trained_with.dropout: expected probabilities of {names}, got {checks.got(dropout)}")
+            raise ValueError(f"dropout: expected probabilities of {names}, got {checks.got(dropout)}")
         for name, probability in dropout.items():
-            checks.fraction(probability, name=f"trained_with.dropout[{name!r}]")
-        return cls(tuple(names), dict(dropout), checks.flag(given["together"], name="trained_with.together"))
+            checks.fraction(probability, name=f"dropout[{name!r}]")
+        return cls(tuple(names), dict(dropout), checks.flag(given["together"], name="together"))
 
 
 def _listed(names: Collection[str]) -> str:
