@@ -29,7 +29,7 @@ from scoresde.data import Dataset
 from scoresde.train.draws import DataOrder, derive, seeded
 
 Batch = dict[str, Tensor]
-Places = npt.NDArray[np.int64]
+_Places = npt.NDArray[np.int64]
 
 
 class MapDataset(Protocol):
@@ -54,7 +54,7 @@ class _ByIndexLists:
     def __init__(self, dataset: MapDataset, seed: int, rank: int) -> None:
         self._dataset, self._seed, self._rank = dataset, seed, rank
 
-    def __getitems__(self, wanted: tuple[int, Places]) -> Batch:
+    def __getitems__(self, wanted: tuple[int, _Places]) -> Batch:
         step, places = wanted
         if type(self._dataset) is Dataset:  # which draws nothing
             return self._dataset.batch(places)
@@ -98,7 +98,7 @@ class _Order:
     def __init__(self, order: DataOrder, rows: slice, first: int, steps: int) -> None:
         self._order, self._rows, self._first, self._steps = order, rows, first, steps
 
-    def __iter__(self) -> Iterator[tuple[int, Places]]:
+    def __iter__(self) -> Iterator[tuple[int, _Places]]:
         for step in range(self._first, self._steps):
             yield step, self._order.indices(step)[self._rows].numpy()
 
