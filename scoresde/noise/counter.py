@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
-from scoresde.checks.lasting import lasting
+from scoresde.checks.lasting import lasting, without_graph
 
 _GAMMA, _MIX_1, _MIX_2 = 0x9E37_79B9_7F4A_7C15, 0xBF58_476D_1CE4_E5B9, 0x94D0_49BB_1331_11EB
 
@@ -107,7 +107,7 @@ class Counter:
         device: where.
     """
 
-    @lasting
+    @without_graph()  # not lasting: a default device, which costs much for one draw, is nothing to what names its own
     def __init__(self, seed: int, first: int, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
         if not dtype.is_floating_point:
             raise TypeError(f"normals need a floating dtype, got {dtype}.")

@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from typing import Any, Protocol, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, default_collate
@@ -28,6 +29,7 @@ from scoresde.data import Dataset
 from scoresde.train.draws import DataOrder, derive, seeded
 
 Batch = dict[str, Tensor]
+_Places = npt.NDArray[np.int64]
 
 
 class MapDataset(Protocol):
@@ -52,10 +54,11 @@ class _ByIndexLists:
     def __init__(self, dataset: MapDataset, seed: int, rank: int) -> None:
         self._dataset, self._seed, self._rank = dataset, seed, rank
 
-    def __getitems__(self, wanted: tuple[int, list[int]]) -> Batch:
-        step, indices = wanted
+    def __getitems__(self, wanted: tuple[int, _Places]) -> Batch:
+        step, places = wanted
         if type(self._dataset) is Dataset:  # which draws nothing
-            return self._dataset.batch(indices)
+            return self._dataset.batch(places)
+        indices = places.tolist()
         if isinstance(self._dataset, Dataset):
             with seeded_everywhere(derive(self._seed, "data set", step, self._rank)):
                 return self._dataset.batch(indices)
@@ -90,14 +93,14 @@ def seeded_everywhere(seed: int) -> Iterator[None]:
 
 
 class _Order:
-    """The steps and index lists of this process, from a step on."""
+    """The steps and places of this process's samples, from a step on."""
 
     def __init__(self, order: DataOrder, rows: slice, first: int, steps: int) -> None:
         self._order, self._rows, self._first, self._steps = order, rows, first, steps
 
-    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
+    def __iter__(self) -> Iterator[tuple[int, _Places]]:
         for step in range(self._first, self._steps):
-            yield step, self._order.indices(step)[self._rows].tolist()
+            yield step, self._order.indices(step)[self._rows].numpy()
 
 
 class Fetched:

@@ -50,6 +50,7 @@ class GlobalGradient(Generic[Model]):
         self._dataset, self._options, self._processes = dataset, options, processes
         self._parameters, self._device = parameters, processes.device
         self.rows = processes.rows(options.batch_size)
+        self._modules, self._every = list(task.model.modules()), list(task.model.parameters())
 
     def compute(self, step: int, fetched: Fetched | None, *, draws: bool) -> Tensor:
         """Put the gradient into ``.grad`` of the parameters; return the loss, ().
@@ -68,15 +69,15 @@ class GlobalGradient(Generic[Model]):
 
     def clear(self) -> None:
         """No gradients: of whatever was half done, or somebody did with the model between two steps."""
-        for parameter in self._task.model.parameters():
+        for parameter in self._every:
             parameter.grad = None
 
     def _own_part(self, step: int, fetched: Fetched | None, draws: bool) -> Tensor:
         """Gradient and loss of this process's rows, as their part of those of the global batch."""
-        options, rows, model = self._options, self.rows, self._task.model
+        options, rows = self._options, self.rows
         loss, total = torch.zeros((), device=self._device), rows.stop - rows.start
         self.clear()
-        if not all(module.training for module in model.modules()):  # some were looked at in evaluation mode
+        if not all(module.training for module in self._modules):  # some were looked at in evaluation mode
             self._task.train()
         if fetched is None:
             return loss

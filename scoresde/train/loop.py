@@ -321,14 +321,13 @@ class Run(Iterator[StepRecord], Generic[Model]):
         log = last or self.step % options.log_every == 0
         if log or save:
             self._stop_if_bad(done.record.lr)
-        with uninterrupted():
-            if not done.logged:
-                if log:
-                    done.mean = self._window.close() if done.mean is None else done.mean
-                    self._log_line(done.record, done.mean)
-                    session.progress.set_postfix(loss=f"{done.mean:.4f}")
-                session.progress.update()
+        if log and not done.logged:
+            with uninterrupted():
+                done.mean = self._window.close() if done.mean is None else done.mean
+                self._log_line(done.record, done.mean)
                 done.logged = True
+            session.progress.set_postfix(loss=f"{done.mean:.4f}")
+        session.progress.update(self.step - session.progress.n)
         if save and options.folder is not None:
             self.save()
         self._done = None

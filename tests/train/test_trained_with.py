@@ -120,6 +120,9 @@ def guide(given: Mapping[str, Any], scale: Any = 3.0, **options: Any) -> Callabl
         (0.0, lambda made: made.bind(**V), "bind asks .*without 'label'"),
         (0.0, lambda made: made.bind(), "without 'label' and 'v'"),
         (0.0, lambda made: made.bind(label=CLASSES, **V), "without 'label'"),  # the null itself
+        (0.0, lambda made: made.bind(label=torch.tensor([CLASSES, CLASSES]), **V), "without 'label'"),
+        (0.0, lambda made: made.bind(**LABEL, v=torch.full((1, 3), torch.nan)), "without 'v'"),
+        (0.0, guide({**LABEL, "v": torch.full((1, 3), torch.nan)}, 1.0), "without 'v'"),
         (0.0, lambda made: made(torch.zeros(1, 2), torch.tensor(0.5)), "ScoreModel asks .*without 'label' and 'v'"),
         (0.0, lambda made: made.under(EDM(t_min=0.1, T=10.0)).bind(), "without 'label' and 'v'"),
         ({"label": 0.1}, guide({**LABEL, **V}), r"without 'v', .*\{'v': 0\.1"),

@@ -45,7 +45,7 @@ def expanded(net: object, conditions: Mapping[str, Any], x: Tensor) -> dict[str,
 
 
 def given_names(net: object, conditions: Mapping[str, Any]) -> list[str]:
-    """Names of the conditions that say something: not None, nor a number that is the network's null."""
+    """Names of the conditions that say something: not None, nor the network's null, a number or in all samples."""
     nulls = nulls_of(net)
     return [name for name, value in conditions.items() if value is not None and not _is(value, nulls.get(name))]
 
@@ -74,7 +74,11 @@ def _check_range(net: object, conditions: Mapping[str, Any]) -> None:
 
 
 def _is(value: Any, null: Any) -> bool:
-    """Whether a condition is a number, and the null."""
+    """Whether a condition is the null, as a number or, in main memory, throughout."""
+    if isinstance(value, (Tensor, np.ndarray)) and isinstance(null, (int, float)):
+        rows = torch.as_tensor(value)
+        same = rows.isnan() if _is_nan(null) and rows.is_floating_point() else rows == null
+        return checks.readable(rows) and bool(rows.numel()) and bool(same.all())
     if isinstance(value, (Tensor, bool)) or not isinstance(value, (int, float, np.number)):
         return False
     return bool(math.isnan(value)) if _is_nan(null) else isinstance(null, (int, float)) and bool(value == null)
