@@ -148,7 +148,7 @@ def dsm_loss(
     for maker in (edm, min_snr):
         if given is maker:
             raise TypeError(f"losses.{maker.__name__} makes a weighting: call it, losses.{maker.__name__}(...).")
-    if weighting == "edm" and model.sigma_data is not None:
+    if isinstance(weighting, str) and weighting == "edm" and model.sigma_data is not None:
         weighting = edm(model.sigma_data)
     if isinstance(weighting, str):
         if weighting not in WEIGHTINGS:

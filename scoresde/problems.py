@@ -25,6 +25,9 @@ from scoresde.models.score import Score
 from scoresde.noise import Noise, as_noise
 from scoresde.sde import SDE, Time, signal_left
 
+MOST_NOISE = 1e100
+"""Deviation of a measurement's noise, of which squares must be numbers."""
+
 
 def _weights(weights: object, count: int) -> Tensor:
     """Positive weights (count,), float64, of sum 1."""
@@ -207,6 +210,10 @@ class GaussianMixture:
             raise ValueError(f"y must hold the {m} numbers that A answers for one sample, got {checks.got(y)}.")
         checks.finite(measured, name="y")
         noise_std = checks.not_negative(noise_std, name="noise_std")
+        if noise_std > MOST_NOISE:
+            raise ValueError(
+                f"noise_std must be at most {MOST_NOISE:g}, so that its square is a number, got {noise_std:g}."
+            )
         cov = self._covariances()
         total = matrix @ cov @ matrix.mT + noise_std**2 * torch.eye(m, dtype=torch.float64)
         factor, failed = torch.linalg.cholesky_ex(total)
@@ -237,7 +244,13 @@ class GaussianMixture:
         checks.function(operator, name="operator", what="of (B, *event), or a matrix")
         probe = torch.linspace(1, 2, d, dtype=torch.float64)[None]
         basis = torch.cat([torch.eye(d, dtype=torch.float64), probe, 0 * probe]).reshape(d + 2, *self.event)
-        columns = operator(basis).detach().reshape(d + 2, -1).double()
+        answer = operator(basis)
+        if not isinstance(answer, Tensor) or len(answer) != d + 2:
+            raise ValueError(
+                f"operator must answer a tensor with a row for each sample, here {d + 2}; it answered "
+                f"{checks.got(answer)}."
+            )
+        columns = answer.detach().reshape(d + 2, -1).double()
         matrix = columns[:d].mT
         # a few roundings of a sum of D terms
         slack = 1e-12 * float(columns.abs().max()) * d
@@ -375,6 +388,7 @@ class Empirical:
         checks.same_batch(time, x)
         if checks.readable(time) and not bool((sde.sigma(time) > 0).all()):
             raise ValueError(f"the data themselves have no density: ask at a time where σ(t) > 0, got t = {t}.")
+        x = x.to(torch.promote_types(x.dtype, torch.float32))  # as the state of a run is
         alpha, sigma = (v.to(x).reshape(-1, 1) for v in (sde.alpha(time), sde.sigma(time)))
         d = math.prod(self.event)
         # differences are taken before squaring; of x/α where one cdist must serve a batch of times
@@ -404,7 +418,7 @@ class Empirical:
     def expectation(self, x: Tensor, sde: SDE, t: Time, wanted: Combination) -> Tensor:
         """A x + B x̂_0, x̂_0 = Σ_i r_i x_i."""
         log_joint = self._log_joint(x, sde, t)[0]
-        mean = log_joint.softmax(1) @ self.data.to(x).reshape(len(self.data), -1)
+        mean = (log_joint.softmax(1) @ self.data.to(log_joint).reshape(len(self.data), -1)).to(x)
         of_x, of_x0 = wanted.of_x0(*_schedule(x, sde, t))
         return combine((of_x, x), (of_x0, mean.reshape(x.shape)))
 

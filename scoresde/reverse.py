@@ -9,7 +9,6 @@ the ODE, 1 the SDE of Anderson, and more than 1 draws more noise.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -17,6 +16,9 @@ from torch import Tensor
 from scoresde import checks
 from scoresde.models.score import Score, check_score
 from scoresde.sde import SDE, Time, signal_at
+
+MOST_STOCHASTICITY = 1e6
+"""Far beyond any use of η, whose square must be a number, and of whose steps something must be left in float32."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ class Reverse:
 
     Raises:
         TypeError: not a Score.
-        ValueError: η negative or not finite.
+        ValueError: η negative, not finite or above 1e6.
     """
 
     score: Score
@@ -43,8 +45,11 @@ class Reverse:
     def __post_init__(self) -> None:
         check_score(self.score)
         checks.fields(self)
-        if not (math.isfinite(checks.number(self.eta, name="eta")) and self.eta >= 0):
-            raise ValueError(f"eta must be at least 0 (0: probability-flow ODE, 1: reverse SDE), got {self.eta}.")
+        if not 0 <= checks.number(self.eta, name="eta") <= MOST_STOCHASTICITY:
+            raise ValueError(
+                f"eta must be at least 0 (0: probability-flow ODE, 1: reverse SDE) and at most {MOST_STOCHASTICITY:g}, "
+                f"got {self.eta}."
+            )
 
     @property
     def sde(self) -> SDE:

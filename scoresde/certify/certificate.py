@@ -104,7 +104,7 @@ class Certificate:
     def __getitem__(self, name: str) -> CertificateRow:
         """The row of that name."""
         for row in self.rows:
-            if row.name == name:
+            if isinstance(name, str) and row.name == name:
                 return row
         known = ", ".join(row.name for row in self.rows)
         raise KeyError(f"name must be that of a row, got {checks.got(name)}; there are {known}.")

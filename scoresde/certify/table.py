@@ -114,7 +114,8 @@ def _floor(floor: Floor) -> str:
 
 def page(certificates: Iterable[Certificate]) -> str:
     """The whole page, Markdown."""
-    certificates = list(certificates) if isinstance(certificates, Iterable) else certificates
+    several = isinstance(certificates, Iterable) and getattr(certificates, "ndim", 1) > 0  # an array () has no entries
+    certificates = list(certificates) if several else certificates
     if not isinstance(certificates, list) or not all(isinstance(one, Certificate) for one in certificates):
         raise TypeError(
             f"certificates must be several Certificates, as certify answers; got {checks.got(certificates)}."

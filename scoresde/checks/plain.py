@@ -68,9 +68,19 @@ def number(value: object, *, name: str = "a parameter") -> float:
             return math.inf if value > 0 else -math.inf
     if isinstance(value, Tensor) and _holds_number(value):
         return float(value.detach())
-    if isinstance(value, (np.number, np.ndarray)) and not value.ndim and value.dtype.kind in "iuf":
+    if (
+        isinstance(value, (np.number, np.ndarray))
+        and not value.ndim
+        and value.dtype.kind in "iuf"
+        and not masked(value)
+    ):
         return float(value)
     raise TypeError(f"{name} must be a real number or a tensor of shape (), got {got(value)}.")
+
+
+def masked(value: object) -> bool:
+    """Whether it is a masked array of NumPy: what stands under its mask is no number, though it reads as one."""
+    return isinstance(value, np.ma.MaskedArray)
 
 
 def _holds_number(value: Tensor) -> bool:
@@ -135,7 +145,7 @@ def count(value: object, *, name: str, least: int = 1, most: int | None = None) 
 
 def _of_whole_numbers(value: Any) -> bool:
     if isinstance(value, np.ndarray):
-        return value.dtype.kind in "iu"
+        return value.dtype.kind in "iu" and not masked(value)
     return not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool or value.is_meta)
 
 
@@ -351,6 +361,8 @@ def _real_field(value: Any, name: str) -> object:
     given = number(value, name=name)
     if math.isnan(given):
         raise ValueError(f"{name} must be a number, got {got(value)}.")
+    if math.isinf(given) and isinstance(value, int):
+        raise ValueError(f"{name} must be a number that a float can hold, got {got(value)}.")
     return unboxed(value)
 
 

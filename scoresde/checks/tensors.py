@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from scoresde.checks.plain import got, number, whole
+from scoresde.checks.plain import got, masked, number, whole
 
 # Relative room at the ends of the time range: T - (T - t) and the like come back a few roundings outside.
 _SLACK = 1e-9
@@ -80,6 +80,8 @@ def _array(value: object, name: str) -> Tensor:
         among = value if isinstance(value, (list, tuple)) else ()
         truths = any(isinstance(entry, bool) for entry in among)  # torch would read these as 1.0 beside a number
         if isinstance(value, (Tensor, np.ndarray, np.number, list, tuple)) and not truths:
+            if masked(value):
+                raise TypeError("an array with a mask: give .filled() or .compressed()")
             return torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise TypeError(f"{name} must be a real number or a tensor, got {got(value)}.") from error

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -103,6 +102,8 @@ def existing(path: PathName, *, name: str = "path") -> Path:
     """
     if not isinstance(path, (str, PathLike)):
         raise TypeError(f"{name} must be the path of a file or folder, a text or pathlib.Path; got {checks.got(path)}.")
+    if path == "":
+        raise ValueError(f"{name} must be the path of a file or folder, got ''; the present folder is '.'.")
     try:
         path = Path(path).expanduser()
         mode = path.stat().st_mode

@@ -58,7 +58,7 @@ def chosen_scaling(data: Tensor, levels: int | None, asked: Scaling | str | None
             _check_kept(data, asked, _of_channels(data))
         return asked
     if asked is not None:
-        if asked not in PER:
+        if not isinstance(asked, str) or asked not in PER:
             kind = ValueError if isinstance(asked, str) else TypeError
             raise kind(f"scaling must be a Scaling or one of {', '.join(map(repr, PER))}, got {checks.got(asked)}.")
         if levels is not None:

@@ -21,6 +21,7 @@ from scoresde.guidance.classifier_free import classifier_free
 from scoresde.guidance.parts import finite_scale
 from scoresde.guidance.sums import Composed
 from scoresde.models.combination import Combination
+from scoresde.models.conditions import as_given
 from scoresde.models.evaluation import in_evaluation_mode
 from scoresde.models.model import ScoreModel, branches
 from scoresde.models.score import DerivedScore, Score
@@ -159,10 +160,8 @@ def prompt_to_prompt(
     scale, denoise = finite_scale(scale), checks.flag(denoise, name="denoise")
     share = checks.fraction(until, name="until, the share of the steps that use the source's maps,")
     for name, conditions in (("source", source), ("target", target)):
-        if not isinstance(conditions, Mapping):
-            raise TypeError(
-                f'{name} must be conditions by name, e.g. {{"caption": tokens}}; got {checks.got(conditions)}.'
-            )
+        checks.instance(conditions, Mapping, name=name, hint='Write {"caption": tokens}.')
+        as_given(conditions, name=name)
     if set(source) != set(target):
         raise ValueError(
             f"source and target must have the same conditions, got {', '.join(source) or 'none'} and "

@@ -74,8 +74,8 @@ class AllModules:
     """
 
     def __init__(self, parts: Iterable[object]) -> None:
-        found = {id(module): module for root in modules_used(*parts) for module in root.modules()}
-        self._modules, self._ids = tuple(found.values()), frozenset(found)
+        self._modules = modules_used(*parts)
+        self._ids = frozenset(map(id, self._modules))
 
     def evaluated(self) -> bool:
         """Whether all are in evaluation mode until a context is left that this thread has opened."""

@@ -71,7 +71,8 @@ class ScoreModel(NoiseLevelNetwork, Score):
         sigma_data: float | None = None,
         spectrum: Spectrum | None = None,
     ) -> None:
-        if not callable(predicts) and predicts not in (PREDICTIONS if isinstance(predicts, str) else ()):
+        known_one = predicts in PREDICTIONS if isinstance(predicts, str) else callable(predicts)
+        if not known_one or isinstance(predicts, type):
             known = f"one of {', '.join(PREDICTIONS)}, or a function"
             raise (ValueError if isinstance(predicts, str) else TypeError)(
                 f"predicts must be {known}; got {checks.got(predicts)}."

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from types import CodeType, FunctionType, MethodType, ModuleType
+from types import CodeType, FunctionType, MemberDescriptorType, ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,14 @@ from scoresde.sde import SDE
 # Where an object that is no dataclass may hold a module; the last four are functools.partial's and a bound method's.
 _HOLDERS = ("score", "model", "net", "log_prob", "classifier", "func", "args", "keywords", "__self__")
 
-_PLAIN = (Tensor, SDE, torch.Generator, str, bytes, int, float, complex, ModuleType, type)
+_PLAIN = (Tensor, SDE, torch.Generator, str, bytes, int, float, complex, ModuleType)
+_LISTS = (tuple, list, set, frozenset, deque)
+# What a module has of torch: its children are asked for, its tensors and options hold no module. Hooks may.
+_OF_MODULES = frozenset(
+    name
+    for module in (nn.Module(), nn.Linear(1, 1), nn.Conv2d(1, 1, 1), nn.GroupNorm(1, 1), nn.Dropout())
+    for name in vars(module)
+) - {"_forward_hooks", "_forward_pre_hooks"}
 _MOST = 10_000  # entries of a container that may hold a module; longer ones are data
 
 
@@ -40,10 +48,12 @@ def modules_of(score: object) -> tuple[nn.Module, ...]:
 
 
 def modules_used(*parts: object) -> tuple[nn.Module, ...]:
-    """Every module that calling any of ``parts`` may run: those of :func:`modules_of`, and further ones.
+    """Every module that calling any of ``parts`` may run, and those inside them.
 
-    These are what functions and lambdas have closed over, name among their globals or have as defaults, and what other
-    objects hold in any attribute.
+    Besides those of :func:`modules_of` these are what functions and lambdas have closed over, name among their globals
+    or have as defaults; what objects hold in any attribute or slot, and their classes; and what a module holds
+    unregistered, in a list or a dict of its own, or calls in a hook. Not seen: what only an iterator or compiled code
+    holds.
     """
     return _found(parts, everywhere=True)
 
@@ -51,6 +61,7 @@ def modules_used(*parts: object) -> tuple[nn.Module, ...]:
 def _found(parts: Iterable[object], *, everywhere: bool) -> tuple[nn.Module, ...]:
     found: dict[int, nn.Module] = {}
     seen: dict[int, object] = {}  # held, so that no number is given to another object meanwhile
+    inside = _anywhere_inside if everywhere else _inside
     stack = list(parts)[::-1]
     while stack:
         part = stack.pop()
@@ -59,35 +70,72 @@ def _found(parts: Iterable[object], *, everywhere: bool) -> tuple[nn.Module, ...
         seen[id(part)] = part
         if isinstance(part, nn.Module):
             found[id(part)] = part
-        stack.extend(list(_inside(part, everywhere))[::-1])
+        stack.extend(list(inside(part))[::-1])
     return tuple(found.values())
 
 
-def _inside(part: object, everywhere: bool) -> Iterator[object]:
-    """What an object holds and may call."""
-    if isinstance(part, (Mapping, tuple, list, set, frozenset)):
+def _inside(part: object) -> Iterator[object]:
+    """What an object holds where a score is to hold it."""
+    if isinstance(part, (Mapping, *_LISTS)):
         if len(part) <= _MOST:
             yield from part.values() if isinstance(part, Mapping) else part
         return
-    names = [field.name for field in dataclasses.fields(part)] if dataclasses.is_dataclass(part) else []
-    own = getattr(part, "__dict__", {})
-    for name in (*names, *_HOLDERS):
-        # of a stranger no attribute is asked for that it does not have: it might make one up
-        if not everywhere or isinstance(part, nn.Module) or name in own or hasattr(type(part), name):
-            yield getattr(part, name, None)
-    if not everywhere:
-        return
-    if isinstance(part, FunctionType):
+    for name in (*_fields(part), *_HOLDERS):
+        yield getattr(part, name, None)
+
+
+def _fields(part: object) -> list[str]:
+    return [field.name for field in dataclasses.fields(part)] if dataclasses.is_dataclass(part) else []
+
+
+def _anywhere_inside(part: object) -> Iterator[object]:
+    """What an object holds and may call."""
+    if isinstance(part, (dict, *_LISTS)):  # another mapping may read its values from a file when asked for them
+        if len(part) <= _MOST:
+            yield from part.values() if isinstance(part, dict) else part
+    elif isinstance(part, FunctionType):
         yield from _closed_over(part)
-    elif isinstance(part, MethodType):
-        yield part.__func__
-    elif not isinstance(part, nn.Module):
+    elif isinstance(part, type):
+        if not _is_librarys(part.__module__):
+            yield from vars(part).values()
+            yield from (*part.__mro__[1:], type(part))
+    elif isinstance(part, nn.Module):
+        yield from part.children()
+        own = vars(part)
+        yield from [own[name] for name in own.keys() - _OF_MODULES]
+        yield type(part)
+    else:
+        # of a stranger no attribute is asked for that it does not have: it might make one up
+        own = _own(part)
+        for name in (*_fields(part), *_HOLDERS, "__func__", "fget"):
+            if name in own or hasattr(type(part), name):
+                yield getattr(part, name, None)
         yield from list(own.values())
+        yield type(part)
+
+
+def _own(part: object) -> dict[str, object]:
+    """The attributes that are stored on an object, in its ``__dict__`` and its slots."""
+    try:
+        own = dict(object.__getattribute__(part, "__dict__"))
+    except AttributeError:
+        own = {}
+    for cls in type(part).__mro__:
+        slots = cls.__dict__.get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if isinstance(cls.__dict__.get(name), MemberDescriptorType) and hasattr(part, name):
+                own[name] = getattr(part, name)
+    return own
+
+
+def _is_librarys(module: str | None) -> bool:
+    """Whether a function or class of this module calls no network of a user's."""
+    top = (module or "").partition(".")[0]
+    return top in ("torch", "scoresde", "numpy") or top in sys.stdlib_module_names - {"__main__"}
 
 
 def _closed_over(function: FunctionType) -> Iterator[object]:
-    """What a function of a user's can reach: its cells, its defaults, and what it calls among its globals."""
-    top = (function.__module__ or "").partition(".")[0]
+    """What a function of a user's can reach: its cells, its defaults, and what it names among its globals."""
     for cell in function.__closure__ or ():
         try:
             yield cell.cell_contents
@@ -95,11 +143,15 @@ def _closed_over(function: FunctionType) -> Iterator[object]:
             continue
     yield from function.__defaults__ or ()
     yield from (function.__kwdefaults__ or {}).values()
-    if top in ("torch", "scoresde", "numpy") or top in sys.stdlib_module_names - {"__main__"}:
+    if _is_librarys(function.__module__):
         return
-    for name in _names(function.__code__):
-        value = function.__globals__.get(name)
-        if callable(value):
+    names = set(_names(function.__code__))
+    for name in names & function.__globals__.keys():
+        value = function.__globals__[name]
+        if isinstance(value, ModuleType):
+            if not _is_librarys(value.__name__):
+                yield from [vars(value)[other] for other in names & vars(value).keys()]
+        else:
             yield value
 
 

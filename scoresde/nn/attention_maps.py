@@ -216,7 +216,7 @@ def map_tokens(source: Tensor, own: Tensor, pairs: Sequence[tuple[int, int]]) ->
 
 
 def _listed(pairs: object) -> Iterable[Any]:
-    if isinstance(pairs, (str, bytes)) or not isinstance(pairs, Iterable):
+    if isinstance(pairs, (str, bytes)) or not isinstance(pairs, Iterable) or getattr(pairs, "ndim", 1) == 0:
         raise TypeError(f"pairs must be a list of pairs (token of source, token of own), got {checks.got(pairs)}.")
     return pairs
 

@@ -68,7 +68,7 @@ class Vocabulary:
     @classmethod
     def of(cls, texts: Iterable[str]) -> Vocabulary:
         """Return the vocabulary of all words in texts, in alphabetic order."""
-        if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable):
+        if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable) or getattr(texts, "ndim", 1) == 0:
             raise TypeError(f"texts is {checks.got(texts)}; expected a list of texts.")
         texts = list(texts)
         _check_texts(texts, "texts", "Vocabulary.of(['a red three', 'a blue four'])")

@@ -110,12 +110,20 @@ def save(
     if ema is not None:
         tensors[AVERAGE] = ema.state()
     if optimizer is not None:
+        checks.instance(optimizer, Mapping, name="optimizer", hint="It maps names to tensors.")
+        for name, value in optimizer.items():
+            if not isinstance(name, str) or not isinstance(value, Tensor):
+                raise TypeError(f"optimizer must map names to tensors, got {checks.got(value)} for {checks.got(name)}.")
         tensors[OPTIMIZER] = optimizer
     for file, values in tensors.items():
         _check_finite(values, step, "state" if file == OPTIMIZER else "weight")
     files = {name: writer(values) for name, values in tensors.items()}
     if training is not None:
-        files[TRAINING] = folders.json_writer(training)
+        checks.instance(training, Mapping, name="training", hint="It is written as JSON.")
+        try:
+            files[TRAINING] = folders.json_writer(training)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"training must hold what JSON can, got {checks.got(training)}: {error}.") from error
     config = {
         "format": FORMAT,
         "version": scoresde.__version__,

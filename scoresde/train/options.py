@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from os import PathLike
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, cast, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from scoresde import checks, losses
 from scoresde.losses import WEIGHTINGS, Weighting
@@ -367,7 +367,7 @@ def are_betas(name: str, value: Any) -> None:
 
 def is_precision(name: str, value: Any) -> None:
     """A format of the network's computations that needs no scaling of the loss."""
-    if value not in get_args(Precision):
+    if not (value is None or isinstance(value, str)) or value not in get_args(Precision):
         hint = " float16 needs loss scaling, which this loop does not do." if str(value) == "fp16" else ""
         allowed = ", ".join(map(repr, get_args(Precision)))
         raise ValueError(f"{name} must be one of {allowed}, got {value!r}.{hint}")
@@ -392,10 +392,10 @@ def is_weighting(name: str, value: Any) -> None:
                 f"{name} must be one of {', '.join(map(repr, WEIGHTINGS))}, got {value!r}. A function (sde, t) -> (B,) "
                 "will do as well."
             )
-    elif cast(object, value) in (losses.edm, losses.min_snr):
+    elif value is losses.edm or value is losses.min_snr:
         maker = _words(value)
         raise TypeError(f"losses.{maker} makes a weighting: call it, {name}=losses.{maker}(...).")
-    elif not callable(value):
+    elif not callable(value) or isinstance(value, type):
         raise TypeError(f"{name} must be a name or a function (sde, t) -> (B,), got {value!r}.")
 
 

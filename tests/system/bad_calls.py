@@ -89,6 +89,7 @@ NOT_A_NUMBER: dict[str, Make] = {
     "a Fraction": _is(fractions.Fraction(1, 2)),
     "a class": _is(float),
     "an object": lambda right: Odd(),
+    "masked": _is(np.ma.masked),
 }
 NUMBERS: dict[str, Make] = {
     "numpy float64": lambda right: np.float64(right),
@@ -96,9 +97,9 @@ NUMBERS: dict[str, Make] = {
     "a tensor ()": lambda right: torch.tensor(float(right), dtype=torch.float64),
 }
 NUMBER = Kind({**NOT_A_NUMBER, "nan": _is(float("nan"))}, NUMBERS)
-POSITIVE = NUMBER.but(zero=_is(0.0), negative=_is(-1.0), infinite=_is(float("inf")))
-NOT_NEGATIVE = NUMBER.but(negative=_is(-1.0), infinite=_is(float("inf")))
-FRACTION = NUMBER.but(negative=_is(-0.1), above=_is(1.5))
+POSITIVE = NUMBER.but(beyond_floats=_is(10**400), zero=_is(0.0), negative=_is(-1.0), infinite=_is(float("inf")))
+NOT_NEGATIVE = NUMBER.but(beyond_floats=_is(10**400), negative=_is(-1.0), infinite=_is(float("inf")))
+FRACTION = NUMBER.but(beyond_floats=_is(10**400), negative=_is(-0.1), above=_is(1.5))
 WHOLE = Kind(
     {
         **{word: make for word, make in NOT_A_NUMBER.items() if word != "a list"},
@@ -143,6 +144,7 @@ LITERAL = Kind(
         "a tensor": lambda right: torch.ones(2),
         "bytes": _is(b"nonsense"),
         "a class": _is(str),
+        "texts": lambda right: np.array(["nonsense", "more"]),
         "an object": lambda right: Odd(),
     }
 )
@@ -243,6 +245,7 @@ TIME = Kind(
         "a dict": _is({}),
         "a Decimal": _is(decimal.Decimal("0.5")),
         "a class": _is(float),
+        "masked": _is(np.ma.masked),
     },
     NUMBERS,
 )
@@ -362,7 +365,7 @@ KINDS: dict[str, Kind] = {
     "eta": NOT_NEGATIVE,
     "sigma_data": POSITIVE,
     "callback": OPTIONAL_FUNCTION,
-    "conditions": MAPPING,
+    "conditions": MAPPING.but(another_name=lambda right: {None: 1}),
     "folder": PATH,
     "path": PATH,
 }
@@ -531,6 +534,8 @@ def _words_of(value: Any) -> list[str]:
         found += [f"{entry:g}" for entry in values[:6] if isinstance(entry, float)]
     if isinstance(value, float):
         found += [f"{value:g}", *([] if math.isfinite(value) else ["NaN", "infinit"])]
+    if isinstance(value, int) and abs(value) > 10**308:
+        found += ["inf"]  # as a float
     if isinstance(value, type):
         found += [value.__name__]
     if isinstance(value, (tuple, list, Mapping)) and not value:

@@ -6,6 +6,7 @@ import copy
 import functools
 import random
 import threading
+import types
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -292,8 +293,18 @@ def test_the_last_to_leave_puts_the_mode_back() -> None:
         lambda net: Holder(net),
         lambda net: Holder(net).method,
         lambda net: lambda x, t, inner=lambda x: net(x, x[:, 0]): inner(x),
+        lambda net: Slotted(net),
+        lambda net: type("OfClass", (Classy,), {"net": net})().method,
+        lambda net: type("OfClass", (Classy,), {"net": net}).of_class,
+        lambda net: HELD.update(net=net) or by_held,
+        lambda net: Unregistered(net),
+        lambda net: Hooked(net),
+        lambda net: setattr(NAMESPACE, "net", net) or by_attribute,
     ],
-    ids=["closure", "partial", "object", "method", "default"],
+    ids=[
+        *("closure", "partial", "object", "method", "default", "slots", "attribute of a class", "class method"),
+        *("dict among globals", "unregistered", "hook", "object among globals"),
+    ],
 )
 def test_networks_are_found_wherever_they_are(hide: Callable[[nn.Module], Any]) -> None:
     net = Restless()
@@ -311,6 +322,59 @@ class Holder:
 
     def method(self, x: Tensor, t: Tensor) -> Tensor:
         return self(x, t)
+
+
+class Slotted:
+    __slots__ = ("_net",)
+
+    def __init__(self, net: nn.Module) -> None:
+        self._net = net
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        return self._net(x, x[:, 0])
+
+
+class Classy:
+    net: nn.Module
+
+    def method(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.net(x, x[:, 0])
+
+    @classmethod
+    def of_class(cls, x: Tensor, t: Tensor) -> Tensor:
+        return cls.net(x, x[:, 0])
+
+
+class Unregistered(nn.Module):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.hidden = nn.Sequential(nn.Identity())
+        self.hidden[0].others = [net]
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.hidden[0].others[0](x, x[:, 0])
+
+
+class Hooked(nn.Module):
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.inside = nn.Identity()
+        self.inside.register_forward_hook(lambda module, given, answer: net(answer, answer[:, 0]))
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.inside(x)
+
+
+HELD: dict[str, nn.Module] = {}
+NAMESPACE = types.SimpleNamespace()
+
+
+def by_held(x: Tensor, t: Tensor) -> Tensor:
+    return HELD["net"](x, x[:, 0])
+
+
+def by_attribute(x: Tensor, t: Tensor) -> Tensor:
+    return NAMESPACE.net(x, x[:, 0])
 
 
 GLOBAL = Restless()

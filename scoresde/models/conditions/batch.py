@@ -182,7 +182,8 @@ def _chosen_nulls(net: object, null: Any, wanted: list[str], names: list[str], w
         null = dict.fromkeys(names, null)
     missing = [name for name in wanted if name not in null]
     if missing:
-        raise ValueError(f"null must have a value for {', '.join(missing)}; it has {', '.join(null) or 'none'}.")
+        known = ", ".join(map(str, null)) or "none"
+        raise ValueError(f"null must have a value for {', '.join(missing)}; it has {known}.")
     return {name: null[name] for name in names if name in null}
 
 
@@ -196,7 +197,8 @@ def _check_known(net: object, names: list[str]) -> None:
     # With **conditions a network's own words say which; a plain function's names are not to be known.
     told = bool(nulls_of(net)) or isinstance(getattr(net, "conditions", None), Conditions)
     if unknown and (told or not any(p.kind in STARS for p in parameters)):
-        raise ValueError(f"the network takes no condition {', '.join(unknown)}; it takes {', '.join(known) or 'none'}.")
+        given = ", ".join(map(str, unknown))
+        raise ValueError(f"the network takes no condition {given}; it takes {', '.join(known) or 'none'}.")
 
 
 def _check_fits(name: str, value: Any, null: Any, what: str = "condition") -> None:
