@@ -226,12 +226,12 @@ def path(value: object, *, name: str = "path") -> Path:
         TypeError: neither a text nor a path. ValueError: an empty text, or one that no file can be called.
     """
     if not isinstance(value, (str, os.PathLike)):
-        raise TypeError(f"{name} must be the path of a file, a text or pathlib.Path; got {got(value)}.")
+        raise TypeError(f"{name} must be the path of a file or folder, a text or pathlib.Path; got {got(value)}.")
     text = os.fspath(value)
     if not isinstance(text, str):
-        raise TypeError(f"{name} must be the path of a file, a text or pathlib.Path; got {got(value)}.")
+        raise TypeError(f"{name} must be the path of a file or folder, a text or pathlib.Path; got {got(value)}.")
     if not text or "\0" in text:
-        raise ValueError(f"{name} must be the path of a file, got {got(value)}.")
+        raise ValueError(f"{name} must be the path of a file or folder, got {got(value)}; '.' is the present folder.")
     return Path(text)
 
 

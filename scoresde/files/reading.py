@@ -126,7 +126,7 @@ def read_format(path: Path, fail: Fail, *, format: str, version: int, what: str,
     content = read_json(path, mended)
     if content.get("format") != format:
         raise mended(f'the file holds no {what}: its "format" should be {format!r}.')
-    if content.get("version") != version:
+    if repr(content.get("version")) != repr(version):  # true is no 1
         raise mended(
             f"the file has version {content.get('version')!r:.80} of the format, this library reads {version}."
         )

@@ -138,7 +138,7 @@ def save(
         folders.sweep(folder)
         try:
             path = folders.write(folder, step, config, files)
-            folders.prune(folder, keep)
+            folders.prune(folder, keep, path)
         except OSError as error:
             raise CheckpointError(
                 f"could not write the checkpoint of step {step} into {folder}: {error}. Earlier checkpoints are intact."
@@ -211,12 +211,12 @@ def _load(
             check_arguments(description.model["net"]["config"] or {}, layout, config)
             with torch.device("meta"), at_most(layout, config):
                 described = rebuild(description.model)
-            check_fit(described, layout, description)
-            if ema:
-                _check_averages(dict(described.named_parameters()), layout, description)
+            _check_layouts(described, layout, ema, description)
         model = rebuild(description.model)
     except Unbuildable as error:
         raise CheckpointError(f"{description.path / folders.CONFIG}: {error}") from error
+    if not own_net:
+        _check_layouts(model, layout, ema, description)
     load_weights(model, read_tensors(description, MODEL), description)
     if isinstance(model, ScoreModel):
         model.trained_with = description.trained_with
@@ -261,7 +261,7 @@ def load_optimizer(optimizer: Optimizer, description: Description) -> None:
     Raises:
         CheckpointError: the file is missing, is not the one that was written, or not of these parameters.
     """
-    optimizer.load_state(read_tensors(description, OPTIMIZER), misplaced(description, OPTIMIZER))
+    optimizer.load_state(read_tensors(description, OPTIMIZER), description.step, misplaced(description, OPTIMIZER))
 
 
 def check_fit(model: nn.Module, state: Mapping[str, Tensor], description: Description) -> None:
@@ -287,7 +287,14 @@ def check_resumable(description: Description, model: nn.Module) -> None:
         if value.dtype not in (torch.float32, torch.float64):
             raise misplaced(description, MODEL)(f"{name} is {value.dtype}; only float32 and float64 are trained.")
     _check_averages(dict(model.named_parameters()), layout, description)
-    check_state(trained, read_layout_of(description, OPTIMIZER), misplaced(description, OPTIMIZER))
+    check_state(trained, read_layout_of(description, OPTIMIZER), description.step, misplaced(description, OPTIMIZER))
+
+
+def _check_layouts(model: nn.Module, layout: Mapping[str, Tensor], ema: bool, description: Description) -> None:
+    """Raise unless the files hold what this model needs, and nothing else; before a byte of the values is read."""
+    check_fit(model, layout, description)
+    if ema:
+        _check_averages(dict(model.named_parameters()), layout, description)
 
 
 def _check_averages(parameters: Mapping[str, Tensor], layout: Mapping[str, Tensor], description: Description) -> None:

@@ -82,7 +82,7 @@ def describe(folder: PathName) -> Description:
     path = folders.find(checks.path(folder, name="folder"))
     config = folders.read_sealed(path, folders.CONFIG)
     version = config.text("version", most=100)
-    if config.value("format") != FORMAT:
+    if repr(config.value("format")) != repr(FORMAT):  # true is no 1
         raise CheckpointError(
             f"{path} has format {config.value('format')!r:.80}, written by scoresde {version}; this is scoresde "
             f"{scoresde.__version__}, which reads format {FORMAT}. Use the version that wrote it."

@@ -22,6 +22,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -61,7 +62,8 @@ def find(folder: Path) -> Path:
     except OSError as error:
         raise CheckpointError(f"no checkpoint in {folder}: it cannot be read ({error}).") from error
     if not found:
-        what = "it holds no folder step-..." if folder.is_dir() else "there is no such folder"
+        what = "it is a file" if folder.is_file() else "there is no such folder"
+        what = "it holds no folder step-..." if folder.is_dir() else what
         raise CheckpointError(f"no checkpoint in {folder}: {what}. Give the folder that training wrote into.")
     return found[-1]
 
@@ -107,7 +109,7 @@ def write(folder: Path, step: int, config: Mapping[str, Any], files: Mapping[str
         OSError: it could not be written; nothing is left of it.
     """
     name, again = f"step-{step:08d}", 1
-    while (folder / name).exists() or folder / f"{PARTIAL}{name}" in _WRITING:
+    while os.path.lexists(folder / name) or folder / f"{PARTIAL}{name}" in _WRITING:
         again += 1
         name = f"step-{step:08d}-{again}"
     partial = folder / f"{PARTIAL}{name}"
@@ -133,13 +135,28 @@ def write(folder: Path, step: int, config: Mapping[str, Any], files: Mapping[str
     return folder / name
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Remove all checkpoints but the last ``keep``."""
+def prune(folder: Path, keep: int, written: Path) -> None:
+    """Remove all checkpoints but the last ``keep``, and the one just written, whatever its step.
+
+    What cannot be removed stays, with a warning: the new checkpoint is there all the same.
+    """
     for old in checkpoints(folder)[:-keep]:
+        if old == written:
+            continue
         # Out of sight first: a kill in the middle of the removal must not leave half a checkpoint with a good name.
         doomed = folder / f"{PARTIAL}{old.name}"
-        old.rename(doomed)
-        shutil.rmtree(doomed)
+        try:
+            if old.is_symlink():  # to where somebody moved it: that stays
+                old.unlink()
+                continue
+            old.rename(doomed)
+            shutil.rmtree(doomed)
+        except OSError as error:
+            warnings.warn(
+                f"{written} is written, but the old checkpoint {old.name} beside it could not be removed ({error}); "
+                "remove it by hand.",
+                stacklevel=3,  # the caller of save
+            )
 
 
 def json_writer(content: Mapping[str, Any]) -> Writer:

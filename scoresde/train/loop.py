@@ -13,7 +13,7 @@ import time
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, NoReturn
 
@@ -91,6 +91,8 @@ class Run(Iterator[StepRecord], Generic[Model]):
         model = objective.model
         self.model: Model = model
         self.step = 0
+        if options.path is not None:  # whatever the working directory will be
+            options = replace(options, folder=options.path.absolute())
         self._options, self._dataset = options, dataset
         self._task: Objective[Model] = objective
         self._processes = Processes(options.cpu)

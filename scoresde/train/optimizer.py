@@ -81,13 +81,13 @@ class Optimizer:
             for kind, value in self._adamw.state[parameter].items()
         }
 
-    def load_state(self, saved: Mapping[str, Tensor], fail: Fail = ValueError) -> None:
-        """The inverse of ``state``; the tensors become its own.
+    def load_state(self, saved: Mapping[str, Tensor], steps: int, fail: Fail = ValueError) -> None:
+        """The inverse of ``state`` after so many steps; the tensors become its own.
 
         Raises:
             Exception: what ``fail`` makes (a ValueError): not the state of these parameters, see ``check_state``.
         """
-        check_state(dict(zip(self._names, self.parameters, strict=True)), saved, fail)
+        check_state(dict(zip(self._names, self.parameters, strict=True)), saved, steps, fail)
         position = {name: i for i, name in enumerate(self._names)}
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in saved.items():
@@ -99,16 +99,19 @@ class Optimizer:
         return [p.grad for p in self.parameters if p.grad is not None]
 
 
-def check_state(parameters: Mapping[str, Tensor], saved: Mapping[str, Tensor], fail: Fail) -> None:
-    """Raise unless ``saved`` is the state of AdamW on these parameters.
+def check_state(parameters: Mapping[str, Tensor], saved: Mapping[str, Tensor], steps: int, fail: Fail) -> None:
+    """Raise unless ``saved`` is the state of AdamW on these parameters after so many steps.
 
     Its kernels trust sizes and dtypes without a look. Those on the device "meta" have no values to be looked at.
 
     Args:
         parameters: by name; those that never had a gradient have no state.
         saved: as :meth:`Optimizer.state` returns it.
+        steps: how many the run has done; a parameter may have had fewer.
         fail: makes the error of a text.
     """
+    if steps and not saved:
+        raise fail(f"there is no state, but there have been {steps} steps.")
     names = list({key.partition("/")[2]: None for key in saved})
     for name in names:
         if name not in parameters:
@@ -127,8 +130,8 @@ def check_state(parameters: Mapping[str, Tensor], saved: Mapping[str, Tensor], f
             if not bool(value.isfinite().all()) or (kind != "exp_avg" and bool((value < 0).any())):
                 range = "finite" if kind == "exp_avg" else "finite and at least 0"
                 raise fail(f"{kind}/{name:.200} must be {range}.")
-            if kind == "step" and value.item() % 1:
-                raise fail(f"{kind}/{name:.200} must be a whole number of steps, got {value.item()}.")
+            if kind == "step" and (value.item() % 1 or not 1 <= value.item() <= steps):
+                raise fail(f"{kind}/{name:.200} must be a whole number from 1 to {steps} steps, got {value.item()}.")
     if len(saved) != 3 * len(names):
         known = {f"{kind}/{name}" for kind in ("step", "exp_avg", "exp_avg_sq") for name in parameters}
         raise fail(f"{next(key for key in saved if key not in known):.200} is nothing that AdamW has.")

@@ -20,7 +20,6 @@ import functools
 import inspect
 import linecache
 import math
-import os
 import textwrap
 import typing
 from collections.abc import Callable, Mapping, Sequence, Set
@@ -289,7 +288,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     defaults = {o.name: _plain(o.default) for o in option_fields().values() if not o.required}
     known = {**defaults, **{RENAMED.get(name, name): value for name, value in before.items()}}
     changed = {name: (known.get(name), value) for name, value in now.items() if known.get(name) != value}
-    return [f"{name}: {old!r} -> {new!r}" for name, (old, new) in changed.items() if not _was_called(old, new)]
+    return [f"{name}: {old!r:.200} -> {new!r}" for name, (old, new) in changed.items() if not _was_called(old, new)]
 
 
 def _was_called(old: Any, new: Any) -> bool:
@@ -426,10 +425,7 @@ def are_names(name: str, value: Any) -> None:
 
 def is_path(name: str, value: Any) -> None:
     """A path as text, or an object that is one."""
-    if not isinstance(value, (str, PathLike)):
-        raise TypeError(f"{name} must be a path, got {checks.got(value)}.")
-    if not os.fspath(value):
-        raise ValueError(f"{name} must be a path, got an empty text; '.' is the present folder.")
+    checks.path(value, name=name)
 
 
 TrainOptions.__doc__ = documented(TrainOptions.__doc__)

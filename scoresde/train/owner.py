@@ -103,11 +103,17 @@ class Owner:
             return False
         while True:
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-            descriptor = os.open(self._path, flags, 0o666)
+            foreign = CheckpointError(f"{self._path} is no regular file: remove it.")
+            try:
+                descriptor = os.open(self._path, flags, 0o666)
+            except OSError as error:
+                if self._path.is_symlink() or self._path.is_dir():
+                    raise foreign from error
+                raise
             try:
                 kind = os.fstat(descriptor)
                 if not stat.S_ISREG(kind.st_mode):
-                    raise CheckpointError(f"{self._path} is no regular file: remove it.")
+                    raise foreign
                 try:
                     fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:

@@ -499,6 +499,10 @@ def test_edited_files_of_numbers_are_refused_by_name_or_make_sense(tmp_path: Pat
     path = made.save(tmp_path / "numbers.json")
     content, refused = json.loads(path.read_text()), 0
     assert type(made).load(path) == made
+    for version in (True, 1.0, 2.0, "1", None, [1], -1, 10**9):
+        path.write_text(json.dumps({**content, "version": version}))
+        with pytest.raises(ValueError, match=r"numbers\.json: the file has version"):
+            type(made).load(path)
     for seed in range(400):
         path.write_text(json.dumps(edited(random.Random(seed), content)))
         try:

@@ -30,7 +30,7 @@ from scoresde.nn import MLP, UNet
 from scoresde.sde import EDM, SDE, VE, VP, Cosine, LinearSDE, RectifiedFlow, SubVP
 from scoresde.spectrum import Spectrum
 from scoresde.train import EMA, CheckpointError, Run, TrainOptions, describe, load_model, save, train
-from scoresde.train.contents import read_tensors
+from scoresde.train.contents import AVERAGE, MODEL, read_tensors
 from scoresde.train.describe import NETS, SDES
 from scoresde.train.draws import seeded
 from scoresde.train.options import differences
@@ -322,7 +322,7 @@ def test_a_folder_has_one_owner(tmp_path: Path) -> None:
     [
         {"host": "elsewhere"},
         {"started": "0"},
-        {"pid": 2**40},
+        {"pid": 2**34},
         {"pid": 0},
         {"pid": -1, "started": None},
         {"pid": None},
@@ -457,7 +457,7 @@ def test_an_owners_file_of_another_kind_is_refused_untouched(tmp_path: Path, kin
     target.write_text("precious")
     path = folder / ".owner.json"
     {"pipe": os.mkfifo, "folder": os.mkdir, "link": lambda p: os.symlink(target, p)}[kind](path)
-    with pytest.raises(CheckpointError, match=r"\.owner\.json"):
+    with pytest.raises(CheckpointError, match=r"\.owner\.json is no regular file: remove it"):
         Owner(folder)
     assert target.read_text() == "precious" and path.lstat()
 
@@ -752,6 +752,38 @@ def test_the_last_ones_are_kept_and_the_latest_is_loaded(tmp_path: Path) -> None
     assert_equal(older.state_dict(), mlp(seed=100).state_dict())
 
 
+def test_a_checkpoint_of_an_earlier_step_is_kept_though_later_ones_are_there(tmp_path: Path) -> None:
+    for step in (5, 6, 1):
+        written = save(tmp_path, mlp(seed=step), step=step, keep=2)
+        assert_equal(load_model(written, ema=False).state_dict(), mlp(seed=step).state_dict())
+    assert [p.name for p in folder_module.checkpoints(tmp_path)] == [f"step-{n:08d}" for n in (1, 5, 6)]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs links")
+def test_of_a_checkpoint_that_was_moved_away_the_link_alone_is_removed(tmp_path: Path) -> None:
+    run, store = tmp_path / "run", tmp_path / "store"
+    save(run, mlp(), step=1).rename(store)
+    (run / "step-00000001").symlink_to(store)
+    (run / "step-00000002").symlink_to(tmp_path / "nowhere")
+    load_model(run, ema=False)
+    save(run, mlp(), step=2, keep=1)
+    assert sorted(p.name for p in run.iterdir()) == ["step-00000002", "step-00000002-2"]
+    load_model(store, ema=False)
+
+
+def test_a_run_stays_in_its_folder_when_the_working_directory_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    run = train(unet(), digits(), folder="run", **OPTIONS)
+    next(run)
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    advance(run)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    assert describe(tmp_path / "run").step == 8 and not (tmp_path / "run" / ".owner.json").exists()
+
+
 def test_training_keeps_as_many_as_asked_for(tmp_path: Path) -> None:
     options = {**OPTIONS, "save_every": 1}
     advance(train(unet(), digits(), folder=tmp_path / "default", **options))
@@ -925,6 +957,9 @@ def test_tensors_of_another_shape_or_kind_are_refused_though_all_hashes_are_righ
         (lambda h: h.update({"exp_avg_sq/net.head.bias": -h["exp_avg_sq/net.head.bias"] - 1}), "must be .*at least 0"),
         (lambda h: h.update({"step/net.head.bias": torch.tensor(-1.0)}), "step/net.head.bias must be .*at least 0"),
         (lambda h: h.update({"step/net.head.bias": torch.tensor(2.5)}), "step/net.head.bias must be a whole number"),
+        (lambda h: h.update({"step/net.head.bias": torch.tensor(9.0)}), "step/net.head.bias must be .* from 1 to 8"),
+        (lambda h: h.update({"step/net.head.bias": torch.tensor(0.0)}), "step/net.head.bias must be .* from 1 to 8"),
+        (lambda h: h.clear(), "there is no state, but there have been 8 steps"),
         (lambda h: h.pop("exp_avg/net.head.bias"), r"exp_avg/net.head.bias must be \(1,\), torch.float32, got nothing"),
         (lambda h: h.update({"exp_avg/more": torch.zeros(1)}), "state for more, which is not trained now"),
         (lambda h: h.update({"more/net.head.bias": torch.zeros(1)}), "more/net.head.bias is nothing that AdamW has"),
@@ -1004,6 +1039,27 @@ def test_a_file_cannot_name_other_code(tmp_path: Path) -> None:
         load_model(tmp_path, ema=False)
 
 
+@pytest.mark.parametrize("name", [MODEL, AVERAGE])
+def test_sizes_are_compared_before_values_are_read_though_the_network_is_ones_own(tmp_path: Path, name: str) -> None:
+    """A file of 16 GB, all of them zeros that take no room, would be read for long."""
+    model = ScoreModel(Own(), VP())
+    path = save(tmp_path, model, step=0, ema=EMA(model))
+    head = json.dumps({"net.first.bias": {"dtype": "F32", "shape": [2**32], "data_offsets": [0, 2**34]}}).encode()
+    with (path / name).open("wb") as file:
+        file.write(len(head).to_bytes(8, "little") + head)
+        file.truncate(8 + len(head) + 2**34)
+    config = json.loads((path / "config.json").read_text())
+    config["files"][name] = {"bytes": 8 + len(head) + 2**34, "sha256": "0" * 64}
+    (path / "config.json").write_text(json.dumps(folder_module.sealed(config)))
+    with pytest.raises(CheckpointError, match=rf"{name} do not fit the network"):
+        load_model(tmp_path, net=Own())
+
+
+def test_a_file_in_the_place_of_a_folder_is_called_so(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: it is a file\. Give the folder"):
+        load_model(save(tmp_path, mlp(), step=0) / MODEL)
+
+
 @pytest.mark.parametrize("name", ["absent", "empty", "step-00000001"])
 def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / "empty").mkdir()
@@ -1014,14 +1070,15 @@ def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path, name: str) -> 
 # -- interruption ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("point", ["mkdir", "flush", "fsync", "sha256", "rename", "rmtree", "save_file"])
+@pytest.mark.parametrize("point", ["mkdir", "flush", "fsync", "sha256", "rename", "save_file"])
+@pytest.mark.filterwarnings("ignore:.*could not be removed")
 def test_a_failure_anywhere_in_a_save_leaves_the_last_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str
 ) -> None:
     """Each operation on the disk fails in turn, the first time, the second time, ...: until a save gets through."""
     import safetensors.torch
 
-    homes = {"mkdir": Path, "rename": Path, "rmtree": shutil, "save_file": safetensors.torch, "fsync": os}
+    homes = {"mkdir": Path, "rename": Path, "save_file": safetensors.torch, "fsync": os}
     owner: Any = homes.get(point, folder_module)
     original = getattr(owner, point)
     model = unet()
@@ -1061,7 +1118,7 @@ def test_a_removal_cut_short_leaves_no_half_checkpoint(tmp_path: Path, monkeypat
     save(tmp_path, mlp(seed=1), step=1)
     with monkeypatch.context() as patch:
         patch.setattr(shutil, "rmtree", half)
-        with pytest.raises(CheckpointError, match="interrupted"):
+        with pytest.warns(UserWarning, match=r"step-00000002 is written, but .*step-00000001 .*interrupted"):
             save(tmp_path, mlp(seed=2), step=2, keep=1)
     for path in tmp_path.glob("step-*"):
         load_model(path, ema=False)
