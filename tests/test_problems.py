@@ -535,3 +535,14 @@ def test_a_number_as_covariance_is_not_rounded() -> None:
     sde = VP()
     got = Gaussian(torch.zeros(1, dtype=torch.float64), 0.1).moments(sde, 0.0)[1]
     torch.testing.assert_close(got, torch.tensor([[0.1]], dtype=torch.float64), rtol=1e-15, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_an_empirical_score_takes_states_of_half_precision(dtype: torch.dtype) -> None:
+    """As exact scores of mixtures do: worked out in float32, and rounded once, to 2 eps of values below 4."""
+    problem, x = Empirical(torch.tensor([[1.0, 0.0], [-1.0, 2.0]])), torch.tensor([[0.5, 0.25]])
+    found = problem.score(VP()).denoise(x.to(dtype), 0.5)
+    assert found.dtype == dtype
+    torch.testing.assert_close(
+        found.float(), problem.score(VP()).denoise(x, 0.5), rtol=0, atol=8 * torch.finfo(dtype).eps
+    )

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -101,9 +102,12 @@ def existing(path: PathName, *, name: str = "path") -> Path:
         TypeError: no path.
         ValueError: something that is no file or folder, such as a FIFO or device, or what may not be looked at.
     """
-    path = checks.path(path, name=name)
+    if not isinstance(path, (str, PathLike)):
+        raise TypeError(f"{name} must be the path of a file or folder, a text or pathlib.Path; got {checks.got(path)}.")
+    if path == "":
+        raise ValueError(f"{name} must be the path of a file or folder, got ''; the present folder is '.'.")
     try:
-        path = path.expanduser()
+        path = Path(path).expanduser()
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError) as error:
         raise FileNotFoundError(f"no data at {path} (looked in {Path.cwd()} for relative paths).") from error

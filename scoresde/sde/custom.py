@@ -137,7 +137,9 @@ class LinearSDE(SDE):
     ) -> None:
         for name, constant in {"f": f, "g": g}.items():
             if not callable(constant):
-                checks.number(constant, name=f"{name}, where it is no function,")
+                given = checks.number(constant, name=f"{name}, where it is no function,")
+                if not abs(given) < float("inf"):
+                    raise ValueError(f"{name} must be finite where it is no function, got {given:g}.")
         for name, value in {"_f": f, "_g": g, "T": T, "t_min": t_min, "_panels": 4}.items():
             object.__setattr__(self, name, value)
         self.__post_init__()

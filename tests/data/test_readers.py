@@ -13,7 +13,7 @@ import pytest
 import torch
 from hostile import encoded, frames, parquet
 
-from scoresde.data import Dataset, from_tensors, load, load_folder, reads
+from scoresde.data import Dataset, from_tensors, load, load_array, load_folder, reads
 from scoresde.data.images import read_images
 from scoresde.data.readers import READERS, existing
 
@@ -300,3 +300,10 @@ def test_names_from_outside_cannot_speak_to_a_terminal(tmp_path: Path) -> None:
     album(tmp_path, f"{name}/a.png", f"{'x' * 250}/a.png", f"{name}.txt")
     told = str(quietly(tmp_path))
     assert told.isprintable() and told.encode() and r"a\x1b[2Jb\n\udcff" in told and "x" * 150 not in told
+
+
+def test_no_path_is_not_the_present_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for read in (load, load_array):
+        with pytest.raises(ValueError, match="path must be the path of a file or folder, got ''"):
+            read("")

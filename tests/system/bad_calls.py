@@ -334,8 +334,6 @@ MAPPING = Kind(
 )
 PATH = Kind(
     {
-        "empty": _is(""),
-        "a zero byte": _is("a\0b"),
         "a number": _is(3),
         "a list": _is(["a"]),
         "a tensor": lambda right: torch.ones(2),

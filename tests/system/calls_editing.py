@@ -199,7 +199,12 @@ CALLS = [
             "seed": 0,
             "gradients": False,
         },
-        kinds={**SCORES, "t": START, "threshold": INSIDE, "clip": POSITIVE.but("infinite", one=lambda right: 1.0)},
+        kinds={
+            **SCORES,
+            "t": START,
+            "threshold": INSIDE,
+            "clip": POSITIVE.but("infinite", "beyond floats", one=lambda right: 1.0),
+        },
     ),
     Call(
         diffedit,

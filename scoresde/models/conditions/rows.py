@@ -25,8 +25,8 @@ def check_name(name: object) -> None:
     """Raise ValueError unless ``name`` can be a keyword of net(x, c, ...): an identifier that is not x, c or self."""
     if not isinstance(name, str) or not name.isidentifier():
         raise ValueError(
-            f"the name of a condition must be a word, an identifier, as in net(x, c, size=...); got {checks.got(name)} among "
-            "the conditions."
+            "the name of a condition must be a word, an identifier, as in net(x, c, size=...); got "
+            f"{checks.got(name)} among the conditions."
         )
     if name in _OWN:
         raise ValueError(
@@ -39,7 +39,7 @@ def as_given(conditions: object, *, name: str = "conditions") -> Mapping[str, An
     """The conditions of a call, by name; an empty mapping for None.
 
     Raises:
-        TypeError: no mapping, or names that are no texts.
+        TypeError: no mapping. ValueError: names that are no texts.
     """
     if conditions is None:
         return {}
@@ -47,9 +47,7 @@ def as_given(conditions: object, *, name: str = "conditions") -> Mapping[str, An
         raise TypeError(f'{name} must be a mapping by name, such as {{"label": y}}, got {checks.got(conditions)}.')
     for key in conditions:
         if not isinstance(key, str):
-            raise TypeError(
-                f'{name} must be a mapping by name, such as {{"label": y}}, got the name {checks.got(key)}.'
-            )
+            check_name(key)
     return conditions
 
 
