@@ -781,6 +781,7 @@ for step in run:
         break
 assert run.save() == folder / "step-00000002"
 assert read_training(describe(folder))["options"]["processes"] == 2
+run.close()
 
 model, seeds = mlp(seed=5 + rank), []
 model.net.register_forward_pre_hook(lambda module, _: seeds.append(torch.initial_seed()) if module.training else None)
