@@ -781,6 +781,7 @@ for step in run:
         break
 assert run.save() == folder / "step-00000002"
 assert read_training(describe(folder))["options"]["processes"] == 2
+run.close()  # one run of a process has the folder
 
 model, seeds = mlp(seed=5 + rank), []
 model.net.register_forward_pre_hook(lambda module, _: seeds.append(torch.initial_seed()) if module.training else None)
@@ -821,7 +822,11 @@ def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(_SCRIPT)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parent)}
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+    }
     done = subprocess.run(
         [*command, str(tmp_path / "two")], env=environment, capture_output=True, text=True, timeout=120, check=False
     )
