@@ -128,9 +128,9 @@ def _own(part: object) -> dict[str, object]:
     return own
 
 
-def _is_librarys(module: str | None) -> bool:
-    """Whether a function or class of this module calls no network of a user's."""
-    top = (module or "").partition(".")[0]
+def _is_librarys(module: object) -> bool:
+    """Whether a function or class of this module calls no network of a user's; of a descriptor it may be anything."""
+    top = module.partition(".")[0] if isinstance(module, str) else ""
     return top in ("torch", "scoresde", "numpy") or top in sys.stdlib_module_names - {"__main__"}
 
 

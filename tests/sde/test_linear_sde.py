@@ -168,7 +168,7 @@ def test_numbers_and_float32_parameters() -> None:
 
 
 BAD_LINEAR: list[tuple[Any, Any, dict[str, float], type[Exception], str]] = [
-    (math.nan, 1.0, {}, ValueError, "must be finite inside"),
+    (math.nan, 1.0, {}, ValueError, "f must be finite"),
     (lambda t: -1 / (0.5 - t).clamp_min(0), 1.0, {}, ValueError, "must be finite inside"),
     (lambda t: -1 / (1 - t), 1.0, {}, ValueError, "diverges or jumps"),
     (lambda t: (t > 0.31).double(), 1.0, {}, ValueError, "diverges or jumps"),
