@@ -49,9 +49,9 @@ def read_arrays(path: Path, *wanted: Sequence[str]) -> tuple[Array | dict[str, A
             if magic[:2] != b"PK":
                 return read_npy(stream, os.fstat(stream.fileno()).st_size, str(path)), ()
             return _read_npz(stream, path, wanted)
-    except _Refused as refused:
+    except NotAnArray as refused:
         raise ValueError(str(refused)) from refused.__cause__
-    except _NotNumbers as refused:
+    except NotNumbers as refused:
         raise TypeError(str(refused)) from None
     except MemoryError as error:
         raise ValueError(f"reading {path} takes more memory than there is: {error}") from error
@@ -72,21 +72,21 @@ def read_npy(stream: IO[bytes], size: int, name: str) -> Array:
         raise _unreadable(name, "it holds Python objects")
     if dtype.kind not in "iuf":
         instead = _INSTEAD.get(dtype.kind)
-        raise _NotNumbers(
+        raise NotNumbers(
             f"{name} holds an array of {dtype}; expected integers or real numbers{f': {instead}' if instead else ''}."
         )
     need, there = math.prod(shape) * dtype.itemsize, size - stream.tell()
     if min(shape, default=0) < 0 or need > there:
         raise _unreadable(name, f"its header says shape {shape} of {dtype}, {need} bytes, but {there} follow")
     if need < there:
-        raise _Refused(
+        raise NotAnArray(
             f"{name} holds {there - need} bytes more than the one array that its header tells of, shape {shape} of "
             f"{dtype}. Write one array into a file, or several by numpy.savez."
         )
     try:
         within_memory(need, f"the array in {name}")
     except ValueError as error:
-        raise _Refused(str(error)) from error
+        raise NotAnArray(str(error)) from error
     stream.seek(0)
     array: Array = np.lib.format.read_array(stream, allow_pickle=False)
     return array
@@ -113,20 +113,20 @@ def _read_npz(
 def _chosen(names: Sequence[str], group: Sequence[str], path: Path) -> list[str]:
     chosen = [name for name in names if name in group]
     if len(chosen) > 1:
-        raise _Refused(f"{path} holds {' and '.join(chosen)}, which say the same; keep one of them.")
+        raise NotAnArray(f"{path} holds {' and '.join(chosen)}, which say the same; keep one of them.")
     return chosen
 
 
-class _Refused(ValueError):
+class NotAnArray(ValueError):
     """An error whose message is complete."""
 
 
-class _NotNumbers(TypeError):
+class NotNumbers(TypeError):
     """The same, of an array of something else."""
 
 
 def _unreadable(name: str, reason: str) -> ValueError:
-    return _Refused(
+    return NotAnArray(
         f"cannot read {name} as NumPy data: {reason}. It may be cut short or hold Python objects; "
         "write plain numbers with numpy.save or numpy.savez."
     )

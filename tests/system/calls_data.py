@@ -23,7 +23,8 @@ from scoresde.data import (
 X = torch.tensor([[0.5, -1.0, 2.0], [1.5, 0.25, -0.75], [0.0, 1.0, -0.5]])
 Y = torch.tensor([0, 1, 1])
 SCALING = Scaling(0.5, 2.0)
-FOLDER = Path(tempfile.mkdtemp())
+_KEPT = tempfile.TemporaryDirectory(prefix="scoresde-bad-calls-")  # goes with the process
+FOLDER = Path(_KEPT.name)
 np.savez(FOLDER / "a.npz", x=X.numpy(), label=Y.numpy())
 np.save(FOLDER / "x.npy", X.numpy())
 np.save(FOLDER / "y.npy", Y.numpy())

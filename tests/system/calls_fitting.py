@@ -26,7 +26,8 @@ from scoresde.fitting import fit
 from scoresde.grids import adapted
 from scoresde.solvers import AdaptiveODE
 
-FOLDER = Path(tempfile.mkdtemp(prefix="scoresde-bad-calls-"))
+_KEPT = tempfile.TemporaryDirectory(prefix="scoresde-bad-calls-")  # goes with the process
+FOLDER = Path(_KEPT.name)
 # a fit takes a second: other ways of writing are tried where a call costs less
 SOLVERS = SOLVER.but(**{"an empty list": lambda right: [], "a list with a text": lambda right: [DDIM(), "heun"]})
 

@@ -195,7 +195,8 @@ def adapted() -> Adapted:
     return Adapted((10,), ((0.0, 0.0),), (100.0, 0.01), Spectrum(1.0, 1.0), Tuning((5,), ((0.0, 0.0, 0.0),)), report)
 
 
-FOLDER = Path(tempfile.mkdtemp(prefix="scoresde-bad-calls-"))
+_KEPT = tempfile.TemporaryDirectory(prefix="scoresde-bad-calls-")  # goes with the process
+FOLDER = Path(_KEPT.name)
 
 
 def saved(what: Any) -> Path:

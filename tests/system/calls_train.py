@@ -42,7 +42,8 @@ from scoresde.train import (
     train_classifier,
 )
 
-FOLDER = Path(tempfile.mkdtemp())
+_KEPT = tempfile.TemporaryDirectory(prefix="scoresde-bad-calls-")  # goes with the process
+FOLDER = Path(_KEPT.name)
 X, Y = torch.tensor([[0.5, -1.0, 2.0], [1.5, 0.25, -0.75], [0.0, 1.0, -0.5]]), torch.tensor([0, 1, 1])
 
 
