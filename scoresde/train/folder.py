@@ -22,13 +22,13 @@ import json
 import os
 import re
 import shutil
-import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from scoresde.files import MOST_JSON, PARTIAL, Fail, Fields, flush, make_writable, opened, read_json, saving
+from scoresde.warning import warn_user
 
 Writer = Callable[[Path], None]
 
@@ -152,10 +152,9 @@ def prune(folder: Path, keep: int, written: Path) -> None:
             old.rename(doomed)
             shutil.rmtree(doomed)
         except OSError as error:
-            warnings.warn(
+            warn_user(
                 f"{written} is written, but the old checkpoint {old.name} beside it could not be removed ({error}); "
-                "remove it by hand.",
-                stacklevel=3,  # the caller of save
+                "remove it by hand."
             )
 
 

@@ -1002,7 +1002,7 @@ def plain() -> ScoreModel:
         ),  # type: ignore[arg-type]
         (lambda: words(until=1.5), ValueError, "share of the steps"),
         (lambda: words(edit=3), TypeError, "two maps"),
-        (lambda: words(source=[1, 2]), TypeError, "by name"),
+        (lambda: words(source=[1, 2]), TypeError, "source must be a Mapping"),
         (lambda: words(target={"text": 1}), ValueError, "same conditions"),
         (lambda: words(solver=ProbabilityFlow()), ValueError, "own steps"),
         (lambda: words(edit=lambda source, own: own[:1]), ValueError, "shape"),

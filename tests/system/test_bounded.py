@@ -67,7 +67,7 @@ BOUNDS = {
     "train.trial._leaves": "each node of the graph once",
     "data.folders._search": "each folder once",
     "data.parquet._rows": "batches of the file",
-    "data.source.warn_user": "to the outermost frame",
+    "warning.warn_user": "to the outermost frame",
     "files.writing.append_line": "to the end of the line: a write takes a byte at least, or raises",
     "models.modules._found": "each object once",
 }
