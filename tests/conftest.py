@@ -8,6 +8,8 @@ import os
 # Before torch is imported: the tests compare with what a CPU computes, bit for bit in places, and train() would
 # otherwise choose the GPU of a machine that has one. Child processes inherit it.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
+# Nor is a child of a test to take the cores that pytest-xdist fills.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 from hypothesis import HealthCheck, settings
