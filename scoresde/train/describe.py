@@ -71,6 +71,8 @@ def read_described(given: Fields) -> dict[str, Any]:
     """
     kind = SCORE if given.null("kind") else given.one_of("kind", (SCORE, CLASSIFIER))  # the first files do not say
     predicts = None
+    if kind == CLASSIFIER and not given.null("predicts"):
+        raise given.refused("predicts", "a classifier predicts no part of a score: the kind or this field was changed.")
     if kind == SCORE and given.value("predicts") is not None:
         predicts = given.one_of("predicts", tuple(PREDICTIONS))
     found: dict[str, Any] = {

@@ -29,7 +29,7 @@ from scoresde.models.predictions import predicts_v
 from scoresde.nn import MLP, UNet
 from scoresde.sde import EDM, SDE, VE, VP, Cosine, LinearSDE, RectifiedFlow, SubVP
 from scoresde.spectrum import Spectrum
-from scoresde.train import EMA, CheckpointError, Run, TrainOptions, describe, load_model, save, train
+from scoresde.train import EMA, CheckpointError, Run, TrainOptions, describe, load_classifier, load_model, save, train
 from scoresde.train.contents import AVERAGE, MODEL, read_tensors
 from scoresde.train.describe import NETS, SDES
 from scoresde.train.draws import seeded
@@ -1028,6 +1028,16 @@ def test_a_changed_digit_of_the_config_is_noticed(tmp_path: Path) -> None:
             load_model(tmp_path, ema=False)
     path.write_text(json.dumps(json.loads(text), indent=None))  # other white space is no other content
     load_model(tmp_path, ema=False)
+
+
+def test_a_score_that_is_called_a_classifier_is_refused(tmp_path: Path) -> None:
+    """Its network's answers would come back as logits."""
+    path = save(tmp_path, mlp(), step=1) / "config.json"
+    config = json.loads(path.read_text())
+    config["model"]["kind"] = "classifier"
+    path.write_text(json.dumps(folder_module.sealed(config)))
+    with pytest.raises(CheckpointError, match=r"model\.predicts: a classifier predicts no part of a score"):
+        load_classifier(tmp_path, ema=False)
 
 
 def test_a_file_cannot_name_other_code(tmp_path: Path) -> None:
