@@ -390,6 +390,7 @@ def never(x: Tensor, t: Tensor) -> Tensor:
         ({"grid": lambda sde, n: torch.tensor([2.0, 1.0])}, ValueError, r"\[0, 1\]"),
         ({"eta": -1.0}, ValueError, "eta"),
         ({"eta": math.inf}, ValueError, "eta"),
+        ({"eta": 1e7}, ValueError, "at most 1e[+]06, got 10000000"),
         ({"seed": 1.5}, TypeError, "seed"),
         ({"seed": 1, "noise": IndependentNoise(0)}, ValueError, "not both"),
         ({"noise": "a"}, TypeError, "noise must be"),

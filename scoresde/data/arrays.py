@@ -24,7 +24,7 @@ from scoresde.data.numpy_files import Array, read_arrays
 from scoresde.data.readers import LABELS, existing, reads
 from scoresde.data.scaling import Per, Scaling
 from scoresde.data.source import Source
-from scoresde.data.structure import Channels, arranged
+from scoresde.data.structure import Channels, arranged, holds_levels
 from scoresde.files import PathName
 
 _IMAGES = ("x", "images", "image", "data", "arr_0")
@@ -77,8 +77,7 @@ def load_array(
         labels = found[_pick(found, found_names, LABELS, place)] if isinstance(found, dict) else found
         notes.append(f"labels from {place}")
     data = _as_tensor(array, path)
-    whole = not data.is_floating_point() or levels is not None or getattr(scaling, "levels", None) is not None
-    data = arranged(data, channels, whole=whole, name=f"the array in {path}")
+    data = arranged(data, channels, whole=holds_levels(data, levels, scaling), name=f"the array in {path}")
     if channels is not None and array.ndim > 1:
         notes.append(f"channels {channels}")
     dataset = from_tensors(

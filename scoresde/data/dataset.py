@@ -25,7 +25,7 @@ from scoresde.data.indexing import Index, several, which
 from scoresde.data.labels import classes_of
 from scoresde.data.scaling import Per, Scaling
 from scoresde.data.source import Source, shown
-from scoresde.data.structure import Channels, arranged, in_words
+from scoresde.data.structure import Channels, arranged, holds_levels, in_words
 from scoresde.data.units import check_condition_rounding, chosen_scaling, scalings_of_conditions
 from scoresde.models.conditions import stored_conditions
 
@@ -96,9 +96,8 @@ class Dataset(TorchDataset[dict[str, Tensor]]):
         return self._taken(several(indices, len(self), name="indices"))
 
     def __getitem__(self, index: int | Index) -> dict[str, Tensor]:
-        if (
-            isinstance(index, tuple) and len(index) != 1
-        ):  # the axes of an array, to torch and NumPy, of which there is one
+        # to torch and NumPy a tuple is the axes of an array, of which there is one
+        if isinstance(index, tuple) and len(index) != 1:
             raise TypeError(f"dataset[{', '.join(map(str, index))}] has several axes: write dataset[[...]].")
         where = which(index, len(self))
         if isinstance(where, int):
@@ -225,8 +224,7 @@ def from_tensors(
     if data.is_meta:
         raise ValueError(f"data must hold values, got {checks.got(data)} of the meta device.")
     if data.ndim > 1 or channels is not None:
-        whole = not data.is_floating_point() or levels is not None or getattr(scaling, "levels", None) is not None
-        data = arranged(data, channels, whole=whole, name="data")
+        data = arranged(data, channels, whole=holds_levels(data, levels, scaling), name="data")
     if data.ndim < 2 or data.numel() == 0:
         raise ValueError(f"data must be (N, *event) with at least one sample, got shape {tuple(data.shape)}.")
     data = _signed(data.detach().cpu())

@@ -24,6 +24,11 @@ _FEW = 4  # grey, grey and alpha, RGB, RGBA: an axis as short as this reads as c
 _LONG = 4  # a signal of more channels is longer than this many times their number
 
 
+def holds_levels(data: Tensor, levels: int | None, scaling: object) -> bool:
+    """Whether the values are whole numbers, as those of pictures are: by their dtype, or because somebody says so."""
+    return not data.is_floating_point() or levels is not None or getattr(scaling, "levels", None) is not None
+
+
 def arranged(data: Tensor, channels: Channels | None, *, whole: bool, name: str) -> Tensor:
     """``data`` as (N, C, ...) or vectors (N, d).
 

@@ -77,6 +77,7 @@ def test_components_that_cannot_be_are_left_out() -> None:
         (lambda m: m.posterior(sums, torch.zeros(2), 0.1), "the 3 numbers"),
         (lambda m: m.posterior(sums, torch.full((3,), math.nan), 0.1), "NaN"),
         (lambda m: m.posterior(sums, torch.zeros(3), -1.0), "noise_std"),
+        (lambda m: m.posterior(sums, torch.zeros(3), 1e200), "noise_std must be at most"),
         (lambda m: m.posterior(torch.ones(2, 4), torch.zeros(2), 0.0), "singular"),
         (lambda m: m.posterior(torch.eye(4)[[0, 0]], torch.tensor([0.3, 0.5]), 0.0), "singular"),
         (lambda m: m.posterior(torch.tensor([[1, 0.3, 0.1, 0], [0.7, 0.21, 0.07, 0]]), torch.ones(2), 0.0), "singular"),

@@ -356,6 +356,8 @@ def test_bad_models() -> None:
     net = torch.tanh
     with pytest.raises(ValueError, match="predicts must be one of noise, x0, v, score, velocity, edm"):
         ScoreModel(net, VP(), "epsilon")
+    with pytest.raises(TypeError, match=r"predicts must be one of .*, or a function; got <class 'type'>"):
+        ScoreModel(net, VP(), type)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"The order is ScoreModel\(net, sde\)"):
         ScoreModel(VP(), net)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="net must be a function"):
