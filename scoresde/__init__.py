@@ -9,8 +9,8 @@ The names below are the ones that most programs need::
     solution = ss.sample(model.bind(label=3), (16, 1, 8, 8))     # any Score: a model, a guidance, an exact one
 
 All else lives in submodules, each loaded when it is first used: ``ss.solvers``, ``ss.grids``, ``ss.guidance``,
-``ss.inverse``, ``ss.particles``, ``ss.editing``, ``ss.fitting``, ``ss.certify``, ``ss.nn``, ``ss.train``, ``ss.data``
-and more.
+``ss.inverse``, ``ss.particles``, ``ss.editing``, ``ss.fitting``, ``ss.certify``, ``ss.nn``, ``ss.train``, ``ss.data``,
+``ss.interop`` and more.
 """
 
 from __future__ import annotations
@@ -21,11 +21,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from scoresde import (
         certify,
+        cli,
         data,
         editing,
         fitting,
         grids,
         guidance,
+        hub,
+        interop,
         inverse,
         likelihood,
         losses,
@@ -119,12 +122,15 @@ __all__ = [
     "certify",
     "classifier",
     "classifier_free",
+    "cli",
     "data",
     "dsm_loss",
     "editing",
     "fitting",
     "grids",
     "guidance",
+    "hub",
+    "interop",
     "inverse",
     "likelihood",
     "log_prob",

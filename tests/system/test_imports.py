@@ -49,9 +49,15 @@ ALLOWED: dict[str, set[str]] = {
     "particles": PROCESS | {"guidance"},
     "editing": PROCESS | {"guidance", "nn"},
     "train": CORE | {"nn", "losses", "times", "data"},
-    "interop": PROCESS | {"guidance", "nn", "data", "sampling"},
+    "interop": PROCESS | HELPERS | {"guidance", "nn", "data", "sampling", "inverse", "likelihood"},
+    "hub": CORE | {"nn", "data", "train"},
+    "cli": PROCESS
+    | HELPERS
+    | {"guidance", "nn", "data", "times", "losses", "metrics", "grids", "problems", "sampling", "likelihood", "fitting"}
+    | {"inverse", "particles", "editing", "train", "interop", "hub"},
 }
 OPTIONAL = {"torchdiffeq", "torchsde", "accelerate", "safetensors", "matplotlib", "sklearn", "pyarrow", "PIL", "tyro"}
+OPTIONAL |= {"diffusers", "transformers", "huggingface_hub", "datasets", "tensorboard", "lightning", "yaml"}
 HEAVY = OPTIONAL | {"tqdm", "scipy"}
 # Underscores that are the interface of named tuples and of torch's tensors and graphs.
 OTHERS = {"_replace", "_asdict", "_fields", "_make", "_version", "_sequence_nr"}

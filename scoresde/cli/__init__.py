@@ -1,0 +1,4 @@
+"""The command line: ``scoresde train``, ``sample`` and more::
+
+scoresde --help
+"""
