@@ -25,12 +25,13 @@ from torch import Tensor
 from scoresde import checks
 from scoresde.models.evaluation import in_evaluation_mode
 from scoresde.models.modules import parameters_of
+from scoresde.models.rescheduled import size
 from scoresde.models.score import Score, check_score
 from scoresde.noise import Noise, as_noise
 from scoresde.reverse import Reverse
 from scoresde.solvers.base import state_dtype
 from scoresde.solvers.incomplete import finite_rows, without
-from scoresde.solvers.ode_backend import ProbabilityFlow, complete, integrated, spans
+from scoresde.solvers.ode_backend import ProbabilityFlow, complete, integrated, smoothed, spans, stretched
 from scoresde.solvers.progress import Bar
 from scoresde.solvers.solution import CountedScore, Progress
 
@@ -127,9 +128,8 @@ def log_prob(
 
         return rate
 
-    end, log_det = _carried(
-        "log_prob", score, (x, x.new_zeros(x.shape[0])), slope, _Way(True, solver, differentiable, progress, callback)
-    )
+    state = (x, x.new_zeros(x.shape[0]))
+    end, log_det = _carried("log_prob", score, state, slope, _Way(True, solver, differentiable, progress, callback))
     return _whole("log_prob", score.sde.prior_log_prob(end) + log_det)
 
 
@@ -305,19 +305,27 @@ def _carried(
 
     def heard(step: int, t: Tensor, parts: tuple[Tensor, ...]) -> None:
         if callback is not None:
-            callback(Progress(step, solver.max_steps, t, parts[0]))
+            at = smooth.back(t)
+            factor = size(smooth.process.sde, t.double()) / size(sde, at.double())
+            callback(Progress(step, solver.max_steps, at, stretched(parts[0], 1 / factor)))
 
     with Bar(progress, what, sde, times[0], times[1]) as bar, torch.set_grad_enabled(graph):
         process = Reverse(CountedScore(score, bar.asked if bar.over_evaluations else None), eta=0.0)
+        smooth = smoothed(solver, process, times)
+        first, last = smooth.factors
         path = integrated(
             solver,
-            slope(process, bar),
-            state,
-            times,
+            slope(smooth.process, bar),
+            (stretched(state[0], first), *state[1:]),
+            smooth.times,
             parameters=parameters_of(score),
             heard=None if callback is None else heard,
         )
-    return tuple(part[-1] for part in complete(solver, path, times).states)
+        path = complete(solver, path._replace(reached=smooth.back(path.reached)), times)
+        end, *others = (part[-1] for part in path.states)
+        # ln |det| of both changes of scale, of each of the numbers of a sample
+        change = (first / last).log() * math.prod(end.shape[1:])
+        return stretched(end, 1 / last), *(part + change.to(part) for part in others)
 
 
 def _whole(what: str, value: Tensor) -> Tensor:

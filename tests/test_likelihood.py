@@ -8,16 +8,18 @@ from typing import Any
 
 import pytest
 import torch
+from strategies import rescaled_ddpm
 from torch import Tensor, nn
 
 from scoresde.likelihood import bits_per_dim, decode, encode, log_prob
-from scoresde.models import Score, ScoreModel, as_score
+from scoresde.models import Combination, DerivedScore, Score, ScoreModel, as_score
 from scoresde.noise import IndependentNoise, PerSampleNoise
 from scoresde.problems import Gaussian, GaussianMixture
 from scoresde.reverse import Reverse
 from scoresde.sampling import sample
 from scoresde.sde import EDM, SDE, VE, VP, Chain, ChainSDE, Cosine, LinearSDE, RectifiedFlow, ScheduleSDE, SubVP
-from scoresde.solvers import ProbabilityFlow
+from scoresde.solvers import IncompleteWarning, ProbabilityFlow, Progress
+from scoresde.solvers.ode_backend import smoothed
 
 SDES: list[SDE] = [VP(), SubVP(), VE(0.05, 20.0), EDM(t_min=0.05), Cosine(), RectifiedFlow(t_min=0.05)]
 SDES.append(LinearSDE(lambda t: -1 - t, lambda t: 1 + t, t_min=0.05))
@@ -105,6 +107,60 @@ def test_with_zero_terminal_snr_the_density_has_no_approximation(sde: SDE) -> No
     torch.testing.assert_close(decode(score, code, solver=TIGHT), x, rtol=1e-4, atol=1e-4)
     estimates = log_prob(score, x, noise=0, probes=3, solver=TIGHT)
     assert bool(estimates.isfinite().all())
+
+
+CHAINS: dict[str, ChainSDE] = {
+    "DDPM": ChainSDE(VP().discretize(300)),
+    "SMLD": ChainSDE(VE(0.05, 20.0).discretize(40)),
+    "zero terminal SNR": ChainSDE(rescaled_ddpm(200)),
+    "uneven": ChainSDE(Chain(torch.tensor([0.1, 0.5, 0.6, 4.0]), torch.tensor([1.0, 0.3, 0.9, 1.1]), torch.ones(4))),
+}
+
+
+class Counting(DerivedScore):
+    """A score that counts its evaluations."""
+
+    def __init__(self, score: Score) -> None:
+        self.score, self.count = score, 0
+
+    def evaluate(self, x: Tensor, t: Tensor, wanted: Combination) -> Tensor:
+        self.count += 1
+        return self.score.evaluate(x, t, wanted)
+
+
+@pytest.mark.parametrize("sde", CHAINS.values(), ids=list(CHAINS))
+@torch.no_grad()
+def test_a_chain_costs_what_a_smooth_schedule_costs(sde: ChainSDE) -> None:
+    """An adaptive method meets no kink of the levels; density, codes and states between them are those of the chain."""
+    problem, smooth = gaussian((2,)), sde.smooth()
+    x = points(problem, sde, 6)
+    end = problem.flow(sde, x, sde.t_min, sde.T)
+    score, straight = Counting(problem.score(sde)), Counting(problem.score(smooth))
+    value = log_prob(score, x, "exact", solver=TIGHT)
+    exact = problem.log_prob(x, sde, sde.t_min) + prior_error(problem, sde, end)
+    torch.testing.assert_close(value, exact, **CLOSE)
+    log_prob(straight, points(problem, smooth, 6), "exact", solver=TIGHT)
+    # other points: a step or two; through the kinks it was 3 to 20 times as many
+    assert score.count <= 1.1 * straight.count + 6
+    torch.testing.assert_close(encode(score, x, solver=TIGHT), end, **CLOSE)
+    torch.testing.assert_close(decode(score, end, solver=TIGHT), x, rtol=1e-4, atol=1e-4)
+    grid = torch.linspace(sde.T, sde.t_min, 5, dtype=torch.float64)
+    solution = sample(score, tuple(x.shape), x=end, grid=grid, solver=TIGHT, trajectory=True, denoise=False)
+    assert solution.trajectory is not None and solution.reached is not None
+    for t, state in zip(grid, solution.trajectory, strict=True):
+        # interpolated by a quartic between steps, whose error is not controlled: ten times CLOSE
+        torch.testing.assert_close(state, problem.flow(sde, x, sde.t_min, t), rtol=3e-4, atol=3e-4)
+    torch.testing.assert_close(solution.reached, grid[-1:].expand(6), rtol=1e-12, atol=0.0)
+    seen: list[Progress] = []
+    encode(score, x, solver=TIGHT, callback=seen.append)
+    for one in seen:  # told in the chain's own time and scale
+        torch.testing.assert_close(one.x, problem.flow(sde, x, sde.t_min, one.t), **CLOSE)
+    with pytest.warns(IncompleteWarning, match="max_steps = 1"):
+        few = sample(score, tuple(x.shape), x=end, solver=ProbabilityFlow(max_steps=1), denoise=False)
+    assert few.reached is not None and bool((few.reached > sde.t_min).all() and (few.reached <= sde.T).all())
+    process = Reverse(score, eta=0.0)
+    given = ProbabilityFlow("rk4", options={"step_size": 0.01})  # steps in the chain's own time
+    assert smoothed(given, process, grid).process is process and smoothed(TIGHT, process, grid).process is not process
 
 
 @torch.no_grad()

@@ -21,12 +21,13 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
-from scoresde.models.combination import NOISE, SCORE, X0, Coefficient, Combination, Expectation, as_number, combine
+from scoresde.models.combination import NOISE, SCORE, X0, Coefficient, Combination, as_number, combine
 from scoresde.models.conditions import TrainedWith, as_given, check_bound, completed, expanded, given_names, nulls_for
 from scoresde.models.network import NoiseLevelNetwork
 from scoresde.models.predictions import PREDICTIONS, Affine, Prediction
+from scoresde.models.rescheduled import in_schedule
 from scoresde.models.score import DerivedScore, Score, Units, shaped_like
-from scoresde.sde import SDE, Time, has_signal, spread
+from scoresde.sde import SDE, Time, has_signal
 from scoresde.spectrum import Spectrum
 from scoresde.warning import warn_user
 
@@ -222,12 +223,7 @@ class Transported(ScoreModel):
     def evaluate(self, x: Tensor, t: Time, wanted: Combination, conditions: Given = None) -> Tensor:
         """The same combination of the trained schedule's predictions at its own (x, t) with the same σ/α."""
         time = self.time(t, checks.state(x))
-        own = self.trained_under.t_of_log_snr(self.sde.log_snr(time))
-        alpha, sigma = self.sde.alpha(time), self.sde.sigma(time)
-        # x/sqrt(α² + σ²) is the same under both: no quotient of two α, of which both may be 0
-        size = (self.trained_under.alpha(own) ** 2 + self.trained_under.sigma(own) ** 2) / (alpha**2 + sigma**2)
-        inner = Expectation(*wanted.of_predictions(alpha, sigma))
-        return self._inner[0].evaluate(spread(size.sqrt(), x) * x, own, inner, conditions)
+        return self._inner[0].evaluate(*in_schedule(self.sde, x, time, self.trained_under, wanted), conditions)
 
 
 @dataclass(frozen=True, eq=False)

@@ -267,6 +267,14 @@ class SDE(ABC):
             )
         return target.clamp(lowest, highest) if low < lowest or high > highest else target
 
+    def smooth(self) -> SDE:
+        """An SDE over the same range of σ/α whose α and σ are smooth in t: itself, unless a member has kinks.
+
+        Laws and ODE paths of the two differ by the factor sqrt(α² + σ²) alone, so that an adaptive method, which a kink
+        makes take tiny steps, may follow the smooth one in its place.
+        """
+        return self
+
     # -- laws of x_t -------------------------------------------------------------------------------------------
 
     def marginal(self, x0: Tensor, t: Time) -> tuple[Tensor, Tensor]:

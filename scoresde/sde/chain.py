@@ -4,7 +4,7 @@
     chain.alpha_bar, chain.beta, chain.posterior_variance, chain.posterior_mean(x0, x_i, i)
     sde = ChainSDE(chain)                           # back in continuous time, through the same levels
 
-A chain of your own: ``Chain(times, ratio, variance)``.
+A chain of your own: ``Chain.from_betas(torch.linspace(1e-4, 0.02, 1000))``, or ``Chain(times, ratio, variance)``.
 """
 
 from __future__ import annotations
@@ -53,6 +53,43 @@ class Chain:
             raise ValueError("the times of a chain must increase; flip a chain that counts from noise to data.")
         if bool((self.ratio[:-1] <= 0).any()) or bool(self.ratio[-1] < 0) or bool((self.variance < 0).any()):
             raise ValueError("a chain needs variance >= 0 and ratio > 0 at each level; the last ratio alone may be 0.")
+
+    @classmethod
+    def from_betas(cls, betas: Tensor, *, times: Tensor | None = None) -> Chain:
+        """DDPM's chain of these β_i: x_i = sqrt(1 - β_i) x_{i-1} + sqrt(β_i) z_i (Ho et al. 2020, eq. 2).
+
+        Args:
+            betas: (n,) β_1 ... β_n, each in (0, 1); the last may be 1, which leaves no signal (zero terminal SNR).
+            times: (n,) where :class:`~scoresde.sde.ChainSDE` puts the levels; i/n unless told.
+
+        Raises:
+            TypeError, ValueError: no numbers (n,), or numbers that are no variances of such a chain.
+        """
+        beta = checks.real(betas, name="betas")
+        if beta.ndim != 1 or not len(beta):
+            raise ValueError(f"betas must be n numbers, one for each level, (n,); got shape {tuple(beta.shape)}.")
+        checks.finite(beta, name="betas")
+        if bool((beta <= 0).any()) or bool((beta[:-1] >= 1).any()) or bool(beta[-1] > 1):
+            low, high = (value.item() for value in beta.detach().aminmax())
+            raise ValueError(
+                f"betas must lie in (0, 1), and the last alone may be 1; got values in [{low:g}, {high:g}]. They are "
+                "the variances that the levels add, not the products ᾱ_i."
+            )
+        if len(beta) > 2 and bool(beta[0] > 0.5) and bool((beta.diff() < 0).all()):
+            raise ValueError(
+                f"betas fall from {beta[0].item():g} to {beta[-1].item():g}, as the products ᾱ_i do: give the "
+                "variances β_i = 1 - ᾱ_i / ᾱ_{i-1} that the levels add. If these are variances, write "
+                "Chain(times, (1 - betas).sqrt(), betas)."
+            )
+        if times is None:
+            times = torch.arange(1, len(beta) + 1, dtype=torch.float64) / len(beta)
+        return cls(times=times, ratio=(1 - beta).sqrt(), variance=beta)
+
+    def __repr__(self) -> str:
+        """In one line: a chain has a thousand levels."""
+        first, last = (f"{v:.4g}" for v in (self.times[0].item(), self.times[-1].item()))
+        ends = [(self.sigma[i] / self.alpha[i]).item() for i in (0, -1)]
+        return f"Chain(n={self.n}, times={first}...{last}, sigma/alpha={ends[0]:.4g}...{ends[1]:.4g})"
 
     @property
     def n(self) -> int:

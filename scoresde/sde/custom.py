@@ -2,7 +2,7 @@
 
     ScheduleSDE(lambda t: torch.cos(1.5 * t), lambda t: torch.sin(1.5 * t))
     LinearSDE(f=lambda t: -0.5 - 4 * t, g=lambda t: (1 + 8 * t).sqrt())
-    ChainSDE(Chain(times, (1 - beta).sqrt(), beta))
+    ChainSDE(Chain.from_betas(beta))
 
 Each is an SDE like any other: every solver, loss and guidance takes it.
 """
@@ -21,6 +21,7 @@ from scoresde import checks
 from scoresde.checks.lasting import lasting_property
 from scoresde.sde.base import SDE, Time, derivative, root, signal_left
 from scoresde.sde.chain import Chain
+from scoresde.sde.members import RectifiedFlow
 
 TimeFunction = Callable[[Tensor], Tensor | float]
 
@@ -297,6 +298,18 @@ class ChainSDE(SDE):
     def _scale(self, t: Tensor) -> Tensor:
         """1/α² at the level before the last."""
         return (-2 * self._levels[1][-1].to(t.device)).exp()
+
+    def __repr__(self) -> str:
+        return f"ChainSDE({self.chain!r})"
+
+    def smooth(self) -> SDE:
+        """The straight path of :class:`RectifiedFlow`, from the first level's σ/α to the last's, infinite or not."""
+        ends = torch.tensor([self.t_min, self.T], dtype=torch.float64)
+        alpha, sigma = self.alpha(ends), self.sigma(ends)
+        if checks.followed(alpha) or checks.followed(sigma) or not sigma[0] > 0:
+            return self  # gradients by the levels need the chain itself
+        first, last = (sigma / (alpha + sigma)).tolist()
+        return RectifiedFlow(T=last, t_min=first)
 
     def t_of_log_snr(self, log_snr: Time) -> Tensor:
         """In closed form: (σ/α)² is piecewise linear, and on the way to a level without signal b + v (1/ρ² - 1)."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from scoresde import checks
 from scoresde.models.modules import parameters_of
+from scoresde.models.rescheduled import Rescheduled, same_level, size
 from scoresde.noise import Noise
 from scoresde.reverse import Reverse
 from scoresde.solvers._watched import Heard, Parts, StopRun, Watched
@@ -32,7 +33,8 @@ class ProbabilityFlow(Solver):
 
     Fixed-step methods step exactly on the grid; adaptive ones choose their own steps between its ends, one step size
     for the whole batch: the samples share an error norm, so an adaptive result depends on its batch within the
-    tolerance. Their states at the inner times of the grid are interpolated. A sample for which the score is NaN or
+    tolerance. Under a schedule with kinks, :class:`~scoresde.sde.ChainSDE`, they follow :meth:`SDE.smooth
+    <scoresde.SDE.smooth>` in its place, at a tenth of the evaluations. Their states at the inner times of the grid are interpolated. A sample for which the score is NaN or
     infinite, however short the steps, is left out from there on; the others go on as without it.
 
     Args:
@@ -212,12 +214,53 @@ def _marked(part: Tensor, lost: Tensor) -> Tensor:
     return torch.where(each(bad, part) & each(lost, part[0]), torch.nan, part)
 
 
-def along_flow(
-    solver: ProbabilityFlow, process: Reverse, x: Tensor, times: Tensor, *, heard: Heard | None = None
-) -> FlowPath:
+class Smoothed(NamedTuple):
+    """A probability-flow ODE as an adaptive method had better follow it: under a schedule without kinks.
+
+    Attributes:
+        process: the ODE.
+        times: its times, (n,), for those asked for.
+        factors: (n,) float64, by which its states are larger.
+        back: a time of its own -> the time asked for.
+    """
+
+    process: Reverse
+    times: Tensor
+    factors: Tensor
+    back: Callable[[Tensor], Tensor]
+
+
+def smoothed(solver: ProbabilityFlow, process: Reverse, times: Tensor) -> Smoothed:
+    """The ODE under ``process.sde.smooth()``; as it is where that is itself, or the steps are given in its time."""
+    own = process.sde
+    sde = own.smooth()
+    if sde is own or _fixed(_implementation(solver)):
+        return Smoothed(process, times, torch.ones_like(times), lambda t: t)
+    wide = times.to(torch.float64)
+    inner = same_level(own, wide, sde)
+    return Smoothed(
+        Reverse(Rescheduled(process.score, sde), process.eta),
+        inner,
+        size(sde, inner) / size(own, wide),
+        lambda t: same_level(sde, t.to(torch.float64), own).to(t),
+    )
+
+
+def along_flow(solver: ProbabilityFlow, process: Reverse, x: Tensor, times: Tensor) -> FlowPath:
     """x at each of ``times``, monotone, along the probability-flow ODE, which has one part."""
     parameters = parameters_of(process.score)
-    return integrated(solver, lambda t, y: process.drift(y, t), (x,), times, parameters=parameters, heard=heard)
+    smooth = smoothed(solver, process, times)
+    start = (stretched(x, smooth.factors[0]),)
+    path = integrated(solver, lambda t, y: smooth.process.drift(y, t), start, smooth.times, parameters=parameters)
+    if smooth.process is process:
+        return path
+    states = stretched(path.states[0], 1 / smooth.factors)
+    return path._replace(states=(states,), reached=smooth.back(path.reached))
+
+
+def stretched(x: Tensor, factor: Tensor) -> Tensor:
+    """x times a float64 factor, () or one for each row, in the dtype of x."""
+    return x * factor.to(x).reshape(-1, *[1] * (x.ndim - 1)) if factor.ndim else x * factor.to(x)
 
 
 def follow(solver: ProbabilityFlow, process: Reverse, x: Tensor, times: Tensor) -> Tensor:

@@ -347,3 +347,67 @@ def test_the_ends_of_a_short_chain_without_signal(n: int) -> None:
     torch.testing.assert_close(sde.log_snr(found[1]), levels[1], rtol=1e-12, atol=0)
     (slopes,) = torch.autograd.grad(found.sum(), levels)
     assert bool(slopes.isfinite().all()) and slopes[1] < 0
+
+
+# -- chains of betas, in a line, and without kinks -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("betas", [torch.linspace(1e-4, 0.02, 1000), [0.1, 0.5, 0.3], np.array([0.2]), [0.3, 1.0]])
+def test_a_chain_of_betas_is_ddpms(betas: Any) -> None:
+    chain = Chain.from_betas(betas)
+    beta = np.asarray(betas, dtype=np.float64)
+    np.testing.assert_allclose(chain.beta, beta, rtol=0)
+    np.testing.assert_allclose(chain.alpha_bar, np.cumprod(1 - beta), rtol=4 * len(beta) * EPS)  # so many roundings
+    # variance preserving; the sum in it has as many terms
+    np.testing.assert_allclose(chain.alpha_bar + chain.sigma**2, 1.0, rtol=0, atol=4 * len(beta) * EPS)
+    np.testing.assert_allclose(chain.times, np.arange(1, len(beta) + 1) / len(beta), rtol=EPS)
+    assert Chain.from_betas([0.1, 0.2], times=[1.0, 3.0]).times.tolist() == [1.0, 3.0]
+    assert ChainSDE(chain).T == 1.0
+
+
+def test_betas_that_are_none() -> None:
+    cumulative = VP().discretize(30).alpha_bar
+    for bad in (
+        [0.0, 0.1],
+        [0.1, -0.1],
+        [1.0, 0.5],
+        [0.5, 1.5],
+        [],
+        0.3,
+        [[0.1, 0.2]],
+        [0.1, math.nan],
+        "linear",
+        cumulative,
+    ):
+        with pytest.raises((TypeError, ValueError), match="betas"):
+            Chain.from_betas(bad)
+    with pytest.raises(ValueError, match="times"):
+        Chain.from_betas([0.1, 0.2], times=[1.0])  # type: ignore[arg-type]
+    assert Chain.from_betas([0.9, 0.1]).n == 2
+
+
+def test_a_chain_is_told_in_a_line() -> None:
+    sde = ChainSDE(VP().discretize(1000))
+    # σ/α of the textbook's first and last level
+    assert repr(sde) == "ChainSDE(Chain(n=1000, times=0.001...1, sigma/alpha=0.01...157.4))"
+    assert "inf" in repr(ChainSDE(rescaled_ddpm(10)))
+
+
+@pytest.mark.parametrize("make", {**CHAINS, **ENDLESS}.values(), ids=[*CHAINS, *ENDLESS])
+def test_the_smooth_sde_has_the_same_range_of_noise(make: Callable[[], Chain]) -> None:
+    sde = ChainSDE(make())
+    smooth = sde.smooth()
+    if sde.t_min == 0:  # a chain of one level starts without noise: it is followed as it is
+        assert smooth is sde
+        return
+    for mine, other in ((sde.t_min, smooth.t_min), (sde.T, smooth.T)):
+        # σ/(α + σ) is the other's time, and its σ/α is t/(1 - t): a rounding of t counts for 1/(1 - t) times as much
+        share = sde.sigma(mine) / (sde.alpha(mine) + sde.sigma(mine))
+        torch.testing.assert_close(share.item(), other, rtol=4 * EPS, atol=0.0)
+    assert VP().smooth() == VP()  # what has no kinks stays
+
+
+def test_gradients_by_the_levels_need_the_chain_itself() -> None:
+    beta = torch.full((10,), 0.3, dtype=torch.float64, requires_grad=True)
+    sde = ChainSDE(Chain.from_betas(beta))
+    assert sde.smooth() is sde
