@@ -33,9 +33,9 @@ class ProbabilityFlow(Solver):
 
     Fixed-step methods step exactly on the grid; adaptive ones choose their own steps between its ends, one step size
     for the whole batch: the samples share an error norm, so an adaptive result depends on its batch within the
-    tolerance. Under a schedule with kinks, :class:`~scoresde.sde.ChainSDE`, they follow :meth:`SDE.smooth
-    <scoresde.SDE.smooth>` in its place, at a tenth of the evaluations. Their states at the inner times of the grid are interpolated. A sample for which the score is NaN or
-    infinite, however short the steps, is left out from there on; the others go on as without it.
+    tolerance. Under a schedule with kinks, :class:`~scoresde.sde.ChainSDE`, they follow ``sde.smooth()`` in its place,
+    at a tenth of the evaluations. Their states at the inner times of the grid are interpolated. A sample for which the
+    score is NaN or infinite, however short the steps, is left out from there on; the others go on as without it.
 
     Args:
         method: a name in ``torchdiffeq._impl.odeint.SOLVERS``, e.g. "dopri5", "dopri8", "bosh3", "rk4", "midpoint".

@@ -153,6 +153,16 @@ CALLS = [
         },
         answer=lambda chain: chain.sigma,
     ),
+    Call(
+        Chain.from_betas,
+        lambda: {"betas": chain().variance, "times": chain().times},
+        kinds={
+            "betas": TENSOR.but("a list", "numpy", "whole numbers", "a number", above=lambda v: 5 * v, none=lambda v: v[:0]),
+            "times": TENSOR.but("a list", "numpy", "whole numbers", "None", longer=lambda v: torch.cat([v, v])),
+        },
+        answer=lambda chain: chain.sigma,
+        name="Chain.from_betas",
+    ),
     *(
         Call(chain().time, arguments(i=2), kinds={"i": LEVEL}, name="Chain.time"),
         Call(
