@@ -12,7 +12,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -20,6 +21,25 @@ from torch import Tensor, nn
 
 from scoresde import checks
 from scoresde.sde import NO_SIGNAL, SDE, Time, has_signal, signal_left, spread
+
+
+def _learned(part: Any, name: str = "") -> Iterator[tuple[str, nn.Module | nn.Parameter]]:
+    """Modules and parameters in the fields of a dataclass, and in dataclasses there, by the names of the fields."""
+    for field in dataclasses.fields(part):
+        value, called = getattr(part, field.name), f"{name}{field.name.lstrip('_')}"
+        if isinstance(value, nn.Module | nn.Parameter):
+            yield called, value
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            yield from _learned(value, f"{called}_")
+
+
+class _Held(nn.Module):
+    """What an SDE that is no module holds to be learned: the same objects, which the model moves and saves."""
+
+    def __init__(self, held: Mapping[str, nn.Module | nn.Parameter]) -> None:
+        super().__init__()
+        for name, value in held.items():
+            setattr(self, name, value)
 
 
 class NoiseLevelNetwork(nn.Module):
@@ -34,6 +54,9 @@ class NoiseLevelNetwork(nn.Module):
         sigma_data: standard deviation of the data. With it the network sees x / sqrt(α² σ_data² + σ²), of unit
             variance; without it, x itself.
 
+    An SDE that is a module, or holds modules or parameters in its fields (a learned schedule), brings its parameters:
+    they are among ``parameters()``, move by ``to`` and are kept in checkpoints.
+
     Raises:
         TypeError: not a network, or not an SDE.
         ValueError: a sigma_data that is not positive.
@@ -47,6 +70,9 @@ class NoiseLevelNetwork(nn.Module):
             checks.positive(sigma_data, name="sigma_data")
             sigma_data = checks.number(sigma_data, name="sigma_data")
         self.net, self.sde, self.sigma_data = net, sde, sigma_data
+        learned = dict(_learned(sde)) if not isinstance(sde, nn.Module) else {}
+        if learned:
+            self.learned = _Held(learned)
 
     def levels(self, x: Tensor, t: Time) -> tuple[Tensor, Tensor]:
         """α(t) and σ(t), () or (B,) float64, after all checks of x and t; α is exactly 0 where it is to rounding.

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from scoresde import checks
 from scoresde.noise import Noise, as_noise
@@ -95,7 +95,7 @@ def _in_float64(method: Callable[[Any, Tensor], Tensor], name: str) -> Callable[
     @functools.wraps(method)
     def evaluate(self: SDE, t: Time) -> Tensor:
         time = checks.time(t, self.t_max, what=type(self).__name__)
-        value = torch.as_tensor(method(self, time), dtype=torch.float64, device=time.device)
+        value = torch.as_tensor(method(self, beside(self, time)), dtype=torch.float64, device=time.device)
         if value.shape != time.shape:
             value = value.expand(time.shape)
         if name in _MAY_NOT_DIVERGE:
@@ -105,6 +105,12 @@ def _in_float64(method: Callable[[Any, Tensor], Tensor], name: str) -> Callable[
     return evaluate
 
 
+def beside(holder: object, time: Tensor) -> Tensor:
+    """The time where the parameters of ``holder`` are, if it is a module that has some."""
+    first = next(holder.parameters(), None) if isinstance(holder, nn.Module) else None
+    return time if first is None or first.device == time.device else time.to(first.device)
+
+
 @dataclass(frozen=True)
 class SDE(ABC):
     r"""A linear SDE ``dx = f(t) x dt + g(t) dw`` given by its marginal ``x_t = α(t) x_0 + σ(t) ε``, ε ~ N(0, I).
@@ -112,8 +118,9 @@ class SDE(ABC):
     A member is a frozen dataclass with two methods, ``alpha(t)`` and ``sigma(t)``, written as plain torch formulas;
     they are evaluated in float64 whatever the dtype of t, for a number, a tensor () or (B,), and may hold tensors as
     parameters, through which gradients flow; where a standard deviation is 0, such as σ(0) of VP, its gradient is
-    taken as 0. The rest follows (Song et al. 2021, arXiv:2011.13456; Kingma et al.
-    2021, arXiv:2107.00630, eq. 1-2, appendix D)::
+    taken as 0. A schedule that is learned holds modules or parameters in its fields, or is a module itself, ``class
+    Learned(SDE, nn.Module)``: a :class:`~scoresde.ScoreModel` counts them among its own. The rest follows (Song et al.
+    2021, arXiv:2011.13456; Kingma et al. 2021, arXiv:2107.00630, eq. 1-2, appendix D)::
 
         f = (log α)'        g² = α² ((σ/α)²)'        log SNR = log(α² / σ²)
 
@@ -136,8 +143,18 @@ class SDE(ABC):
         for name in _FUNCTIONS_OF_TIME:
             if name in cls.__dict__:
                 setattr(cls, name, _in_float64(cls.__dict__[name], name))
+        if issubclass(cls, nn.Module):  # what it learns is in no field: two of them are not the same
+            for name in ("__eq__", "__hash__"):
+                if name not in cls.__dict__:
+                    setattr(cls, name, getattr(object, name))
 
     def __post_init__(self) -> None:
+        if isinstance(self, nn.Module) and "_parameters" not in vars(self):
+            raise TypeError(
+                f"{type(self).__name__} is a module and a dataclass at once, whose fields torch does not see. Either "
+                "leave nn.Module out, and modules and parameters in its fields are found, or leave @dataclass out and "
+                "write __init__, which begins with nn.Module.__init__(self)."
+            )
         checks.fields(self)
         for name in ("T", "t_min"):  # numbers, unless somebody differentiates by them
             end = getattr(self, name)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from scoresde import checks
 from scoresde.checks.lasting import lasting_property
-from scoresde.sde.base import SDE, Time, derivative, root, signal_left
+from scoresde.sde.base import SDE, Time, beside, derivative, root, signal_left
 from scoresde.sde.chain import Chain
 from scoresde.sde.members import RectifiedFlow
 
@@ -28,7 +28,7 @@ TimeFunction = Callable[[Tensor], Tensor | float]
 
 def _on(function: TimeFunction | float, u: Tensor) -> Tensor:
     """A user's function, or constant, at the times u of any shape; the function sees one axis."""
-    answer = function(u.flatten()) if callable(function) else function
+    answer = function(beside(function, u.flatten())) if callable(function) else function
     value = answer if isinstance(answer, Tensor) else torch.as_tensor(answer, dtype=u.dtype)
     if value.shape not in ((), (1,), (u.numel(),)):
         raise ValueError(

@@ -25,7 +25,7 @@ from scoresde.data import Dataset
 from scoresde.train import checkpoint, contents
 from scoresde.train.batches import MapDataset
 from scoresde.train.contents import Description
-from scoresde.train.describe import describe_model
+from scoresde.train.describe import describe_model, fixed
 from scoresde.train.folder import CheckpointError
 from scoresde.train.objective import Objective
 
@@ -144,7 +144,7 @@ def continued(path: Path, model: nn.Module, dataset: object, steps: int) -> Desc
         CheckpointError: it is damaged, of another model or other data, or past ``steps``.
     """
     description = contents.describe(path)
-    _compare(path, "model", description.model, json.loads(json.dumps(describe_model(model))))
+    _compare(path, "model", fixed(description.model), json.loads(json.dumps(fixed(describe_model(model)))))
     saved = {
         "event_shape": None if description.event_shape is None else list(description.event_shape),
         "class_names": None if description.class_names is None else list(description.class_names),

@@ -82,7 +82,13 @@ def read_described(given: Fields) -> dict[str, Any]:
         "predicts": predicts,
         "sigma_data": None if given.value("sigma_data") is None else given.number("sigma_data", above=0),
     }
-    for name, value in (found["sde"]["fields"] or {}).items():
+    fields, learned = found["sde"]["fields"] or {}, given.object("sde")
+    if not learned.null("learned"):  # only those of learned schedules have it
+        found["sde"]["learned"] = list(learned.texts("learned", most_items=100))
+        for name in found["sde"]["learned"]:
+            if isinstance(fields.get(name), bool) or not isinstance(fields.get(name), (int, float)):
+                raise learned.refused("learned", f"{name!r} is no number among the fields.")
+    for name, value in fields.items():
         if isinstance(value, (list, dict)):
             raise given.object("sde").object("fields").refused(name, "a number or a text is expected.")
     if not given.null("spectrum"):  # the first files have none
@@ -176,7 +182,7 @@ def _parts(
     known = description["sde"]
     if sde is None:
         sde = _rebuild_sde(known)
-    elif _describe_sde(sde) != known:
+    elif _fixed(_describe_sde(sde)) != _fixed(known):
         raise ValueError(
             f"the model was trained under {_words(known)}, got sde={_words(_describe_sde(sde))}. Load it as it was "
             "trained; model.under(sde) then gives its score under another schedule."
@@ -184,12 +190,26 @@ def _parts(
     return net, sde
 
 
+def fixed(described: Mapping[str, Any]) -> dict[str, Any]:
+    """A model as ``describe_model`` told of it, without the numbers of its SDE that training found."""
+    return {**described, "sde": _fixed(described["sde"])}
+
+
+def _fixed(described: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An SDE as described, without the values that training found."""
+    learned = described.get("learned", ())
+    fields = described["fields"]
+    return described if not learned else {**described, "fields": {**fields, **dict.fromkeys(learned)}}
+
+
 def _describe_sde(sde: SDE) -> dict[str, Any]:
     name = _name(type(sde), "scoresde.sde", SDES)
     if name not in SDES:
         return {"class": name, "fields": None}
     fields = {f.name: getattr(sde, f.name) for f in dataclasses.fields(sde) if f.init}
-    return {"class": name, "fields": {key: _plain(value) for key, value in fields.items()}}
+    described = {"class": name, "fields": {key: _plain(value) for key, value in fields.items()}}
+    learned = [key for key, value in fields.items() if isinstance(value, nn.Parameter)]
+    return {**described, "learned": learned} if learned else described
 
 
 def _describe_net(net: Any) -> dict[str, Any]:
@@ -229,7 +249,10 @@ def _rebuild_sde(described: Mapping[str, Any]) -> SDE:
             f"Build it and pass it: sde={name.rpartition('.')[2]}(...)."
         )
     try:
-        return SDES[name](**fields)
+        learned = {
+            key: nn.Parameter(torch.tensor(float(fields[key]), device="cpu")) for key in described.get("learned", ())
+        }
+        return SDES[name](**{**fields, **learned})
     except Exception as error:
         raise _unknown(name, error) from error
 

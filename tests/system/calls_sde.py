@@ -157,7 +157,9 @@ CALLS = [
         Chain.from_betas,
         lambda: {"betas": chain().variance, "times": chain().times},
         kinds={
-            "betas": TENSOR.but("a list", "numpy", "whole numbers", "a number", above=lambda v: 5 * v, none=lambda v: v[:0]),
+            "betas": TENSOR.but(
+                "a list", "numpy", "whole numbers", "a number", above=lambda v: 5 * v, none=lambda v: v[:0]
+            ),
             "times": TENSOR.but("a list", "numpy", "whole numbers", "None", longer=lambda v: torch.cat([v, v])),
         },
         answer=lambda chain: chain.sigma,
