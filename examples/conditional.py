@@ -22,11 +22,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from scoresde.cli.command import command
+from scoresde.cli.outputs import finish, told
 from scoresde.files import make_writable
-from shared.command_line import command
 from shared.conditional import TASKS
 from shared.conditional.task import Flags
-from shared.outputs import finish, told
 
 if TYPE_CHECKING:
     TaskName = str
@@ -34,7 +34,7 @@ else:
     TaskName = Literal[(*TASKS, "all")]
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Config(Flags):
     """Train networks that take captions, images, labels and numbers; draw under conditions, and measure."""
 

@@ -20,17 +20,31 @@ import torch
 
 import scoresde as ss
 from scoresde import grids
+from scoresde.cli.command import command
+from scoresde.cli.flags import at_least
+from scoresde.cli.outputs import told
+from scoresde.cli.pictures import by_class, save_gif, save_grid, save_losses, tile, visible
 from scoresde.data import Dataset
 from scoresde.files import write_json
 from scoresde.solvers import ProbabilityFlow
-from shared.command_line import at_least, command
 from shared.digits import CLASSES, EVENT, DigitFlags, fit, load
-from shared.outputs import told
-from shared.pictures import by_class, save_gif, save_grid, save_losses, tile, visible
 from shared.readers import Judge
 
+NOTES = """\
+A small class-conditional model of scikit-learn's digits (8x8, 17 grey levels; Alpaydin and Kaynak 1998, UCI, CC BY
+4.0), for first pictures, lessons and tests.
 
-@dataclass(kw_only=True)
+Made by
+
+    python examples/digits.py {flags} --save FOLDER
+
+on 80 % of the 1797 digits. All figures are of the weights as they are stored here, rounded to float16: as many digits
+as are held out, with their labels, against those. The classifier that reads them sees real digits alone, and reads
+{real:.3f} of the held-out ones as their label. Memorised is what lies closer to a training digit than 95 % of held-out
+ones do. Held-out digits have {given_label:.2f} bits/dim given their label, {without_label:.2f} without."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config(DigitFlags):
     """Train a class-conditional score model on scikit-learn's digits, then generate and measure."""
 
@@ -42,6 +56,8 @@ class Config(DigitFlags):
     """Steps of the solvers of the reverse SDE (predictor-corrector takes half, at two evaluations each)."""
     ode_steps: int = 50
     """Steps of DDIM (Heun takes half, at two evaluations each)."""
+    save: Path | None = None
+    """Also write the model here for from_pretrained, weights in float16: then it is that one that is measured."""
 
     def check(self) -> None:
         at_least(self, steps=1, batch_size=1, width=1, sde_steps=1, ode_steps=1)
@@ -116,6 +132,35 @@ def bits(model: ss.ScoreModel, held: Dataset, seed: int) -> dict[str, float]:
         }
 
 
+def shared(config: Config, model: ss.ScoreModel, report: dict[str, Any], out: Path) -> None:
+    """The model in a folder of its own, with a card that tells what was measured of it."""
+    rows = {
+        f"{solver}, {kind}": {
+            "evaluations": figures["nfe"],
+            "read as their label": figures["accuracy"],
+            "energy distance over real against real": figures["energy_distance_over_real"],
+            "memorised": figures["memorised_share"],
+        }
+        for solver, kinds in report["solvers"].items()
+        for kind, figures in kinds.items()
+    }
+    assert config.save is not None
+    model.save_pretrained(
+        config.save,
+        dtype=torch.float16,
+        licence="mit",
+        figures=rows,
+        notes=NOTES.format(
+            flags=f"--sde {config.sde} --width {config.width} --steps {config.steps} --seed {config.seed}",
+            real=report["classifier_accuracy_on_held_out_real"],
+            **report["bits_per_dim_held_out"],
+        ),
+        picture=out / "heun-guided.png",
+        overwrite=True,
+        source=config.save.name,
+    )
+
+
 def main(config: Config) -> None:
     """Train, generate, measure, write."""
     start = time.perf_counter()
@@ -125,6 +170,9 @@ def main(config: Config) -> None:
     print(f"independent classifier on held-out real digits: accuracy {judge.accuracy_real:.4f}")
     model = fit(config, training, out)
     trained = time.perf_counter() - start
+    if config.save is not None:  # what is measured is what is shared: weights rounded as they are stored
+        model.save_pretrained(config.save, dtype=torch.float16, overwrite=True)
+        model = ss.ScoreModel.from_pretrained(config.save).to(next(model.parameters()).device)
     save_losses(out / "loss.png", out / "checkpoints" / "log.jsonl")
     results = generate(config, model, judge, out)
     animate(config, model, judge, out)
@@ -140,6 +188,8 @@ def main(config: Config) -> None:
         "seconds": {"training": round(trained, 1), "total": round(time.perf_counter() - start, 1)},
     }
     write_json(out / "report.json", report)
+    if config.save is not None:
+        shared(config, model, report, out)
     print(f"bits/dim of held-out digits: {report['bits_per_dim_held_out']}")
     print(f"{report['seconds']['total']:.0f} s in all; pictures and report.json are in {out}")
 

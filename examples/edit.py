@@ -18,15 +18,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 import scoresde as ss
+from scoresde.cli.command import command
+from scoresde.cli.flags import at_least
+from scoresde.cli.outputs import finish, told
+from scoresde.cli.trained import checkpoints_in, device_for, open_checkpoint
 from scoresde.data import Dataset, Scaling
 from scoresde.models.conditions import nulls_of
 from scoresde.train import describe, load_model
-from shared.command_line import at_least, command
 from shared.digits import CLASSES, EVENT, DigitPriorFlags, load
 from shared.edits import EDITS, Bench, captions
-from shared.outputs import finish, told
 from shared.readers import DigitReader
-from shared.trained import checkpoints_in, device_for, open_checkpoint
 
 RUNS = ("caption/checkpoints", "checkpoints")  # where runs of conditional.py and digits.py keep their checkpoints
 
@@ -36,7 +37,7 @@ else:
     EditName = Literal[(*EDITS, "all")]
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Config(DigitPriorFlags):
     """Edit held-out digits, and measure what comes of it."""
 

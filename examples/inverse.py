@@ -26,21 +26,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoresde.cli.command import command
+from scoresde.cli.flags import ReaderFlags, as_flag, at_least
+from scoresde.cli.outputs import finish, show, told
+from scoresde.cli.posteriors import PARTICLES, MethodName, PriorModel, answer
+from scoresde.cli.trained import Trained, checkpoints_in, open_checkpoint
 from scoresde.data import Dataset, Scaling
 from scoresde.files import write_json
 from scoresde.inverse import Measurement
-from shared.command_line import ReaderFlags, at_least, command, flag
 from shared.digits import EVENT, DigitPriorFlags, load
 from shared.inverse.figures import answer_figures, baseline_figures, save_picture
-from shared.inverse.methods import PARTICLES, MethodName, Prior, answer
 from shared.inverse.tasks import TASKS, Event, Settings, Task, TaskName
-from shared.outputs import finish, show, told
 from shared.readers import DigitReader
-from shared.trained import Trained, checkpoints_in, open_checkpoint
 from shared.training import of_each_class
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Config(DigitPriorFlags, Settings, ReaderFlags):
     """Measure pictures, sample what they may have been, and see how right that is."""
 
@@ -74,11 +75,11 @@ class Config(DigitPriorFlags, Settings, ReaderFlags):
         at_least(self, count=1, samples=2, particles=2, steps=1, batch_size=1, train_steps=1)
         for name in ("hole", "kept"):
             if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{flag(name)} is a share above 0 and below 1, got {getattr(self, name)}.")
+                raise ValueError(f"{as_flag(name)} is a share above 0 and below 1, got {getattr(self, name)}.")
         for name in ("noise", "blur", "dps_scale", "sigma_data"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
-                raise ValueError(f"{flag(name)} must be positive and finite, got {value}.")
+                raise ValueError(f"{as_flag(name)} must be positive and finite, got {value}.")
         if PARTICLES in self.methods and self.particles < self.samples:
             raise ValueError(
                 f"--particles {self.particles} are fewer than --samples {self.samples}, which are drawn of them: some "
@@ -97,7 +98,7 @@ class Config(DigitPriorFlags, Settings, ReaderFlags):
             raise ValueError("--mode and --image-column say how --data is read: give --data, or leave them out.")
 
 
-def methods_of(config: Config, task: str, event: Event) -> tuple[MethodName, ...]:
+def methods_of(config: Config, task: str, event: tuple[int, ...]) -> tuple[MethodName, ...]:
     """The methods asked for, or sensible ones."""
     if config.methods:
         return config.methods
@@ -174,7 +175,7 @@ def main(config: Config) -> dict[str, Any]:
     tasks = [TASKS[name](event, config) for name in config.tasks or usual]
     model = config.trained_here(training, out) if found is None else found.model
     model.requires_grad_(False)  # gradients are taken in the picture alone
-    prior = Prior(
+    prior = PriorModel(
         score=model,
         sigma_data=config.sigma_data or (model.sigma_data or 1.0) * (1 if event == EVENT else 4),
         event=event,
@@ -205,7 +206,7 @@ def main(config: Config) -> dict[str, Any]:
 
 def solve(
     config: Config,
-    prior: Prior,
+    prior: PriorModel,
     task: Task,
     truth: Tensor,
     scaling: Scaling,

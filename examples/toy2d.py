@@ -20,22 +20,23 @@ from torch import Tensor
 
 import scoresde as ss
 from scoresde import grids, losses, metrics
+from scoresde.cli.choices import SDES, SDEName, build
+from scoresde.cli.command import command
+from scoresde.cli.flags import ScriptFlags, at_least
+from scoresde.cli.outputs import told
+from scoresde.cli.pictures import visible
 from scoresde.data import Scaling, from_tensors
 from scoresde.files import write_json
 from scoresde.nn import MLP
 from scoresde.solvers import ProbabilityFlow
 from scoresde.times import LogNormalSigma, Stratified
 from scoresde.train import train
-from shared.choices import SDES, SDEName, build
-from shared.command_line import ScriptFlags, at_least, command
-from shared.outputs import told
-from shared.pictures import visible
 from shared.plane import animate_paths, draw_plane
 from shared.toys import TOYS, Toy, ToyName
 from shared.training import trained
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Config(ScriptFlags):
     """Learn the score of a law in the plane, and compare all that follows from it with the exact answers."""
 

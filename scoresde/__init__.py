@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     )
     from scoresde.guidance.classifier import classifier
     from scoresde.guidance.classifier_free import classifier_free
+    from scoresde.hub import pretrained
     from scoresde.likelihood import bits_per_dim, log_prob
     from scoresde.losses import dsm_loss
     from scoresde.models import ClassifierModel, Score, ScoreModel, as_score
@@ -63,6 +64,7 @@ __version__ = "0.1.0"
 
 _HOME: dict[str, tuple[str, ...]] = {
     "guidance": ("classifier", "classifier_free"),
+    "hub": ("pretrained",),
     "likelihood": ("bits_per_dim", "log_prob"),
     "losses": ("dsm_loss",),
     "models": ("ClassifierModel", "Score", "ScoreModel", "as_score"),
@@ -140,6 +142,7 @@ __all__ = [
     "nn",
     "noise",
     "particles",
+    "pretrained",
     "problems",
     "reverse",
     "sample",

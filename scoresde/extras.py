@@ -1,10 +1,11 @@
 """Optional packages: imported in the functions that use them, and named with their extra where they are missing::
 
     with needs("train"):
-        from safetensors.torch import load_file
+        from accelerate import Accelerator
 
-``pip install "scoresde[train]"`` brings what training, checkpoints, Parquet and images need, ``"scoresde[examples]"``
-also what the scripts draw with; without them all else works.
+``pip install "scoresde[train]"`` brings what training, Parquet and images need, ``"scoresde[cli]"`` also the command
+line and what it draws with, ``"scoresde[hub]"``, ``[diffusers]``, ``[datasets]`` and ``[tensorboard]`` what they are
+called after; without them all else works, reading and writing models included.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from torch import Tensor
 from scoresde import checks
 from scoresde.models import ScoreModel
 from scoresde.models.combination import NOISE, Expectation, combine
-from scoresde.sde import NO_SIGNAL, SDE, Time, signal_at, signal_left, spread
+from scoresde.sde import NO_SIGNAL, SDE, Time, has_signal, signal_at, signal_left, spread
 
 Weighting = Callable[[SDE, Tensor], Tensor]
 """(sde, t) -> w(t) > 0, shaped like t: the weight of the squared error of the score."""
@@ -160,12 +160,14 @@ def dsm_loss(
         if checks.readable(values) or values.is_meta:
             checks.state(values, name=name, values=True)
     time = checks.time(t, model.sde.t_max, what=type(model.sde).__name__)
-    if time.ndim and time.device != x0.device:
-        time = time.to(x0.device)
+    checks.same_batch(time, x0)
+    if time.ndim:
+        time = checks.time_beside(time, x0)
     working = torch.promote_types(x0.dtype, torch.float32)  # squares and sums of half precision are 2 % off
     x0, eps = x0.to(working), eps.to(working)
-    mean, std = model.sde.marginal(x0, time)
-    compared, weight = _compared(weighting, model.sde, time)
+    alpha, sigma = model.sde.alpha(time), model.sde.sigma(time)
+    mean, std = spread(alpha, x0) * x0, spread(sigma, x0)
+    compared, weight = _compared(weighting, model.sde, time, alpha, sigma)
     target = eps if compared is NOISE else combine((compared.x0, x0), (compared.noise, eps))
     residual = model.evaluate(mean + std * eps, time, compared, conditions) - target
     total = residual.square().reshape(residual.shape[0], -1).sum(1) if residual.numel() else residual.new_zeros(len(x0))
@@ -176,14 +178,13 @@ _NEARLY = 10 * NO_SIGNAL  # α/σ at which a weighting is asked in place of 0
 _DIVERGES = NO_SIGNAL**-0.5  # weights of |ε - ε̂|² that are above it there grow without end
 
 
-def _compared(weighting: Weighting, sde: SDE, time: Tensor) -> tuple[Expectation, Tensor]:
+def _compared(weighting: Weighting, sde: SDE, time: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Expectation, Tensor]:
     """Of which prediction the squared error is taken, and its weight, shaped like the time or ().
 
     It is that of the noise, σ times that of the score, without a division by σ; where α = 0 and its weight w/σ² would
     be infinite, it is that of x̂_0, of weight w α²/σ⁴.
     """
-    alpha, sigma = sde.alpha(time), sde.sigma(time)
-    if signal_at(sde, time):
+    if has_signal(alpha, sigma) if checks.readable(time) else signal_at(sde, time):
         return NOISE, _weight(weighting, sde, time) / sigma**2
     signal = signal_left(alpha, sigma)
     asked = torch.where(signal, time, sde.t_of_log_snr(torch.full_like(time, 2 * math.log(_NEARLY))))

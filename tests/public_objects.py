@@ -9,7 +9,9 @@ import dataclasses
 import functools
 import inspect
 import math
+import tempfile
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,9 +29,12 @@ from scoresde.guidance import (
     cfg_plus_plus,
     classifier,
     classifier_free,
+    clip,
     compose,
     projected,
+    threshold,
 )
+from scoresde.interop import DPMSolver2M, Latent, from_denoiser, from_noise, from_score_sde, from_velocity
 from scoresde.inverse import Measurement, dps, moment_matching, pigdm
 from scoresde.models import (
     PREDICTIONS,
@@ -47,6 +52,7 @@ from scoresde.reverse import Reverse
 from scoresde.sde import EDM, SDE, VE, VP, Chain, ChainSDE, Cosine, LinearSDE, RectifiedFlow, ScheduleSDE, SubVP
 from scoresde.solvers import AdjustedLangevin, Langevin, PredictorCorrector, Solver
 from scoresde.spectrum import Spectrum
+from scoresde.train import Callback, TensorBoard
 
 F64 = torch.float64
 
@@ -78,6 +84,38 @@ def minus(x: Tensor, t: Tensor) -> Tensor:
 
 def half(x: Tensor, t: Tensor) -> Tensor:
     return 0.5 * x
+
+
+def shrunk(x: Tensor, sigma: Tensor) -> Tensor:
+    return x / (1 + sigma[:, None] ** 2)
+
+
+class Told(nn.Module):
+    """A network of another library: of x and a number for each sample."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+        with torch.no_grad():
+            for p in self.layer.parameters():
+                p.copy_(0.4 * numbers(*p.shape))
+
+    def forward(self, x: Tensor, told: Tensor) -> Tensor:
+        return self.layer(torch.cat([x, told.to(x.dtype)[:, None]], 1)).tanh()
+
+
+class Coder(nn.Module):
+    """An autoencoder of vectors (B, 2)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size = nn.Parameter(torch.tensor([2.0, 0.5]))
+
+    def encode(self, x: Tensor) -> Tensor:
+        return x * self.size
+
+    def decode(self, z: Tensor) -> Tensor:
+        return z / self.size
 
 
 def scale_of(t: Tensor) -> Tensor:
@@ -155,6 +193,10 @@ MASK = torch.tensor([True, False])
 def measured(operator: Any = None) -> Measurement:
     operator = inverse.Mask(MASK) if operator is None else operator
     return Measurement.simulate(X, operator, 0.2, noise=0)
+
+
+def through_decoder() -> Measurement:
+    return measured(Latent(exact(), Coder(), scaling_factor=2.0).through(inverse.Mask(MASK)))
 
 
 # -- questions ---------------------------------------------------------------------------------------------------------
@@ -306,6 +348,15 @@ SCORES: dict[str, Entry] = {
         "exact, correlated": lambda: correlated().score(SubVP()),
         "exact, of a schedule": lambda: mixture().score(ScheduleSDE(cosine, sine)),
         "exact, of a chain": lambda: mixture().score(ChainSDE(VP().discretize(50))),
+        "from_denoiser": lambda: from_denoiser(shrunk, sigma_max=2.0, sigma_min=0.1),
+        "from_noise": lambda: from_noise(Told(), torch.linspace(0.01, 0.3, 20)),
+        "from_score_sde": lambda: from_score_sde(Told(), VP(), time_scale=1.0),
+        "from_score_sde, discrete": lambda: from_score_sde(Told(), VP(), continuous=False, n=30),
+        "from_score_sde of VE": lambda: from_score_sde(Told(), VE(0.1, 2.0), continuous=False, n=30),
+        "from_velocity": lambda: from_velocity(Told()),
+        "latent": lambda: Latent(from_velocity(Told()), Coder(), scaling_factor=2.0),
+        "latent of a score": lambda: Latent(exact(), Coder(), scaling_factor=2.0),
+        "dps through a decoder": lambda: dps(exact(), through_decoder()),
         "exact, of f and g": lambda: mixture().score(LinearSDE(rate, growth)),
         "Gaussian": lambda: Gaussian(torch.tensor([1.0, 2.0]), 0.5).score(VP()),
         "empirical": lambda: Empirical(numbers(5, 2)).score(VP()),
@@ -320,6 +371,8 @@ SCORES: dict[str, Entry] = {
         "classifier_free by time": lambda: classifier_free(model(), {"label": 1}, scale_of),
         "cfg++": lambda: classifier_free(model(), {"label": 1}, cfg_plus_plus(VP(), grids.log_snr(VP(), 50), 0.5)),
         "projected": lambda: projected(model(), {"label": 1}, 3.0),
+        "clip": lambda: clip(exact(), (-0.5, 1.0)),
+        "threshold": lambda: threshold(exact(), 0.5, limit=0.5),
         "autoguidance": lambda: autoguidance(model().bind(label=1), model(1).bind(label=1), 2.0),
         "compose": lambda: compose(model(), [(2.0, {"label": 0}), (-1.0, {"label": 2})]),
         "classifier": lambda: classifier(exact(), mixture().label_log_prob(VP()), 2.0, label=1),
@@ -391,6 +444,7 @@ OTHERS: dict[str, Entry] = {
     "Linear": Entry(lambda: Linear(1.0, torch.tensor(2.0, dtype=F64)), of_itself),
     "Expectation": Entry(lambda: Expectation(1.0, 0.5), of_itself),
     "Spectrum": Entry(lambda: Spectrum.of(numbers(20, 1, 4, 4)), of_itself),
+    "solver DPMSolver2M": Entry(lambda: DPMSolver2M("heun"), of_solver),
     "solver DiffPIR": Entry(lambda: inverse.DiffPIR(measured()), of_measured_solver),
     "solver RePaint": Entry(lambda: inverse.RePaint(measured()), of_measured_solver),
     "solver Replacement": Entry(lambda: inverse.Replacement(measured()), of_measured_solver),
@@ -439,6 +493,11 @@ OTHERS: dict[str, Entry] = {
     "Vocabulary": Entry(lambda: nets.Vocabulary(["a", "red", "three"]), lambda v: [v.encode(["a three"], 4)]),
     "Dataset": Entry(_dataset, lambda d: [d[[3, 1]], d[:], d.class_names, d.scaling]),
     "Scaling": Entry(data.Scaling.to_unit_range, lambda s: [s.to_model(numbers(3).abs().round())]),
+    "Callback": Entry(Callback, lambda c: [c.begin(None), c.end(None)]),
+    "TensorBoard": Entry(
+        lambda: TensorBoard(Path(tempfile.gettempdir()), every=3, pictures=of_itself, pictures_every=5),
+        lambda b: [str(b.folder), b.every, b.pictures_every],
+    ),
     "Floor": Entry(lambda: Floor(torch.float32, 1e-3, (FloorCell("VP", 1e-5, (1.0, 1.0)),)), of_itself),
     "min_snr": Entry(lambda: losses.min_snr(3.0), of_weighting),
     "edm": Entry(lambda: losses.edm(0.7), of_weighting),

@@ -19,12 +19,12 @@ from sklearn.model_selection import train_test_split
 
 import scoresde as ss
 from scoresde import losses
+from scoresde.cli.choices import SDES, SDEName
+from scoresde.cli.flags import MachineFlags, PictureFlags
 from scoresde.data import Dataset, from_tensors
 from scoresde.nn import UNet, presets
 from scoresde.times import LogNormalSigma, Stratified
 from scoresde.train import train
-from shared.choices import SDES, SDEName
-from shared.command_line import MachineFlags, PictureFlags
 from shared.training import trained
 
 EVENT = (1, 8, 8)
@@ -43,7 +43,7 @@ def load(seed: int) -> tuple[Dataset, Dataset]:
     return everything.subset(torch.tensor(train_rows)), everything.subset(torch.tensor(held_rows))
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class DigitFlags(PictureFlags):
     """How the model of digits is trained."""
 
@@ -79,7 +79,7 @@ def fit(flags: DigitFlags, training: Dataset, out: Path) -> ss.ScoreModel:
     )
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class DigitPriorFlags(MachineFlags):
     """For scripts that use a model of digits, trained there unless one is given."""
 

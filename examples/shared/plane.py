@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 import scoresde as ss
-from shared.pictures import figure_pixels, new_figure, save_figure, save_gif
+from scoresde.cli.pictures import figure_pixels, new_figure, save_figure, save_gif
 
 NAMES = {"sde": "reverse SDE", "ode": "probability-flow ODE"}
 LEARNED, EXACT = "tab:red", "0.25"

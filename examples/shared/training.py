@@ -2,12 +2,11 @@
 
     model = trained(train, model, dataset, steps=2000, batch_size=128, folder=out / "checkpoints")
 
-What the loss sees is up to the script; :func:`log_sigma` is a good centre for the noise levels.
+What the loss sees is up to the script; ``scoresde.cli.train.log_sigma`` is a good centre for the noise levels.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,14 +46,6 @@ def trained(
     for _ in run:
         pass
     return run.ema_model().eval()
-
-
-def log_sigma(sigma_data: float) -> float:
-    """The mean of log(σ/α) in training that suits data of this deviation.
-
-    Karras et al. 2022 (arXiv:2206.00364, table 1) take -1.2 for a deviation of 0.5, which is log 0.5 - 0.5.
-    """
-    return math.log(sigma_data) - 0.5
 
 
 def of_each_class(dataset: Dataset, count: int) -> Dataset:

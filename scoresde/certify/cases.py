@@ -62,6 +62,7 @@ MOST_SAMPLES = 100_000_000
 """Of a measurement by sampling."""
 
 GRIDS: dict[str, Grid] = {"uniform": rules.uniform, "log_snr": rules.log_snr}
+"""The rules for the times, by name."""
 
 
 def _double(*rows: tuple[float, ...]) -> Tensor:

@@ -220,7 +220,7 @@ def device(value: object, *, name: str = "device") -> torch.device:
 
 
 def path(value: object, *, name: str = "path") -> Path:
-    """The path of a file or folder.
+    """The path of a file or folder, with the home folder for a ``~`` at its start, as a shell reads it.
 
     Raises:
         TypeError: neither a text nor a path. ValueError: an empty text, or one that no file can be called.
@@ -232,7 +232,10 @@ def path(value: object, *, name: str = "path") -> Path:
         raise TypeError(f"{name} must be the path of a file or folder, a text or pathlib.Path; got {got(value)}.")
     if not text or "\0" in text:
         raise ValueError(f"{name} must be the path of a file or folder, got {got(value)}; '.' is the present folder.")
-    return Path(text)
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # ~name of a user whom this machine does not have: a file may be called so
+        return Path(text)
 
 
 def instance(value: object, kind: Callable[..., Wanted], *, name: str, hint: str = "") -> Wanted:

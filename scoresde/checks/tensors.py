@@ -115,8 +115,43 @@ def integers(value: object, *, name: str, least: int, most: int) -> Tensor:
 
 
 def brought(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """``x.to(dtype)``; a tenth of the time where it is of that dtype already, which every step would pay."""
-    return x if x.dtype == dtype else x.to(dtype)
+    """``x.to(dtype)``; a tenth of the time where it is of that dtype already, which every step would pay.
+
+    On the CPU where its device has no such dtype.
+    """
+    if x.dtype == dtype:
+        return x
+    return x.to("cpu", dtype) if dtype is torch.float64 and not has_float64(x.device) else x.to(dtype)
+
+
+def has_float64(device: torch.device) -> bool:
+    """Whether a device computes in float64, which Apple's MPS does not: schedules are then worked out on the CPU."""
+    return device.type != "mps"
+
+
+def time_beside(time: Tensor, x: Tensor) -> Tensor:
+    """Float64 numbers, one for each sample, on the device of ``x``; they stay on the CPU where that has no float64.
+
+    What is worked out of them meets x in its own dtype (:func:`~scoresde.sde.spread`).
+    """
+    if time.device == x.device:
+        return time
+    return time.to(x.device) if has_float64(x.device) else time.to("cpu")
+
+
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """``x.to(device)``, in float32 where that has no float64."""
+    narrow = x.dtype is torch.float64 and not has_float64(device)
+    return x.to(device, torch.float32) if narrow else x.to(device)
+
+
+def refuse_without_float64(x: Tensor, what: str, instead: str) -> None:
+    """Raise ValueError where the device of ``x`` has no float64, in which ``what`` keeps times there."""
+    if not has_float64(x.device):
+        raise ValueError(
+            f"{what} works in float64 on the device of x, and {x.device} has none: move x and the network to the CPU, "
+            f"or {instead}."
+        )
 
 
 def rounding(value: object) -> float:

@@ -1,4 +1,8 @@
-"""The command line: ``scoresde train``, ``sample`` and more::
+"""The command line: ``scoresde train``, ``sample`` and more, each a function of its flags::
 
-scoresde --help
+    from scoresde.cli.sample import SampleConfig, main
+
+    report = main(SampleConfig(checkpoint="runs/my-images", samples=16))
+
+A command is a file here: a frozen dataclass of flags, and ``main``, which takes one. They need the extra ``cli``.
 """

@@ -14,6 +14,7 @@ map between the units of the data and those of the model. Another kind of file i
 from scoresde.data.arrays import load_array
 from scoresde.data.dataset import Dataset, from_tensors, random_flip
 from scoresde.data.folders import load_folder
+from scoresde.data.huggingface import from_huggingface
 from scoresde.data.parquet import load_parquet
 from scoresde.data.readers import load, reader_of, reads
 from scoresde.data.scaling import Scaling
@@ -23,6 +24,7 @@ __all__ = [
     "Dataset",
     "Scaling",
     "Source",
+    "from_huggingface",
     "from_tensors",
     "load",
     "load_array",

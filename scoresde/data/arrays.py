@@ -13,14 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import torch
-from torch import Tensor
 
 from scoresde.data.dataset import Dataset, from_tensors
-from scoresde.data.numpy_files import Array, read_arrays
+from scoresde.data.numpy_files import Array, as_tensor, read_arrays
 from scoresde.data.readers import LABELS, existing, reads
 from scoresde.data.scaling import Per, Scaling
 from scoresde.data.source import Source
@@ -76,13 +71,13 @@ def load_array(
         found, found_names = read_arrays(place, LABELS)
         labels = found[_pick(found, found_names, LABELS, place)] if isinstance(found, dict) else found
         notes.append(f"labels from {place}")
-    data = _as_tensor(array, path)
+    data = as_tensor(array, path)
     data = arranged(data, channels, whole=holds_levels(data, levels, scaling), name=f"the array in {path}")
     if channels is not None and array.ndim > 1:
         notes.append(f"channels {channels}")
     dataset = from_tensors(
         data,
-        None if labels is None else _as_tensor(labels, path if label is None else Path(label)),
+        None if labels is None else as_tensor(labels, path if label is None else Path(label)),
         channels="first",
         levels=levels,
         scaling=scaling,
@@ -98,12 +93,3 @@ def _pick(arrays: dict[str, Array], names: Sequence[str], wanted: Sequence[str],
     if not found:
         raise ValueError(f"{path} holds the arrays {sorted(names)[:20]}; expected one of {', '.join(wanted)}.")
     return found[0]
-
-
-def _as_tensor(array: np.ndarray[Any, Any], path: Path) -> Tensor:
-    if array.dtype.kind == "u" and array.dtype.itemsize == 8 and array.size and int(array.max()) >= 2**63:
-        raise ValueError(f"{path} holds whole numbers of 2**63 and more; expected less.")
-    native = array.dtype.newbyteorder("=")
-    if native in (np.uint16, np.uint32, np.uint64, np.longdouble):  # torch knows little of these
-        native = np.dtype(np.float64 if native.kind == "f" else np.int64)
-    return torch.from_numpy(np.asarray(array, dtype=native, order="C"))

@@ -15,18 +15,21 @@ What else belongs to each sample is given by name, ``conditions={"size": size}``
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset as TorchDataset
 
 from scoresde import checks
+from scoresde.data.condition_files import standardised
 from scoresde.data.indexing import Index, several, which
 from scoresde.data.labels import classes_of
 from scoresde.data.scaling import Per, Scaling
 from scoresde.data.source import Source, shown
 from scoresde.data.structure import Channels, arranged, holds_levels, in_words
 from scoresde.data.units import check_condition_rounding, chosen_scaling, scalings_of_conditions
+from scoresde.data.words import checked_vocabularies
 from scoresde.models.conditions import stored_conditions
 
 
@@ -48,6 +51,8 @@ class Dataset(TorchDataset[dict[str, Tensor]]):
         conditions: what else belongs to each sample, by name: (N, ...) float32 or int64, in units of their own.
         condition_scalings: the map from conditions to the network's units, by name, for those that have one. ``train``
             gives it to the model, which then takes conditions in units of their own, here and wherever it is called.
+        vocabularies: the words of tokens, a :class:`~scoresde.nn.Vocabulary` by the name of the condition, where they
+            are known. ``train`` gives them to the model, and checkpoints keep them.
         source: what a reader understood of the files, and what it left out; None for tensors of one's own.
     """
 
@@ -59,6 +64,7 @@ class Dataset(TorchDataset[dict[str, Tensor]]):
         class_names: tuple[str, ...] | None,
         conditions: Mapping[str, Tensor] | None = None,
         condition_scalings: Mapping[str, Scaling] | None = None,
+        vocabularies: Mapping[str, Any] | None = None,
     ) -> None:
         self.data = data
         self.label = label
@@ -66,6 +72,7 @@ class Dataset(TorchDataset[dict[str, Tensor]]):
         self.class_names = class_names
         self.conditions: dict[str, Tensor] = dict(conditions or {})
         self.condition_scalings: dict[str, Scaling] = dict(condition_scalings or {})
+        self.vocabularies: dict[str, Any] = dict(vocabularies or {})
         self.source: Source | None = None
 
     @property
@@ -94,6 +101,10 @@ class Dataset(TorchDataset[dict[str, Tensor]]):
             IndexError: positions out of range, a mask of another length, more axes than one.
         """
         return self._taken(several(indices, len(self), name="indices"))
+
+    def gather(self, places: Tensor) -> dict[str, Tensor]:
+        """The samples at ``places``, (n,) int64 from 0 to N - 1, which are not looked at: for a loop that made them."""
+        return self._taken(places)
 
     def __getitem__(self, index: int | Index) -> dict[str, Tensor]:
         # to torch and NumPy a tuple is the axes of an array, of which there is one
@@ -128,9 +139,40 @@ class Dataset(TorchDataset[dict[str, Tensor]]):
             raise ValueError("the subset would be empty.")
         label = None if self.label is None else self.label[where]
         conditions = {name: value[where] for name, value in self.conditions.items()}
-        part = Dataset(data, label, self.scaling, self.class_names, conditions, self.condition_scalings)
+        told = self.condition_scalings, self.vocabularies
+        part = Dataset(data, label, self.scaling, self.class_names, conditions, *told)
         part.source = self.source
         return part
+
+    def with_conditions(
+        self,
+        conditions: Mapping[str, Tensor],
+        condition_scalings: Mapping[str, Scaling | None] | None = None,
+        *,
+        from_files: bool = False,
+    ) -> Dataset:
+        """The same samples with further conditions, and the numbers of none copied.
+
+        Args:
+            conditions, condition_scalings: as in ``from_tensors``.
+            from_files: standardise all floating vectors among them, not only those far from unit size.
+
+        Raises:
+            TypeError, ValueError: as ``from_tensors``; a condition that the data set has already.
+        """
+        if isinstance(conditions, Mapping):
+            check_condition_rounding(conditions)
+        others = stored_conditions(conditions, len(self))
+        twice = [name for name in others if name in self.conditions or (name == "label" and self.label is not None)]
+        if twice:
+            raise ValueError(f"the data set has the condition {twice[0]!r} already; leave one of the two out.")
+        scalings = scalings_of_conditions(others, condition_scalings)
+        if checks.flag(from_files, name="from_files"):
+            scalings = standardised(others, scalings, condition_scalings)
+        both = {**self.conditions, **others}, {**self.condition_scalings, **scalings}
+        found = Dataset(self.data, self.label, self.scaling, self.class_names, *both)
+        found.source = self.source
+        return found
 
     def __str__(self) -> str:
         """What the data were understood to be, in words."""
@@ -166,6 +208,7 @@ def from_tensors(
     class_names: Sequence[str] | None = None,
     conditions: Mapping[str, Tensor] | None = None,
     condition_scalings: Mapping[str, Scaling | None] | None = None,
+    vocabularies: Mapping[str, Any] | None = None,
 ) -> Dataset:
     """A data set from tensors.
 
@@ -204,6 +247,7 @@ def from_tensors(
             column, by quartiles where a few far numbers make the deviation, and no other condition; of others far from
             unit size a warning tells. Whoever calls the model gives conditions in their own units:
             ``model.bind(income=50_000.0)``.
+        vocabularies: by name, the :class:`~scoresde.nn.Vocabulary` that encoded the tokens of a condition.
 
     Raises:
         TypeError: not tensors, complex or boolean data or conditions, labels that are not integers, uint8 conditions.
@@ -244,7 +288,8 @@ def from_tensors(
     if label is not None and "label" in others:
         raise ValueError("label is given twice, by label= and in conditions; class numbers go into label=.")
     scalings = scalings_of_conditions(others, condition_scalings)
-    return Dataset(data.contiguous(), label, scaling, names, others, scalings)
+    words = checked_vocabularies(vocabularies, others)
+    return Dataset(data.contiguous(), label, scaling, names, others, scalings, words)
 
 
 def random_flip(x: Tensor, u: Tensor) -> Tensor:

@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from scoresde.data.foreign import within_memory
 from scoresde.files import opened
@@ -115,6 +117,20 @@ def _chosen(names: Sequence[str], group: Sequence[str], path: Path) -> list[str]
     if len(chosen) > 1:
         raise NotAnArray(f"{path} holds {' and '.join(chosen)}, which say the same; keep one of them.")
     return chosen
+
+
+def as_tensor(array: Array, path: Path) -> Tensor:
+    """An array of a file as a tensor of its own, in a dtype that torch knows.
+
+    Raises:
+        ValueError: numbers that int64 cannot hold.
+    """
+    if array.dtype.kind == "u" and array.dtype.itemsize == 8 and array.size and int(array.max()) >= 2**63:
+        raise ValueError(f"{path} holds whole numbers of 2**63 and more; expected less.")
+    native = array.dtype.newbyteorder("=")
+    if native in (np.uint16, np.uint32, np.uint64, np.longdouble):  # torch knows little of these
+        native = np.dtype(np.float64 if native.kind == "f" else np.int64)
+    return torch.from_numpy(np.asarray(array, dtype=native, order="C"))
 
 
 class NotAnArray(ValueError):

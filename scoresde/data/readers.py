@@ -15,13 +15,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from os import PathLike
 from pathlib import Path
 from typing import Any, TypeVar
 
 from scoresde import checks
+from scoresde.data.condition_files import read_conditions
 from scoresde.data.dataset import Dataset
+from scoresde.data.scaling import Scaling
 from scoresde.files import PathName, irregular
 
 Reader = TypeVar("Reader", bound=Callable[..., Dataset])
@@ -47,7 +49,13 @@ def reads(*endings: str) -> Callable[[Reader], Reader]:
     return enter
 
 
-def load(path: PathName, **options: Any) -> Dataset:
+def load(
+    path: PathName,
+    *,
+    conditions: Mapping[str, PathName] | None = None,
+    condition_scalings: Mapping[str, Scaling | None] | None = None,
+    **options: Any,
+) -> Dataset:
     """A data set from a file or folder; what is there decides how it is read.
 
     ``str(dataset)`` says what was understood, and ``dataset.skipped`` what was left out. No file can make this open
@@ -55,15 +63,26 @@ def load(path: PathName, **options: Any) -> Dataset:
 
     Args:
         path: of a folder of images, or of a file with one of the endings in ``READERS``.
+        conditions: what else belongs to each sample, by the name of the network's keyword: the path of an ``.npy``
+            file with a row for each sample, or of an ``.npz`` archive with an array of that name. Rows are in the order
+            of the data: of images in a folder, in that of their paths. Floating vectors (N, d) and numbers (N,) are
+            standardised column by column, by the rules of ``from_tensors`` where these know better.
+        condition_scalings: as in ``from_tensors``: by name, a Scaling, or None to hand a condition on as it is.
         options: of its reader, see :func:`reader_of`.
 
     Raises:
         FileNotFoundError: nothing at ``path``.
         TypeError: an option that this kind of file does not have.
-        ValueError: a kind of file that is not read here, or one of the errors of its reader.
+        ValueError: a kind of file that is not read here, or one of the errors of its reader; conditions of another
+            number of rows, or that hold NaN or infinity.
     """
     reader = reader_of(path)
     parameters = inspect.signature(reader).parameters
+    if conditions is not None and not isinstance(conditions, Mapping):
+        raise TypeError(f'conditions must map names to files, {{"obs": "obs.npy"}}, got {checks.got(conditions)}.')
+    if condition_scalings is not None and not conditions:
+        raise ValueError("condition_scalings are given but there are no conditions; give both, or leave them out.")
+    files = {name: existing(place, name=f"conditions[{name!r}]") for name, place in (conditions or {}).items()}
     wrong = [name for name in options if name not in parameters]
     if wrong and not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         known = [name for name, parameter in parameters.items() if parameter.kind is parameter.KEYWORD_ONLY]
@@ -71,7 +90,15 @@ def load(path: PathName, **options: Any) -> Dataset:
             f"{path} is read by {getattr(reader, '__name__', reader)}, which has no option {wrong[0]!r}; it has "
             f"{', '.join(known) or 'none'}."
         )
-    return reader(path, **options)
+    dataset = reader(path, **options)
+    if not files:
+        return dataset
+    if dataset.skipped:
+        raise ValueError(
+            f"{len(dataset.skipped)} of the samples in {path} were left out, so that it is not known which rows of the "
+            "conditions belong to the others: remove those files, and their rows."
+        )
+    return dataset.with_conditions(read_conditions(files), condition_scalings, from_files=True)
 
 
 def reader_of(path: PathName) -> Callable[..., Dataset]:

@@ -192,21 +192,21 @@ class Scaling:
         """
         checked = self._checked(data, "data")
         wide = self.levels is None or data.dtype == torch.float64
-        x = checked.double() if wide else checked.float()  # of levels float32 is exact
+        x = checks.brought(checked, torch.float64) if wide else checked.float()  # of levels float32 is exact
         x = (x - _beside(self.shift, x)) / _beside(self.scale, x)
-        return x if data.dtype == torch.float64 else x.float()
+        return x if data.dtype == torch.float64 else x.float().to(data.device)
 
     def to_data(self, x: Tensor) -> Tensor:
         """x * scale + shift: the inverse of ``to_model``, not rounded to levels.
 
         float32; float64 for x of float64, and where float32 cannot hold what comes out: some |shift| is more than 2**8
-        scales, or numbers are outside float32's range.
+        scales, or numbers are outside float32's range: on the CPU where the device of x has no float64.
         """
         checked = self._checked(x, "x")
         wide = self.levels is None or x.dtype == torch.float64
-        data = checked.double() if wide else checked.float()
+        data = checks.brought(checked, torch.float64) if wide else checked.float()
         data = data * _beside(self.scale, data) + _beside(self.shift, data)
-        return data if x.dtype == torch.float64 or self._needs_float64() else data.float()
+        return data if x.dtype == torch.float64 or self._needs_float64() else data.float().to(x.device)
 
     def to_uint8(self, x: Tensor) -> Tensor:
         """x as a picture: the nearest level, clamped to the range; 0 ... levels - 1 spread over 0 ... 255.
@@ -373,4 +373,4 @@ def _broadcasts(value: Tensor, shape: tuple[int, ...]) -> bool:
 
 
 def _beside(value: float | Tensor, x: Tensor) -> float | Tensor:
-    return value.to(x.device) if isinstance(value, Tensor) else value
+    return checks.sent(value, x.device) if isinstance(value, Tensor) else value

@@ -78,7 +78,8 @@ def chosen_scaling(data: Tensor, levels: int | None, asked: Scaling | str | None
         return scaling
     raise ValueError(
         f"data of {data.dtype} hold values in [{data.min()}, {data.max()}], but how many levels they have is "
-        "not known. Give levels (values 0 ... levels - 1), or call data.double() for continuous data."
+        "not known. Give levels, or scaling=Scaling.to_unit_range(levels), for values 0 ... levels - 1, or call "
+        "data.double() for continuous data."
     )
 
 

@@ -27,6 +27,7 @@ from typing import Any
 from scoresde.files.reading import MOST_JSON
 
 PathName = str | PathLike[str]
+"""A file or folder."""
 
 PARTIAL = ".partial-"
 """What the names of unfinished files and folders begin with."""

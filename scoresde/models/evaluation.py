@@ -57,7 +57,7 @@ def evaluating(*parts: object) -> Iterator[None]:
     dropout or batch norm.
 
     Args:
-        parts: see :func:`~scoresde.models.modules_used`.
+        parts: see :func:`~scoresde.models.modules.modules_used`.
     """
     with AllModules(parts).evaluating():
         yield

@@ -59,6 +59,8 @@ class ScoreModel(NoiseLevelNetwork, Score):
             ``sample(model, ...).data`` are samples in the units of the data.
         condition_scalings: by name, the maps by which conditions are brought to the network's units, wherever the model
             is given them: set and kept likewise. A row of NaN, "not given", stays one.
+        event_shape, class_names, vocabularies: shape of one sample, names of the classes, and the words of tokens by
+            the name of their condition, where they are known: set and kept likewise.
 
     Raises:
         ValueError: an unknown prediction, or a sigma_data that is not positive.
@@ -208,6 +210,8 @@ class Transported(ScoreModel):
         self.trained_with = model.trained_with
         # for whoever asks; what is evaluated is the trained model, which brings conditions to the network's units
         self.scaling, self.condition_scalings = model.scaling, model.condition_scalings
+        self.event_shape, self.class_names, self.vocabularies = model.event_shape, model.class_names, model.vocabularies
+        self.condition_shapes = model.condition_shapes
         self.trained_under: SDE = model.trained_under if isinstance(model, Transported) else model.sde
         # In a tuple: as an attribute of its own, nn.Module would list the network's parameters a second time.
         self._inner: tuple[ScoreModel, ...] = model._inner if isinstance(model, Transported) else (model,)

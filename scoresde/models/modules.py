@@ -15,7 +15,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import CodeType, FunctionType, MemberDescriptorType, ModuleType
 
 import torch
@@ -33,8 +33,14 @@ _OF_MODULES = frozenset(
     name
     for module in (nn.Module(), nn.Linear(1, 1), nn.Conv2d(1, 1, 1), nn.GroupNorm(1, 1), nn.Dropout())
     for name in vars(module)
-) - {"_forward_hooks", "_forward_pre_hooks"}
+)
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+# Whose functions and classes name no network of a user's; to go through all that theirs name takes half a second.
+_LIBRARIES = frozenset(
+    ("torch", "scoresde", "numpy", "accelerate", "diffusers", "huggingface_hub", "peft", "transformers")
+)
 _MOST = 10_000  # entries of a container that may hold a module; longer ones are data
+_SEEN_AT_MOST = 50_000  # objects that are no modules, half a second; the nearest come first
 
 
 def modules_of(score: object) -> tuple[nn.Module, ...]:
@@ -44,7 +50,8 @@ def modules_of(score: object) -> tuple[nn.Module, ...]:
     containers, and attributes called score, model, net, log_prob or classifier. Not seen: what a plain function or a
     lambda has closed over; make such a function an ``nn.Module``, or an object with one of these attributes.
     """
-    return _found([score], everywhere=False)
+    # depth first: a model's own modules come before those of its guidance
+    return _found([score], _inside, lambda waiting, more: waiting.extendleft(reversed(more)))
 
 
 def modules_used(*parts: object) -> tuple[nn.Module, ...]:
@@ -53,24 +60,28 @@ def modules_used(*parts: object) -> tuple[nn.Module, ...]:
     Besides those of :func:`modules_of` these are what functions and lambdas have closed over, name among their globals
     or have as defaults; what objects hold in any attribute or slot, and their classes; and what a module holds
     unregistered, in a list or a dict of its own, or calls in a hook. Not seen: what only an iterator or compiled code
-    holds.
+    holds, and what is further away than some ten thousand other objects, as whoever holds a whole program reaches.
     """
-    return _found(parts, everywhere=True)
+    return _found(parts, _anywhere_inside, deque.extend)  # the nearest first
 
 
-def _found(parts: Iterable[object], *, everywhere: bool) -> tuple[nn.Module, ...]:
+def _found(
+    parts: Iterable[object],
+    inside: Callable[[object], Iterator[object]],
+    wait: Callable[[deque[object], list[object]], None],
+) -> tuple[nn.Module, ...]:
+    """The modules among the parts and what is inside them, in the order in which what is inside waits."""
     found: dict[int, nn.Module] = {}
     seen: dict[int, object] = {}  # held, so that no number is given to another object meanwhile
-    inside = _anywhere_inside if everywhere else _inside
-    stack = list(parts)[::-1]
-    while stack:
-        part = stack.pop()
+    waiting = deque(parts)
+    while waiting and len(seen) - len(found) < _SEEN_AT_MOST:
+        part = waiting.popleft()
         if part is None or isinstance(part, _PLAIN) or id(part) in seen:
             continue
         seen[id(part)] = part
         if isinstance(part, nn.Module):
             found[id(part)] = part
-        stack.extend(list(inside(part))[::-1])
+        wait(waiting, list(inside(part)))
     return tuple(found.values())
 
 
@@ -103,6 +114,8 @@ def _anywhere_inside(part: object) -> Iterator[object]:
         yield from part.children()
         own = vars(part)
         yield from [own[name] for name in own.keys() - _OF_MODULES]
+        for name in _HOOKS:
+            yield from (own.get(name) or {}).values()
         yield type(part)
     else:
         # of a stranger no attribute is asked for that it does not have: it might make one up
@@ -131,7 +144,7 @@ def _own(part: object) -> dict[str, object]:
 def _is_librarys(module: object) -> bool:
     """Whether a function or class of this module calls no network of a user's; of a descriptor it may be anything."""
     top = module.partition(".")[0] if isinstance(module, str) else ""
-    return top in ("torch", "scoresde", "numpy") or top in sys.stdlib_module_names - {"__main__"}
+    return top in _LIBRARIES or top in sys.stdlib_module_names - {"__main__"}
 
 
 def _closed_over(function: FunctionType) -> Iterator[object]:

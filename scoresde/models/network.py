@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde import checks
+from scoresde.models.pretrained import Pretrained
 from scoresde.sde import NO_SIGNAL, SDE, Time, has_signal, signal_left, spread
 
 
@@ -42,7 +43,7 @@ class _Held(nn.Module):
             setattr(self, name, value)
 
 
-class NoiseLevelNetwork(nn.Module):
+class NoiseLevelNetwork(Pretrained):
     """A network and the SDE whose x_t it is shown, called as ``net(x, c, **conditions)``.
 
     c = log(σ/α), (B,), at least float32, held at log 1e8 where α is 0 to rounding. The network computes in the dtype of
@@ -108,7 +109,7 @@ class NoiseLevelNetwork(nn.Module):
         """t as a checked float64 tensor, beside x where there is one for each sample."""
         time = checks.time(t, self.sde.t_max, what=type(self.sde).__name__)
         checks.same_batch(time, x)
-        return time.to(x.device) if time.ndim and time.device != x.device else time
+        return checks.time_beside(time, x) if time.ndim else time
 
     @property
     def dtype(self) -> torch.dtype | None:

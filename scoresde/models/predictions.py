@@ -84,3 +84,4 @@ PREDICTIONS: Mapping[str, Prediction] = {
     "velocity": predicts_velocity,
     "edm": predicts_edm,
 }
+"""The predictions by the names that :class:`~scoresde.ScoreModel` takes."""

@@ -305,7 +305,7 @@ C = TypeVar("C", Tensor, Coefficient)
 def _moved(given: C, x: Tensor) -> C:
     """Where there is one for each sample it goes to x's device; a single one meets x from wherever it is."""
     if isinstance(given, Tensor) and given.ndim and isinstance(x, Tensor) and given.device != x.device:
-        return given.to(x.device)
+        return checks.time_beside(given, x)
     return given
 
 

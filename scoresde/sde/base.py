@@ -27,6 +27,7 @@ from scoresde.noise import Noise, as_noise
 from scoresde.sde.chain import Chain
 
 Time = float | Tensor
+"""A number, or a tensor () for all samples or (B,) for each."""
 
 _FUNCTIONS_OF_TIME = ("alpha", "sigma", "f", "g", "log_snr")
 _MAY_NOT_DIVERGE = ("f", "g")
@@ -95,7 +96,7 @@ def _in_float64(method: Callable[[Any, Tensor], Tensor], name: str) -> Callable[
     @functools.wraps(method)
     def evaluate(self: SDE, t: Time) -> Tensor:
         time = checks.time(t, self.t_max, what=type(self).__name__)
-        value = torch.as_tensor(method(self, beside(self, time)), dtype=torch.float64, device=time.device)
+        value = torch.as_tensor(method(self, beside_parameters(self, time)), dtype=torch.float64, device=time.device)
         if value.shape != time.shape:
             value = value.expand(time.shape)
         if name in _MAY_NOT_DIVERGE:
@@ -105,10 +106,10 @@ def _in_float64(method: Callable[[Any, Tensor], Tensor], name: str) -> Callable[
     return evaluate
 
 
-def beside(holder: object, time: Tensor) -> Tensor:
+def beside_parameters(holder: object, time: Tensor) -> Tensor:
     """The time where the parameters of ``holder`` are, if it is a module that has some."""
     first = next(holder.parameters(), None) if isinstance(holder, nn.Module) else None
-    return time if first is None or first.device == time.device else time.to(first.device)
+    return time if first is None or first.device == time.device else checks.sent(time, first.device)
 
 
 @dataclass(frozen=True)
@@ -119,8 +120,9 @@ class SDE(ABC):
     they are evaluated in float64 whatever the dtype of t, for a number, a tensor () or (B,), and may hold tensors as
     parameters, through which gradients flow; where a standard deviation is 0, such as σ(0) of VP, its gradient is
     taken as 0. A schedule that is learned holds modules or parameters in its fields, or is a module itself, ``class
-    Learned(SDE, nn.Module)``: a :class:`~scoresde.ScoreModel` counts them among its own. The rest follows (Song et al.
-    2021, arXiv:2011.13456; Kingma et al. 2021, arXiv:2107.00630, eq. 1-2, appendix D)::
+    Learned(SDE, nn.Module)``, whose ``__init__`` may set ``self.T`` and ``self.t_min``: a
+    :class:`~scoresde.ScoreModel` counts them among its own. The rest follows (Song et al. 2021, arXiv:2011.13456;
+    Kingma et al. 2021, arXiv:2107.00630, eq. 1-2, appendix D)::
 
         f = (log α)'        g² = α² ((σ/α)²)'        log SNR = log(α² / σ²)
 
@@ -409,6 +411,23 @@ class SDE(ABC):
         before_sigma = torch.cat([torch.zeros_like(sigma[:1]), sigma[:-1]])
         ratio = alpha / before_alpha
         return Chain(times=times, ratio=ratio, variance=(sigma**2 - (ratio * before_sigma) ** 2).clamp_min(0.0))
+
+
+_frozen = SDE.__setattr__
+
+
+def _assigned(self: object, name: str, value: Any) -> None:
+    """Frozen as its fields are; but a module's __init__ may say where its time ends."""
+    if not (isinstance(self, nn.Module) and name in ("T", "t_min")):
+        _frozen(self, name, value)
+        return
+    checked = {"T": checks.positive, "t_min": checks.not_negative}[name]
+    object.__setattr__(
+        self, name, value if isinstance(value, Tensor) and checks.followed(value) else checked(value, name=name)
+    )
+
+
+SDE.__setattr__ = _assigned  # type: ignore[method-assign]
 
 
 def chain_times(n: int, T: float, *, least: int = 1) -> tuple[int, Tensor]:

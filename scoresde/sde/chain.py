@@ -9,6 +9,7 @@ A chain of your own: ``Chain.from_betas(torch.linspace(1e-4, 0.02, 1000))``, or 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -84,6 +85,23 @@ class Chain:
         if times is None:
             times = torch.arange(1, len(beta) + 1, dtype=torch.float64) / len(beta)
         return cls(times=times, ratio=(1 - beta).sqrt(), variance=beta)
+
+    def to_json(self) -> dict[str, list[float]]:
+        """The three arrays by name, as lists of numbers, for :meth:`from_json`; numbers come back bit for bit."""
+        return {name: getattr(self, name).tolist() for name in ("times", "ratio", "variance")}
+
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Sequence[float]]) -> Chain:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            TypeError, ValueError: other fields, or what no chain can have.
+        """
+        if not isinstance(fields, Mapping) or fields.keys() != {"times", "ratio", "variance"}:
+            raise ValueError(
+                f"the fields of a chain must be times, ratio and variance by name, got {checks.got(fields)}."
+            )
+        return cls(**fields)  # type: ignore[arg-type]  # lists of numbers are read, too
 
     def __repr__(self) -> str:
         """In one line: a chain has a thousand levels."""

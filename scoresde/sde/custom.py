@@ -19,7 +19,7 @@ from torch import Tensor
 
 from scoresde import checks
 from scoresde.checks.lasting import lasting_property
-from scoresde.sde.base import SDE, Time, beside, derivative, root, signal_left
+from scoresde.sde.base import SDE, Time, beside_parameters, derivative, root, signal_left
 from scoresde.sde.chain import Chain
 from scoresde.sde.members import RectifiedFlow
 
@@ -28,7 +28,7 @@ TimeFunction = Callable[[Tensor], Tensor | float]
 
 def _on(function: TimeFunction | float, u: Tensor) -> Tensor:
     """A user's function, or constant, at the times u of any shape; the function sees one axis."""
-    answer = function(beside(function, u.flatten())) if callable(function) else function
+    answer = function(beside_parameters(function, u.flatten())) if callable(function) else function
     value = answer if isinstance(answer, Tensor) else torch.as_tensor(answer, dtype=u.dtype)
     if value.shape not in ((), (1,), (u.numel(),)):
         raise ValueError(
@@ -247,6 +247,7 @@ class ChainSDE(SDE):
         object.__setattr__(self, "T", times[-1].item())
         object.__setattr__(self, "t_min", times[0].item() if len(times) > 1 else 0.0)
         super().__post_init__()
+        _ = self._fades, self._levels  # now, as torch.compile cannot make what is to last
 
     @lasting_property
     def _fades(self) -> bool:

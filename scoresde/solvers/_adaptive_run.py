@@ -133,6 +133,8 @@ class Adaptive(Solver):
         return arrived(self, self.integrate(process, x, torch.stack([t, s]), noise, unheard), t, s), None
 
     def integrate(self, process: Reverse, x: Tensor, grid: Tensor, noise: Noise, report: Report) -> Ending:
+        name = type(self).__name__
+        checks.refuse_without_float64(x, name, "take a solver that steps on a grid, such as DPMSolverPP()")
         if not x.numel():
             for i in range(1, len(grid)):
                 report(i, x)

@@ -44,7 +44,7 @@ def counted(frame: Frame, at: Levels, values: int) -> Tensor:
     return far if frame.rests_on_noise else torch.zeros_like(far)
 
 
-def from_noise(at: Levels) -> tuple[Tensor, list[tuple[Coefficient, Coefficient]]]:
+def counted_from_noise(at: Levels) -> tuple[Tensor, list[tuple[Coefficient, Coefficient]]]:
     """ε̂ - x/σ as unit (x + σ² s): units (n,), and the combinations to evaluate."""
     return -1 / at.sigma, [(1.0, square) for (square,) in rows(at.sigma**2)]
 

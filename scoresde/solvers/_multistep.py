@@ -11,12 +11,13 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from scoresde import checks
 from scoresde.models.combination import Coefficient, as_number, combine
 from scoresde.noise import Noise
 from scoresde.reverse import Reverse
 from scoresde.sde import SDE
 from scoresde.solvers._frames import Frame, Levels, Predicts, data_scale, frame_of, levels, levels_at
-from scoresde.solvers._from_noise import Carry, carried, carry_over, counted, from_noise
+from scoresde.solvers._from_noise import Carry, carried, carry_over, counted, counted_from_noise
 from scoresde.solvers._quadrature import for_steps
 from scoresde.solvers._rows import rows
 from scoresde.solvers._variables import KARRAS, LOG_SNR, NOISE_LEVEL, Variable, angle, time_of
@@ -191,7 +192,8 @@ def doubted(x: Tensor, newest: Tensor, row: Row, before: Doubt | None) -> Doubt:
 
     with torch.no_grad():
         past = (some(newest), *(before.past if before else ()))[: len(weights) - 1]
-        square = combine(*zip(map(as_number, weights), (some(x), *past), strict=True)).double().square().mean(1)
+        square = combine(*zip(map(as_number, weights), (some(x), *past), strict=True))
+        square = (square.double() if checks.has_float64(x.device) else square).square().mean(1)
     return Doubt(square + before.squares if before else square, past[: row.remember])
 
 
@@ -289,7 +291,7 @@ def plan_rows(frame: Frame, form: Form, at: Levels, start: Levels | None, variab
     follow: list[tuple[Coefficient, ...]] = [()] * len(index)
     far = counted(frame, known, p + form.correct)
     if bool(far.any()):
-        own, asked = from_noise(known)
+        own, asked = counted_from_noise(known)
         scale = torch.where(far[newest, None], own[behind], scale)
         evaluates = [asked[i] if is_far else evaluates[i] for i, is_far in enumerate(far.tolist())]
         linear = torch.where(far[newest], at.sigma[1:] / at.sigma[:-1], linear)
@@ -312,7 +314,7 @@ def _start(frame: Frame, sde: SDE, ends: Levels, nodes: int, variable: Variable)
     at = Levels(*(torch.cat([a[:1], b, a[1:]]) for a, b in zip(ends, inner, strict=True)))
     origin, targets = Levels(*(part[:1].expand(nodes) for part in at)), at.at(slice(1, None))
     far = counted(frame, at, nodes + 2)
-    unit, evaluates = from_noise(at) if bool(far[0]) else frame.units(at)
+    unit, evaluates = counted_from_noise(at) if bool(far[0]) else frame.units(at)
     linear = targets.sigma / origin.sigma if bool(far[0]) else frame.linear(origin, targets)
     count, every = torch.arange(1, nodes + 1), at.h.expand(nodes, nodes + 1)
     first = weights(frame, origin.h, targets, every, count, variable) * unit

@@ -172,7 +172,12 @@ class Solver(ABC):
         ) as bar:
             counted = CountedScore(process.score, bar.asked if bar.over_evaluations else None)
             process = dataclasses.replace(process, score=counted)
-            dtype, x = x.dtype, x.to(state_dtype(process.sde, grid, x.dtype))
+            dtype, working = x.dtype, state_dtype(process.sde, grid, x.dtype)
+            if working is torch.float64:
+                checks.refuse_without_float64(
+                    x, "a run from σ/α above 1e4", "begin at less noise: of such states float32 keeps few digits"
+                )
+            x = x.to(working)
             states = [x]
 
             def report(step: int, x: Tensor) -> None:

@@ -145,6 +145,7 @@ def integrated(
     """
     import torchdiffeq
 
+    checks.refuse_without_float64(state[0], "torchdiffeq", "take a solver that steps on a grid, such as DPMSolverPP()")
     method = _implementation(solver)
     state = tuple(part.to(torch.promote_types(part.dtype, torch.float32)) for part in state)
     _check_tolerance(solver, state[0].dtype)

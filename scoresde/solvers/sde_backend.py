@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from scoresde import checks
 from scoresde.models.modules import modules_of
 from scoresde.noise import BrownianNoise, Noise, brownian_path, drawn_seed
 from scoresde.reverse import Reverse
@@ -70,6 +71,8 @@ class TorchSDE(Solver):
     def integrate(self, process: Reverse, x: Tensor, grid: Tensor, noise: Noise, report: Report) -> Ending:
         """Interval by interval of the grid."""
         import torchsde
+
+        checks.refuse_without_float64(x, "torchsde", "take EulerMaruyama() or StochasticRungeKutta()")
 
         if grid.requires_grad and torch.is_grad_enabled():
             raise ValueError(

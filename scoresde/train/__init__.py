@@ -11,6 +11,7 @@ processes take those of one. Checkpoints are JSON and safetensors; :func:`descri
 and :func:`save` writes one of a model that was trained elsewhere.
 """
 
+from scoresde.train.callbacks import Callback
 from scoresde.train.checkpoint import load_classifier, load_model, save
 from scoresde.train.contents import Description, describe
 from scoresde.train.ema import EMA, average_decay, ema_model
@@ -20,13 +21,16 @@ from scoresde.train.optimizer import learning_rate
 from scoresde.train.options import TrainOptions
 from scoresde.train.record import StepRecord
 from scoresde.train.start import train, train_classifier
+from scoresde.train.tensorboard import TensorBoard
 
 __all__ = [
     "EMA",
+    "Callback",
     "CheckpointError",
     "Description",
     "Run",
     "StepRecord",
+    "TensorBoard",
     "TrainOptions",
     "average_decay",
     "describe",

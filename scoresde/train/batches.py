@@ -57,7 +57,7 @@ class _ByIndexLists:
     def __getitems__(self, wanted: tuple[int, _Places]) -> Batch:
         step, places = wanted
         if type(self._dataset) is Dataset:  # which draws nothing
-            return self._dataset.batch(places)
+            return self._dataset.gather(torch.from_numpy(places))
         indices = places.tolist()
         if isinstance(self._dataset, Dataset):
             with seeded_everywhere(derive(self._seed, "data set", step, self._rank)):

@@ -27,6 +27,7 @@ import scoresde
 from scoresde import checks
 from scoresde.files import PathName
 from scoresde.models import ClassifierModel, Prediction, ScoreModel
+from scoresde.nn import Vocabulary
 from scoresde.sde import SDE
 from scoresde.train import folder as folders
 from scoresde.train.bounded import at_most, check_arguments
@@ -59,9 +60,9 @@ from scoresde.train.describe import (
 )
 from scoresde.train.ema import EMA
 from scoresde.train.folder import CheckpointError
-from scoresde.train.optimizer import Optimizer, check_state
+from scoresde.train.optimizer import Optimizer
 from scoresde.train.owner import claimed
-from scoresde.train.tensors import all_finite, check_equal, writer
+from scoresde.train.tensors import all_finite, check_equal, check_finite, writer
 
 
 def save(
@@ -116,7 +117,7 @@ def save(
                 raise TypeError(f"optimizer must map names to tensors, got {checks.got(value)} for {checks.got(name)}.")
         tensors[OPTIMIZER] = optimizer
     for file, values in tensors.items():
-        _check_finite(values, step, "state" if file == OPTIMIZER else "weight")
+        check_finite(values, "state" if file == OPTIMIZER else "weight", f"after step {step}")
     files = {name: writer(values) for name, values in tensors.items()}
     if training is not None:
         checks.instance(training, Mapping, name="training", hint="It is written as JSON.")
@@ -124,15 +125,7 @@ def save(
             files[TRAINING] = folders.json_writer(training)
         except (TypeError, ValueError) as error:
             raise type(error)(f"training must hold what JSON can, got {checks.got(training)}: {error}.") from error
-    config = {
-        "format": FORMAT,
-        "version": scoresde.__version__,
-        "step": step,
-        "model": describe_model(model),
-        "data": with_units(describe_data(dataset), model),
-    }
-    if isinstance(model, ScoreModel) and model.trained_with is not None:
-        config["trained_with"] = model.trained_with.to_json()
+    config = config_of(model, step, dataset)
     folders.prepare(folder)
     with claimed(folder):
         folders.sweep(folder)
@@ -146,19 +139,40 @@ def save(
     return path
 
 
+def config_of(model: ScoreModel | ClassifierModel, step: int, dataset: object = None) -> dict[str, Any]:
+    """What config.json says of a model, but for its files.
+
+    Raises:
+        TypeError, ValueError: a model that cannot be described, or a data set that tells more than a file can hold.
+    """
+    config = {
+        "format": FORMAT,
+        "version": scoresde.__version__,
+        "step": step,
+        "model": describe_model(model),
+        "data": with_units(describe_data(dataset), model),
+    }
+    if isinstance(model, ScoreModel) and model.trained_with is not None:
+        config["trained_with"] = model.trained_with.to_json()
+    return config
+
+
 def load_model(
     folder: PathName,
     *,
-    ema: bool = True,
+    ema: bool | None = None,
     net: Callable[..., Tensor] | None = None,
     sde: SDE | None = None,
     predicts: str | Prediction | None = None,
 ) -> ScoreModel:
-    """The model of a checkpoint, on the CPU, in evaluation mode, with the units of its data and its conditions.
+    """The model of a checkpoint, on the CPU, in evaluation mode, with what is known of its data: shape, names of the
+    classes, vocabularies, and the units of x and of the conditions.
 
     Args:
-        folder: a checkpoint (step-...), or the folder of a run, of which the latest is taken.
-        ema: the averaged weights; False for the weights of the last step.
+        folder: the folder of a run, of which the latest checkpoint is taken; one of its step-... folders; or a folder
+            that ``save_pretrained`` wrote.
+        ema: True for the averaged weights, False for those of the last step; by default the averaged ones where there
+            are any, and else those there are.
         net, sde, predicts: a network, SDE or prediction function of your own, which a file does not rebuild.
 
     Raises:
@@ -166,15 +180,13 @@ def load_model(
             classifier, or a part of your own, which is not given.
         ValueError: a part that is given contradicts the checkpoint.
     """
-    model, told = _load(folder, ema, net is None, SCORE, lambda d: rebuild_model(d, net, sde, predicts))
-    model.scaling, model.condition_scalings = told.scaling, dict(told.condition_scalings)
-    return model
+    return _load(folder, ema, net is None, SCORE, lambda d: rebuild_model(d, net, sde, predicts))
 
 
 def load_classifier(
     folder: PathName,
     *,
-    ema: bool = True,
+    ema: bool | None = None,
     net: Callable[..., Tensor] | None = None,
     sde: SDE | None = None,
 ) -> ClassifierModel:
@@ -188,21 +200,45 @@ def load_classifier(
             score model, or a part of your own, which is not given.
         ValueError: a part that is given contradicts the checkpoint.
     """
-    return _load(folder, ema, net is None, CLASSIFIER, lambda d: rebuild_classifier(d, net, sde))[0]
+    return _load(folder, ema, net is None, CLASSIFIER, lambda d: rebuild_classifier(d, net, sde))
 
+
+NARROWED = "net."
+"""What the names of those weights begin with that may be stored in another dtype than the network computes in."""
 
 _LOADERS = {SCORE: "a score model; load it with load_model", CLASSIFIER: "a classifier; load it with load_classifier"}
 
 
+_TRIES = 5
+"""How often a folder is read that another process replaces meanwhile."""
+
+
 def _load(
-    folder: PathName, ema: bool, own_net: bool, kind: str, rebuild: Callable[[Mapping[str, Any]], Model]
-) -> tuple[Model, Description]:
-    ema, description = checks.flag(ema, name="ema"), describe(folder)
+    folder: PathName, ema: bool | None, own_net: bool, kind: str, rebuild: Callable[[Mapping[str, Any]], Model]
+) -> Model:
+    wanted, description = None if ema is None else checks.flag(ema, name="ema"), describe(folder)
+    for _ in range(_TRIES):
+        try:
+            return _read(description, wanted, own_net, kind, rebuild)
+        except CheckpointError:
+            # Training removes old checkpoints, and a saved folder may be replaced: then the next one is as good.
+            before, description = description, describe(folder)
+            if (description.path, description.files) == (before.path, before.files):
+                raise
+    return _read(description, wanted, own_net, kind, rebuild)
+
+
+def _read(
+    description: Description,
+    wanted: bool | None,
+    own_net: bool,
+    kind: str,
+    rebuild: Callable[[Mapping[str, Any]], Model],
+) -> Model:
     found = description.model["kind"]
     if found != kind:
         raise CheckpointError(f"{description.path} holds {_LOADERS[found]}.")
-    if ema and AVERAGE not in description.files:
-        raise CheckpointError(f"{description.path} holds no averaged weights; pass ema=False for those it has.")
+    averages = uses_averages(description, wanted)
     config = unless_damaged(description, MODEL, folders.damaged(description.path, folders.CONFIG))
     layout = read_layout_of(description, MODEL)
     try:
@@ -211,19 +247,72 @@ def _load(
             check_arguments(description.model["net"]["config"] or {}, layout, config)
             with torch.device("meta"), at_most(layout, config):
                 described = rebuild(description.model)
-            _check_layouts(described, layout, ema, description)
+            _check_layouts(described, layout, averages, description)
         model = rebuild(description.model)
     except Unbuildable as error:
         raise CheckpointError(f"{description.path / folders.CONFIG}: {error}") from error
     if not own_net:
-        _check_layouts(model, layout, ema, description)
-    load_weights(model, read_tensors(description, MODEL), description)
+        _check_layouts(model, layout, averages, description)
+    load_weights(model, as_computed(model, read_tensors(description, MODEL), description), description)
+    if averages:
+        # Into the parameters by name: a tied parameter has one name here, but several in the state of a model.
+        load_parameters(model, as_computed(model, read_tensors(description, AVERAGE), description), description)
+    model.averaged = True if averages or description.averaged else None
     if isinstance(model, ScoreModel):
         model.trained_with = description.trained_with
-    if ema:
-        # Into the parameters by name: a tied parameter has one name here, but several in the state of a model.
-        load_parameters(model, read_tensors(description, AVERAGE), description)
-    return model.eval(), description
+    model.scaling, model.condition_scalings = description.scaling, dict(description.condition_scalings)
+    model.event_shape, model.class_names = description.event_shape, description.class_names
+    model.condition_shapes = dict(description.conditions)
+    model.vocabularies = {name: Vocabulary(words) for name, words in description.vocabularies.items()}
+    return model.eval()
+
+
+def uses_averages(description: Description, wanted: bool | None) -> bool:
+    """Whether what is wanted of a checkpoint, averaged weights or those of the last step, is in its file of averages.
+
+    Raises:
+        CheckpointError: it does not hold what is wanted.
+    """
+    if AVERAGE in description.files:
+        return wanted is not False
+    if wanted and not description.averaged:
+        raise CheckpointError(f"{description.path} holds no averaged weights; pass ema=False for those it has.")
+    if wanted is False and description.averaged:
+        raise CheckpointError(
+            f"{description.path} holds averaged weights only, and not those of the last step; pass ema=True."
+        )
+    return False
+
+
+def as_computed(model: nn.Module, state: Mapping[str, Tensor], description: Description) -> dict[str, Tensor]:
+    """Weights in the dtype in which the network computes, where they are stored in another."""
+    dtype = description.computes_in
+    if dtype is None:
+        return dict(state)
+    names = {name for name, _ in model.named_parameters(remove_duplicate=False) if name.startswith(NARROWED)}
+    return {
+        name: value.to(dtype) if name in names and value.is_floating_point() else value for name, value in state.items()
+    }
+
+
+def stored_in(model: nn.Module, state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Weights to be stored in another dtype: those of the network, and neither its buffers, which may be frequencies
+    that rounding would spoil, nor a schedule's.
+
+    Raises:
+        ValueError: a number that is beyond this dtype.
+    """
+    names = {name for name, _ in model.named_parameters(remove_duplicate=False) if name.startswith(NARROWED)}
+    stored = {
+        name: value.to(dtype) if name in names and value.is_floating_point() else value for name, value in state.items()
+    }
+    for name, value in stored.items():
+        if all_finite(state[name]) and not all_finite(value):
+            raise ValueError(
+                f"the weight {name} holds {state[name].abs().max().item():g}, and dtype={dtype} ends at "
+                f"{torch.finfo(dtype).max:g}; take torch.bfloat16 or torch.float32."
+            )
+    return stored
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], description: Description) -> None:
@@ -273,13 +362,14 @@ def check_fit(model: nn.Module, state: Mapping[str, Tensor], description: Descri
     check_equal(state, model.state_dict(), ill_fitting(description, MODEL), dtypes=False)
 
 
-def check_resumable(description: Description, model: nn.Module) -> None:
-    """Raise unless all that training goes on with is there, and is of ``model``; the values are not read yet.
+def check_resumable(description: Description, model: nn.Module, optimizer: Optimizer) -> None:
+    """Raise unless all that training goes on with is there, and is of ``model`` and ``optimizer``; the values are not
+    read yet.
 
     Raises:
         CheckpointError: a file is missing or damaged, or names, shapes or dtypes differ.
     """
-    read_training(description)
+    options = read_training(description)["options"]
     layout = read_layout_of(description, MODEL)
     check_fit(model, layout, description)
     trained = {name: layout.get(name, p) for name, p in model.named_parameters() if p.requires_grad}
@@ -287,7 +377,15 @@ def check_resumable(description: Description, model: nn.Module) -> None:
         if value.dtype not in (torch.float32, torch.float64):
             raise misplaced(description, MODEL)(f"{name} is {value.dtype}; only float32 and float64 are trained.")
     _check_averages(dict(model.named_parameters()), layout, description)
-    check_state(trained, read_layout_of(description, OPTIMIZER), description.step, misplaced(description, OPTIMIZER))
+    layout = read_layout_of(description, OPTIMIZER)
+    fail, before = misplaced(description, OPTIMIZER), options.get("optimizer")
+    if before != optimizer.name:
+        words = (
+            f"the state is that of {before or 'AdamW, the default'}, and optimizer is {optimizer.name or 'AdamW'} now"
+        )
+        optimizer.check_saved(trained, layout, description.step, lambda text: fail(f"{words}: {text}"))
+    else:
+        optimizer.check_saved(trained, layout, description.step, fail)
 
 
 def _check_layouts(model: nn.Module, layout: Mapping[str, Tensor], ema: bool, description: Description) -> None:
@@ -301,9 +399,3 @@ def _check_averages(parameters: Mapping[str, Tensor], layout: Mapping[str, Tenso
     """Raise unless the averages are those of these parameters, in the dtypes of the weights."""
     wanted = {name: layout.get(name, value) for name, value in parameters.items()}
     check_equal(read_layout_of(description, AVERAGE), wanted, ill_fitting(description, AVERAGE), dtypes=True)
-
-
-def _check_finite(tensors: Mapping[str, Tensor], step: int, what: str) -> None:
-    for name, value in tensors.items():
-        if not all_finite(value):
-            raise FloatingPointError(f"the {what} {name} is not finite after step {step}; it is not saved.")

@@ -4,7 +4,7 @@
 a message that says what to change (:mod:`~scoresde.train.trial` then tries a step)::
 
     check_model(model), check_dataset(dataset)              # can be trained and saved; holds samples
-    description = continued(path, model, dataset, steps)    # the checkpoint is of this model and these data
+    description = continued(path, model, dataset, steps, optimizer)     # the checkpoint is of this model and these data
 
 :func:`entries` brings the entries of a batch to the model's device and dtype; :func:`bin_width` is that of the data.
 """
@@ -22,12 +22,14 @@ from torch.nn.parameter import is_lazy
 
 from scoresde import checks
 from scoresde.data import Dataset
+from scoresde.data.columns import no_sample
 from scoresde.train import checkpoint, contents
 from scoresde.train.batches import MapDataset
 from scoresde.train.contents import Description
 from scoresde.train.describe import describe_model, fixed
 from scoresde.train.folder import CheckpointError
 from scoresde.train.objective import Objective
+from scoresde.train.optimizer import Optimizer
 
 
 def check_model(model: nn.Module) -> None:
@@ -85,11 +87,7 @@ def check_dataset(dataset: MapDataset) -> None:
             f"{type(error).__name__}: {error}"
         ) from error
     if not isinstance(sample, Mapping) or not isinstance(sample.get("x"), Tensor):
-        found = f"'x' of type {type(sample.get('x')).__name__}" if isinstance(sample, Mapping) else ""
-        raise TypeError(
-            f"dataset[0] must be a dict with a tensor 'x' (and conditions such as 'label'), got "
-            f"{found or type(sample).__name__}. scoresde.data.from_tensors(x, label) makes such a data set."
-        )
+        raise TypeError(no_sample(sample, "dataset[0]"))
     if not sample["x"].is_floating_point():
         raise TypeError(f"dataset[0]['x'] must be floating, in the model's units, got {sample['x'].dtype}.")
 
@@ -137,7 +135,7 @@ def bin_width(dataset: MapDataset) -> float:
     return width
 
 
-def continued(path: Path, model: nn.Module, dataset: object, steps: int) -> Description:
+def continued(path: Path, model: nn.Module, dataset: object, steps: int, optimizer: Optimizer) -> Description:
     """The description of the checkpoint at ``path``, from which this run goes on.
 
     Raises:
@@ -151,13 +149,17 @@ def continued(path: Path, model: nn.Module, dataset: object, steps: int) -> Desc
         "scaling": None if description.scaling is None else description.scaling.to_json(),
         "conditions": {name: dict(value) for name, value in description.conditions.items()},
         "condition_scalings": {name: one.to_json() for name, one in description.condition_scalings.items()},
+        "vocabularies": {name: list(words) for name, words in description.vocabularies.items()},
     }
-    _compare(path, "data set", saved, contents.with_units(contents.describe_data(dataset), model))
+    given = contents.with_units(contents.describe_data(dataset), model)
+    if not description.vocabularies:  # of before they were noted
+        given.pop("vocabularies", None)
+    _compare(path, "data set", saved, given)
     if description.step > steps:
         raise CheckpointError(
             f"{path} is at step {description.step}, past steps={steps}; steps counts from the start of the run."
         )
-    checkpoint.check_resumable(description, model)
+    checkpoint.check_resumable(description, model, optimizer)
     return description
 
 

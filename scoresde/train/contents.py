@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 import scoresde
@@ -26,6 +27,7 @@ from scoresde.data import Scaling
 from scoresde.data.labels import MOST_CLASSES
 from scoresde.files import Fail, Fields, PathName
 from scoresde.models.conditions import TrainedWith
+from scoresde.nn import Vocabulary
 from scoresde.train import folder as folders
 from scoresde.train.describe import read_described
 from scoresde.train.folder import CheckpointError
@@ -38,14 +40,20 @@ OPTIMIZER, TRAINING = "optimizer.safetensors", "training.json"
 MOST_CONDITIONS, MOST_AXES, MOST_NUMBERS = 1000, 16, 2**31
 """Of a data set: conditions, and for a sample or a condition axes and numbers."""
 
+MOST_WORDS, MOST_LETTERS = 200_000, 100
+"""Of a vocabulary: words, and letters of one."""
+
+FLOATING = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+"""In which weights are stored, by the names that files have for them."""
+
 
 @dataclass(frozen=True)
 class Description:
     """What a checkpoint says of itself.
 
     Attributes:
-        path: the checkpoint's own folder, step-....
-        step: optimizer steps done.
+        path: the checkpoint's own folder, step-..., or the one that ``save_pretrained`` wrote.
+        step: optimizer steps done; 0 for a saved model, which does not tell.
         version: the library that wrote it.
         model: kind ("score" or "classifier"), SDE, network, prediction and sigma_data, as JSON.
         event_shape: shape of one sample, where the data set told.
@@ -55,6 +63,10 @@ class Description:
         condition_scalings: the map from conditions to the network's units, by name, for those that have one.
         files: size in bytes and SHA-256 of each file.
         trained_with: which conditions training gave the network and how often it left them out, where that is known.
+        vocabularies: the words of its tokens, by the name of the condition, where the data set or the model told.
+        averaged: True where model.safetensors itself holds averaged weights, as after ``save_pretrained`` of an
+            averaged model; None where it holds those of the last step, or does not tell.
+        computes_in: the dtype of the network, where its weights are stored in another; None where they are not.
     """
 
     path: Path
@@ -68,16 +80,21 @@ class Description:
     condition_scalings: Mapping[str, Scaling]
     files: Mapping[str, Mapping[str, Any]]
     trained_with: TrainedWith | None = None
+    vocabularies: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    averaged: bool | None = None
+    computes_in: torch.dtype | None = None
 
 
 def describe(folder: PathName) -> Description:
     """What a checkpoint says of itself, without loading weights.
 
     Args:
-        folder: a checkpoint (step-...), or the folder of a run, of which the latest is taken.
+        folder: a checkpoint (step-...), the folder of a run, of which the latest is taken, or one that
+            ``save_pretrained`` wrote.
 
     Raises:
-        CheckpointError: no checkpoint there, or its config.json is missing, damaged or of another format.
+        CheckpointError: no checkpoint there, or its config.json is missing, damaged or of another format; or a run of
+            several models, each in a folder of its own.
     """
     path = folders.find(checks.path(folder, name="folder"))
     config = folders.read_sealed(path, folders.CONFIG)
@@ -98,8 +115,21 @@ def describe(folder: PathName) -> Description:
         model=read_described(config.object("model")),
         files=files,
         trained_with=_read_training(config),
+        **_read_stored(config),
         **_read_data(config.object("data")),
     )
+
+
+def _read_stored(config: Fields) -> dict[str, Any]:
+    """Which weights a saved model holds, and in which dtype the network computes."""
+    if config.null("stored"):
+        return {}
+    stored = config.object("stored")
+    dtype = None if stored.null("computes_in") else stored.one_of("computes_in", tuple(FLOATING))
+    return {
+        "averaged": None if stored.null("averaged") else stored.flag("averaged"),
+        "computes_in": None if dtype is None else FLOATING[dtype],
+    }
 
 
 def _read_data(given: Fields) -> dict[str, Any]:
@@ -112,7 +142,16 @@ def _read_data(given: Fields) -> dict[str, Any]:
         "scaling": None if given.value("scaling") is None else _read_scaling(given, "scaling", shape),
         "conditions": {},
         "condition_scalings": {},
+        "vocabularies": {},
     }
+    if not given.null("vocabularies"):  # of tokens alone
+        words = given.object("vocabularies")
+        for name in words.names(most=MOST_CONDITIONS):
+            found["vocabularies"][name] = words.texts(name, most_items=MOST_WORDS, most=MOST_LETTERS)
+            try:
+                Vocabulary(found["vocabularies"][name])
+            except (TypeError, ValueError) as error:
+                raise words.refused(name, str(error)) from error
     if not given.null("conditions"):  # the first files do not say
         for name, one in given.objects("conditions", most=MOST_CONDITIONS).items():
             found["conditions"][name] = {"shape": list(_read_shape(one, "shape")), "dtype": one.text("dtype", most=20)}
@@ -162,6 +201,7 @@ def describe_data(dataset: object) -> dict[str, Any]:
     """
     names, shape = getattr(dataset, "class_names", None), getattr(dataset, "event_shape", None)
     scaling, conditions = getattr(dataset, "scaling", None), getattr(dataset, "conditions", None)
+    words = told_words(dataset)
     told = conditions.items() if isinstance(conditions, Mapping) else ()
     described = {
         "event_shape": None if shape is None else list(shape),
@@ -173,18 +213,67 @@ def describe_data(dataset: object) -> dict[str, Any]:
             if isinstance(value, Tensor)
         },
     }
+    if words:  # files of before, and of data without words, are as they were
+        described["vocabularies"] = words
     _read_data(Fields(described, lambda text: ValueError(f"a checkpoint cannot hold what the data set tells: {text}")))
     return described
 
 
-def with_units(data: Mapping[str, Any], model: object) -> dict[str, Any]:
-    """A data set as :func:`describe_data` tells of it, with the units that the model knows: those of the conditions,
-    and those of x where the data set does not tell.
+def told_words(owner: object) -> dict[str, list[str]]:
+    """The words of the tokens of a data set or a model, by the name of the condition: of its ``vocabularies``.
+
+    Raises:
+        TypeError: something that is no :class:`~scoresde.nn.Vocabulary`.
     """
-    scaling, conditions = getattr(model, "scaling", None), getattr(model, "condition_scalings", {})
-    own = scaling.to_json() if isinstance(scaling, Scaling) else None
-    known = {name: one.to_json() for name, one in conditions.items() if isinstance(one, Scaling)}
-    return {**data, "scaling": own if data["scaling"] is None else data["scaling"], "condition_scalings": known}
+    vocabularies = getattr(owner, "vocabularies", None)
+    if not isinstance(vocabularies, Mapping):
+        return {}
+    for name, one in vocabularies.items():
+        checks.instance(one, Vocabulary, name=f"vocabularies[{name!r}]", hint="scoresde.nn.Vocabulary.of(texts)")
+    return {str(name): list(one.words) for name, one in vocabularies.items()}
+
+
+def with_units(data: Mapping[str, Any], model: object) -> dict[str, Any]:
+    """A data set as :func:`describe_data` tells of it, with what the model knows: the units of its conditions, and all
+    else that the data set does not tell.
+
+    Raises:
+        TypeError, ValueError: what the model says of its data is of another kind than a file can hold.
+    """
+    conditions: Mapping[str, Any] = getattr(model, "condition_scalings", {})
+    known = {name: _units(one, f"condition_scalings[{name!r}]") for name, one in conditions.items()}
+    shapes: Mapping[str, Mapping[str, Any]] = getattr(model, "condition_shapes", {})
+    told: dict[str, Any] = {name: _listed(getattr(model, name, None), name) for name in ("event_shape", "class_names")}
+    if data["scaling"] is None:
+        scaling = getattr(model, "scaling", None)
+        told["scaling"] = None if scaling is None else _units(scaling, "scaling")
+    words = told_words(model) | data.get("vocabularies", {})
+    known_shapes = {name: dict(one) for name, one in shapes.items()} if not data.get("conditions") else {}
+    found = {
+        **data,
+        **{name: value for name, value in told.items() if data[name] is None},
+        "condition_scalings": known,
+        **({"conditions": known_shapes} if known_shapes else {}),
+        **({"vocabularies": words} if words else {}),
+    }
+    _read_data(
+        Fields(found, lambda text: ValueError(f"a checkpoint cannot hold what the model tells of its data: {text}"))
+    )
+    return found
+
+
+def _units(scaling: object, name: str) -> dict[str, Any]:
+    """The units that a model has for x_0 or a condition, as JSON; those of another class would be lost in silence."""
+    hint = "Units of another class are not kept in a file."
+    return checks.instance(scaling, Scaling, name=f"the model's {name}", hint=hint).to_json()
+
+
+def _listed(values: object, name: str) -> list[Any] | None:
+    if values is None:
+        return None
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        raise TypeError(f"the model's {name} must be a tuple or None, got {checks.got(values)}.")
+    return list(values)
 
 
 def read_tensors(description: Description, name: str) -> dict[str, Tensor]:

@@ -1,7 +1,8 @@
 """A trained model in words: what config.json says of it, and how it is rebuilt from that.
 
-Only classes of this library are rebuilt by name: the SDEs that ``scoresde.sde`` exports and whose fields are numbers,
-and the networks of ``scoresde.nn`` that have a ``config``. Nothing in a file can name other code::
+Only classes of this library are rebuilt by name: the SDEs that ``scoresde.sde`` exports and whose fields are numbers or
+tell themselves as JSON (a chain), and the networks of ``scoresde.nn`` that have a ``config``. Nothing in a file can
+name other code::
 
     described = describe_model(model)          # JSON: {"kind": "score", "sde": {...}, "net": {...}, ...}
     model = rebuild_model(described)           # with fresh weights
@@ -41,13 +42,24 @@ def _public(package: Any, fits: Callable[[Any], bool]) -> dict[str, Any]:
     return {f"{package.__name__}.{cls.__name__}": cls for cls in exported if isinstance(cls, type) and fits(cls)}
 
 
-def _of_numbers(cls: type) -> bool:
-    """Whether a class is an SDE that a file can hold: one that is made from numbers."""
+def _holdable(cls: type) -> bool:
+    """Whether a class is an SDE that a file can hold: one that is made from numbers, and from what JSON tells of."""
     if not issubclass(cls, SDE) or inspect.isabstract(cls):
         return False
-    kinds, arguments = typing.get_type_hints(cls), {field.name for field in dataclasses.fields(cls) if field.init}
-    numbers = all(kinds[name] in (float, int, bool, str) for name in arguments)
-    return numbers and inspect.signature(cls).parameters.keys() == arguments
+    kinds = _kinds(cls)
+    held = all(kind in (float, int, bool, str) or _told(kind) for kind in kinds.values())
+    return held and inspect.signature(cls).parameters.keys() == kinds.keys()
+
+
+def _kinds(cls: type) -> dict[str, Any]:
+    """The arguments of a dataclass, and of which kind each is."""
+    hints = typing.get_type_hints(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls) if field.init}
+
+
+def _told(kind: object) -> bool:
+    """Whether a class tells itself as JSON, and is made from that."""
+    return hasattr(kind, "to_json") and hasattr(kind, "from_json")
 
 
 def _configurable(cls: type) -> bool:
@@ -55,7 +67,7 @@ def _configurable(cls: type) -> bool:
     return issubclass(cls, nn.Module) and hasattr(cls, "config")
 
 
-SDES: Mapping[str, type[SDE]] = _public(scoresde.sde, _of_numbers)
+SDES: Mapping[str, type[SDE]] = _public(scoresde.sde, _holdable)
 NETS: Mapping[str, Callable[..., nn.Module]] = _public(scoresde.nn, _configurable)
 
 
@@ -88,8 +100,10 @@ def read_described(given: Fields) -> dict[str, Any]:
         for name in found["sde"]["learned"]:
             if isinstance(fields.get(name), bool) or not isinstance(fields.get(name), (int, float)):
                 raise learned.refused("learned", f"{name!r} is no number among the fields.")
+    known = SDES.get(found["sde"]["class"])
+    objects = [] if known is None else [name for name, kind in _kinds(known).items() if _told(kind)]
     for name, value in fields.items():
-        if isinstance(value, (list, dict)):
+        if isinstance(value, (list, dict)) and name not in objects:
             raise given.object("sde").object("fields").refused(name, "a number or a text is expected.")
     if not given.null("spectrum"):  # the first files have none
         spectrum = given.object("spectrum")
@@ -182,12 +196,19 @@ def _parts(
     known = description["sde"]
     if sde is None:
         sde = _rebuild_sde(known)
-    elif _fixed(_describe_sde(sde)) != _fixed(known):
+    elif not _agrees(_describe_sde(sde), known):
         raise ValueError(
             f"the model was trained under {_words(known)}, got sde={_words(_describe_sde(sde))}. Load it as it was "
             "trained; model.under(sde) then gives its score under another schedule."
         )
     return net, sde
+
+
+def _agrees(given: Mapping[str, Any], known: Mapping[str, Any]) -> bool:
+    """Whether an SDE, as described, is the one that a file tells of."""
+    if known["fields"] is None and given["fields"] is not None:  # files of before have the name of a ChainSDE alone
+        return known["class"] == f"{SDES[given['class']].__module__}.{given['class'].rpartition('.')[2]}"
+    return _fixed(given) == _fixed(known)
 
 
 def fixed(described: Mapping[str, Any]) -> dict[str, Any]:
@@ -224,7 +245,9 @@ def _name(cls: type, package: str, table: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, Tensor) else value
+    if isinstance(value, Tensor):
+        return value.detach().item()
+    return value.to_json() if _told(value) else value
 
 
 def _rebuild_net(described: Mapping[str, Any]) -> nn.Module:
@@ -249,12 +272,22 @@ def _rebuild_sde(described: Mapping[str, Any]) -> SDE:
             f"Build it and pass it: sde={name.rpartition('.')[2]}(...)."
         )
     try:
-        learned = {
-            key: nn.Parameter(torch.tensor(float(fields[key]), device="cpu")) for key in described.get("learned", ())
-        }
-        return SDES[name](**{**fields, **learned})
+        return SDES[name](**_values(described))
     except Exception as error:
         raise _unknown(name, error) from error
+
+
+def _values(described: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of an SDE, as its class takes them."""
+    fields, learned = described["fields"] or {}, described.get("learned", ())
+    kinds = _kinds(SDES[described["class"]]) if fields else {}
+    with torch.device("cpu"):  # also where a network is built of shapes alone
+        return {
+            key: kinds[key].from_json(value)
+            if key in kinds and _told(kinds[key])
+            else (nn.Parameter(torch.tensor(float(value))) if key in learned else value)
+            for key, value in fields.items()
+        }
 
 
 def check_schedule(description: Mapping[str, Any]) -> None:
@@ -284,5 +317,5 @@ def _unknown(name: str, error: Exception) -> Unbuildable:
 
 
 def _words(described: Mapping[str, Any]) -> str:
-    fields = described["fields"] or {}
-    return f"{described['class']}({', '.join(f'{key}={value}' for key, value in fields.items())})"
+    values = _values({**described, "learned": ()}) if described["class"] in SDES else {}
+    return f"{described['class']}({', '.join(f'{key}={value}' for key, value in values.items())})"

@@ -102,11 +102,16 @@ def seeded(device: torch.device, seed: int) -> Iterator[None]:
         index = torch.cuda.current_device() if device.index is None else device.index
         generators.append(torch.cuda.default_generators[index])
     states = [generator.get_state() for generator in generators]
+    apple = torch.mps.get_rng_state() if device.type == "mps" else None
     try:
         for generator in generators:
             generator.manual_seed(seed)
+        if apple is not None:
+            torch.mps.manual_seed(seed % 2**32)
         yield
     finally:
+        if apple is not None:
+            torch.mps.set_rng_state(apple)
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde import checks
+from scoresde.models.pretrained import Pretrained
 from scoresde.train.atomic import as_it_was
 from scoresde.train.copying import copied
 
@@ -167,4 +168,6 @@ def ema_model(model: Averaged, ema: EMA) -> Averaged:
     averaged = copied(model)
     ema.copy_to(averaged)
     averaged.zero_grad(set_to_none=True)
+    if isinstance(averaged, Pretrained):
+        averaged.averaged = True
     return averaged.eval().requires_grad_(False)

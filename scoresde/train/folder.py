@@ -8,7 +8,7 @@ config.json, which lists the others with size and hash, and carries a hash of it
 
     prepare(folder)
     path = write(folder, step, config, {"training.json": json_writer(state)})    # folder/step-00002000
-    find(folder), checkpoints(folder)                                           # the latest; all, oldest first
+    find(folder), checkpoints(folder)                                           # the one meant; all, oldest first
     config = read_sealed(path, CONFIG)                                          # CheckpointError where it was changed
     verified(path, "training.json", size, digest)                               # as config.json lists them
 
@@ -22,9 +22,9 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from scoresde.files import MOST_JSON, PARTIAL, Fail, Fields, flush, make_writable, opened, read_json, saving
@@ -32,7 +32,10 @@ from scoresde.warning import warn_user
 
 Writer = Callable[[Path], None]
 
-CONFIG, LOG = "config.json", "log.jsonl"
+CONFIG, LOG, RUN = "config.json", "log.jsonl", "checkpoints"
+PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".pyt", ".msgpack"})
+"""Endings of files of weights that are no safetensors."""
+_PIPELINE = "model_index.json"
 SEAL = "sha256"
 _NAME = re.compile(r"step-(\d+)(?:-(\d+))?")
 
@@ -50,22 +53,113 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def find(folder: Path) -> Path:
-    """``folder`` itself if it is a checkpoint, else the latest in it.
+    """The checkpoint that ``folder`` means; every reader finds its checkpoint by this rule.
+
+    A step-... folder, or one that ``save_pretrained`` wrote, is a checkpoint itself. Of a folder with step-... folders
+    in it, it is the latest of them; of the folder of a run, the same of its sub-folder "checkpoints", or else of the
+    only one that has any (a run of several models keeps each in a folder of its own).
 
     Raises:
-        CheckpointError: there is none, or the folder cannot be read.
+        CheckpointError: there is none, or one of several models would have to be chosen, or the folder cannot be read,
+            or is another program's.
     """
     try:
-        if (folder / CONFIG).exists() or (_NAME.fullmatch(folder.name) and folder.is_dir()):
-            return folder
-        found = checkpoints(folder)
+        found = _found(folder)
+        if found is None and (aside := aside_of(folder)).is_dir() and not folder.exists():
+            found = aside  # a process was killed between the two steps of replacing the folder
+        if found is not None:
+            check_own(found)
+            return found
+        below = [] if not folder.is_dir() else [path for path in sorted(folder.iterdir()) if _visible(path)]
+        several = [(path, latest) for path in below if (latest := _latest(path)) is not None]
+        if len(several) == 1:
+            return several[0][1]
     except OSError as error:
         raise CheckpointError(f"no checkpoint in {folder}: it cannot be read ({error}).") from error
-    if not found:
-        what = "it is a file" if folder.is_file() else "there is no such folder"
-        what = "it holds no folder step-..." if folder.is_dir() else what
-        raise CheckpointError(f"no checkpoint in {folder}: {what}. Give the folder that training wrote into.")
-    return found[-1]
+    if several:
+        names = ", ".join(path.name for path, _ in several[:8]) + (", ..." if len(several) > 8 else "")
+        raise CheckpointError(
+            f"{folder} holds the checkpoints of {len(several)} models, in {names}: give the folder of one of them, "
+            f"{several[0][0]}."
+        )
+    check_own(folder)
+    named = not folder.is_absolute() and len(folder.parts) <= 2 and not folder.exists()
+    what = "it is a file" if folder.is_file() else "there is no such folder"
+    what = "it holds no folder step-... and no config.json" if folder.is_dir() else what
+    raise CheckpointError(
+        f"no checkpoint in {folder}: {what}. Give the folder that training or save_pretrained wrote into."
+        f"{' Names of models that ship, and ids of a hub, are for ScoreModel.from_pretrained.' if named else ''}"
+    )
+
+
+def _found(folder: Path) -> Path | None:
+    """The checkpoint that a folder is, or the latest in it or in its "checkpoints"."""
+    if (folder / CONFIG).exists() or (_NAME.fullmatch(folder.name) and folder.is_dir()):
+        return folder
+    return _latest(folder)
+
+
+def _latest(folder: Path) -> Path | None:
+    return next((found[-1] for inner in (folder, folder / RUN) if (found := checkpoints(inner))), None)
+
+
+def has_run(folder: Path) -> bool:
+    """Whether a folder is a checkpoint, or has one or the place of some in it, whole or not."""
+    own = _NAME.fullmatch(folder.name) or (folder / CONFIG).exists() or (folder / RUN).exists()
+    return bool(own) or any(_latest(path) is not None for path in (folder, *filter(_visible, folder.iterdir())))
+
+
+def _visible(folder: Path) -> bool:
+    return not folder.name.startswith(".") and folder.is_dir()
+
+
+def aside_of(folder: Path) -> Path:
+    """Where a folder is, whole, for the moment in which another takes its name."""
+    place = Path(os.path.realpath(folder))  # "." and links, too, have a name there
+    return place.parent / f"{PARTIAL}old-{place.name}"
+
+
+def check_own(folder: Path) -> None:
+    """Raise where a folder was written by another program that is known, with what reads it.
+
+    Raises:
+        CheckpointError: it was.
+    """
+    with suppress(OSError):
+        if folder.is_dir() and not _NAME.fullmatch(folder.name):
+            content: dict[str, Any] = {}
+            with suppress(OSError, ValueError):
+                content = read_json(folder / CONFIG, ValueError)
+            told = foreign(str(folder), [path.name for path in folder.iterdir()], content)
+            if told is not None:
+                raise CheckpointError(told)
+
+
+def foreign(where: str, names: Collection[str], config: Mapping[str, Any]) -> str | None:
+    """What a folder of somebody else holds and what reads it, in words; None for ours, and where nothing is known.
+
+    Args:
+        where: the folder, or the name of a repository.
+        names: of the files in it.
+        config: what its config.json says, if it has one.
+    """
+    reads = "which scoresde.interop reads: scoresde.interop.from_diffusers"
+    if SEAL in config:
+        return None
+    if _PIPELINE in names:
+        return f"{where} holds a pipeline of diffusers, {reads}('{where}/unet', scheduler)."
+    if isinstance(config.get("_class_name"), str):
+        return f"{where} holds a {config['_class_name']:.60} of diffusers, {reads}('{where}', scheduler)."
+    if isinstance(config.get("model_type"), str) or "architectures" in config:
+        return f"{where} holds a model of transformers ({config.get('model_type')!r:.60}), which is no score model."
+    pickles = sorted(name for name in names if PurePath(name).suffix in PICKLES)
+    if pickles and CONFIG not in names:
+        return (
+            f"{where} holds {', '.join(pickles[:5])}: pickles, which run code when they are read, and are not read "
+            "here. Build the network, load its weights by torch.load(..., weights_only=True), and write them with "
+            "ScoreModel(net, sde).save_pretrained(folder)."
+        )
+    return None
 
 
 def prepare(folder: Path) -> None:
@@ -116,15 +210,7 @@ def write(folder: Path, step: int, config: Mapping[str, Any], files: Mapping[str
     _WRITING.add(partial)
     try:
         partial.mkdir()
-        listed = {}
-        for file, writer in files.items():
-            path = partial / file
-            with saving(path):
-                writer(path)
-            listed[file] = {"bytes": path.stat().st_size, "sha256": sha256(path, OSError)}
-        with saving(partial / CONFIG):
-            json_writer(sealed({**config, "files": listed}))(partial / CONFIG)
-        flush(partial)
+        fill(partial, config, files)
         partial.rename(folder / name)
         flush(folder)
     except BaseException:
@@ -133,6 +219,23 @@ def write(folder: Path, step: int, config: Mapping[str, Any], files: Mapping[str
     finally:
         _WRITING.discard(partial)
     return folder / name
+
+
+def fill(partial: Path, config: Mapping[str, Any], files: Mapping[str, Writer]) -> None:
+    """Write these files into a folder, and config.json, which lists them, all of it down to the disk.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    listed = {}
+    for file, writer in files.items():
+        path = partial / file
+        with saving(path):
+            writer(path)
+        listed[file] = {"bytes": path.stat().st_size, "sha256": sha256(path, OSError)}
+    with saving(partial / CONFIG):
+        json_writer(sealed({**config, "files": listed}))(partial / CONFIG)
+    flush(partial)
 
 
 def prune(folder: Path, keep: int, written: Path) -> None:
@@ -254,6 +357,11 @@ def check_size(checkpoint: Path, name: str, size: int) -> None:
 
 def instead(checkpoint: Path) -> str:
     """What to do without a damaged checkpoint."""
+    if checkpoint.parent.name == "snapshots":  # in the cache of a hub, whose client looks into no file that it has
+        return (
+            f"It is in the cache of a hub: remove {checkpoint.parent.parent}, and it is fetched again; where that does "
+            "not help, ask who published it."
+        )
     others = []
     with suppress(OSError):
         others = [other.name for other in checkpoints(checkpoint.parent) if other != checkpoint]

@@ -16,6 +16,7 @@ from typing import Any, Generic
 import torch
 from torch import Tensor, nn
 
+from scoresde import checks
 from scoresde.data import random_flip
 from scoresde.models.conditions import drop_conditions
 from scoresde.train.batches import Batch, Fetched, MapDataset
@@ -111,7 +112,7 @@ class GlobalGradient(Generic[Model]):
         t, weight = options.times.sample(self._task.model.sde, uniforms.time)
         both = entries(batch, ("x", *task.names), self._parameters[0])
         if options.flip:
-            coins = uniforms.flip[rows].to(device)
+            coins = checks.sent(uniforms.flip[rows], device)
             both.update({name: random_flip(both[name], coins) for name in ("x", *task.mirrored)})
         x0 = both.pop("x")
         if options.dequantize:
@@ -119,4 +120,5 @@ class GlobalGradient(Generic[Model]):
             x0 = x0 + bin_width(self._dataset) * (torch.special.ndtr(normal) - 0.5)
         dropped = task.dropped(uniforms.condition_dropout, seed=options.seed, step=step)
         lost = {name: where[rows].to(device) for name, where in dropped.items()}
-        return x0, t[rows].to(device), weight[rows].to(device), drop_conditions(both, task.nulls, lost)
+        times = checks.time_beside(t[rows], x0)
+        return x0, times, checks.sent(weight[rows], device), drop_conditions(both, task.nulls, lost)

@@ -10,9 +10,8 @@ from __future__ import annotations
 import json
 import math
 import time
-import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, NoReturn
@@ -21,23 +20,25 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from scoresde.data import Dataset
-from scoresde.train import checkpoint, contents, folder
+from scoresde.train import checkpoint, contents
 from scoresde.train.atomic import Buffers, uninterrupted
-from scoresde.train.batches import Fetched, MapDataset, batches, seeded_everywhere
+from scoresde.train.batches import Fetched, MapDataset
+from scoresde.train.callbacks import Callbacks
 from scoresde.train.compatibility import bin_width, check_dataset, check_mirrored, check_model, continued
 from scoresde.train.contents import Description
 from scoresde.train.describe import Model
-from scoresde.train.draws import DataOrder, derive, is_of_ours
+from scoresde.train.draws import derive, is_of_ours
 from scoresde.train.ema import EMA, ema_model
+from scoresde.train.feeds import Data, Feed, feed_of
 from scoresde.train.folder import CheckpointError
 from scoresde.train.gradient import GlobalGradient
 from scoresde.train.objective import Objective
-from scoresde.train.optimizer import Optimizer, learning_rate
+from scoresde.train.optimizer import Optimizer
 from scoresde.train.options import TrainOptions, differences
-from scoresde.train.owner import Owner
+from scoresde.train.own_optimizer import OwnOptimizer
 from scoresde.train.processes import Processes
 from scoresde.train.record import Log, LossWindow, StepRecord
+from scoresde.train.run_folder import RunFolder
 from scoresde.train.trial import check_average, check_kept, check_step, check_weights
 from scoresde.warning import warn_user
 
@@ -67,6 +68,7 @@ class _Done:
     record: StepRecord
     mean: float | None = None
     logged: bool = False
+    shown: bool = False
 
 
 class Run(Iterator[StepRecord], Generic[Model]):
@@ -82,30 +84,30 @@ class Run(Iterator[StepRecord], Generic[Model]):
         model: in training.
         ema: the average of its weights; ``with run.ema.applied():`` puts it into ``model`` for a look.
         step: optimizer steps done.
+        options: of the run.
     """
 
-    _owner: Owner | None = None
-    _left: Sequence[Path] = ()
-
-    def __init__(self, objective: Objective[Model], dataset: MapDataset, options: TrainOptions) -> None:
+    def __init__(self, objective: Objective[Model], dataset: Data, options: TrainOptions) -> None:
         model = objective.model
         self.model: Model = model
         self.step = 0
         if options.path is not None:  # whatever the working directory will be
             options = replace(options, folder=options.path.absolute())
-        self._options, self._dataset = options, dataset
+        self._options, self.options = options, options
         self._task: Objective[Model] = objective
         self._processes = Processes(options.cpu)
         self._device = self._processes.device
-        self._claimed = False
+        self._place = RunFolder(options.path, self._processes)
+        self._callbacks = Callbacks(options.callbacks, self._processes.main)
+        self._watched = self._processes.decided(bool(options.callbacks))  # the main process's may be the only ones
         self._session: _Session | None = None
         self._saved: tuple[int, Path] | None = None
         self._done: _Done | None = None
-        self._applying = self._time_is_up = False
+        self._applying = self._time_is_up = self._stopping = False
         self._failure: tuple[type[Exception], str] | None = None
         try:
             with _own_modes():
-                self._set_up()
+                self._set_up(dataset)
         except BaseException:  # who looks at the error may keep this object, which must not keep the folder
             self.close()
             raise
@@ -113,7 +115,7 @@ class Run(Iterator[StepRecord], Generic[Model]):
     def __iter__(self) -> Run[Model]:
         if self._time_is_up:
             self.close()
-            self._time_is_up = False
+            self._time_is_up = self._stopping = False
         return self
 
     def __next__(self) -> StepRecord:
@@ -126,7 +128,10 @@ class Run(Iterator[StepRecord], Generic[Model]):
         self.ema.refuse_if_applied("iterating the run")
         with _own_modes():
             try:
+                fresh = self._session is None
                 session = self._session = self._session or self._begin()
+                if fresh:
+                    self._tell("begin")
             except BaseException:
                 self.close()
                 raise
@@ -152,11 +157,24 @@ class Run(Iterator[StepRecord], Generic[Model]):
             session.progress.close()
             if session.fetched is not None:
                 session.fetched.close()
-        if self._owner is not None:
-            if self._options.path is not None:
-                self._left = folder.checkpoints(self._options.path)
-            self._owner.release()
-        self._owner, self._claimed = None, False
+        self._place.release()
+        if session is not None:
+            self._callbacks("end", self)
+            self._optimizer.rest()
+
+    def stop(self) -> None:
+        """End the iteration after the step under way, as ``max_seconds`` does: with a checkpoint, where there is a
+        folder. In a new ``for`` the run goes on.
+
+        For callbacks (in a loop of your own write ``break``). With several processes the main one's word counts, where
+        it has callbacks.
+        """
+        self._stopping = True
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Torch's optimizer that steps: AdamW, or that of the option ``optimizer``."""
+        return self._optimizer.rule
 
     def ema_model(self) -> Model:
         """A copy of the model with the averaged weights, for use."""
@@ -170,7 +188,8 @@ class Run(Iterator[StepRecord], Generic[Model]):
         Raises:
             CheckpointError: it cannot be written.
             FloatingPointError: a weight is not finite.
-            RuntimeError: inside ``ema.applied()``, or after an error in the middle of applying a step.
+            RuntimeError: inside ``ema.applied()``, after an error in the middle of applying a step, or in a callback
+                where there are several processes.
             ValueError: the run has no folder.
         """
         path = self._options.path
@@ -179,8 +198,12 @@ class Run(Iterator[StepRecord], Generic[Model]):
         self.ema.refuse_if_applied("saving the run")
         if self._applying:
             raise RuntimeError(f"the run stopped in the middle of applying step {self.step + 1}; that is not saved.")
+        if self._callbacks.inside and self._processes.count > 1:
+            raise RuntimeError("callbacks run on one process, and all have to call run.save(): take save_every.")
         if self._saved is None or self._saved[0] != self.step:
             self._saved = (self.step, self._processes.from_main(lambda: self._write(path)))
+            if not self._callbacks.inside:
+                self._tell("checkpoint", self._saved[1])
         return self._saved[1]
 
     def _write(self, path: Path) -> Path:
@@ -202,16 +225,22 @@ class Run(Iterator[StepRecord], Generic[Model]):
 
     # -- before the first step -----------------------------------------------------------------------------------------
 
-    def _set_up(self) -> None:
+    def _set_up(self, dataset: Data) -> None:
         options, model, together = self._options, self.model, self._processes.together
-        with together(), self._seeded():
-            self._check()
-        resumed = self._open_folder()
+        with together():
+            check_model(model)
+            self._feed: Feed = feed_of(dataset, options, self._processes)
+            self._dataset: MapDataset = self._feed.look
+            with self._feed.seeded(derive(options.seed, "checks")):
+                self._check()
+        resumed = self._place.opened(
+            resume=options.resume,
+            fits=lambda path: continued(path, model, self._dataset, options.steps, self._optimizer),
+        )
         if resumed is not None:
             with together():
                 checkpoint.load_weights(model, contents.read_tensors(resumed, contents.MODEL), resumed)
         self._processes.share_state(model)
-        self._optimizer = Optimizer(model, options.betas, options.weight_decay)
         self._gradient: GlobalGradient[Any] = GlobalGradient(
             self._task, self._dataset, options, self._processes, self._optimizer.parameters
         )
@@ -226,16 +255,15 @@ class Run(Iterator[StepRecord], Generic[Model]):
         self._undo = Buffers(model)
         self._task.mark(self._dataset)
 
-    def _seeded(self) -> AbstractContextManager[None]:
-        """A data set of somebody else's may draw from generators that are not ours."""
-        if type(self._dataset) is Dataset:
-            return nullcontext()
-        return seeded_everywhere(derive(self._options.seed, "checks"))
+    def _made_optimizer(self) -> Optimizer:
+        options = self._options
+        if options.optimizer is None:
+            return Optimizer(self.model, options.betas, options.weight_decay)
+        return OwnOptimizer(self.model, options.optimizer)
 
     def _check(self) -> None:
         """Whether all fits together, and what the run will need at its end; the folder is not touched."""
         options, dataset, objective, model = self._options, self._dataset, self._task, self.model
-        check_model(model)
         check_dataset(dataset)
         if options.batch_size % options.accumulate:
             raise ValueError(
@@ -253,6 +281,7 @@ class Run(Iterator[StepRecord], Generic[Model]):
         check_weights(objective, options.times)
         check_step(objective, dataset, options.times)
         check_average(objective, dataset, options.times)
+        self._optimizer = self._made_optimizer()  # lazy parameters have their shapes now
         if options.path is not None:
             check_kept(model, dataset, self._recorded())
         parts = self._processes.count * options.accumulate
@@ -266,26 +295,13 @@ class Run(Iterator[StepRecord], Generic[Model]):
 
     def _begin(self) -> _Session:
         options, now = self._options, time.perf_counter()
-        if not self._claimed:  # again, after close
-            self._claim()
-            self._processes.from_main(self._refuse_overtaken)
+        if not self._place.claimed:  # again, after close
+            self._place.claim_again()
         hidden = not (options.progress and self._processes.main)
         rows = self._gradient.rows
         empty = rows.start == rows.stop  # a process more than there are samples in a batch
         return _Session(
-            fetched=None
-            if empty
-            else batches(
-                self._dataset,
-                DataOrder(len(self._dataset), options.batch_size, options.seed),
-                rows,
-                self.step,
-                options.steps,
-                num_workers=options.num_workers,
-                seed=options.seed,
-                rank=self._processes.rank,
-                pin_memory=self._device.type == "cuda",
-            ),
+            fetched=None if empty else self._feed.fetched(rows, self._processes, first=self.step),
             progress=tqdm(total=options.steps, initial=self.step, disable=hidden, unit="step"),
             start=now - self._seconds,
             deadline=math.inf if options.max_seconds is None else now + options.max_seconds,
@@ -295,7 +311,12 @@ class Run(Iterator[StepRecord], Generic[Model]):
     def _advance(self, session: _Session) -> None:
         """One step of the optimizer: all of it is done, or nothing."""
         options = self._options
-        lr = learning_rate(self.step, lr=options.lr, steps=options.steps, warmup=options.warmup, decay=options.decay)
+        if self._watched and self._processes.count > 1:  # what a callback set on the main process, all have
+            self._optimizer.adopt(self._processes.from_main(self._optimizer.settings))
+        rates = self._optimizer.rates(
+            self.step, lr=options.lr, steps=options.steps, warmup=options.warmup, decay=options.decay
+        )
+        lr = rates[0]
         loss = self._gradient.compute(self.step, session.fetched, draws=session.draws)
         norm = self._optimizer.gradient_norm()
         self._window.look(self.step + 1, loss, norm)
@@ -303,7 +324,7 @@ class Run(Iterator[StepRecord], Generic[Model]):
             self._stop_if_bad(lr)
         with uninterrupted():
             self._applying = True
-            self._optimizer.step(lr, norm, options.clip)
+            self._optimizer.step(rates, norm, options.clip)
             self.ema.update()
             self.step += 1
             self._seconds = time.perf_counter() - session.start
@@ -317,6 +338,9 @@ class Run(Iterator[StepRecord], Generic[Model]):
         """Log and save, where it is time; all of it can be done again after an interruption."""
         options, done = self._options, self._done
         assert done is not None
+        if not done.shown:
+            done.shown = True
+            self._tell("step", done.record)
         self._time_is_up = self._late(session)
         last = self._time_is_up or self.step == options.steps
         save = last or (options.save_every is not None and self.step % options.save_every == 0)
@@ -329,11 +353,18 @@ class Run(Iterator[StepRecord], Generic[Model]):
                 self._log_line(done.record, done.mean)
                 done.logged = True
             session.progress.set_postfix(loss=f"{done.mean:.4f}")
+            self._tell("log", done.record, done.mean)
         session.progress.update(self.step - session.progress.n)
         if save and options.folder is not None:
             self.save()
         self._done = None
         return done.record
+
+    def _tell(self, occasion: str, *args: Any) -> None:
+        """Call the callbacks, on the main process; Ctrl-C in one of them stops all."""
+        if self._watched:
+            with self._processes.together():
+                self._callbacks(occasion, self, *args)
 
     def _stopped_by(self, error: BaseException) -> None:
         """After an error in a step: undo what was half done, and say whether the run can go on."""
@@ -360,10 +391,10 @@ class Run(Iterator[StepRecord], Generic[Model]):
         return f"Go on from {self._saved[1]} by train(..., folder=..., resume=True)."
 
     def _late(self, session: _Session) -> bool:
-        """Whether time is up; the main process's clock decides for all."""
-        if self._options.max_seconds is None:
-            return False
-        return self._processes.decided(time.perf_counter() >= session.deadline)
+        """Whether time is up, or somebody asked for the end; the main process decides for all."""
+        if self._options.max_seconds is None and not self._watched:
+            return self._stopping and self._processes.count == 1
+        return self._processes.decided(self._stopping or time.perf_counter() >= session.deadline)
 
     def _stop_if_bad(self, lr: float) -> None:
         step = self._window.bad_step()
@@ -388,51 +419,7 @@ class Run(Iterator[StepRecord], Generic[Model]):
                 }
             )
 
-    # -- the folder ----------------------------------------------------------------------------------------------------
-
-    def _open_folder(self) -> Description | None:
-        """Make the folder ready; the checkpoint to continue from, if there is one."""
-        options, path = self._options, self._options.path
-        if path is None:
-            return None
-        self._processes.from_main(lambda: folder.prepare(path))
-        found = folder.checkpoints(path)
-        self._processes.agree(found[-1].name if found else "none", f"checkpoints in {path}")
-        if found and not options.resume:
-            raise CheckpointError(
-                f"{path} holds checkpoints already (the last is {found[-1].name}). Pass resume=True to continue that "
-                "run, or choose another folder."
-            )
-        with self._processes.together():
-            description = continued(found[-1], self.model, self._dataset, options.steps) if found else None
-        # Only a folder that is ours is swept: until here it may be the one of another run.
-        self._claim()
-        if folder.checkpoints(path)[-1:] != found[-1:]:
-            raise CheckpointError(f"another run wrote into {path} while this one was starting, and ended; start again.")
-        return description
-
-    def _claim(self) -> None:
-        """Keep other processes out of the folder, until the run is closed or forgotten."""
-        path = self._options.path
-
-        def take() -> None:
-            if path is not None:
-                with uninterrupted():
-                    self._owner = Owner(path)
-                    weakref.finalize(self, self._owner.release)
-
-        self._processes.from_main(take)
-        self._claimed = True
-
-    def _refuse_overtaken(self) -> None:
-        """Raise where another run wrote into the folder while this one was closed: it is not to be overwritten."""
-        path = self._options.path
-        new = [] if path is None else [found for found in folder.checkpoints(path) if found not in self._left]
-        if new:
-            raise CheckpointError(
-                f"another run wrote {new[-1]} while this one was closed. Start anew with resume=True to go on from "
-                "there, or choose another folder."
-            )
+    # -- resuming ------------------------------------------------------------------------------------------------------
 
     def _load(self, resumed: Description) -> None:
         training = contents.read_training(resumed)
@@ -450,5 +437,5 @@ class Run(Iterator[StepRecord], Generic[Model]):
 
     def _recorded(self) -> dict[str, Any]:
         """What a resumed run must have in common with the first session to be its continuation."""
-        here = {"processes": self._processes.count, "samples": len(self._dataset)}
-        return {**self._options.recorded(self._task.kind), **here}
+        here = {"processes": self._processes.count, "samples": self._feed.size}
+        return {**self._options.recorded(self._task.kind), **here, **self._optimizer.recorded}

@@ -27,6 +27,7 @@ from scoresde.models import ClassifierModel, ScoreModel
 from scoresde.models.conditions import Dropout, TrainedWith, check_values, dropped_rows, kinds_of, nulls_of
 from scoresde.train.batches import Batch, MapDataset
 from scoresde.train.conditions import check_all_values, check_conditions
+from scoresde.train.contents import describe_data
 from scoresde.train.describe import SCORE, Model
 from scoresde.train.draws import draws_itself, is_of_ours, named_uniforms
 from scoresde.train.options import TrainOptions
@@ -89,8 +90,25 @@ class Objective(nn.Module, ABC, Generic[Model]):
         """Raise unless the samples hold what the loss takes; called before anything starts."""
 
     def told(self, dataset: MapDataset) -> None:
-        """Let the model know the units of the data set; called before the first evaluation. Nothing by default."""
-        return
+        """Let the model know what the data set tells of itself; called before the first evaluation."""
+        self.model.averaged = None
+        scaling = getattr(dataset, "scaling", None)
+        if scaling is not None:
+            if self.model.scaling not in (None, scaling):
+                warn_user(
+                    f"the model comes from data in units of {self.model.scaling}, and learns in those of these data, "
+                    f"{scaling}, from now on: from_tensors(..., scaling=model.scaling) would keep them."
+                )
+            self.model.scaling = scaling
+        for name in ("event_shape", "class_names"):
+            value = getattr(dataset, name, None)
+            if value is not None:
+                setattr(self.model, name, tuple(value))
+        shapes = describe_data(dataset)["conditions"]
+        self.model.condition_shapes = shapes or dict(self.model.condition_shapes)
+        vocabularies = getattr(dataset, "vocabularies", None)
+        if isinstance(vocabularies, Mapping):
+            self.model.vocabularies = {**self.model.vocabularies, **vocabularies}
 
     @abstractmethod
     def check_batch(self, batch: Batch, step: int) -> None:
@@ -149,15 +167,8 @@ class Denoising(Objective[ScoreModel]):
         check_all_values(dataset, self._kinds)
 
     def told(self, dataset: MapDataset) -> None:
-        """The units: those of x are the data set's, those of conditions the model's own where it has been trained."""
-        scaling = getattr(dataset, "scaling", None)
-        if scaling is not None:
-            if self.model.scaling not in (None, scaling):
-                warn_user(
-                    f"the model comes from data in units of {self.model.scaling}, and learns in those of these data, "
-                    f"{scaling}, from now on: from_tensors(..., scaling=model.scaling) would keep them."
-                )
-            self.model.scaling = scaling
+        """The units of conditions, too: the model's own where it has been trained, else the data set's."""
+        super().told(dataset)
         given = getattr(dataset, "condition_scalings", None)
         if isinstance(given, Mapping):
             wanted = {name: one for name, one in given.items() if name in self.names}

@@ -14,8 +14,8 @@ resumed run goes on exactly.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Literal, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -51,35 +51,96 @@ class Optimizer:
     Args:
         model: on its device.
         betas, weight_decay: AdamW's.
+
+    Attributes:
+        parameters: those that are trained.
+        rule: torch's optimizer, which steps.
     """
+
+    _names: list[str]
+    parameters: list[nn.Parameter]
+    rule: torch.optim.Optimizer
 
     def __init__(self, model: nn.Module, betas: tuple[float, float], weight_decay: float) -> None:
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         self._names = [name for name, _ in named]
         self.parameters = [p for _, p in named]
-        self._adamw = torch.optim.AdamW(self.parameters, betas=betas, weight_decay=weight_decay, fused=True)
+        self.rule = torch.optim.AdamW(self.parameters, betas=betas, weight_decay=weight_decay, fused=True)
+
+    @property
+    def name(self) -> str | None:
+        """What a checkpoint records of it: None for AdamW."""
+        return None
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What a checkpoint records of it, beside the options."""
+        return {"optimizer": self.name}
+
+    def rest(self) -> None:
+        """When an iteration is over."""
+
+    def rates(self, step: int, *, lr: float, steps: int, warmup: int, decay: Decay) -> list[float]:
+        """The learning rate of each group of parameters at a step (from 0)."""
+        return [learning_rate(step, lr=lr, steps=steps, warmup=warmup, decay=decay)]
 
     def gradient_norm(self) -> Tensor:
         """The Euclidean norm of all gradients together, ()."""
         return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self._gradients())))
 
-    def step(self, lr: float, norm: Tensor, clip: float | None) -> None:
-        """Scale the gradients, whose norm is ``norm``, down to norm ``clip``; step with rate ``lr``; clear them."""
+    def step(self, lr: float | Sequence[float], norm: Tensor, clip: float | None) -> None:
+        """Scale the gradients, whose norm is ``norm``, down to norm ``clip``; step with rate ``lr``, or that of each
+        group; clear them.
+        """
         # On the CPU the norm can be looked at, and the multiplication saved.
         if clip is not None and (norm.device.type != "cpu" or norm.item() > clip):
             torch._foreach_mul_(self._gradients(), (clip / norm).clamp(max=1.0))
-        for group in self._adamw.param_groups:
-            group["lr"] = lr
-        self._adamw.step()
-        self._adamw.zero_grad(set_to_none=True)
+        self.set_rates([lr] * len(self.rule.param_groups) if isinstance(lr, float) else lr)
+        self.rule.step()
+        self.rule.zero_grad(set_to_none=True)
+
+    def settings(self) -> list[dict[str, Any]]:
+        """The numbers in its groups, and pairs of them: what callbacks may set."""
+        return [
+            {
+                key: value.item() if isinstance(value, Tensor) else value
+                for key, value in group.items()
+                if key != "params" and (not value.ndim if isinstance(value, Tensor) else _is_setting(value))
+            }
+            for group in self.rule.param_groups
+        ]
+
+    def adopt(self, settings: Sequence[Mapping[str, Any]]) -> None:
+        """Have these numbers in its groups."""
+        for group, given in zip(self.rule.param_groups, settings, strict=True):
+            for key, value in given.items():
+                if isinstance(group.get(key), Tensor):
+                    group[key].fill_(value)
+                else:
+                    group[key] = value
+
+    def set_rates(self, rates: Sequence[float]) -> None:
+        """The learning rate of each group."""
+        for group, rate in zip(self.rule.param_groups, rates, strict=True):
+            held = group.get("lr")
+            if isinstance(held, Tensor):  # one that a captured or compiled step reads
+                held.fill_(rate)
+            elif held is not None:
+                group["lr"] = rate
 
     def state(self) -> dict[str, Tensor]:
         """Its tensors as "<kind>/<parameter>"; those of a parameter that has had no gradient are missing."""
         return {
             f"{kind}/{name}": value
             for name, parameter in zip(self._names, self.parameters, strict=True)
-            for kind, value in self._adamw.state[parameter].items()
+            for kind, value in self.rule.state[parameter].items()
         }
+
+    def check_saved(
+        self, parameters: Mapping[str, Tensor], saved: Mapping[str, Tensor], steps: int, fail: Fail
+    ) -> None:
+        """Raise unless ``saved``, perhaps without values, is the state of this optimizer on these parameters."""
+        check_state(parameters, saved, steps, fail)
 
     def load_state(self, saved: Mapping[str, Tensor], steps: int, fail: Fail = ValueError) -> None:
         """The inverse of ``state`` after so many steps; the tensors become its own.
@@ -87,16 +148,20 @@ class Optimizer:
         Raises:
             Exception: what ``fail`` makes (a ValueError): not the state of these parameters, see ``check_state``.
         """
-        check_state(dict(zip(self._names, self.parameters, strict=True)), saved, steps, fail)
+        self.check_saved(dict(zip(self._names, self.parameters, strict=True)), saved, steps, fail)
         position = {name: i for i, name in enumerate(self._names)}
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in saved.items():
             kind, _, name = key.partition("/")
             state.setdefault(position[name], {})[kind] = value
-        self._adamw.load_state_dict({"state": state, "param_groups": self._adamw.state_dict()["param_groups"]})
+        self.rule.load_state_dict({"state": state, "param_groups": self.rule.state_dict()["param_groups"]})
 
     def _gradients(self) -> list[Tensor]:
         return [p.grad for p in self.parameters if p.grad is not None]
+
+
+def _is_setting(value: object) -> bool:
+    return isinstance(value, int | float) or (isinstance(value, tuple) and all(map(_is_setting, value)))
 
 
 def check_state(parameters: Mapping[str, Tensor], saved: Mapping[str, Tensor], steps: int, fail: Fail) -> None:

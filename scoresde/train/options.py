@@ -19,26 +19,42 @@ import dataclasses
 import functools
 import inspect
 import linecache
-import math
 import textwrap
 import typing
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from os import PathLike
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple, get_args
+from typing import Annotated, Any, NamedTuple, get_args
 
 from scoresde import checks, losses
-from scoresde.losses import WEIGHTINGS, Weighting
+from scoresde.data import Scaling
+from scoresde.data.columns import Names
+from scoresde.losses import Weighting
 from scoresde.models.conditions import Dropout
 from scoresde.times import TimeDensity, UniformTime
+from scoresde.train.callbacks import Callback, are_callbacks
 from scoresde.train.describe import SCORE
 from scoresde.train.optimizer import Decay
-
-Precision = Literal["no", "bf16"]
-Check = Callable[[str, Any], None]
-"""(name, value) -> nothing, or it raises. A value of None is not shown to it where the type allows None."""
+from scoresde.train.option_checks import (
+    Check,
+    Precision,
+    are_betas,
+    are_columns,
+    are_names,
+    is_density,
+    is_dropout,
+    is_number,
+    is_optimizer,
+    is_path,
+    is_precision,
+    is_scaling,
+    is_weighting,
+    is_whole,
+    words,
+)
+from scoresde.train.own_optimizer import OwnRule
 
 RENAMED: Mapping[str, str] = {"label_dropout": "condition_dropout"}
 """Today's names of options by those they had; checkpoints still say the old ones."""
@@ -83,6 +99,12 @@ class TrainOptions:
     ema_warmup: bool = True
     """Forget faster at first, see ``average_decay``."""
 
+    optimizer: Annotated[OwnRule | None, is_optimizer, UNRECORDED] = None
+    """In place of AdamW: a ``torch.optim.Optimizer`` over the parameters of the model, or a function of them that makes
+    one. Its learning rates, those of its groups, are its own: ``warmup`` and ``decay`` multiply them; without these
+    they are left alone, and may be set by a callback. Its state is in checkpoints. lr, betas and weight_decay are
+    AdamW's, and refused beside it."""
+
     weighting: Annotated[Weighting | str, is_weighting, OnlyFor(SCORE)] = losses.simple
     """Of the loss over time, see ``scoresde.losses``."""
     times: Annotated[TimeDensity, is_density] = UniformTime()  # noqa: RUF009 - frozen
@@ -101,6 +123,14 @@ class TrainOptions:
     dequantize: bool = False
     """Add uniform noise of one bin to data that are levels, so that they have a density and bits per dimension mean
     something (Theis et al. 2016, arXiv:1511.01844, section 3.1). The data set's ``scaling`` knows the bin."""
+    columns: Annotated[Names | None, are_columns] = None
+    """What is x, the label and each condition in samples that have other names for them, ours first: {"x": "image",
+    "label": "y"}, or {"x": 0, "label": 1} for tuples. What is not named is left out. For all data but those of
+    ``scoresde.data``."""
+    scaling: Annotated[Scaling | None, is_scaling, UNRECORDED] = None
+    """Of x, for data that come in units of their own and are no ``scoresde.data.Dataset``: x becomes (x - shift)/scale.
+    Without it pictures and uint8 are 256 levels and become [-1, 1], and floating numbers are taken to be in the model's
+    units; tables of Hugging Face's that are local are standardised as ``from_tensors`` does it."""
     seed: Annotated[int, is_whole()] = 0
     """Of everything random here. Initial weights come with the model."""
 
@@ -130,6 +160,9 @@ class TrainOptions:
     """Stay on the CPU although there is a GPU."""
     progress: Annotated[bool, UNRECORDED] = True
     """Show a progress bar."""
+    callbacks: Annotated[Sequence[Callback | Callable[..., object]], are_callbacks, UNRECORDED] = ()
+    """Called as the run goes on: functions (run, record) after each step, or objects with some of the methods of
+    ``Callback``, such as ``TensorBoard(folder)``."""
 
     def __post_init__(self) -> None:
         for option in option_fields().values():
@@ -143,6 +176,13 @@ class TrainOptions:
             object.__setattr__(self, name, plain)
         if self.warmup > self.steps:
             raise ValueError(f"warmup={self.warmup} steps is longer than the whole run, steps={self.steps}.")
+        if self.optimizer is not None:
+            for name in ("lr", "betas", "weight_decay"):
+                if getattr(self, name) != option_fields()[name].default:
+                    raise ValueError(
+                        f"{name}={getattr(self, name)} is AdamW's, and optimizer brings its own: say it there, and "
+                        f"leave {name} out."
+                    )
         if self.folder is None:
             for name in ("save_every", "resume"):
                 if getattr(self, name):
@@ -305,7 +345,7 @@ def _plain(value: Any) -> Any:
         return {name: _plain(one) for name, one in value.items()}
     if isinstance(value, Sequence):
         return [_plain(one) for one in value]
-    return _words(value)
+    return words(value)
 
 
 def _plain_values(options: TrainOptions) -> dict[str, Any]:
@@ -324,108 +364,6 @@ def _plain_values(options: TrainOptions) -> dict[str, Any]:
     if names is not None:
         found["conditions"] = tuple(names)
     return found
-
-
-def _words(value: object) -> str:
-    name = getattr(value, "__qualname__", None)
-    return name if isinstance(name, str) else repr(value)
-
-
-# -- checks ------------------------------------------------------------------------------------------------------------
-
-
-def is_whole(least: int | None = None) -> Check:
-    """A whole number, of at least so much."""
-
-    def check(name: str, value: Any) -> None:
-        checks.whole(value, name=name, least=least)
-
-    return check
-
-
-def is_number(*, above: float = -math.inf, least: float = -math.inf, below: float = math.inf) -> Check:
-    """A finite number, in its range."""
-    ends = {"above": above, "at least": least, "below": below}
-    words = " and ".join(["finite", *(f"{word} {end:g}" for word, end in ends.items() if math.isfinite(end))])
-
-    def check(name: str, value: Any) -> None:
-        given = checks.number(value, name=name)
-        if not (math.isfinite(given) and above < given and least <= given < below):
-            raise ValueError(f"{name} must be {words}, got {given:g}.")
-
-    return check
-
-
-def are_betas(name: str, value: Any) -> None:
-    """Two numbers in [0, 1)."""
-    if not isinstance(value, (tuple, list)) or len(value) != 2:
-        raise TypeError(f"{name} must be two numbers in [0, 1), got {checks.got(value)}.")
-    if not all(0 <= checks.number(beta, name=f"each of {name}") < 1 for beta in value):
-        raise ValueError(f"{name} must be two numbers in [0, 1), got {value}.")
-
-
-def is_precision(name: str, value: Any) -> None:
-    """A format of the network's computations that needs no scaling of the loss."""
-    if not (value is None or isinstance(value, str)) or value not in get_args(Precision):
-        hint = " float16 needs loss scaling, which this loop does not do." if str(value) == "fp16" else ""
-        allowed = ", ".join(map(repr, get_args(Precision)))
-        raise ValueError(f"{name} must be one of {allowed}, got {value!r}.{hint}")
-
-
-def is_density(name: str, value: Any) -> None:
-    """A density of training times."""
-    if isinstance(value, type):
-        raise TypeError(f"{name} must be a density, got the class {value.__name__}; add its parentheses.")
-    if not callable(getattr(value, "sample", None)):
-        raise TypeError(
-            f"{name} must be a density of scoresde.times, such as UniformTime() or Stratified(LogNormalSigma()), "
-            f"got {value!r}."
-        )
-
-
-def is_weighting(name: str, value: Any) -> None:
-    """A weighting of the loss, or the name of one."""
-    if isinstance(value, str):
-        if value not in WEIGHTINGS:
-            raise ValueError(
-                f"{name} must be one of {', '.join(map(repr, WEIGHTINGS))}, got {value!r}. A function (sde, t) -> (B,) "
-                "will do as well."
-            )
-    elif value is losses.edm or value is losses.min_snr:
-        maker = _words(value)
-        raise TypeError(f"losses.{maker} makes a weighting: call it, {name}=losses.{maker}(...).")
-    elif not callable(value) or isinstance(value, type):
-        raise TypeError(f"{name} must be a name or a function (sde, t) -> (B,), got {value!r}.")
-
-
-def is_dropout(name: str, value: Any) -> None:
-    """A probability, or probabilities by name."""
-    for key, probability in (value if isinstance(value, Mapping) else {None: value}).items():
-        if key is not None and not isinstance(key, str):
-            raise TypeError(f"{name} must be by the names of conditions, texts; got the name {checks.got(key)}.")
-        called = name if key is None else f"{name}[{key!r}]"
-        try:
-            given = checks.number(probability)
-        except TypeError as error:
-            text = f"{called} must be a number, or numbers by the names of conditions, got {checks.got(probability)}."
-            raise TypeError(text) from error
-        if not 0 <= given < 1:
-            raise ValueError(f"{called} must be a probability in [0, 1), got {probability}.")
-
-
-def are_names(name: str, value: Any) -> None:
-    """A list of names, each once."""
-    if isinstance(value, str):
-        raise TypeError(f"{name} must be a list of names, got {value!r}; write [{value!r}].")
-    if not isinstance(value, (Sequence, Set)) or not all(isinstance(one, str) for one in value):
-        raise TypeError(f"{name} must be a list of names, got {checks.got(value)}.")
-    if len(set(value)) < len(value):
-        raise ValueError(f"{name} must name each condition once, got {value}.")
-
-
-def is_path(name: str, value: Any) -> None:
-    """A path as text, or an object that is one."""
-    checks.path(value, name=name)
 
 
 TrainOptions.__doc__ = documented(TrainOptions.__doc__)

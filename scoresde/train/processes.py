@@ -240,9 +240,10 @@ def _accelerator(cpu: bool) -> Accelerator:
         from accelerate.state import PartialState
         from accelerate.utils import parse_flag_from_env
     # Accelerate joins the processes of torchrun on the CPU only when told that it is to stay there. Other
-    # accelerators than CUDA are left alone: schedules need float64.
-    cpu = cpu or not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
-    wanted = "cpu" if cpu else "cuda"
+    # accelerators than CUDA and Apple's are left alone.
+    there = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else None
+    cpu = cpu or there is None or parse_flag_from_env("ACCELERATE_USE_CPU")
+    wanted = "cpu" if cpu else there
     if PartialState._shared_state and PartialState().device.type != wanted:
         raise ValueError(
             f"this run is to be on {wanted!r}, but Accelerate chose {PartialState().device.type!r} earlier in this "

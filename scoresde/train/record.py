@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoresde import checks
 from scoresde.files import append_line, opened, replacing
 from scoresde.train.folder import CheckpointError
 
@@ -65,7 +66,8 @@ class LossWindow:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._sum, self._steps = torch.zeros((), dtype=torch.float64, device=device), 0
+        kind = torch.float64 if checks.has_float64(device) else torch.float32
+        self._sum, self._steps = torch.zeros((), dtype=kind, device=device), 0
         self._bad = torch.zeros((), dtype=torch.int64, device=device)
 
     def look(self, step: int, loss: Tensor, norm: Tensor) -> None:

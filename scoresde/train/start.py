@@ -20,9 +20,9 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, Protocol, cast, overload
 
 from scoresde.models import ClassifierModel, ScoreModel
-from scoresde.train.batches import MapDataset
 from scoresde.train.classification import Classification
 from scoresde.train.describe import CLASSIFIER, SCORE, Model
+from scoresde.train.feeds import Data, chosen_batch_size
 from scoresde.train.loop import Run
 from scoresde.train.objective import Denoising
 from scoresde.train.options import TrainOptions, chosen_options, documented, option_fields
@@ -34,16 +34,16 @@ class Training(Protocol[Model, Keywords]):
     """How a training is called: the options as one object, with changes by keyword, or all by keyword."""
 
     @overload
-    def __call__(self, model: Model, dataset: MapDataset, options: TrainOptions, **changes: Any) -> Run[Model]: ...
+    def __call__(self, model: Model, dataset: Data, options: TrainOptions, **changes: Any) -> Run[Model]: ...
     @overload
     def __call__(
-        self, model: Model, dataset: MapDataset, /, *args: Keywords.args, **options: Keywords.kwargs
+        self, model: Model, dataset: Data, /, *args: Keywords.args, **options: Keywords.kwargs
     ) -> Run[Model]: ...
 
 
 def _with_options(
     kind: str, keywords: Callable[Keywords, TrainOptions]
-) -> Callable[[Callable[[Model, MapDataset, TrainOptions], Run[Model]]], Training[Model, Keywords]]:
+) -> Callable[[Callable[[Model, Data, TrainOptions], Run[Model]]], Training[Model, Keywords]]:
     """Let a function of (model, dataset, options) be called with options by keyword, as its signature and help tell.
 
     Args:
@@ -51,11 +51,14 @@ def _with_options(
         keywords: TrainOptions itself, from whose fields type checkers read the keywords.
     """
 
-    def decorated(function: Callable[[Model, MapDataset, TrainOptions], Run[Model]]) -> Training[Model, Keywords]:
+    def decorated(function: Callable[[Model, Data, TrainOptions], Run[Model]]) -> Training[Model, Keywords]:
         name = function.__name__
 
         @functools.wraps(function)
-        def start(model: Model, dataset: MapDataset, options: TrainOptions | None = None, **changes: Any) -> Run[Model]:
+        def start(model: Model, dataset: Data, options: TrainOptions | None = None, **changes: Any) -> Run[Model]:
+            size = chosen_batch_size(dataset) if options is None and "batch_size" not in changes else None
+            if size is not None:
+                changes["batch_size"] = size
             return function(model, dataset, chosen_options(name, kind, options, changes))
 
         own = inspect.signature(function, eval_str=True)
@@ -76,7 +79,7 @@ def _with_options(
 
 
 @_with_options(SCORE, TrainOptions)
-def train(model: ScoreModel, dataset: MapDataset, options: TrainOptions) -> Run[ScoreModel]:
+def train(model: ScoreModel, dataset: Data, options: TrainOptions) -> Run[ScoreModel]:
     """Train ``model`` on ``dataset`` by denoising score matching; iterate to make it happen::
 
         run = train(model, dataset, steps=2000, batch_size=128, folder="run")
@@ -100,8 +103,12 @@ def train(model: ScoreModel, dataset: MapDataset, options: TrainOptions) -> Run[
 
     Args:
         model: trained in place, on the device that Accelerate chooses (CUDA where present, else the CPU).
-        dataset: from ``scoresde.data``, or anything of which ``dataset[i]`` is a dict of x (in model units) and
-            conditions. Floating conditions reach the network in the dtype of x, which is that of the weights.
+        dataset: from ``scoresde.data``; anything of which ``dataset[i]`` is a dict of x (in model units) and
+            conditions; an iterable of such dicts, or a function that returns one, gone through pass after pass
+            (:mod:`scoresde.train.streams` says what is promised then); a DataLoader, whose batch size is the step's
+            unless ``batch_size`` is given (:mod:`scoresde.train.loaders`); a data set of Hugging Face's ``datasets``,
+            local or streaming. ``columns`` names what is called otherwise there. Floating conditions reach the network
+            in the dtype of x, which is that of the weights.
         options: a TrainOptions; what is given by keyword changes it, or takes its place:
 
     Raises:
@@ -115,7 +122,7 @@ def train(model: ScoreModel, dataset: MapDataset, options: TrainOptions) -> Run[
 
 
 @_with_options(CLASSIFIER, TrainOptions)
-def train_classifier(model: ClassifierModel, dataset: MapDataset, options: TrainOptions) -> Run[ClassifierModel]:
+def train_classifier(model: ClassifierModel, dataset: Data, options: TrainOptions) -> Run[ClassifierModel]:
     """Train a noise-conditional classifier by the cross-entropy -log p(label | x_t), x_t = α x_0 + σ ε, at random t::
 
         run = train_classifier(ClassifierModel(net, sde, sigma_data=1.0), dataset, steps=2000, batch_size=128)

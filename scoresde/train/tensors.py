@@ -19,8 +19,8 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
-from scoresde.extras import needs
 from scoresde.files import Fail, opened
 
 Found = TypeVar("Found")
@@ -101,11 +101,25 @@ def all_finite(value: Tensor) -> bool:
     return not (value.is_floating_point() or value.is_complex()) or bool(value.isfinite().all())
 
 
+def check_finite(tensors: Mapping[str, Tensor], what: str, when: str) -> None:
+    """Raise where a number is NaN or infinite, or has no value.
+
+    Raises:
+        FloatingPointError, ValueError: in which of them.
+    """
+    for name, value in tensors.items():
+        if is_lazy(value):
+            raise ValueError(f"the {what} {name} has no shape yet: call the network once; it is not saved.")
+        if value.is_meta:
+            raise ValueError(f"the {what} {name} is on the device meta, without a value; it is not saved.")
+        if not all_finite(value):
+            raise FloatingPointError(f"the {what} {name} is not finite {when}; it is not saved.")
+
+
 def writer(tensors: Mapping[str, Tensor]) -> Callable[[Path], None]:
     """A function that writes them at a path; whatever goes wrong is an OSError."""
-    with needs("train"):
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
 
     def write(path: Path) -> None:
         # Copies: safetensors takes no tensors that share memory (tied weights) or are not contiguous.
@@ -121,8 +135,8 @@ def writer(tensors: Mapping[str, Tensor]) -> Callable[[Path], None]:
 
 def _read(path: Path, fail: Fail, read: Callable[[Any], Found]) -> Found:
     """What ``read`` takes from a file, opened by safetensors, whose header has a length that makes sense."""
-    with needs("train"):
-        from safetensors import safe_open
+    from safetensors import safe_open
+
     with opened(path, fail) as file:
         length = int.from_bytes(file.read(8), "little")
     if length > MOST_HEADER:

@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from scoresde import checks
-from scoresde.extras import needs
 from scoresde.models.conditions import drop_conditions
 from scoresde.sde import SDE, signal_left
 from scoresde.times import TimeDensity
@@ -184,8 +183,8 @@ def check_kept(model: nn.Module, dataset: object, recorded: Mapping[str, Any]) -
     Raises:
         TypeError, ValueError: what cannot be written, by name.
     """
-    with needs("train"):
-        from safetensors.torch import save as write
+    from safetensors.torch import save as write
+
     for name, value in model.state_dict().items():
         if not isinstance(value, Tensor):
             raise TypeError(
@@ -268,7 +267,7 @@ def _batch(objective: Objective[Any], dataset: MapDataset, times: TimeDensity) -
     second = torch.tensor([False, True], device=parameter.device)
     given = drop_conditions(given, objective.nulls, dict.fromkeys(objective.droppable, second))
     x0 = batch["x"].detach().to(parameter.device, parameter.dtype)
-    return x0, t.to(x0.device), weight.to(x0.device), given
+    return x0, checks.time_beside(t, x0), checks.sent(weight, x0.device), given
 
 
 def _loss(objective: nn.Module, x0: Tensor, t: Tensor, weight: Tensor, given: Mapping[str, Tensor]) -> Tensor:

@@ -270,10 +270,9 @@ def test_a_condition_that_decides_the_picture_is_obeyed_and_can_be_hidden(tmp_pa
     draw = torch.Generator().manual_seed(0)
     told = torch.tensor([1.0, -1.0]).repeat(32)
     x = told.reshape(-1, 1, 1, 1) + 0.1 * torch.randn(64, 1, 4, 4, generator=draw)
-    flags = task.Flags(**{**TINY, "batch_size": 32, "lr": 0.01, "draws": 3, "sampling_steps": 8})
+    flags = task.Flags(**{**TINY, "batch_size": 32, "lr": 0.01, "draws": 3, "sampling_steps": 8, "steps": None})
     torch.manual_seed(0)
     net = UNet(1, width=8, multipliers=(1,), blocks=1, attention_levels=(), vectors={"side": 1})
-    flags.steps = None
     model = task.fit(flags, net, from_tensors(x, conditions={"side": told}), tmp_path, steps=150)
     asked = {"side": told[:20]}
     answers = task.draw_many(flags, model, (1, 4, 4), asked)

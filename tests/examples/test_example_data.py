@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import train
-from shared.command_line import DataFlags, command
+from scoresde.cli import train
+from scoresde.cli.command import command
+from scoresde.cli.flags import DataFlags
 
 
 @pytest.fixture
@@ -42,7 +43,7 @@ def test_training_prints_what_was_understood(
     pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.warns(UserWarning, match="1 of 9 images"):
-        train.main(train.Config(data=pictures, out=tmp_path / "run", skip_bad=True, **SMALL))
+        train.main(train.TrainConfig(data=pictures, out=tmp_path / "run", skip_bad=True, **SMALL))
     told = capsys.readouterr().out
     assert "8 grey images of 8x8, 2 classes (ant, bee), 256 levels to [-1, 1]" in told
     assert "sub-folders are classes" in told and "passed over 1: notes.txt" in told and "left out 1: " in told
@@ -63,7 +64,7 @@ def test_errors_speak_of_flags(
         sys, "argv", ["train.py", "--data", str(pictures), "--out", str(tmp_path / "run"), "--cpu", *words]
     )
     with pytest.raises(SystemExit, match=message):
-        command(train.main, train.Config)
+        command(train.main, train.TrainConfig)
 
 
 def test_axes_are_asked_for_and_classes_counted(tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_bad_flags(flags: dict[str, Any], match: str) -> None:
 
 
 def test_another_model_is_refused(run: Path, captions: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="caption"):
+    with pytest.raises(ValueError, match="not the class-conditional one"):
         edit.main(edit.Config(digits=captions, out=tmp_path, **SMALL))
     with pytest.raises(ValueError, match="takes label, not the captions"):
         edit.main(edit.Config(captions=run, out=tmp_path, **SMALL))

@@ -14,13 +14,13 @@ import torch
 
 import inverse
 import scoresde as ss
-import train
+from scoresde.cli import posteriors as inverse_methods
+from scoresde.cli import train
 from scoresde.data import Scaling
 from scoresde.inverse import LinearOperator, Measurement
 from scoresde.problems import Gaussian
 from scoresde.train import CheckpointError
 from shared.inverse import figures as inverse_figures
-from shared.inverse import methods as inverse_methods
 from shared.inverse.tasks import TASKS, Event, Settings, Task
 
 SMALL: dict[str, Any] = {"count": 3, "samples": 2, "particles": 4, "steps": 2, "cpu": True}
@@ -36,7 +36,7 @@ def colours(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     np.save(pictures, np.random.default_rng(0).integers(0, 256, (12, 3, 8, 8), dtype=np.uint8))
     out = folder / "run"
     train.main(
-        train.Config(
+        train.TrainConfig(
             data=pictures, out=out, steps=1, batch_size=4, width=8, multipliers=(1,), blocks=1, attention_levels=(),
             cpu=True,
         )
@@ -163,14 +163,16 @@ def test_mean_fill_is_that_of_each_channel() -> None:
 EVENT = (1, 4, 4)
 
 
-def _question(std: float, samples: int, **flags: Any) -> tuple[inverse_methods.Prior, Any, torch.Tensor, Measurement]:
+def _question(
+    std: float, samples: int, **flags: Any
+) -> tuple[inverse_methods.PriorModel, Any, torch.Tensor, Measurement]:
     """White Gaussian pictures, of which half a row is hidden, in plain sight of their exact posterior."""
     sde = ss.VP()
     law = Gaussian(torch.zeros(EVENT), std**2)
     options: dict[str, Any] = {
         "particles": 2 * samples, "steps": 50, "dps_scale": 1.0, "batch_size": 10_000, "seed": 0, **flags
     }  # fmt: skip
-    prior = inverse_methods.Prior(law.score(sde), std, EVENT, samples, device=torch.device("cpu"), **options)
+    prior = inverse_methods.PriorModel(law.score(sde), std, EVENT, samples, device=torch.device("cpu"), **options)
     task = build("hole", EVENT)
     truth = law.sample(4, 1)
     return prior, task, truth, Measurement.simulate(truth, task.operator, 0.3, 2)

@@ -29,7 +29,7 @@ from scoresde.models.score import DerivedScore, check_score, same_sde
 from scoresde.problems import Empirical, Gaussian, GaussianMixture
 from scoresde.reverse import Reverse
 from scoresde.sampling import sample
-from scoresde.sde import EDM, SDE, VE, VP, ChainSDE, Cosine, RectifiedFlow, ScheduleSDE, SubVP
+from scoresde.sde import EDM, SDE, VE, VP, Chain, ChainSDE, Cosine, RectifiedFlow, ScheduleSDE, SubVP
 from scoresde.solvers import SpectralMultistep
 from scoresde.spectrum import Spectrum
 
@@ -394,7 +394,8 @@ def test_a_map_over_parameters_of_a_score() -> None:
 )
 def test_a_model_compiles_to_one_graph(t: Tensor) -> None:
     model = ScoreModel(lambda x, c: x * c[:, None].cos(), VP(), "noise", sigma_data=1.0)
-    scores: list[Score] = [model, as_score(lambda x, t: -x, VP())]
+    chain = ChainSDE(Chain.from_betas(torch.linspace(1e-3, 0.2, 20, dtype=F64)))  # never asked anything before
+    scores: list[Score] = [model, as_score(lambda x, t: -x, VP()), model.under(chain)]
     for score in scores:
         compiled = torch.compile(lambda x, t, s=score: s.linear(x, t, 0.3, 0.2), fullgraph=True, backend="eager")
         x = normal(3, 2)

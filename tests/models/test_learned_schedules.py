@@ -136,6 +136,24 @@ def test_copies_and_moves_take_the_schedule_along(way: str) -> None:
     assert not any(value.requires_grad for value in learned(one.requires_grad_(False)).values())
 
 
+@pytest.mark.parametrize("bases", [(SDE, nn.Module), (nn.Module, SDE)])
+def test_a_module_says_where_its_time_ends(bases: tuple[type, ...]) -> None:
+    def __init__(self: object) -> None:
+        nn.Module.__init__(self)  # type: ignore[arg-type]
+        self.T, self.t_min = 2, 0.01  # type: ignore[attr-defined]
+        self.high, self.width = nn.Parameter(torch.tensor(8.0)), nn.Parameter(torch.tensor(4.0))  # type: ignore[attr-defined]
+
+    names = ("level", "alpha", "sigma")
+    sde = type("Ended", bases, {"__init__": __init__, **{name: vars(Learned)[name] for name in names}})()
+    assert (sde.T, sde.t_min) == (2.0, 0.01) and len(list(sde.parameters())) == 2
+    assert copy.deepcopy(sde).T == 2.0 and sde.alpha(1.9) < sde.alpha(0.1)
+    for name, value in (("T", 0.0), ("T", float("inf")), ("t_min", -1.0)):
+        with pytest.raises(ValueError, match=f"{name} must be"):
+            setattr(sde, name, value)
+    with pytest.raises(AttributeError, match="cannot assign to field 'T'"):
+        VP().T = 2.0  # type: ignore[misc]
+
+
 def test_two_modules_are_two_schedules() -> None:
     one, other = Learned(), Learned()
     assert one == one and one != other and len({one, other}) == 2
@@ -201,12 +219,12 @@ def test_checkpoints_hold_what_was_learned_and_go_on_from_it(way: str, tmp_path:
 
 @pytest.mark.parametrize("way", ["module", "parameter"])
 def test_the_adjoint_reaches_it(way: str) -> None:
-    one, x = model(way), torch.tensor([[0.3, -0.4], [1.0, 0.2]], dtype=F64)
+    one, x = model(way), torch.tensor([[0.3, -0.4]], dtype=F64)
     gradients = []
     for adjoint in (False, True):
-        solver = ProbabilityFlow(rtol=1e-7, atol=1e-7, adjoint=adjoint)
+        solver = ProbabilityFlow(rtol=1e-5, atol=1e-5, adjoint=adjoint)
         value = log_prob(one, x, "exact", solver=solver, differentiable=True).sum()
         gradients.append(torch.autograd.grad(value, list(learned(one).values())))
     for direct, other in zip(*gradients, strict=True):
-        # two solves of the tolerance 1e-7, whose errors some tens of steps add up
-        torch.testing.assert_close(direct, other, rtol=1e-4, atol=1e-5)
+        # two solves of the tolerance 1e-5, whose errors some tens of steps add up
+        torch.testing.assert_close(direct, other, rtol=2e-3, atol=5e-4)

@@ -8,6 +8,7 @@ import torch
 from bad_calls import (
     COUNT,
     FUNCTION,
+    MAPPING,
     NOT_NEGATIVE,
     NUMBER,
     OPEN_TENSOR,
@@ -164,6 +165,13 @@ CALLS = [
         },
         answer=lambda chain: chain.sigma,
         name="Chain.from_betas",
+    ),
+    Call(
+        Chain.from_json,
+        lambda: {"fields": chain().to_json()},
+        kinds={"fields": MAPPING.but(unknown=lambda f: {**f, "more": 1}, missing=lambda f: {"times": f["times"]})},
+        answer=lambda chain: chain.sigma,
+        name="Chain.from_json",
     ),
     *(
         Call(chain().time, arguments(i=2), kinds={"i": LEVEL}, name="Chain.time"),

@@ -106,6 +106,7 @@ NAMES = Kind(
     {"a tuple": tuple},
 )
 SECONDS = POSITIVE.but("None")
+CHOICE = FLAG.but("None")  # None leaves it to what there is
 OPTIONS: dict[str, Kind] = {
     "lr": POSITIVE,
     "betas": BETAS,
@@ -219,8 +220,8 @@ CALLS = [
         kinds={"model": SCORE, "step": COUNT_FROM_0, "ema": SCORE.but("None")},
         answer=None,
     ),
-    Call(load_model, lambda: {"folder": FOLDER / "score", "ema": True}, kinds={"ema": FLAG}, answer=None),
-    Call(load_classifier, lambda: {"folder": FOLDER / "classifier", "ema": True}, kinds={"ema": FLAG}, answer=None),
+    Call(load_model, lambda: {"folder": FOLDER / "score", "ema": True}, kinds={"ema": CHOICE}, answer=None),
+    Call(load_classifier, lambda: {"folder": FOLDER / "classifier", "ema": True}, kinds={"ema": CHOICE}, answer=None),
     Call(describe, lambda: {"folder": FOLDER / "score"}, answer=lambda told: told.step),
 ]
 NOT_CALLED = {

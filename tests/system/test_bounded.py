@@ -65,11 +65,14 @@ BOUNDS = {
     "train.copying._made_already": "each object once",
     "train.owner._take_lock": "again only where another process removed the file meanwhile",
     "train.trial._leaves": "each node of the graph once",
+    "train.callbacks._tell": "to the innermost frame of the error",
     "data.folders._search": "each folder once",
     "data.parquet._rows": "batches of the file",
     "warning.warn_user": "to the outermost frame",
     "files.writing.append_line": "to the end of the line: a write takes a byte at least, or raises",
-    "models.modules._found": "each object once",
+    "models.modules._found": "each object once, and 50,000 that are no modules",
+    "interop.driven.evaluations": "each step of the grid ends, or asks once more than before",
+    "interop.driven.go_on": "each part of the course once",
 }
 
 

@@ -25,6 +25,8 @@ from scoresde.models import predictions
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("**/*.md")) + [page for page in [ROOT / "README.md"] if page.exists()]
+RUN_ELSEWHERE = sorted((DOCS / "course").glob("[0-9]*.md"))
+"""Lessons take minutes: docs/course/run.py runs them, and tests/docs/test_course.py looks at what comes of it."""
 SKIP = "<!-- not run -->"
 
 Block = tuple[int, str]  # line of its first line of code, code
@@ -68,7 +70,7 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[types.Mod
     torch.set_default_dtype(dtype)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=name_of)
+@pytest.mark.parametrize("page", [page for page in PAGES if page not in RUN_ELSEWHERE], ids=name_of)
 def test_code_runs(page: Path, alone: types.ModuleType) -> None:
     for line, code in blocks(page.read_text(encoding="utf-8")):
         # Empty lines before it: a traceback then shows the line of the page.

@@ -1,4 +1,4 @@
-"""What the package says of itself agrees with itself; .ci/package builds it and installs it into a clean environment."""
+"""What the package says of itself agrees with itself; .ci/package builds it and installs it in a clean environment."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ from scoresde.fitting import fit
 from scoresde.guidance import calibration, compose, projected
 from scoresde.inverse import Measurement, dps, pigdm
 from scoresde.likelihood import decode, encode
-from scoresde.models import evaluating
+from scoresde.models import evaluating, modules
 from scoresde.models.modules import modules_used
 from scoresde.noise import BrownianNoise
 from scoresde.sde import Chain, ChainSDE
@@ -420,6 +420,29 @@ def test_a_stranger_that_makes_up_attributes_is_left_alone() -> None:
             return -x
 
     assert modules_used(Endless()) == ()
+
+
+class Program:
+    """It makes a new part of itself whenever it is asked for one, as what holds a whole program seems to."""
+
+    def __init__(self, used: list[nn.Module]) -> None:
+        self.used = used
+
+    @property
+    def model(self) -> Program:
+        return Program(self.used)
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        return self.used[0](x, x[:, 0])
+
+
+def test_a_search_for_modules_ends_and_has_the_nearest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modules, "_SEEN_AT_MOST", 100)
+    program = Program([Restless()])
+    assert modules.modules_used(lambda x, t: program(x, t))[:1] == (program.used[0],)
+    assert modules.modules_of(program) == ()
+    deep = nn.Sequential(*(nn.Identity() for _ in range(200)))  # modules are not what the search is bounded by
+    assert len(modules.modules_used(deep)) == 201
 
 
 def test_a_compiled_network_is_compiled_once_for_each_mode() -> None:

@@ -529,8 +529,9 @@ def test_every_model_is_rebuilt_from_its_file(tmp_path: Path, sde: SDE, build: C
 
 
 def test_what_can_be_rebuilt_is_found_in_the_packages() -> None:
-    """An SDE made of numbers and a network with a config are known by being exported."""
-    assert set(SDES) == {f"scoresde.sde.{name}" for name in ("VP", "SubVP", "VE", "Cosine", "EDM", "RectifiedFlow")}
+    """An SDE made of numbers or a chain, and a network with a config, are known by being exported."""
+    names = ("VP", "SubVP", "VE", "Cosine", "EDM", "RectifiedFlow", "ChainSDE")
+    assert set(SDES) == {f"scoresde.sde.{name}" for name in names}
     assert {"scoresde.nn.UNet", "scoresde.nn.MLP", "scoresde.nn.NoiseClassifier"} <= set(NETS)
     for cls in NETS.values():
         assert isinstance(cls, type) and issubclass(cls, nn.Module) and hasattr(cls, "config")
@@ -724,7 +725,8 @@ def test_parts_that_contradict_the_checkpoint_are_refused(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="trained to predict 'noise', got predicts='v'"):
         load_model(tmp_path, ema=False, predicts="v")
     with pytest.raises(CheckpointError, match="no averaged weights; pass ema=False"):
-        load_model(tmp_path)
+        load_model(tmp_path, ema=True)
+    assert_equal(load_model(tmp_path).state_dict(), load_model(tmp_path, ema=False).state_dict())
 
 
 def test_what_cannot_be_loaded_again_is_not_saved(tmp_path: Path) -> None:

@@ -10,16 +10,19 @@ import socket
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
 from test_train import CLASSES, Plain, classifier, levels, mlp, points
 from torch import Tensor, nn
 from torch.nn.utils import weight_norm
 from torch.utils.checkpoint import checkpoint
+from torch.utils.data import DataLoader
+from torch.utils.data.distributed import DistributedSampler
 
 from scoresde import times
 from scoresde.data import Scaling, from_tensors
@@ -193,6 +196,65 @@ def unwritable(rank: int, folder: Path) -> dict[str, Any]:
     raise AssertionError("it was saved")
 
 
+def samples() -> Iterator[dict[str, Any]]:
+    """A stream that draws from a default generator, as augmentations do."""
+    data = points()
+    for i in range(len(data)):
+        sample = data[i]
+        yield {"x": sample["x"] + 0.1 * torch.randn(2), "label": int(sample["label"])}
+
+
+def shuffled() -> Any:
+    return DataLoader(Plain(points()), batch_size=5, shuffle=True, drop_last=True)
+
+
+def stopped(rank: int, folder: Path) -> dict[str, Any]:
+    """A callback runs on the main process, and all end together; in it, saving is refused where others would wait."""
+    called: list[int] = []
+
+    def watch(run: Any, record: Any) -> None:
+        called.append(record.step)
+        if run._processes.count > 1:
+            with pytest.raises(RuntimeError, match="callbacks run on one process"):
+                run.save()
+        if record.step == 2:
+            run.stop()
+
+    run = train(mlp(), points(), steps=5, batch_size=SIZE, progress=False, cpu=True, folder=folder, callbacks=[watch])
+    found = losses_of(run)
+    assert called == ([1, 2] if rank == 0 else []) and run.step == 2
+    assert (folder / "step-00000002").exists()
+    return found
+
+
+def set_by_main(rank: int, folder: Path) -> dict[str, Any]:
+    """Learning rate and momentum set by a callback, which the main process alone was given."""
+
+    def change(run: Any, record: Any) -> None:
+        for group in run.optimizer.param_groups:
+            group["lr"], group["momentum"] = 1e-3 * run.step, 0.5
+
+    options: dict[str, Any] = {"steps": 4, "batch_size": SIZE, "progress": False, "cpu": True, "optimizer": momentum}
+    return losses_of(train(mlp(), points(), callbacks=[change] if rank == 0 else [], **options))
+
+
+def interrupted(rank: int, folder: Path) -> dict[str, Any]:
+    """Ctrl-C in a callback of the main process stops all, and leaves each as after the step."""
+
+    def watch(run: Any, record: Any) -> None:
+        if record.step == 2:
+            raise KeyboardInterrupt
+
+    run = train(mlp(), points(), steps=5, batch_size=SIZE, progress=False, cpu=True, callbacks=[watch])
+    with pytest.raises((KeyboardInterrupt, RuntimeError), match=None if rank == 0 else "process 0 failed.*Keyboard"):
+        list(run)
+    return {"losses": [], "state": {k: v.clone() for k, v in run.model.state_dict().items()}, "step": run.step}
+
+
+def momentum(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, nesterov=True)
+
+
 CASES: dict[str, Callable[[int, Path], dict[str, Any]]] = {
     "plain": case(mlp, flip=True),
     "a condition that is not asked for": case(several, both, conditions=["label"]),
@@ -216,6 +278,14 @@ CASES: dict[str, Callable[[int, Path], dict[str, Any]]] = {
     "float64": case(lambda: mlp().double()),
     "levels": case(mlp, levels, dequantize=True),
     "a classifier": case(classifier, start=train_classifier, batch_size=7),
+    "a stream": case(mlp, lambda: samples),
+    "a stream in a worker, in pieces": case(mlp, lambda: samples, num_workers=1, accumulate=2),
+    "a stream with fewer rows than processes": case(mlp, lambda: samples, batch_size=1),
+    "a DataLoader that shuffles": case(mlp, shuffled, steps=9),
+    "an optimizer of one's own": case(mlp, optimizer=momentum, warmup=2),
+    "a callback that stops": stopped,
+    "a callback that sets the optimizer": set_by_main,
+    "Ctrl-C in a callback": interrupted,
     "a data set of one's own": case(mlp, lambda: Plain(points()), num_workers=1),
     "under no_grad": without_gradients,
     "out of time, and again": out_of_time,
@@ -261,7 +331,44 @@ def main(folder: Path) -> None:
         run = train(ScoreModel(WithBatchNorm(), VP()), points(), steps=2, batch_size=8, cpu=True, progress=False)
         list(run)
     found["norm"] = [str(w.message) for w in caught], {k: v.clone() for k, v in run.model.state_dict().items()}
+    found["shares"] = {name: labels_of(make()) for name, make in SHARED.items()}
     torch.save(found, folder / f"found-{rank}.pt")
+
+
+class Tells(nn.Module):
+    """Remembers the condition ``number`` of each sample that it is trained on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.seen: list[int] = []
+
+    def forward(self, x: Tensor, c: Tensor, number: Tensor) -> Tensor:
+        if self.training:
+            self.seen += number.flatten().tolist()
+        return self.weight * x
+
+
+def rows() -> list[dict[str, Any]]:
+    return [{"x": torch.tensor([0.1 * i]), "number": i} for i in range(12)]
+
+
+def apart() -> Any:
+    return DataLoader(rows(), batch_size=2, sampler=DistributedSampler(rows(), shuffle=False))  # type: ignore[arg-type]
+
+
+def sharded() -> Any:
+    table = datasets.Dataset.from_dict({"x": [[0.1 * i] for i in range(12)], "number": list(range(12))})
+    return table.to_iterable_dataset(num_shards=2)
+
+
+SHARED = {"a DistributedSampler": apart, "a stream of datasets": sharded}
+
+
+def labels_of(data: Any) -> list[int]:
+    net = Tells()
+    list(train(ScoreModel(net, VP()), data, steps=3, batch_size=4, conditions=["number"], cpu=True, progress=False))
+    return net.seen
 
 
 class WithBatchNorm(nn.Module):
@@ -318,6 +425,13 @@ def test_one_process_and_two_do_the_same(name: str, two: Any, tmp_path: Path) ->
     for key, value in alone["state"].items():
         assert torch.equal(zero["state"][key], one["state"][key]), key
         assert torch.allclose(value, zero["state"][key], rtol=0, atol=2e-5), key
+
+
+def test_each_process_reads_its_share_of_what_is_shared_out(two: Any) -> None:
+    """Two rows of each batch of four: every second sample, or the samples of one shard."""
+    shares = [found["shares"] for found in two[1]]
+    assert [one["a DistributedSampler"] for one in shares] == [[0, 2, 4, 6, 8, 10], [1, 3, 5, 7, 9, 11]]
+    assert [one["a stream of datasets"] for one in shares] == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
 
 
 def test_what_one_process_meets_all_hear_of(two: Any) -> None:

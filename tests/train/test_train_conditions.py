@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import scoresde.train.checkpoint as checkpoint_module
+from scoresde.cli import sample
 from scoresde.data import Dataset, Scaling, from_tensors, random_flip
 from scoresde.models import ScoreModel
 from scoresde.models.conditions import Caption, Conditions, drop_conditions
@@ -387,11 +388,9 @@ def test_checkpoints_of_before_there_were_conditions_go_on(tmp_path: Path, monke
 
 
 def test_the_command_line_says_what_it_cannot_fill_in(tmp_path: Path) -> None:
-    import sample
-
-    trained(folder=tmp_path, steps=1)
-    with pytest.raises(ValueError, match=r"can give no size or low or caption or text.*classifier_free\(model, .*low="):
-        sample.main(sample.Config(checkpoint=tmp_path, out=tmp_path / "out", cpu=True))
+    trained(folder=tmp_path, steps=1, condition_dropout={"label": 0.1, "low": 0.1, "caption": 0.1, "text": 0.1})
+    with pytest.raises(ValueError, match=r"was always told size: give it, --condition size="):
+        sample.main(sample.SampleConfig(checkpoint=tmp_path, out=tmp_path / "out", cpu=True))
     assert not (tmp_path / "out").exists()
 
 

@@ -348,7 +348,8 @@ def test_a_network_that_was_made_in_inference_mode_is_refused() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (points()[:3], r"(?s)dataset\[0\] must be a sample, but cannot be read .*KeyError"),
+        (points()[:3], r"a data set needs len\(dataset\) and dataset\[i\], (?s:.*)\(dict\)"),
+        ([{"x": torch.zeros(2), "label": 0}, None], r"do not make a batch"),
         ([{"x": 3}], "got 'x' of type int"),
         ([{"x": torch.zeros(2), "label": "a"}], r"dataset\[0\]\['label'\] must be a tensor or a number, got 'a'"),
         ([{"x": torch.zeros(2), "label": None}], r"dataset\[0\]\['label'\] must be .* got None"),

@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scoresde import metrics
+from scoresde.cli.outputs import file_name, show
+from scoresde.cli.pictures import new_figure, save_figure, tile
 from scoresde.data import Scaling
 from scoresde.nn import UNet
 from shared.conditional.caption_reader import CHANCE, CaptionReader
@@ -26,8 +28,6 @@ from shared.conditional.captioned import (
 )
 from shared.conditional.task import Flags, draw, fit, network
 from shared.digits import load
-from shared.outputs import file_name, show
-from shared.pictures import new_figure, save_figure, tile
 
 STEPS = 3000
 # What a caption says is decided where noise hides all else: pictures of two places or digits are 5 to 10 apart, so from

@@ -112,7 +112,8 @@ def training_set(digits: Dataset, seed: int) -> Dataset:
 def captioned(pictures: Tensor, captions: Sequence[str]) -> Dataset:
     """A data set of pictures, whole grey levels, with their captions as tokens."""
     tokens = vocabulary().encode(list(captions), LENGTH)
-    return from_tensors(pictures, levels=LEVELS, conditions={"caption": tokens})
+    words = {"caption": vocabulary()}
+    return from_tensors(pictures, levels=LEVELS, conditions={"caption": tokens}, vocabularies=words)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 
 import scoresde as ss
+from scoresde.cli.outputs import file_name, show
+from scoresde.cli.pictures import by_class, new_figure, save_figure, save_grid
 from scoresde.data import Dataset
 from scoresde.files import make_writable
 from scoresde.guidance import Calibration, calibration
@@ -16,8 +18,6 @@ from scoresde.times import LogNormalSigma, Stratified
 from scoresde.train import train_classifier
 from shared.conditional.task import Flags, fit, network, training_options
 from shared.digits import CLASSES, EVENT, load
-from shared.outputs import file_name, show
-from shared.pictures import by_class, new_figure, save_figure, save_grid
 from shared.readers import Judge
 from shared.training import of_each_class, trained
 

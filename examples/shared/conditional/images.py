@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from scoresde.cli.outputs import show
+from scoresde.cli.pictures import save_grid
 from scoresde.data import Dataset, Scaling, from_tensors
 from scoresde.data import load as load_data
 from shared.conditional.captioned import SIDE
@@ -20,8 +22,6 @@ from shared.conditional.segments import INK, brightness, clutter, ink
 from shared.conditional.task import Flags, draw, draw_many, fit, network
 from shared.digits import EVENT, load
 from shared.measures import iou, psnr, spread_over_error, upsized
-from shared.outputs import show
-from shared.pictures import save_grid
 from shared.readers import DigitReader
 from shared.training import of_each_class
 

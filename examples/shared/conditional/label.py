@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoresde.cli.outputs import file_name, show
+from scoresde.cli.pictures import save_grid
 from scoresde.data import Dataset, Scaling, from_tensors
 from shared.conditional.task import Flags, draw, fit, network
 from shared.digits import CLASSES, EVENT, load
 from shared.measures import correlation
-from shared.outputs import file_name, show
-from shared.pictures import save_grid
 from shared.readers import Judge
 from shared.training import of_each_class
 

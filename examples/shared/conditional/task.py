@@ -19,20 +19,21 @@ from torch import Tensor, nn
 
 import scoresde as ss
 from scoresde import losses
+from scoresde.cli.choices import SDES
+from scoresde.cli.flags import PictureFlags, as_flag, at_least
+from scoresde.cli.pictures import save_losses
+from scoresde.cli.train import log_sigma
 from scoresde.data import Dataset
 from scoresde.models.conditions import nulls_of
 from scoresde.nn import UNet
 from scoresde.times import LogNormalSigma, Stratified
 from scoresde.train import train
-from shared.choices import SDES
-from shared.command_line import PictureFlags, at_least, flag
-from shared.pictures import save_losses
-from shared.training import log_sigma, trained
+from shared.training import trained
 
 CHUNK = 256  # pictures that are drawn at once
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Flags(PictureFlags):
     """Settings of every task."""
 
@@ -61,7 +62,7 @@ class Flags(PictureFlags):
         at_least(self, batch_size=1, width=1, samples=10, draws=2, sampling_steps=1, steps=1)
         for name in ("dropout", "condition_dropout"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{flag(name)} must be at least 0 and below 1, got {getattr(self, name)}.")
+                raise ValueError(f"{as_flag(name)} must be at least 0 and below 1, got {getattr(self, name)}.")
         if self.condition_dropout == 0:
             raise ValueError(
                 "--condition-dropout must be above 0: every figure is compared with that of hidden conditions, which "

@@ -10,10 +10,10 @@ from torch import Tensor
 
 import scoresde as ss
 from scoresde import editing
+from scoresde.cli.sheets import SheetRow, draw_rows
 from scoresde.data import Dataset, Scaling
 from shared.conditional.caption_reader import CaptionReader
 from shared.conditional.captioned import COLOURS, LENGTH, Attributes, Questions, questions, vocabulary
-from shared.edits.digits import Row, draw_rows
 from shared.measures import rms_distance
 
 UNTIL = (0.0, 0.4, 0.8, 1.0)
@@ -58,7 +58,7 @@ def prompt_to_prompt(captions: Captions, out: Path) -> dict[str, Any]:
         target = {"caption": vocabulary().encode(wish.captions(asked.template), LENGTH).to(device)}
         for kind in ("generated", "real"):
             figures: dict[str, Any] = {}
-            rows: list[Row] = []
+            rows: list[SheetRow] = []
             for until in UNTIL:
                 if kind == "generated":
                     both = editing.prompt_to_prompt(
@@ -75,8 +75,10 @@ def prompt_to_prompt(captions: Captions, out: Path) -> dict[str, Any]:
                 figures[f"{until:g}"] = measure(captions, both, wish)
             report[f"{name}, {kind}"] = figures
             title = f"Prompt-to-prompt: another {name}, {kind}"
-            changed = wish.digit if name == "digit" else wish.colour
-            draw_rows(out / f"prompt-{name}-{kind}.png", rows, changed, captions.scaling, title)
+            were, are = ((one.digit if name == "digit" else one.colour).tolist() for one in (asked.attributes, wish))
+            names = list(map(str, range(10))) if name == "digit" else list(COLOURS)
+            heads = [f"{names[a]} → {names[b]}" for a, b in zip(were, are, strict=True)]
+            draw_rows(out / f"prompt-{name}-{kind}.png", rows, heads, captions.scaling, title)
     return report
 
 

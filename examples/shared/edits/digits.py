@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,18 +17,14 @@ from torch import Tensor
 
 import scoresde as ss
 from scoresde import editing, metrics
+from scoresde.cli.sheets import SheetRow, draw_rows
 from scoresde.data import Dataset, Scaling
 from shared.measures import rms_distance
-from shared.pictures import new_figure, save_figure, to_images
 from shared.readers import DigitReader
-
-Row = tuple[str, Tensor]
-"""A name, and pictures (N, 1, 8, 8) in model units, or maps (N, 1, 8, 8) of one sign or both."""
 
 LEVELS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # σ/α to which SDEdit noises, for data of standard deviation about 0.7
 WEIGHTS = torch.linspace(0, 1, 9, dtype=torch.float64)
 MASK_LEVEL = 2.0  # σ/α of DiffEdit's mask and latent
-COLUMNS = 10  # pictures shown
 
 
 @dataclass(frozen=True)
@@ -65,6 +60,11 @@ class Bench:
         """The guided score of what they should be."""
         return ss.classifier_free(self.model, {"label": self.wish}, self.guidance)
 
+    @property
+    def heads(self) -> list[str]:
+        """For each digit what it is, and what it should be."""
+        return [f"{own} → {wish}" for own, wish in zip(self.label.tolist(), self.wish.tolist(), strict=True)]
+
     def read(self, x: Tensor, label: Tensor) -> float:
         """Share of pictures that are read as their label."""
         return self.reader.accuracy(x.cpu(), label.cpu())
@@ -76,7 +76,7 @@ class Bench:
 
 def sdedit(bench: Bench, out: Path) -> dict[str, Any]:
     """SDEdit to the wished label, from little noise (faithful) to much (free)."""
-    rows: list[Row] = [("original", bench.x)]
+    rows: list[SheetRow] = [("original", bench.x)]
     report: dict[str, Any] = {}
     sde = bench.model.sde
     highest = float((sde.sigma(sde.T) / sde.alpha(sde.T)).item())
@@ -86,7 +86,7 @@ def sdedit(bench: Bench, out: Path) -> dict[str, Any]:
         figures["read_as_before"] = bench.read(run.x, bench.label)
         report[f"{level:g}"] = figures
         rows.append((f"σ/α = {level:g}", run.x))
-    draw_rows(out / "sdedit.png", rows, bench.wish, bench.scaling, "SDEdit: digits noised to σ/α, then made as wished")
+    draw_rows(out / "sdedit.png", rows, bench.heads, bench.scaling, "SDEdit: digits noised to σ/α, then made as wished")
     return report
 
 
@@ -98,7 +98,7 @@ def inversion(bench: Bench, out: Path) -> dict[str, Any]:
         "ddim, implicit": {"steps": bench.steps, "iterations": 10, "memory": 3, "tolerance": 1e-4},
         "ode": {"steps": bench.steps, "method": "ode"},
     }
-    rows: list[Row] = [("original", bench.x)]
+    rows: list[SheetRow] = [("original", bench.x)]
     report: dict[str, Any] = {}
     for name, options in ways.items():
         found = editing.invert(bench.source, bench.x, **options)
@@ -110,7 +110,9 @@ def inversion(bench: Bench, out: Path) -> dict[str, Any]:
             "nfe": found.nfe,
         }
         rows.append((name, found.reconstruction))
-    draw_rows(out / "inversion.png", rows, bench.label, bench.scaling, "Inverted to noise, and back")
+    draw_rows(
+        out / "inversion.png", rows, list(map(str, bench.label.tolist())), bench.scaling, "Inverted to noise, and back"
+    )
     return report
 
 
@@ -118,7 +120,7 @@ def counterfactual(bench: Bench, out: Path) -> dict[str, Any]:
     """The same digit as another: up under its label, down under the wish."""
     edit = editing.counterfactual(bench.source, bench.target, bench.x, **_inversion(bench))
     rows = [("original", bench.x), ("as wished", edit.x), ("difference", edit.difference)]
-    draw_rows(out / "counterfactual.png", rows, bench.wish, bench.scaling, "Counterfactuals along the inverted path")
+    draw_rows(out / "counterfactual.png", rows, bench.heads, bench.scaling, "Counterfactuals along the inverted path")
     return {
         "read_as_wished": bench.read(edit.x, bench.wish),
         "distance": bench.distance(edit.x),
@@ -137,7 +139,9 @@ def diffedit(bench: Bench, out: Path) -> dict[str, Any]:
     whole = editing.counterfactual(bench.source, bench.target, bench.x, t=t, **options)
     mask = edit.mask.expand_as(bench.x)
     rows = [("original", bench.x), ("mask", mask.to(bench.x)), ("as wished", edit.x), ("without mask", whole.x)]
-    draw_rows(out / "diffedit.png", rows, bench.wish, bench.scaling, "DiffEdit: mask from the difference of two labels")
+    draw_rows(
+        out / "diffedit.png", rows, bench.heads, bench.scaling, "DiffEdit: mask from the difference of two labels"
+    )
     outside = ~mask
     return {
         "read_as_wished": bench.read(edit.x, bench.wish),
@@ -181,7 +185,13 @@ def interpolation(bench: Bench, out: Path) -> dict[str, Any]:
         }
     assert strip is not None
     rows = [(f"{w:.3g}", x) for w, x in zip(WEIGHTS.tolist(), strip, strict=True)]
-    draw_rows(out / "interpolation.png", rows, bench.label, bench.scaling, "From each digit to the next, on the arc")
+    draw_rows(
+        out / "interpolation.png",
+        rows,
+        list(map(str, bench.label.tolist())),
+        bench.scaling,
+        "From each digit to the next, on the arc",
+    )
     return report
 
 
@@ -202,25 +212,3 @@ def _to_others(bench: Bench) -> float:
         for x, wish in zip(bench.x.cpu(), bench.wish.tolist(), strict=True)
     ]
     return float(torch.stack(far).mean())
-
-
-def draw_rows(path: Path, rows: Sequence[Row], labels: Tensor, scaling: Scaling, title: str) -> None:
-    """A PNG with a row for each of ``rows``, the first pictures in columns under their labels; maps in two colours."""
-    count = min(COLUMNS, len(labels))
-    figure, axes = new_figure(len(rows), count, size=0.8)
-    for line, (name, pictures) in zip(axes, rows, strict=True):
-        shown = pictures[:count].cpu()
-        for axis, picture in zip(line, shown, strict=True):
-            axis.set_xticks([])
-            axis.set_yticks([])
-            if name == "difference":
-                axis.imshow(picture[0].numpy(), cmap="seismic", vmin=-2, vmax=2, interpolation="nearest")
-            elif name == "mask":
-                axis.imshow(picture[0].numpy(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-            else:
-                axis.imshow(to_images(scaling.to_uint8(picture[None]))[0], interpolation="nearest")
-        line[0].set_ylabel(name, fontsize=6, rotation=0, ha="right", va="center")
-    for axis, label in zip(axes[0], labels[:count].tolist(), strict=True):
-        axis.set_title(str(label), fontsize=8)
-    figure.suptitle(title, fontsize=9)
-    save_figure(path, figure)

@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
 
+from scoresde.cli.pictures import new_figure, save_figure, tile
+from scoresde.cli.posteriors import Answers, MethodName
 from scoresde.data import Scaling
 from scoresde.inverse import Measurement
 from scoresde.metrics import calibration_error, coverage
-from shared.inverse.methods import Answers, MethodName
 from shared.inverse.tasks import Task
 from shared.measures import psnr, spread_over_error
-from shared.pictures import save_figure, tile
 from shared.readers import DigitReader
 
 ROWS = 6  # pictures shown of each method
@@ -110,7 +109,8 @@ def save_picture(
     beside = 1 if len(sheets) <= 3 else 2
     below = -(-len(sheets) // beside)
     size = ((width / 120 + 0.3) * beside, (height / 120 + 0.6) * below)
-    figure, axes = plt.subplots(below, beside, figsize=size, squeeze=False)
+    figure, axes = new_figure(below, beside, size=1.0)
+    figure.set_size_inches(*size)
     for axis in axes.flat:
         axis.set_axis_off()
     for axis, sheet, (name, (_, figures)) in zip(axes.flat, sheets, found.items(), strict=False):

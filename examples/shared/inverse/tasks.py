@@ -33,7 +33,7 @@ from shared.measures import upsized
 Event = tuple[int, int, int]
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """What tasks can be told; the flags of the script that measures."""
 

@@ -1,0 +1,81 @@
+"""How a command runs: flags from a file and the command line, and errors told in the words of flags.
+
+    command(main, SampleConfig)                       # sys.argv
+    command(main, SampleConfig, ["--checkpoint", "runs/a", "--config", "run.yaml"], prog="scoresde sample")
+
+Whatever is wrong ends in one message on stderr and exit code 1.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from typing import TypeVar
+
+from scoresde.cli.config import flags_from, taken_out
+from scoresde.cli.flags import DataFlags, as_flag
+from scoresde.extras import needs
+
+with needs("cli"):
+    import tyro
+
+Config = TypeVar("Config")
+
+EXPECTED = (ValueError, TypeError, OSError, ModuleNotFoundError, FloatingPointError)
+"""Errors whose message is for the user."""
+
+
+def command(
+    main: Callable[[Config], object], config: type[Config], arguments: Sequence[str] | None = None, *, prog: str = ""
+) -> None:
+    """Run ``main`` on the command line's ``config``.
+
+    Args:
+        main: of a command.
+        config: its flags, a dataclass.
+        arguments: words of the command line; default those of the program.
+        prog: what the command is called in its help.
+
+    Raises:
+        SystemExit: with a message, code 1: the flags or what they name are wrong.
+    """
+    usual = warnings.formatwarning
+    warnings.formatwarning = _in_a_line
+    try:
+        words, file = taken_out(sys.argv[1:] if arguments is None else arguments)
+        words = words if file is None else [*flags_from(file, config, words), *words]  # type: ignore[arg-type]
+        main(_parsed(config, words, inspect.getdoc(inspect.getmodule(main)), prog))
+    except EXPECTED as error:
+        raise SystemExit(f"error: {as_flags(str(error))}") from error
+    except KeyboardInterrupt:
+        raise SystemExit("stopped.") from None
+    finally:
+        warnings.formatwarning = usual
+
+
+def _in_a_line(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning as a user of flags reads it: without the line of code."""
+    return f"warning: {as_flags(str(message))}\n"
+
+
+def _parsed(config: type[Config], words: list[str], description: str | None, prog: str) -> Config:
+    more = "\n\n--config FILE takes flags from a YAML file of lines name: value; those given here win."
+    try:
+        return tyro.cli(config, args=words, description=(description or "") + more, prog=prog or None)
+    except SystemExit as stopped:
+        raise SystemExit(1 if stopped.code else 0) from None
+
+
+def as_flags(message: str) -> str:
+    """The library's words are Python's: skip_bad=True becomes --skip-bad, frames='first' becomes --frames first."""
+    message = message.replace("Pass resume=True", "Add --resume").replace("path_or_id", "--checkpoint")
+    message = re.sub(r"\bcondition '(\w+)'", r"--condition \1", message)
+    names = "|".join(field.name for field in fields(DataFlags))
+    message = re.sub(rf"\b({names})=True\b", lambda found: as_flag(found[1]), message)
+    return re.sub(rf"\b({names})=(['\"])(.*?)\2", lambda found: f"{as_flag(found[1])} {found[3]}", message)
