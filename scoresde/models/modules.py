@@ -13,9 +13,11 @@ lambda has closed over is not seen by them; :func:`modules_used` looks there as 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from types import CodeType, FunctionType, MemberDescriptorType, ModuleType
 
 import torch
@@ -35,10 +37,11 @@ _OF_MODULES = frozenset(
     for name in vars(module)
 )
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
-# Whose functions and classes name no network of a user's; to go through all that theirs name takes half a second.
+# Whose functions and classes name no network of a user's, though their objects may be networks.
 _LIBRARIES = frozenset(
     ("torch", "scoresde", "numpy", "accelerate", "diffusers", "huggingface_hub", "peft", "transformers")
 )
+_WHERE_INSTALLED = frozenset(("site-packages", "dist-packages"))
 _MOST = 10_000  # entries of a container that may hold a module; longer ones are data
 _SEEN_AT_MOST = 50_000  # objects that are no modules, half a second; the nearest come first
 
@@ -59,10 +62,25 @@ def modules_used(*parts: object) -> tuple[nn.Module, ...]:
 
     Besides those of :func:`modules_of` these are what functions and lambdas have closed over, name among their globals
     or have as defaults; what objects hold in any attribute or slot, and their classes; and what a module holds
-    unregistered, in a list or a dict of its own, or calls in a hook. Not seen: what only an iterator or compiled code
-    holds, and what is further away than some ten thousand other objects, as whoever holds a whole program reaches.
+    unregistered, in a list or a dict of its own, or calls in a hook. Functions and classes of installed packages are
+    not looked into, but for packages that a score's own functions and networks come from: all that a script has
+    imported would take half a second. Not seen: what only an iterator or compiled code holds, and what is further away
+    than some ten thousand other objects, as whoever holds a whole program reaches.
     """
-    return _found(parts, _anywhere_inside, deque.extend)  # the nearest first
+    own = _owners(parts)
+    return _found(parts, lambda part: _anywhere_inside(part, own), deque.extend)  # the nearest first
+
+
+def _owners(parts: Iterable[object]) -> set[str]:
+    """The packages that the functions and objects come from which scores hold where they are to hold them."""
+    own: set[str] = set()
+
+    def inside(part: object) -> Iterator[object]:
+        own.add(_package(part if isinstance(part, (FunctionType, type)) else type(part)))
+        yield from _inside(part)
+
+    _found(parts, inside, deque.extend)
+    return own
 
 
 def _found(
@@ -99,35 +117,36 @@ def _fields(part: object) -> list[str]:
     return [field.name for field in dataclasses.fields(part)] if dataclasses.is_dataclass(part) else []
 
 
-def _anywhere_inside(part: object) -> Iterator[object]:
-    """What an object holds and may call."""
+def _anywhere_inside(part: object, own: set[str]) -> Iterator[object]:
+    """What an object holds and may call; packages of networks become ``own``."""
     if isinstance(part, (dict, *_LISTS)):  # another mapping may read its values from a file when asked for them
         if len(part) <= _MOST:
             yield from part.values() if isinstance(part, dict) else part
     elif isinstance(part, FunctionType):
-        yield from _closed_over(part)
+        yield from _closed_over(part, own)
     elif isinstance(part, type):
-        if not _is_librarys(part.__module__):
+        if not _is_librarys(part.__module__, own):
             yield from vars(part).values()
             yield from (*part.__mro__[1:], type(part))
     elif isinstance(part, nn.Module):
         yield from part.children()
-        own = vars(part)
-        yield from [own[name] for name in own.keys() - _OF_MODULES]
+        held = vars(part)
+        yield from [held[name] for name in held.keys() - _OF_MODULES]
         for name in _HOOKS:
-            yield from (own.get(name) or {}).values()
+            yield from (held.get(name) or {}).values()
+        own.add(_package(type(part)))
         yield type(part)
     else:
         # of a stranger no attribute is asked for that it does not have: it might make one up
-        own = _own(part)
+        held = _stored(part)
         for name in (*_fields(part), *_HOLDERS, "__func__", "fget"):
-            if name in own or hasattr(type(part), name):
+            if name in held or hasattr(type(part), name):
                 yield getattr(part, name, None)
-        yield from list(own.values())
+        yield from list(held.values())
         yield type(part)
 
 
-def _own(part: object) -> dict[str, object]:
+def _stored(part: object) -> dict[str, object]:
     """The attributes that are stored on an object, in its ``__dict__`` and its slots."""
     try:
         own = dict(object.__getattribute__(part, "__dict__"))
@@ -141,13 +160,31 @@ def _own(part: object) -> dict[str, object]:
     return own
 
 
-def _is_librarys(module: object) -> bool:
-    """Whether a function or class of this module calls no network of a user's; of a descriptor it may be anything."""
+def _package(part: FunctionType | type) -> str:
+    """The outermost package of a function or class; of a descriptor's module it may be anything."""
+    module = part.__module__
+    return module.partition(".")[0] if isinstance(module, str) else ""
+
+
+def _is_librarys(module: object, own: set[str]) -> bool:
+    """Whether a function or class of this module calls no network of a user's."""
     top = module.partition(".")[0] if isinstance(module, str) else ""
-    return top in _LIBRARIES or top in sys.stdlib_module_names - {"__main__"}
+    return _is_known(top) or (top not in own and _installed(top))
 
 
-def _closed_over(function: FunctionType) -> Iterator[object]:
+def _is_known(package: str) -> bool:
+    """Whether there is no network of a user's in it for sure."""
+    return package in _LIBRARIES or package in sys.stdlib_module_names - {"__main__"}
+
+
+@functools.cache
+def _installed(package: str) -> bool:
+    """Whether it lies where packages are installed, and not in a user's own folder."""
+    file = getattr(sys.modules.get(package), "__file__", None)
+    return file is not None and not _WHERE_INSTALLED.isdisjoint(Path(file).parts)
+
+
+def _closed_over(function: FunctionType, own: set[str]) -> Iterator[object]:
     """What a function of a user's can reach: its cells, its defaults, and what it names among its globals."""
     for cell in function.__closure__ or ():
         try:
@@ -156,13 +193,13 @@ def _closed_over(function: FunctionType) -> Iterator[object]:
             continue
     yield from function.__defaults__ or ()
     yield from (function.__kwdefaults__ or {}).values()
-    if _is_librarys(function.__module__):
+    if _is_librarys(function.__module__, own):
         return
     names = set(_names(function.__code__))
     for name in names & function.__globals__.keys():
         value = function.__globals__[name]
         if isinstance(value, ModuleType):
-            if not _is_librarys(value.__name__):
+            if not _is_known(value.__name__.partition(".")[0]):  # what a user's function names there may be its network
                 yield from [vars(value)[other] for other in names & vars(value).keys()]
         else:
             yield value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import random
+import sys
 import threading
 import types
 import warnings
@@ -443,6 +444,23 @@ def test_a_search_for_modules_ends_and_has_the_nearest(monkeypatch: pytest.Monke
     assert modules.modules_of(program) == ()
     deep = nn.Sequential(*(nn.Identity() for _ in range(200)))  # modules are not what the search is bounded by
     assert len(modules.modules_used(deep)) == 201
+
+
+def test_what_a_script_has_imported_is_not_searched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A network whose code names a package is not slowed by all that is in there; what it names itself is seen."""
+    package = types.ModuleType("installed_package")
+    package.__file__ = "/usr/lib/python3/site-packages/installed_package/__init__.py"
+    monkeypatch.setitem(sys.modules, "installed_package", package)
+    inside, named = nn.Identity(), nn.Identity()
+    theirs: dict[str, Any] = {"inside": inside, "__name__": "installed_package"}
+    exec("def use(x, t): return inside(x)", theirs)
+    package.use, package.named = theirs["use"], named  # type: ignore[attr-defined]
+    mine: dict[str, Any] = {"package": package, "__name__": "a_script"}
+    exec("def score(x, t): return package.use(x, t) + package.named(x)", mine)
+    found = modules.modules_used(as_score(mine["score"], VP()))
+    assert any(one is named for one in found) and not any(one is inside for one in found)
+    # a score's own function is looked into, wherever it is installed
+    assert any(one is inside for one in modules.modules_used(as_score(theirs["use"], VP())))
 
 
 def test_a_compiled_network_is_compiled_once_for_each_mode() -> None:
