@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 
 # Before torch is imported: the tests compare with what a CPU computes, bit for bit in places, and train() would
 # otherwise choose the GPU of a machine that has one. Child processes inherit it.
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
 # Nor is a child of a test to take the cores that pytest-xdist fills.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell that starts the tests in the background has them ignore interrupts, which some tests send themselves.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import torch
 from hypothesis import HealthCheck, settings
