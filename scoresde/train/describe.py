@@ -191,6 +191,7 @@ def _parts(
     description: Mapping[str, Any], net: Callable[..., Tensor] | None, sde: SDE | None
 ) -> tuple[Callable[..., Tensor], SDE]:
     """The network and the SDE: a user's own, or those described."""
+    _ask_for_own({name: description[name] for name, given in (("net", net), ("sde", sde)) if given is None})
     if net is None:
         net = _rebuild_net(description["net"])
     known = description["sde"]
@@ -202,6 +203,23 @@ def _parts(
             "trained; model.under(sde) then gives its score under another schedule."
         )
     return net, sde
+
+
+def _ask_for_own(parts: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise unless all these parts, as described, can be rebuilt from a file; names those that cannot, all at once."""
+    own = {}
+    for name, part in parts.items():
+        known, arguments = (NETS, "config") if name == "net" else (SDES, "fields")
+        if part["class"] not in known or part[arguments] is None:
+            own[name] = part["class"]
+    if own:
+        words = {"net": "a network of its own", "sde": "an SDE of its own"}
+        told = " and ".join(f"{words[name]}, {cls}," for name, cls in own.items())
+        pass_it = ", ".join(f"{name}={cls.rpartition('.')[2]}(...)" for name, cls in own.items())
+        are, them = ("is", "it") if len(own) == 1 else ("are", "them")
+        raise CheckpointError(
+            f"the model has {told} which {are} not rebuilt from a file. Build {them} and pass {them}: {pass_it}."
+        )
 
 
 def _agrees(given: Mapping[str, Any], known: Mapping[str, Any]) -> bool:
@@ -252,11 +270,6 @@ def _plain(value: Any) -> Any:
 
 def _rebuild_net(described: Mapping[str, Any]) -> nn.Module:
     name, config = described["class"], described["config"]
-    if name not in NETS or config is None:
-        raise CheckpointError(
-            f"the model has a network of its own, {name}, which is not rebuilt from a file. "
-            f"Build it and pass it: net={name.rpartition('.')[2]}(...)."
-        )
     with seeded(torch.device("cpu"), 0):  # initial weights are overwritten; leave the caller's generator alone
         try:
             return NETS[name](**config)
@@ -265,12 +278,7 @@ def _rebuild_net(described: Mapping[str, Any]) -> nn.Module:
 
 
 def _rebuild_sde(described: Mapping[str, Any]) -> SDE:
-    name, fields = described["class"], described["fields"]
-    if name not in SDES or fields is None:
-        raise CheckpointError(
-            f"the model has an SDE of its own, {name}, which is not rebuilt from a file. "
-            f"Build it and pass it: sde={name.rpartition('.')[2]}(...)."
-        )
+    name = described["class"]
     try:
         return SDES[name](**_values(described))
     except Exception as error:

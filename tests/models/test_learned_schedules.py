@@ -228,3 +228,10 @@ def test_the_adjoint_reaches_it(way: str) -> None:
     for direct, other in zip(*gradients, strict=True):
         # two solves of the tolerance 1e-5, whose errors some tens of steps add up
         torch.testing.assert_close(direct, other, rtol=2e-3, atol=5e-4)
+
+
+def test_all_parts_that_a_file_does_not_rebuild_are_named_at_once(tmp_path: Path) -> None:
+    one = ss.ScoreModel(nn.Linear(2, 2), Learned(), "v")
+    one.save_pretrained(tmp_path / "own")
+    with pytest.raises(CheckpointError, match=r"a network .*Linear, and an SDE .*Learned, .*: net=Linear\(...\), sde="):
+        load_model(tmp_path / "own")
