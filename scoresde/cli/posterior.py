@@ -88,7 +88,7 @@ class PosteriorConfig(MachineFlags):
     """Held-out pairs at most by which calibration is judged."""
     calibration_draws: int = 100
     """Samples for each of them."""
-    sample_steps: int = 40
+    sampling_steps: int = 40
     """Evaluations of the network for a sample."""
     sde: SDEName = "vp"
     """The SDE that turns parameters into noise."""
@@ -102,7 +102,7 @@ class PosteriorConfig(MachineFlags):
     """Of everything: split, weights, training, samples."""
 
     def check(self) -> None:
-        at_least(self, draws=1, train_steps=1, patience=1, batch_size=1, width=1, depth=1, sample_steps=1, chunk=1)
+        at_least(self, draws=1, train_steps=1, patience=1, batch_size=1, width=1, depth=1, sampling_steps=1, chunk=1)
         at_least(self, calibration_pairs=10, calibration_draws=10)
         if not 0 < self.held_out <= 0.4:
             raise ValueError(f"--held-out is a share above 0 and of at most 0.4, taken twice; got {self.held_out}.")
@@ -287,7 +287,7 @@ def posterior_draws(config: PosteriorConfig, model: ss.ScoreModel, x: Tensor, dr
         score = model.bind(obs=rows[some].to(device))
         noise = ss.PerSampleNoise(seed, first=some.start)
         shape = (some.stop - some.start, dim)
-        solution = ss.sample(score, shape, steps=config.sample_steps, noise=noise, device=device)
+        solution = ss.sample(score, shape, steps=config.sampling_steps, noise=noise, device=device)
         parts.append(scaling.to_data(solution.x.cpu()).double())
     return torch.cat(parts).reshape(len(x), draws, dim)
 

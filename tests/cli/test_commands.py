@@ -283,7 +283,7 @@ def test_info_tells_what_things_are(
 # -- posterior ---------------------------------------------------------------------------------------------------------
 
 FEW: dict[str, Any] = {
-    "train_steps": 40, "width": 16, "depth": 1, "draws": 50, "calibration_draws": 20, "sample_steps": 5, "cpu": True,
+    "train_steps": 40, "width": 16, "depth": 1, "draws": 50, "calibration_draws": 20, "sampling_steps": 5, "cpu": True,
 }  # fmt: skip
 
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
+from published import Listed, edm_sampler, edm_times
 from torch import Tensor, nn
 
 from scoresde import DDIM, EDM, VP, Heun, ScoreModel, classifier_free, sample
 from scoresde.interop import from_denoiser
 from scoresde.models import BoundScore
-from scoresde.noise import Noise
 
 F64 = torch.float64
 SHAPE = (3, 2, 4, 4)
@@ -22,19 +21,6 @@ SHAPE = (3, 2, 4, 4)
 
 def normals(n: int, shape: tuple[int, ...] = SHAPE) -> list[Tensor]:
     return list(torch.randn(n, *shape, dtype=F64, generator=torch.Generator().manual_seed(1)))
-
-
-class Listed(Noise):
-    """Gives normals in the order of a list."""
-
-    def __init__(self, z: Sequence[Tensor]) -> None:
-        self.z = list(z)
-
-    def initial(self, shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:
-        return self.z.pop(0).to(dtype)
-
-    def normal(self, x: Tensor) -> Tensor:
-        return self.z.pop(0).to(x.dtype)
 
 
 class Inner(nn.Module):
@@ -81,40 +67,6 @@ class Precond(nn.Module):
         return skip * x + out * answer.to(self.wide)
 
 
-def edm_steps(n: int, low: float = 0.002, high: float = 80.0) -> Tensor:
-    """Eq. 5, and t_N = 0."""
-    i = torch.arange(n, dtype=F64) / (n - 1)
-    t = (high ** (1 / 7) + i * (low ** (1 / 7) - high ** (1 / 7))) ** 7
-    return torch.cat([t, torch.zeros(1, dtype=F64)])
-
-
-def heun_of_the_paper(
-    D: Callable[[Tensor, Tensor], Tensor],
-    x: Tensor,
-    times: Tensor,
-    draws: Listed,
-    churn: float = 0.0,
-    low: float = 0.0,
-    high: float = math.inf,
-    scale: float = 1.0,
-) -> Tensor:
-    """Algorithm 2 of Karras et al. 2022; without churn Algorithm 1."""
-    n = len(times) - 1
-    for i in range(n):
-        t, following = times[i], times[i + 1]
-        gamma = min(churn / n, math.sqrt(2) - 1) if low <= t <= high else 0.0
-        up = t + gamma * t
-        if gamma > 0:
-            x = x + (up**2 - t**2).sqrt() * scale * draws.normal(x)
-        slope = (x - D(x, up)) / up
-        after = x + (following - up) * slope
-        if following > 0:
-            slope = 0.5 * slope + 0.5 * (after - D(after, following)) / following
-            after = x + (following - up) * slope
-        x = after
-    return x
-
-
 @pytest.mark.parametrize(
     "churn",
     [{}, {"churn": 3.0}, {"churn": 1e3, "churn_noise": 1.007}, {"churn": 3.0, "churn_min": 0.05, "churn_max": 30.0}],
@@ -122,12 +74,12 @@ def heun_of_the_paper(
 )
 def test_heun_is_edms_sampler(churn: dict[str, float]) -> None:
     D, z = Precond(label_dim=3, wide=F64).double(), normals(9)
-    one_hot, times = torch.eye(3, dtype=F64)[[0, 2, 1]], edm_steps(8)
+    one_hot, times = torch.eye(3, dtype=F64)[[0, 2, 1]], edm_times(8)
     with torch.no_grad():
-        expected = heun_of_the_paper(
+        expected = edm_sampler(
             lambda x, sigma: D(x, sigma.expand(3), class_labels=one_hot),
-            80 * z[0],
             times,
+            80 * z[0],
             Listed(z[1:]),
             *(churn.get(key, default) for key, default in _OPTIONS.items()),
         )
@@ -143,9 +95,9 @@ _OPTIONS = {"churn": 0.0, "churn_min": 0.0, "churn_max": math.inf, "churn_noise"
 
 def test_a_module_that_computes_in_float32_gives_edms_samples_to_its_rounding() -> None:
     """With the states in float64 on both sides, as in EDM's code."""
-    D, z, times = Precond(), normals(1), edm_steps(18)
+    D, z, times = Precond(), normals(1), edm_times(18)
     with torch.no_grad():
-        expected = heun_of_the_paper(lambda x, s: D(x, s.expand(3)).double(), 80 * z[0], times, Listed([]))
+        expected = edm_sampler(lambda x, s: D(x, s.expand(3)).double(), times, 80 * z[0], Listed([]))
     got = sample(from_denoiser(D), SHAPE, solver=Heun(), grid=times, noise=Listed(z), dtype=F64, denoise=False)
     # eps of float32, 1.2e-7, of a few evaluations near σ_min
     torch.testing.assert_close(got.x, expected, rtol=2e-6, atol=2e-6)

@@ -9,29 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from published import Listed
 from torch import Tensor, nn
 
 from scoresde import DDIM, VP, ChainSDE, ScoreModel, classifier_free, sample
 from scoresde.interop import from_noise
-from scoresde.noise import Noise
 from scoresde.solvers import Ancestral
 
 F64 = torch.float64
 SHAPE = (3, 2, 4)
 BETAS = torch.linspace(1e-4, 0.02, 1000, dtype=F64)
-
-
-class Listed(Noise):
-    """Gives normals in the order of a list."""
-
-    def __init__(self, z: Sequence[Tensor]) -> None:
-        self.z = list(z)
-
-    def initial(self, shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:
-        return self.z.pop(0).to(dtype)
-
-    def normal(self, x: Tensor) -> Tensor:
-        return self.z.pop(0).to(x.dtype)
 
 
 def normals(n: int) -> list[Tensor]:

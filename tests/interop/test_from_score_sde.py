@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+from published import Listed
 from torch import Tensor, nn
 
 from scoresde import VE, VP, ChainSDE, Cosine, ScoreModel, SubVP, sample
 from scoresde.interop import from_score_sde
-from scoresde.noise import Noise
 from scoresde.solvers import Ancestral
 
 F64 = torch.float64
@@ -120,17 +120,6 @@ def test_discrete_vp_between_its_levels() -> None:
     assert net.told[-2].dtype == torch.int64
     single = -net(x, level[2].expand(4)) / sigma[level[2]]
     torch.testing.assert_close(rounded(x, t[2]), single, rtol=1e-10, atol=1e-10)
-
-
-class Listed(Noise):
-    def __init__(self, z: list[Tensor]) -> None:
-        self.z = list(z)
-
-    def initial(self, shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device) -> Tensor:
-        return self.z.pop(0).to(dtype)
-
-    def normal(self, x: Tensor) -> Tensor:
-        return self.z.pop(0).to(x.dtype)
 
 
 def test_ancestral_sampling_of_a_discrete_vp_network_is_theirs() -> None:
