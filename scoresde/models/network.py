@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +74,17 @@ class NoiseLevelNetwork(Pretrained):
         learned = dict(_learned(sde)) if not isinstance(sde, nn.Module) else {}
         if learned:
             self.learned = _Held(learned)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """As torch's, but a learned schedule stays in float32 at least: in half precision it would be another one."""
+        held = self.sde if isinstance(self.sde, nn.Module) else getattr(self, "learned", None)
+        before = {} if held is None else {name: value.detach() for name, value in held.named_parameters()}
+        super()._apply(fn, recurse)
+        if held is not None:
+            for name, value in held.named_parameters():
+                if value.is_floating_point() and value.dtype.itemsize < 4:
+                    value.data = before[name].to(value.device, torch.float32)
+        return self
 
     def levels(self, x: Tensor, t: Time) -> tuple[Tensor, Tensor]:
         """α(t) and σ(t), () or (B,) float64, after all checks of x and t; α is exactly 0 where it is to rounding.

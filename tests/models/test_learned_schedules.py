@@ -154,6 +154,16 @@ def test_a_module_says_where_its_time_ends(bases: tuple[type, ...]) -> None:
         VP().T = 2.0  # type: ignore[misc]
 
 
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_for_the_network_alone(way: str, dtype: torch.dtype) -> None:
+    one = model(way)
+    before = one.sde.alpha(0.5).item()
+    nn.Sequential(one).to(dtype)  # type: ignore[arg-type]
+    assert one.dtype == dtype and {value.dtype for value in learned(one).values()} == {torch.float32}
+    assert one.sde.alpha(0.5).item() == pytest.approx(before, rel=1e-6)  # one rounding to float32
+
+
 def test_two_modules_are_two_schedules() -> None:
     one, other = Learned(), Learned()
     assert one == one and one != other and len({one, other}) == 2
