@@ -41,7 +41,7 @@ def unit_magnitude(x: Tensor, *dims: int) -> Tensor:
     1e-4 is added to the divisor, so that zeros stay zeros.
     """
     exact = torch.promote_types(x.dtype, torch.float32)
-    count = math.prod(x.shape[dim] for dim in dims)
+    count = math.prod([x.shape[dim] for dim in dims])  # a list: torch.compile takes no generator here
     norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=exact)
     return x / (_SMALL + norm / math.sqrt(count)).to(x.dtype)
 
