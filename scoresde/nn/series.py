@@ -83,7 +83,6 @@ class SeriesEncoder(nn.Module):
         hidden, layers = checks.count(hidden, name="hidden"), checks.count(layers, name="layers")
         self.linear = nn.Linear(size + 1, hidden)
         self.blocks = nn.ModuleList(SeriesBlock(hidden) for _ in range(layers))
-        self.norm = nn.LayerNorm(hidden)
         self.head = PooledHead(hidden, width)
 
     @property
@@ -103,4 +102,4 @@ class SeriesEncoder(nn.Module):
         there = within[..., None].to(dtype)
         for block in self.blocks if h.shape[1] else ():
             h, there = block(h, there)
-        return self.head(self.norm(h), there[..., 0] > 0)
+        return self.head(h, there[..., 0] > 0)

@@ -82,7 +82,8 @@ class SetEncoder(nn.Module):
 
     Deep sets (Zaheer et al. 2017, arXiv:1703.06114, theorem 2) with members that see the mean of all in each
     `SetBlock`. n, the number of members, is told apart: n copies of one observation say more than one of them. A
-    member of NaN is padding: it changes nothing. A set without members is a learned vector, "not given".
+    member of NaN is padding: it changes nothing. A set without members is a learned vector, "not given". Members are
+    pooled without a norm before, so that means of the observations themselves are among the features.
 
     Args:
         size: numbers in a member.
@@ -97,7 +98,6 @@ class SetEncoder(nn.Module):
         hidden, layers = checks.count(hidden, name="hidden"), checks.count(layers, name="layers")
         self.linear = nn.Linear(size, hidden)
         self.blocks = nn.ModuleList(SetBlock(hidden) for _ in range(layers))
-        self.norm = nn.LayerNorm(hidden)
         self.head = PooledHead(hidden, width)
 
     @property
@@ -111,7 +111,7 @@ class SetEncoder(nn.Module):
         h = self.linear(known.to(self.linear.weight.dtype))
         for block in self.blocks:
             h = block(h, ~absent)
-        return self.head(self.norm(h), ~absent)
+        return self.head(h, ~absent)
 
 
 class PooledHead(nn.Module):
