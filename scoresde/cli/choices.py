@@ -24,7 +24,7 @@ import scoresde as ss
 from scoresde import grids, losses, sde, times
 from scoresde.extras import needs
 from scoresde.models import PREDICTIONS
-from scoresde.nn import UNet, presets
+from scoresde.nn import DiT, MagnitudeUNet, UNet, presets
 from scoresde.solvers import catalogue
 
 with needs("cli"):
@@ -76,7 +76,9 @@ GRIDS: Mapping[str, Callable[..., Tensor]] = _functions(grids, "sde", "steps")
 TIMES: Mapping[str, type[times.TimeDensity]] = _classes(
     times, lambda cls: hasattr(cls, "sample") and cls is not times.Stratified
 )
-PRESETS: Mapping[str, Callable[..., UNet]] = _functions(presets, "channels", "num_classes")
+# For events on a grid of any size and number of axes.
+NETWORKS: Mapping[str, type[UNet | MagnitudeUNet | DiT]] = {"unet": UNet, "magnitude-unet": MagnitudeUNet, "dit": DiT}
+PRESETS: Mapping[str, Callable[..., UNet | MagnitudeUNet | DiT]] = _functions(presets, "channels", "num_classes")
 WEIGHTINGS: Mapping[str, losses.Weighting] = {spelled(name): value for name, value in losses.WEIGHTINGS.items()}
 
 # For the command line each is a Literal of the names found; for type checkers, who cannot look, a str.
@@ -91,7 +93,7 @@ if TYPE_CHECKING:
 else:
     _literal = tyro.extras.literal_type_from_choices
     SDEName, SolverName, GridName, TimesName = map(_literal, (SDES, SOLVERS, GRIDS, TIMES))
-    WeightingName, PredictionName, NetworkName = map(_literal, (WEIGHTINGS, PREDICTIONS, ["auto", *PRESETS]))
+    WeightingName, PredictionName, NetworkName = map(_literal, (WEIGHTINGS, PREDICTIONS, ["auto", *NETWORKS, *PRESETS]))
 
 
 def build(table: Mapping[str, type[Any]], name: str, options: Sequence[str] = ()) -> Any:

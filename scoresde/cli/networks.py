@@ -1,4 +1,4 @@
-"""The network for data of a shape: a preset, or a residual MLP for vectors and a U-Net for all else, as the flags say.
+"""The network for data of a shape: a preset, or a residual MLP for vectors and a U-Net or a kin of it for all else.
 
     net = network(flags, dataset.event_shape, dataset.num_classes)      # flags: NetworkFlags
 
@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from scoresde.cli.choices import PRESETS, NetworkName
+from scoresde.cli.choices import NETWORKS, PRESETS, NetworkName
 from scoresde.cli.flags import as_flag
 from scoresde.nn import MLP, UNet
 
@@ -24,9 +24,10 @@ class NetworkFlags:
     """What learns: beside ``network``, each flag is an option of a network, and changes it where given."""
 
     network: NetworkName = "auto"
-    """A preset U-Net for images, or auto: an MLP for vectors, a U-Net for all else; the flags below change it."""
+    """A preset for images; unet, magnitude-unet (EDM2) or dit (a transformer) for signals, images and volumes of any
+    size; or auto: an MLP for vectors, a U-Net for all else. The flags below change it."""
     width: int | None = None
-    """Width of the network: channels at the finest level."""
+    """Width of the network: channels at the finest level, or of all tokens."""
     multipliers: tuple[int, ...] | None = None
     """U-Net: channels of each level, finest first, in units of width; each level halves the sizes."""
     blocks: int | None = None
@@ -36,7 +37,9 @@ class NetworkFlags:
     conditioning: Literal["adaptive", "add"] | None = None
     """U-Net: how time and class come in, by a scale and shift or by addition."""
     depth: int | None = None
-    """MLP: number of residual blocks."""
+    """MLP and transformer: number of residual blocks."""
+    patch: int | None = None
+    """Transformer: size of a patch along each axis."""
     time_features: Literal["sinusoidal", "fourier"] | None = None
     """How the noise level is shown to the network."""
     dropout: float | None = None
@@ -61,7 +64,7 @@ def network(
     changes = {name: value for name in options if (value := getattr(flags, name)) is not None}
     kind: type[torch.nn.Module]
     base: dict[str, Any]
-    if flags.network != "auto":
+    if flags.network in PRESETS:
         if len(event) != 3:
             raise ValueError(
                 f"the preset {flags.network} is for images (C, H, W), and samples here are {event}; "
@@ -70,10 +73,13 @@ def network(
         with torch.device("meta"):  # only its arguments are wanted, no memory for its weights
             preset = PRESETS[flags.network](event[0], classes)
         kind, base = type(preset), preset.config
+    elif len(event) == 1 and flags.network != "auto":
+        raise ValueError(f"--network {flags.network} is for signals, images and volumes; samples are {event}: auto.")
     elif len(event) == 1:
         kind, base = MLP, {"dim": event[0], "num_classes": classes}
     elif len(event) <= 4:
-        kind, base = UNet, {"channels": event[0], "event_dims": len(event) - 1, "num_classes": classes}
+        kind = NETWORKS.get(flags.network, UNet)
+        base = {"channels": event[0], "event_dims": len(event) - 1, "num_classes": classes}
     else:
         raise ValueError(
             f"samples of shape {event} have {len(event)} axes; expected vectors (d,), signals (C, L), images (C, H, W) "

@@ -3,6 +3,8 @@
 - :class:`UNet` for signals, images and volumes, :class:`MLP` for vectors, :class:`NoiseClassifier` for guidance; sizes
   that suit common data sets are in :mod:`~scoresde.nn.presets`. A network of your own may derive from
   :class:`ConditionalNetwork`, and need not.
+- In the place of the U-Net: :class:`MagnitudeUNet` (EDM2), which preserves magnitudes, and :class:`DiT`, a transformer.
+- :class:`SetEncoder` and :class:`SeriesEncoder` make vectors of several observations and of time series.
 - Each has ``config``, from which its constructor rebuilds it, and ``null_conditions``; the kinds of conditions are in
   :mod:`scoresde.models.conditions`.
 - :class:`Vocabulary` makes tokens of captions; :class:`AttentionMaps` records and replaces what they are used for.
@@ -20,10 +22,14 @@ from scoresde.nn.attention_maps import AttentionMaps, map_tokens, reweight_token
 from scoresde.nn.captions import Vocabulary
 from scoresde.nn.classifier import NoiseClassifier
 from scoresde.nn.context import CaptionEncoder, ContextEncoder, EmbeddingEncoder
+from scoresde.nn.dit import DiT
 from scoresde.nn.embeddings import ConditionEmbedding, FourierFeatures, SinusoidalFeatures, VectorEmbedding
 from scoresde.nn.encoder import Architecture, Encoder, EncoderOptions
+from scoresde.nn.magnitude_unet import MagnitudeUNet
 from scoresde.nn.mlp import MLP
 from scoresde.nn.network import ConditionalNetwork
+from scoresde.nn.series import SeriesEncoder
+from scoresde.nn.sets import SetEncoder
 from scoresde.nn.unet import UNet
 
 __all__ = [
@@ -37,12 +43,16 @@ __all__ = [
     "Context",
     "ContextEncoder",
     "CrossAttention",
+    "DiT",
     "EmbeddingEncoder",
     "Encoder",
     "EncoderOptions",
     "FourierFeatures",
+    "MagnitudeUNet",
     "NoiseClassifier",
     "SelfAttention",
+    "SeriesEncoder",
+    "SetEncoder",
     "SinusoidalFeatures",
     "UNet",
     "VectorEmbedding",

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoresde import checks
-from scoresde.models.conditions import Conditions, Label, Vector, split_absent
+from scoresde.models.conditions import Conditions, Label, Series, Set, Vector, split_absent
+from scoresde.nn.series import SeriesEncoder
+from scoresde.nn.sets import SetEncoder
 
 TimeFeatures = Literal["sinusoidal", "fourier"]
 
@@ -143,15 +145,23 @@ class VectorEmbedding(nn.Module):
         return torch.where(absent[:, None], self.absent.to(h.dtype), h)
 
 
+def encoder_of(one: Set | Series, width: int) -> SetEncoder | SeriesEncoder:
+    """The encoder of a set or a series to a vector of this width."""
+    encoder = SetEncoder if type(one) is Set else SeriesEncoder
+    return encoder(one.size, width, hidden=one.width, layers=one.layers)
+
+
 class ConditionEmbedding(nn.Module):
-    """One vector per sample: silu(MLP(features(c)) + class_vector[label] + the sum of its embedded vectors).
+    """One vector per sample: silu(MLP(features(c)) + class_vector[label] + the sum of its embedded vectors, sets and
+    series).
 
     Args:
         features: number of time features.
         width: size of the vector.
         kind: "sinusoidal" or "fourier".
         conditions: those of the network. A label has one more vector, at index num_classes, for "no class"; each
-            vector has a `VectorEmbedding`; other kinds are left to the network.
+            vector has a `VectorEmbedding`, each set a `SetEncoder` and each series a `SeriesEncoder`; other kinds are
+            left to the network.
     """
 
     def __init__(self, features: int, width: int, kind: TimeFeatures, conditions: Conditions) -> None:
@@ -165,8 +175,11 @@ class ConditionEmbedding(nn.Module):
         self.linear1 = nn.Linear(features, width)
         self.linear2 = nn.Linear(width, width)
         self.classes = None if label is None else nn.Embedding(label.num_classes + 1, width)
-        self.names = list(vectors)
+        sets, series = conditions.of_kind(Set), conditions.of_kind(Series)
+        self.names = [*vectors, *sets, *series]
         self.vectors = nn.ModuleList(VectorEmbedding(vector.size, width) for vector in vectors.values())
+        self.sets = nn.ModuleList(encoder_of(one, width) for one in sets.values())
+        self.series = nn.ModuleList(encoder_of(one, width) for one in series.values())
 
     def forward(self, c: Tensor, given: Mapping[str, Tensor | None]) -> Tensor:
         """Map c (B,) and the checked conditions of a call, None where left out, to (B, width)."""
@@ -175,7 +188,7 @@ class ConditionEmbedding(nn.Module):
         h = self.linear2(F.silu(self.linear1(waves)))
         if self.classes is not None:
             h = h + self.classes(given["label"])
-        for embed, name in zip(self.vectors, self.names, strict=True):
+        for embed, name in zip([*self.vectors, *self.sets, *self.series], self.names, strict=True):
             value = given[name]
             h = h + (embed.absent if value is None else embed(value))
         return F.silu(h)

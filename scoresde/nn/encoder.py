@@ -24,6 +24,7 @@ from scoresde.nn.attention import Context
 from scoresde.nn.blocks import BlockStyle, Conditioning, ResidualStage
 from scoresde.nn.embeddings import ConditionEmbedding, TimeFeatures
 from scoresde.nn.network import check_dropout
+from scoresde.nn.shapes import check_event
 
 Init = TypeVar("Init", bound=Callable[..., None])
 
@@ -175,25 +176,7 @@ class Encoder(nn.Module):
 
     def check(self, x: Tensor) -> None:
         """Raise unless x is floating (B, channels, *spatial), large enough for every level to halve something."""
-        checks.state(x)
-        spatial = ["H", "H, W", "D, H, W"][self.event_dims - 1]
-        if x.ndim != self.event_dims + 2:
-            raise ValueError(
-                f"x has shape {tuple(x.shape)}; this network was built with event_dims={self.event_dims} and expects "
-                f"(B, {self.channels}, {spatial}). Add the missing batch or channel axis, or change event_dims."
-            )
-        if x.shape[1] != self.channels:
-            raise ValueError(
-                f"x has {x.shape[1]} channels (shape {tuple(x.shape)}), but this network was built with "
-                f"channels={self.channels}. Channels come second: expected (B, {self.channels}, {spatial})."
-            )
-        smallest = 2 ** (len(self.widths) - 2) + 1 if len(self.widths) > 1 else 1
-        if min(x.shape[2:]) < smallest:
-            raise ValueError(
-                f"x has spatial sizes {tuple(x.shape[2:])}, too small for {len(self.widths)} levels: each must "
-                f"be at least {smallest} to be halved {len(self.widths) - 1} times. Give fewer multipliers, or "
-                "pad x."
-            )
+        check_event(x, self.channels, self.event_dims, levels=len(self.widths))
 
     def forward(self, x: Tensor, embedding: Tensor, context: Context | None = None) -> tuple[Tensor, list[Tensor]]:
         """Return the coarsest features and the output of every block of every level, finest first."""

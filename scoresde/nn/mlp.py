@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoresde import checks
-from scoresde.models.conditions import Conditions, Label, Vector
+from scoresde.models.conditions import Conditions, Label, Series, Set, Vector
 from scoresde.nn.embeddings import ConditionEmbedding, TimeFeatures
 from scoresde.nn.network import ConditionalNetwork, check_dropout
 
@@ -65,6 +65,9 @@ class MLP(ConditionalNetwork):
         out_dim: size of the output; dim unless given.
         vectors: size d of each condition (B, d), by name; (B,) will do where d = 1. A row of NaN means "not given",
             see `VectorEmbedding`.
+        sets: size d of each condition (B, N, d) that is a set of any number of observations, by name; a member of NaN
+            is padding, see `SetEncoder`. {"size": d, "width": 64, "layers": 2} says how large its encoder is.
+        series: likewise of each condition (B, T, d) that is a time series of any length, see `SeriesEncoder`.
 
     Raises:
         TypeError, ValueError: an argument is not a whole number where it should be, or out of its range.
@@ -81,6 +84,8 @@ class MLP(ConditionalNetwork):
         dropout: float = 0.0,
         out_dim: int | None = None,
         vectors: Mapping[str, int] | None = None,
+        sets: Mapping[str, int | Mapping[str, int]] | None = None,
+        series: Mapping[str, int | Mapping[str, int]] | None = None,
     ) -> None:
         dim, width = checks.count(dim, name="dim"), checks.count(width, name="width")
         depth = checks.count(depth, name="depth")
@@ -97,7 +102,7 @@ class MLP(ConditionalNetwork):
                 "dropout": dropout,
                 "out_dim": out_dim,
             },
-            Conditions.joined(Label.named(num_classes), Vector.named(vectors)),
+            Conditions.joined(Label.named(num_classes), Vector.named(vectors), Set.named(sets), Series.named(series)),
         )
         self.dim = dim
         self.embedding = ConditionEmbedding(64, width, time_features, self.conditions)

@@ -1,7 +1,8 @@
-"""U-Nets of sizes that suit common data sets, with their numbers of parameters.
+"""Networks of sizes that suit common data sets, with their numbers of parameters.
 
-Each function returns a fresh `UNet`. A class-conditional one has 4 * width * (num_classes + 1) parameters more
-than documented. What a preset does not say is UNet's default. To change anything else, start from its `config`::
+Each function returns a fresh `UNet`, or the `MagnitudeUNet` or `DiT` that its name ends in. A class-conditional one has
+4 * width * (num_classes + 1) parameters more than documented; a transformer width * (num_classes + 1). What a preset
+does not say is the network's default. To change anything else, start from its `config`::
 
     net = presets.digits(num_classes=10)
     net = UNet(**{**presets.digits().config, "width": 48})
@@ -9,6 +10,8 @@ than documented. What a preset does not say is UNet's default. To change anythin
 
 from __future__ import annotations
 
+from scoresde.nn.dit import DiT
+from scoresde.nn.magnitude_unet import MagnitudeUNet
 from scoresde.nn.unet import UNet
 
 
@@ -19,6 +22,22 @@ def digits(channels: int = 1, num_classes: int | None = None, dropout: float = 0
     cores. The convolutions at 2x2 see the whole picture already, so that attention would only cost time.
     """
     return UNet(channels, width=32, attention_levels=(), num_classes=num_classes, dropout=dropout)
+
+
+def digits_edm2(channels: int = 1, num_classes: int | None = None, dropout: float = 0.0) -> MagnitudeUNet:
+    """Return a magnitude-preserving U-Net for 8x8 pictures: 8, 4, 2; no attention; width 32.
+
+    1 690 486 parameters for 1 channel.
+    """
+    return MagnitudeUNet(channels, width=32, attention_levels=(), num_classes=num_classes, dropout=dropout)
+
+
+def digits_dit(channels: int = 1, num_classes: int | None = None, dropout: float = 0.0) -> DiT:
+    """Return a transformer for 8x8 pictures: 16 patches of 2x2, width 128, 6 blocks.
+
+    1 864 580 parameters for 1 channel.
+    """
+    return DiT(channels, width=128, depth=6, head_width=32, num_classes=num_classes, dropout=dropout)
 
 
 def captioned(channels: int = 3, *, vocabulary: int, length: int, dropout: float = 0.0) -> UNet:
@@ -61,6 +80,22 @@ def cifar_base(channels: int = 3, num_classes: int | None = None, dropout: float
     43 660 163 parameters for 3 channels. Width and multipliers are those of Ho et al. 2020.
     """
     return _deep(channels, (1, 2, 2, 2), (1, 2), num_classes, dropout)
+
+
+def cifar_edm2(channels: int = 3, num_classes: int | None = None, dropout: float = 0.1) -> MagnitudeUNet:
+    """Return a magnitude-preserving U-Net for 32x32 pictures: 32, 16, 8; attention at 16x16 and 8x8; width 80.
+
+    11 998 662 parameters for 3 channels, about as many as `cifar_small`.
+    """
+    return MagnitudeUNet(channels, width=80, attention_levels=(1, 2), num_classes=num_classes, dropout=dropout)
+
+
+def cifar_dit(channels: int = 3, num_classes: int | None = None, dropout: float = 0.0) -> DiT:
+    """Return a transformer for 32x32 pictures: 256 patches of 2x2, width 256, 12 blocks.
+
+    14 471 436 parameters for 3 channels, about as many as `cifar_small`.
+    """
+    return DiT(channels, width=256, depth=12, num_classes=num_classes, dropout=dropout)
 
 
 def image64(channels: int = 3, num_classes: int | None = None, dropout: float = 0.1) -> UNet:

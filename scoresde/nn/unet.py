@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoresde import checks
-from scoresde.models.conditions import Caption, Conditions, Embedding, Image, Label, Vector, split_absent
+from scoresde.models.conditions import Caption, Conditions, Embedding, Image, Label, Series, Set, Vector, split_absent
 from scoresde.nn.attention import group_norm
 from scoresde.nn.blocks import ResidualStage, Upsample
 from scoresde.nn.context import ContextEncoder
@@ -45,6 +45,8 @@ class UNet(ConditionalNetwork):
       A row of NaN is not given: zeros in all these channels.
     * `captions`: tokens (B, L) int64 through a `CaptionEncoder`; 0 is padding.
     * `embeddings`: (B, L, E) of another model, through a linear map; a token of NaN is padding.
+    * `sets`, `series`: (B, N, d), a vector for each set of observations or time series, by a `SetEncoder` or
+      `SeriesEncoder`; a member or step of NaN is padding.
 
     Captions and embeddings are looked at by `CrossAttention` (Rombach et al. 2022, arXiv:2112.10752) after each
     self-attention, and in any case in the middle: there alone where attention_levels is empty. Their context is 4 *
@@ -61,6 +63,7 @@ class UNet(ConditionalNetwork):
         captions: each caption condition by name, as {"vocabulary": words, "length": most tokens, "width": 64,
             "layers": 2}; see `Caption`.
         embeddings: size E of each condition that is a sequence of embeddings, by name.
+        sets, series: size of each condition that is a set of observations or a time series, by name.
         encoder: multipliers, blocks, attention_levels, head_width, time_features, conditioning, dropout, see
             `EncoderOptions`.
 
@@ -82,6 +85,8 @@ class UNet(ConditionalNetwork):
         images: Mapping[str, int] | None = None,
         captions: Mapping[str, Mapping[str, int]] | None = None,
         embeddings: Mapping[str, int] | None = None,
+        sets: Mapping[str, int | Mapping[str, int]] | None = None,
+        series: Mapping[str, int | Mapping[str, int]] | None = None,
         **encoder: Unpack[EncoderOptions],
     ) -> None:
         shape = Architecture(channels, event_dims, width, **encoder)
@@ -93,6 +98,8 @@ class UNet(ConditionalNetwork):
             Image.named(images),
             Caption.named(captions),
             Embedding.named(embeddings),
+            Set.named(sets),
+            Series.named(series),
         )
         super().__init__({**shape.config, "num_classes": num_classes, "out_channels": out_channels}, conditions)
         self.images = {name: image.channels for name, image in conditions.of_kind(Image).items()}

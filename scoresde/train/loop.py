@@ -253,6 +253,8 @@ class Run(Iterator[StepRecord], Generic[Model]):
             if options.path is not None and self._processes.main:
                 self._log = Log(options.path / "log.jsonl", self.step)
         self._undo = Buffers(model)
+        steps = (getattr(module, "after_step", None) for module in model.modules())
+        self._after_step = [step for step in steps if callable(step)]  # what a layer asks for, see nn.magnitude
         self._task.mark(self._dataset)
 
     def _made_optimizer(self) -> Optimizer:
@@ -325,6 +327,8 @@ class Run(Iterator[StepRecord], Generic[Model]):
         with uninterrupted():
             self._applying = True
             self._optimizer.step(rates, norm, options.clip)
+            for restore in self._after_step:
+                restore()
             self.ema.update()
             self.step += 1
             self._seconds = time.perf_counter() - session.start

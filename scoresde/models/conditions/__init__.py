@@ -18,7 +18,17 @@ from scoresde.models.conditions.batch import as_conditions, check_bound, complet
 from scoresde.models.conditions.described import Conditions, check_values, kinds_of, names_of, nulls_of
 from scoresde.models.conditions.dropping import Dropout, check_droppable, drop_conditions, dropped_rows
 from scoresde.models.conditions.history import TrainedWith
-from scoresde.models.conditions.kinds import Caption, Condition, Embedding, Image, Label, Vector, check_classes
+from scoresde.models.conditions.kinds import (
+    Caption,
+    Condition,
+    Embedding,
+    Image,
+    Label,
+    Series,
+    Set,
+    Vector,
+    check_classes,
+)
 from scoresde.models.conditions.rows import as_given, check_name, split_absent, stored_conditions
 
 __all__ = [
@@ -29,6 +39,8 @@ __all__ = [
     "Embedding",
     "Image",
     "Label",
+    "Series",
+    "Set",
     "TrainedWith",
     "Vector",
     "as_conditions",

@@ -5,6 +5,8 @@
     Image(3)                 # (B, 3, *spatial), sizes that divide those of x; a row of NaN is not given
     Caption(24, length=6)    # (B, L) int64, L <= 6: words 1 ... 24, and 0 for padding
     Embedding(512)           # (B, L, 512), any L; a token of NaN is padding
+    Set(3)                   # (B, N, 3), any N: observations without an order; a member of NaN is padding
+    Series(3)                # (B, T, 3), any T: steps in time; a step of NaN is missing, at the end padding
 
 Another kind is a frozen dataclass that derives from :class:`Condition`, says its ``argument`` and checks a value. The
 network that uses it puts it among its :class:`~scoresde.models.conditions.Conditions`; nothing else has to know of it.
@@ -303,3 +305,51 @@ class Caption(Condition):
                 f"{self.vocabulary}. Encode with the Vocabulary that it was built for, or build it for this one: "
                 f"captions={{{name!r}: {{'vocabulary': {max(found[1], 1)}, ...}}}}."
             )
+
+
+@dataclass(frozen=True)
+class _Members(Condition):
+    """Rows (B, N, size) of any number N; a row of NaN is none, and a sample without any is one that is not given.
+
+    Attributes:
+        size: numbers in a row.
+        width: channels of the encoder.
+        layers: its blocks.
+    """
+
+    size: int
+    width: int = 64
+    layers: int = 2
+
+    example: ClassVar[Any] = 3
+    one: ClassVar[str]
+
+    def check(self, name: str, value: Tensor, x: Tensor) -> Tensor:
+        if value.ndim != 3 or len(value) != len(x) or value.shape[2] != self.size:
+            each = f"for each sample any number of {self.one}s, each of {self.size}"
+            single = (
+                f"numbers (B, N) are {name}[..., None], and a single {self.one} (B, {self.size}) is {name}[:, None]"
+            )
+            raise misfit(name, value, f"({len(x)}, N, {self.size}): {each}; {single}")
+        return floating(name, value, tokens=True)
+
+
+@dataclass(frozen=True)
+class Set(_Members):
+    """Observations (B, N, size) whose order means nothing, any N; a member of NaN is padding. See `nn.SetEncoder`.
+
+    A set without members is a condition that is not given: no observations tell nothing.
+    """
+
+    argument: ClassVar[str] = "sets"
+    one: ClassVar[str] = "member"
+
+
+@dataclass(frozen=True)
+class Series(_Members):
+    """Steps (B, T, size) in their order, any T; a step of NaN is missing, or padding at the end. See
+    `nn.SeriesEncoder`.
+    """
+
+    argument: ClassVar[str] = "series"
+    one: ClassVar[str] = "step"
