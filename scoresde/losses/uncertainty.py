@@ -1,7 +1,7 @@
 r"""A weighting that is learned along: each noise level's loss divided by what it is expected to be::
 
     weighting = Uncertainty("edm")                          # an option of scoresde.train.train
-    u = weighting.network(seed=0)                           # in a loop of your own: trained with the model, then dropped
+    u = weighting.network(seed=0)                           # in a loop of your own: trained along, then dropped
     loss = dsm_loss(model, x0, t, eps, weighting.base) / x0[0].numel()
     u.weigh(loss, model.sde, t).mean().backward()           # mean of loss / exp(u(c)) + u(c), c = log(σ/α)
 

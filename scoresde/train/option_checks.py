@@ -18,6 +18,7 @@ from scoresde import checks, losses
 from scoresde.data import Scaling
 from scoresde.data.columns import check_columns
 from scoresde.losses import WEIGHTINGS
+from scoresde.train.posthoc import Snapshots
 
 Precision = Literal["no", "bf16"]
 Check = Callable[[str, Any], None]
@@ -52,6 +53,26 @@ def are_betas(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be two numbers in [0, 1), got {checks.got(value)}.")
     if not all(0 <= checks.number(beta, name=f"each of {name}") < 1 for beta in value):
         raise ValueError(f"{name} must be two numbers in [0, 1), got {value}.")
+
+
+def are_decays(name: str, value: Any) -> None:
+    """A number in [0, 1), or a few different ones."""
+    if isinstance(value, (tuple, list)):
+        if not 1 <= len(value) <= MOST_DECAYS:
+            raise ValueError(f"{name} must be 1 to {MOST_DECAYS} decays, got {len(value)}.")
+        if len({checks.number(one, name=f"each of {name}") for one in value}) < len(value):
+            raise ValueError(f"{name} must be different decays, got {value}.")
+    for one in value if isinstance(value, (tuple, list)) else [value]:
+        is_number(least=0, below=1)(name, one)
+
+
+MOST_DECAYS = 8
+"""Averages of the weights that one run follows."""
+
+
+def is_snapshots(name: str, value: Any) -> None:
+    """When averages are kept for later."""
+    checks.instance(value, Snapshots, name=name, hint="Snapshots(every=1000).")
 
 
 def is_precision(name: str, value: Any) -> None:

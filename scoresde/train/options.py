@@ -42,6 +42,7 @@ from scoresde.train.option_checks import (
     Precision,
     are_betas,
     are_columns,
+    are_decays,
     are_names,
     is_density,
     is_dropout,
@@ -50,11 +51,13 @@ from scoresde.train.option_checks import (
     is_path,
     is_precision,
     is_scaling,
+    is_snapshots,
     is_weighting,
     is_whole,
     words,
 )
 from scoresde.train.own_optimizer import OwnRule
+from scoresde.train.posthoc import Snapshots
 
 RENAMED: Mapping[str, str] = {"label_dropout": "condition_dropout"}
 """Today's names of options by those they had; checkpoints still say the old ones."""
@@ -94,10 +97,14 @@ class TrainOptions:
     """What the learning rate does after the warm-up, "constant" or "cosine": see ``learning_rate``."""
     clip: Annotated[float | None, is_number(above=0)] = 1.0
     """Largest norm of the gradient; None leaves it as it is."""
-    ema: Annotated[float, is_number(least=0, below=1)] = 0.9999
-    """Decay of the average of the weights; 0 for none."""
+    ema: Annotated[float | Sequence[float], are_decays] = 0.9999
+    """Decay of the average of the weights; 0 for none. A list, such as (0.999, 0.9999), for several averages: the first
+    is used unless another is asked for, as by ``load_model(folder, ema=0.9999)``."""
     ema_warmup: bool = True
     """Forget faster at first, see ``average_decay``."""
+    snapshots: Annotated[Snapshots | None, is_snapshots, OnlyFor(SCORE), UNRECORDED] = None
+    """Follow averages with power profiles, too, and keep them in ``folder`` every so many steps, so that
+    ``reconstruct_ema`` can put together one of any width afterwards: ``Snapshots(every=1000)``."""
 
     optimizer: Annotated[OwnRule | None, is_optimizer, UNRECORDED] = None
     """In place of AdamW: a ``torch.optim.Optimizer`` over the parameters of the model, or a function of them that makes
@@ -184,7 +191,7 @@ class TrainOptions:
                         f"leave {name} out."
                     )
         if self.folder is None:
-            for name in ("save_every", "resume"):
+            for name in ("save_every", "resume", "snapshots"):
                 if getattr(self, name):
                     raise ValueError(f"{name} needs a folder; give folder=... or leave {name} out.")
 
@@ -355,6 +362,9 @@ def _plain_values(options: TrainOptions) -> dict[str, Any]:
         for option in option_fields().values()
         if option.type in (float, float | None) and (value := getattr(options, option.name)) is not None
     }
+    decays = options.ema
+    several = [checks.number(one) for one in decays] if isinstance(decays, Sequence) else [checks.number(decays)]
+    found["ema"] = several[0] if len(several) == 1 else tuple(several)
     found["betas"] = tuple(checks.number(beta, name="each of betas") for beta in options.betas)
     dropout, names = options.condition_dropout, options.conditions
     if isinstance(dropout, Mapping):
