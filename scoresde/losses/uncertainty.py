@@ -52,6 +52,10 @@ class Uncertainty:
             checks.function(self.base, name="base", what=f"(sde, t) -> w(t), or one of {', '.join(WEIGHTINGS)}")
         object.__setattr__(self, "channels", checks.count(self.channels, name="channels"))
 
+    def __repr__(self) -> str:
+        base = self.base if isinstance(self.base, str) else getattr(self.base, "__qualname__", repr(self.base))
+        return f"Uncertainty(base={base}, channels={self.channels})"
+
     def network(self, *, seed: int = 0) -> UncertaintyNetwork:
         """u, which is 0 everywhere at first; on the CPU."""
         return UncertaintyNetwork(self.channels, seed=seed)
@@ -108,5 +112,9 @@ class UncertaintyNetwork(nn.Module):
             raise ValueError(f"loss must be that of each sample, (B,), got shape {tuple(loss.shape)}.")
         time = checks.time(t, checks.instance(sde, SDE, name="sde").t_max, what=type(sde).__name__)
         checks.same_batch(time, loss)
-        u = self((-0.5 * sde.log_snr(time)).to(loss.device))
+        u = self.at(sde, time)
         return loss * (-u).exp() + u
+
+    def at(self, sde: SDE, t: Tensor) -> Tensor:
+        """u at times of an SDE, shaped like t, beside the weights."""
+        return self(-0.5 * sde.log_snr(t))

@@ -65,7 +65,7 @@ from scoresde.train.describe import (
 )
 from scoresde.train.ema import EMA, PowerEMA
 from scoresde.train.folder import CheckpointError
-from scoresde.train.optimizer import Optimizer
+from scoresde.train.optimizer import Optimizer, trained_parameters
 from scoresde.train.owner import claimed
 from scoresde.train.tensors import all_finite, check_equal, check_finite, writer
 
@@ -423,9 +423,11 @@ def check_fit(model: nn.Module, state: Mapping[str, Tensor], description: Descri
     check_equal(state, model.state_dict(), ill_fitting(description, MODEL), dtypes=False)
 
 
-def check_resumable(description: Description, model: nn.Module, optimizer: Optimizer) -> None:
-    """Raise unless all that training goes on with is there, and is of ``model`` and ``optimizer``; the values are not
-    read yet.
+def check_resumable(
+    description: Description, model: nn.Module, optimizer: Optimizer, companion: nn.Module | None = None
+) -> None:
+    """Raise unless all that training goes on with is there, and is of ``model``, what is trained along with it, and
+    ``optimizer``; the values are not read yet.
 
     Raises:
         CheckpointError: a file is missing or damaged, or names, shapes or dtypes differ.
@@ -433,7 +435,10 @@ def check_resumable(description: Description, model: nn.Module, optimizer: Optim
     options = read_training(description)["options"]
     layout = read_layout_of(description, MODEL)
     check_fit(model, layout, description)
-    trained = {name: layout.get(name, p) for name, p in model.named_parameters() if p.requires_grad}
+    trained = {name: layout.get(name, p) for name, p in trained_parameters(model, companion).items()}
+    if companion is not None and WEIGHTING in description.files:
+        along = read_layout_of(description, WEIGHTING)
+        check_equal(along, companion.state_dict(), misplaced(description, WEIGHTING), dtypes=True)
     for name, value in trained.items():
         if value.dtype not in (torch.float32, torch.float64):
             raise misplaced(description, MODEL)(f"{name} is {value.dtype}; only float32 and float64 are trained.")

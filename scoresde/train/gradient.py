@@ -51,7 +51,7 @@ class GlobalGradient(Generic[Model]):
         self._dataset, self._options, self._processes = dataset, options, processes
         self._parameters, self._device = parameters, processes.device
         self.rows = processes.rows(options.batch_size)
-        self._modules, self._every = list(task.model.modules()), list(task.model.parameters())
+        self._modules, self._every = list(task.model.modules()), list(task.parameters())
 
     def compute(self, step: int, fetched: Fetched | None, *, draws: bool) -> Tensor:
         """Put the gradient into ``.grad`` of the parameters; return the loss, ().

@@ -234,6 +234,7 @@ class Run(Iterator[StepRecord], Generic[Model]):
                 **self._window.state(),
                 "options": self._recorded(),
             },
+            weighting=self._task.companion,
             keep=self._options.keep,
         )
 
@@ -278,7 +279,8 @@ class Run(Iterator[StepRecord], Generic[Model]):
     def _fits(self, path: Path) -> Description:
         """The checkpoint at ``path``, if this run goes on from it."""
         options = self._options
-        description = continued(path, self.model, self._dataset, options.steps, self._optimizer)
+        companion = self._task.companion
+        description = continued(path, self.model, self._dataset, options.steps, self._optimizer, companion)
         check_power_averages(description, options.snapshots)
         return description
 
@@ -294,8 +296,8 @@ class Run(Iterator[StepRecord], Generic[Model]):
     def _made_optimizer(self) -> Optimizer:
         options = self._options
         if options.optimizer is None:
-            return Optimizer(self.model, options.betas, options.weight_decay)
-        return OwnOptimizer(self.model, options.optimizer)
+            return Optimizer(self.model, options.betas, options.weight_decay, self._task.companion)
+        return OwnOptimizer(self.model, options.optimizer, self._task.companion)
 
     def _check(self) -> None:
         """Whether all fits together, and what the run will need at its end; the folder is not touched."""
@@ -313,7 +315,7 @@ class Run(Iterator[StepRecord], Generic[Model]):
             check_mirrored(objective, dataset)
         objective.autocast = self._processes.bfloat16(options.mixed_precision)
         objective.told(dataset)
-        model.to(self._device)
+        objective.to(self._device)
         check_weights(objective, options.times)
         check_step(objective, dataset, options.times)
         check_average(objective, dataset, options.times)
@@ -484,6 +486,8 @@ class Run(Iterator[StepRecord], Generic[Model]):
         for average, file in self._saved_averages(resumed):
             average.load_state(contents.read_tensors(resumed, file), training["ema_updates"])
         checkpoint.load_optimizer(self._optimizer, resumed)
+        if self._task.companion is not None and contents.WEIGHTING in resumed.files:
+            self._task.companion.load_state_dict(contents.read_tensors(resumed, contents.WEIGHTING))
         self._seconds = training["seconds"]
         self._window.load_state(training)
 

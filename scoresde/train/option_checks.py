@@ -17,7 +17,7 @@ from torch import optim
 from scoresde import checks, losses
 from scoresde.data import Scaling
 from scoresde.data.columns import check_columns
-from scoresde.losses import WEIGHTINGS
+from scoresde.losses import WEIGHTINGS, Uncertainty
 from scoresde.train.posthoc import Snapshots
 
 Precision = Literal["no", "bf16"]
@@ -105,8 +105,8 @@ def is_weighting(name: str, value: Any) -> None:
     elif value is losses.edm or value is losses.min_snr:
         maker = words(value)
         raise TypeError(f"losses.{maker} makes a weighting: call it, {name}=losses.{maker}(...).")
-    elif not callable(value) or isinstance(value, type):
-        raise TypeError(f"{name} must be a name or a function (sde, t) -> (B,), got {value!r}.")
+    elif not (callable(value) or isinstance(value, Uncertainty)) or isinstance(value, type):
+        raise TypeError(f"{name} must be a name, a function (sde, t) -> (B,) or Uncertainty(), got {value!r}.")
 
 
 def is_dropout(name: str, value: Any) -> None:

@@ -31,7 +31,7 @@ from typing import Annotated, Any, NamedTuple, get_args
 from scoresde import checks, losses
 from scoresde.data import Scaling
 from scoresde.data.columns import Names
-from scoresde.losses import Weighting
+from scoresde.losses import Uncertainty, Weighting
 from scoresde.models.conditions import Dropout
 from scoresde.times import TimeDensity, UniformTime
 from scoresde.train.callbacks import Callback, are_callbacks
@@ -112,8 +112,9 @@ class TrainOptions:
     they are left alone, and may be set by a callback. Its state is in checkpoints. lr, betas and weight_decay are
     AdamW's, and refused beside it."""
 
-    weighting: Annotated[Weighting | str, is_weighting, OnlyFor(SCORE)] = losses.simple
-    """Of the loss over time, see ``scoresde.losses``."""
+    weighting: Annotated[Weighting | str | Uncertainty, is_weighting, OnlyFor(SCORE)] = losses.simple
+    """Of the loss over time, see ``scoresde.losses``; ``losses.Uncertainty()`` is learned along, and steps then report
+    what is minimised with it, L e^{-u} + u, which may be negative."""
     times: Annotated[TimeDensity, is_density] = UniformTime()  # noqa: RUF009 - frozen
     """Density of training times, see ``scoresde.times``; its weights multiply the loss."""
     condition_dropout: Annotated[Dropout | None, is_dropout, OnlyFor(SCORE)] = None

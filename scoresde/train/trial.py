@@ -134,7 +134,7 @@ def check_step(objective: Objective[Any], dataset: MapDataset, times: TimeDensit
             "the loss does not depend on any weight that is trained: does the network compute under torch.no_grad(), "
             "detach its answer, or use none of its parameters that require a gradient?"
         )
-    foreign = _leaves(loss) - {id(parameter) for parameter in objective.model.parameters()}
+    foreign = _leaves(loss) - {id(parameter) for parameter in objective.parameters()}
     if foreign:
         warn_user(
             f"the loss depends on {len(foreign)} tensors that require a gradient and are not parameters of the model, "
@@ -155,7 +155,7 @@ def check_average(objective: Objective[Any], dataset: MapDataset, times: TimeDen
     model: nn.Module = objective.model
     averaged = ema_model(model, EMA(model))
     twin = copy.copy(objective)
-    twin._modules = {"model": averaged}
+    twin._modules = {**objective._modules, "model": averaged}
     trial = _batch(objective, dataset, times)
     with torch.no_grad(), plain(objective), seeded_where(objective.draws, trial[0].device, 0):
         before = _loss(twin, *trial)
