@@ -335,6 +335,7 @@ def read_training(description: Description) -> dict[str, Any]:
         "loss_sum": fields.number("loss_sum"),
         "loss_steps": fields.whole("loss_steps", most=step),
         "options": {name: options.value(name) for name in options.names()},
+        "times": None if fields.null("times") else {n: fields.object("times").value(n) for n in ("learned", "since")},
     }
 
 

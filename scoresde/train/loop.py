@@ -40,7 +40,7 @@ from scoresde.train.posthoc import check_power_averages, drop_snapshots, save_sn
 from scoresde.train.processes import Processes
 from scoresde.train.record import Log, LossWindow, StepRecord
 from scoresde.train.run_folder import RunFolder
-from scoresde.train.trial import check_average, check_kept, check_step, check_weights
+from scoresde.train.trial import check_average, check_coupling, check_kept, check_step, check_weights
 from scoresde.warning import warn_user
 
 
@@ -232,6 +232,7 @@ class Run(Iterator[StepRecord], Generic[Model]):
                 "ema_updates": self.ema.updates,
                 "seconds": self._seconds,
                 **self._window.state(),
+                **self._gradient.times.state(),
                 "options": self._recorded(),
             },
             weighting=self._task.companion,
@@ -319,6 +320,7 @@ class Run(Iterator[StepRecord], Generic[Model]):
         check_weights(objective, options.times)
         check_step(objective, dataset, options.times)
         check_average(objective, dataset, options.times)
+        check_coupling(objective, dataset, options.coupling)
         self._optimizer = self._made_optimizer()  # lazy parameters have their shapes now
         if options.path is not None:
             check_kept(model, dataset, self._recorded())
@@ -343,7 +345,7 @@ class Run(Iterator[StepRecord], Generic[Model]):
             progress=tqdm(total=options.steps, initial=self.step, disable=hidden, unit="step"),
             start=now - self._seconds,
             deadline=math.inf if options.max_seconds is None else now + options.max_seconds,
-            draws=not is_of_ours(options.times) or self._task.draws,
+            draws=not (is_of_ours(options.times) and is_of_ours(options.coupling)) or self._task.draws,
         )
 
     def _advance(self, session: _Session) -> None:
@@ -368,6 +370,7 @@ class Run(Iterator[StepRecord], Generic[Model]):
             self.step += 1
             self._seconds = time.perf_counter() - session.start
             self._window.add(loss)
+            self._gradient.note()
             self._undo.keep()
             record = StepRecord(self.step, self.step * options.batch_size, lr, self._seconds, loss, norm)
             self._done = _Done(record)
@@ -490,6 +493,10 @@ class Run(Iterator[StepRecord], Generic[Model]):
             self._task.companion.load_state_dict(contents.read_tensors(resumed, contents.WEIGHTING))
         self._seconds = training["seconds"]
         self._window.load_state(training)
+        try:
+            self._gradient.times.load_state(training)
+        except (TypeError, ValueError, KeyError) as error:
+            raise contents.misplaced(resumed, contents.TRAINING)(str(error)) from error
 
     def _saved_averages(self, resumed: Description) -> list[tuple[EMA, str]]:
         """Each average with the file that it goes on from; one of a new decay goes on from the first."""

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from scoresde import checks
 from scoresde.data import Dataset
-from scoresde.losses import WEIGHTINGS, Uncertainty, UncertaintyNetwork, Weighting, dsm_loss
+from scoresde.losses import WEIGHTINGS, Coupling, Uncertainty, UncertaintyNetwork, Weighting, dsm_loss
 from scoresde.models import ClassifierModel, ScoreModel
 from scoresde.models.conditions import Dropout, TrainedWith, check_values, dropped_rows, kinds_of, nulls_of
 from scoresde.train.batches import Batch, MapDataset
@@ -169,6 +169,7 @@ class Denoising(Objective[ScoreModel]):
         if isinstance(base, Uncertainty):
             self.companion = base.network(seed=derive(options.seed, "weighting"))
             base = base.base
+        self._coupling = None if options.coupling is None else told_coupling(options.coupling)
         self._weighting: Weighting | str = base
         self.weighting = WEIGHTINGS[base] if isinstance(base, str) else base
         self._kinds = {name: kind for name, kind in kinds_of(model.net).items() if name in names}
@@ -221,7 +222,7 @@ class Denoising(Objective[ScoreModel]):
         if held:  # the data themselves hold samples without it, each on its own
             either = {name: max(told.dropout.get(name, 0.0), held.get(name, 0.0)) for name in self.names}
             told = TrainedWith.of(self.names, either, self.droppable)
-        self.model.trained_with = replace(told, weighting=self._named)
+        self.model.trained_with = replace(told, weighting=self._named, coupling=self._coupling)
 
     def _absent(self, dataset: MapDataset, name: str) -> float:
         """The share of samples whose condition is null, of data in memory."""
@@ -233,6 +234,11 @@ class Denoising(Objective[ScoreModel]):
             return 0.0
         null_entries = values.isnan() if math.isnan(null) and values.is_floating_point() else values == null
         return null_entries.reshape(len(values), -1).all(1).double().mean().item()
+
+
+def told_coupling(coupling: Coupling) -> str:
+    """A coupling in words."""
+    return str(getattr(coupling, "name", None) or words(coupling))[:1000]
 
 
 def _is_nan(null: Any) -> bool:

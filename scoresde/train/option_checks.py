@@ -109,6 +109,15 @@ def is_weighting(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a name, a function (sde, t) -> (B,) or Uncertainty(), got {value!r}.")
 
 
+def is_coupling(name: str, value: Any) -> None:
+    """A coupling of data and noise."""
+    if isinstance(value, type) or not callable(value):
+        raise TypeError(
+            f"{name} must be a coupling of scoresde.losses, such as OptimalTransport(), or a function (x0, eps, "
+            f"conditions) -> eps, got {value!r}."
+        )
+
+
 def is_dropout(name: str, value: Any) -> None:
     """A probability, or probabilities by name."""
     for key, probability in (value if isinstance(value, Mapping) else {None: value}).items():

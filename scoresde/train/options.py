@@ -31,7 +31,7 @@ from typing import Annotated, Any, NamedTuple, get_args
 from scoresde import checks, losses
 from scoresde.data import Scaling
 from scoresde.data.columns import Names
-from scoresde.losses import Uncertainty, Weighting
+from scoresde.losses import Coupling, Uncertainty, Weighting
 from scoresde.models.conditions import Dropout
 from scoresde.times import TimeDensity, UniformTime
 from scoresde.train.callbacks import Callback, are_callbacks
@@ -44,6 +44,7 @@ from scoresde.train.option_checks import (
     are_columns,
     are_decays,
     are_names,
+    is_coupling,
     is_density,
     is_dropout,
     is_number,
@@ -125,6 +126,10 @@ class TrainOptions:
     conditions: Annotated[Sequence[str] | None, are_names, OnlyFor(SCORE)] = None
     """Names of the entries of a batch that the network takes as keywords; those of its ``null_conditions`` unless
     given."""
+    coupling: Annotated[Coupling | None, is_coupling, OnlyFor(SCORE)] = None
+    """Which noise meets which sample of a batch, such as ``losses.OptimalTransport()``: straighter paths for solvers of
+    the ODE, and no score any more; see ``scoresde.losses.coupling`` before using it. It couples the whole global batch,
+    whatever the number of processes, among samples with the same conditions."""
     flip: bool = False
     """Mirror each sample along its last axis with probability 1/2, and with it those conditions that the network lists
     in ``image_conditions``."""

@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "curve": {"checks"},
     "models": {"checks", "warning", "noise", "sde", "spectrum", "curve"},
     "nn": {"checks", "models.conditions"},
-    "times": {"checks", "sde"},
+    "times": {"checks", "sde", "curve"},
     "rules": {"checks", "sde", "spectrum"},
     "grids": {"rules", "solvers", "fitting"},
     "metrics": {"checks", "noise"},
