@@ -72,14 +72,17 @@ def _functions(module: ModuleType, *first: str) -> dict[str, Callable[..., Any]]
 SDES: Mapping[str, type[ss.SDE]] = _classes(sde, lambda cls: issubclass(cls, ss.SDE))
 SOLVERS: Mapping[str, type[ss.Solver]] = dict(sorted((spelled(cls.__name__), cls) for cls in catalogue.classes()))
 GRIDS: Mapping[str, Callable[..., Tensor]] = _functions(grids, "sde", "steps")
-# Stratified wraps any of the others: a switch of its own.
+# Stratified and AdaptiveTimes wrap any of the others: switches of their own.
 TIMES: Mapping[str, type[times.TimeDensity]] = _classes(
-    times, lambda cls: hasattr(cls, "sample") and cls is not times.Stratified
+    times, lambda cls: hasattr(cls, "sample") and cls not in (times.Stratified, times.AdaptiveTimes)
 )
 # For events on a grid of any size and number of axes.
 NETWORKS: Mapping[str, type[UNet | MagnitudeUNet | DiT]] = {"unet": UNet, "magnitude-unet": MagnitudeUNet, "dit": DiT}
 PRESETS: Mapping[str, Callable[..., UNet | MagnitudeUNet | DiT]] = _functions(presets, "channels", "num_classes")
 WEIGHTINGS: Mapping[str, losses.Weighting] = {spelled(name): value for name, value in losses.WEIGHTINGS.items()}
+LEARNED = "uncertainty"
+"""The weighting that is learned along, beside those of the table."""
+COUPLINGS: Mapping[str, type[losses.OptimalTransport]] = {"optimal-transport": losses.OptimalTransport}
 
 # For the command line each is a Literal of the names found; for type checkers, who cannot look, a str.
 if TYPE_CHECKING:
@@ -88,12 +91,14 @@ if TYPE_CHECKING:
     GridName = str
     TimesName = str
     WeightingName = str
+    CouplingName = str
     PredictionName = str
     NetworkName = str
 else:
     _literal = tyro.extras.literal_type_from_choices
     SDEName, SolverName, GridName, TimesName = map(_literal, (SDES, SOLVERS, GRIDS, TIMES))
-    WeightingName, PredictionName, NetworkName = map(_literal, (WEIGHTINGS, PREDICTIONS, ["auto", *NETWORKS, *PRESETS]))
+    WeightingName, CouplingName = map(_literal, ([*WEIGHTINGS, LEARNED], ["none", *COUPLINGS]))
+    PredictionName, NetworkName = map(_literal, (PREDICTIONS, ["auto", *NETWORKS, *PRESETS]))
 
 
 def build(table: Mapping[str, type[Any]], name: str, options: Sequence[str] = ()) -> Any:

@@ -19,9 +19,9 @@ import torch
 from scoresde.cli.flags import CheckpointFlags
 from scoresde.cli.info import of_model
 from scoresde.cli.outputs import say
-from scoresde.cli.trained import PIPELINE, checkpoints_in, open_checkpoint
+from scoresde.cli.trained import PIPELINE, checkpoints_in, trained_of, weights_wanted
 from scoresde.files import read_json, refusing
-from scoresde.hub import from_pretrained, save_pretrained
+from scoresde.hub import from_pretrained, locate, save_pretrained
 from scoresde.sampling import sample
 
 
@@ -62,7 +62,11 @@ def main(config: ConvertConfig) -> Path | None:
         check_pipeline(config)
         return None
     path = checkpoints_in(Path(config.checkpoint), "checkpoints")
-    model = from_pretrained(path if path.expanduser().exists() else config.checkpoint, ema=config.ema or None)
+    place = path if path.expanduser().exists() else config.checkpoint
+    if config.ema_decay is None and config.ema_width is None:
+        model = from_pretrained(place, ema=config.ema or None)
+    else:
+        model = weights_wanted(locate(place), ema=config.ema, decay=config.ema_decay, width=config.ema_width)
     picture = config.picture
     if picture is None:
         usual = path / "samples" / "samples.png"
@@ -108,7 +112,7 @@ def check_pipeline(config: ConvertConfig) -> None:
     Raises:
         ValueError: it cannot be used here, or answers with NaN.
     """
-    trained = open_checkpoint(config.checkpoint, ema=config.ema, cpu=config.cpu)
+    trained = trained_of(config)
     x = sample(trained.model, (1, *trained.event), steps=2, seed=0, device=trained.device).x
     if not bool(x.isfinite().all()):
         raise ValueError(f"{config.checkpoint}: the network answers with NaN or infinite values.")

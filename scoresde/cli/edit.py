@@ -31,7 +31,7 @@ from scoresde.cli.likelihood import matching_data
 from scoresde.cli.outputs import save_array, say, told
 from scoresde.cli.sample import in_data_units
 from scoresde.cli.sheets import SheetRow, draw_rows
-from scoresde.cli.trained import Trained, open_checkpoint
+from scoresde.cli.trained import Trained, trained_of
 from scoresde.files import make_writable, write_json
 
 WAY: dict[str, Any] = {"iterations": 10, "memory": 3, "tolerance": 1e-4}
@@ -78,7 +78,7 @@ def main(config: EditConfig) -> dict[str, Any]:
     """Edit and write; returns what report.json holds."""
     start = time.perf_counter()
     config.ready()
-    trained = open_checkpoint(config.checkpoint, ema=config.ema, cpu=config.cpu)
+    trained = trained_of(config)
     if trained.conditions:
         raise ValueError(f"the model in {trained.path} takes {', '.join(trained.conditions)}: edit in Python.")
     if trained.classes is None and (config.to is not None or config.source is not None):

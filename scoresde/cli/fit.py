@@ -22,7 +22,7 @@ from scoresde.cli.config import remember
 from scoresde.cli.costs import expect
 from scoresde.cli.flags import CheckpointFlags, Repeated, at_least
 from scoresde.cli.outputs import say, told
-from scoresde.cli.trained import Trained, open_checkpoint
+from scoresde.cli.trained import Trained, trained_of
 from scoresde.files import make_writable, write_json
 from scoresde.fitting import fit
 
@@ -92,7 +92,7 @@ def main(config: FitConfig) -> dict[str, Any]:
     """Fit and write; returns what report.json holds."""
     start = time.perf_counter()
     config.ready()
-    trained = open_checkpoint(config.checkpoint, ema=config.ema, cpu=config.cpu)
+    trained = trained_of(config)
     score = score_of(config, trained)
     out = make_writable(trained.home / f"fitted-{config.steps}" if config.out is None else config.out)
     say(f"{config.samples} trajectories to their exact ends, then at most {config.seconds:g} s of fitting")

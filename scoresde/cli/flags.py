@@ -106,6 +106,11 @@ class CheckpointFlags(MachineFlags):
     with the package (digits), the id of one on a hub, or the folder of a pipeline of diffusers."""
     ema: bool = True
     """Use the averaged weights, not those of the last step."""
+    ema_decay: float | None = None
+    """Those of the average of this decay, where training kept several (--ema 0.999 0.9999)."""
+    ema_width: float | None = None
+    """Those of an average of this width, put together of the snapshots of training (--snapshot-every): the deviation of
+    the steps that are averaged, as a part of the run; 0.05 to 0.2 are usual."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -124,6 +124,10 @@ def of_model(trained: Trained, *, cost: bool) -> dict[str, Any]:
         known = trained.trained_with
         hidden = ", ".join(f"{name} in {p:.0%} of samples" for name, p in known.dropout.items())
         found["trained with"] = f"{', '.join(known.names) or 'no condition'}; hidden: {hidden or 'never'}"
+        if known.weighting is not None:
+            found["weighting"] = known.weighting
+        if known.coupling is not None:
+            found["coupling"] = f"{known.coupling}: for samplers of the ODE alone"
     if cost:
         seconds = evaluation_seconds(trained)
         found["cost"] = (

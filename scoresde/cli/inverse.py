@@ -34,7 +34,7 @@ from scoresde.cli.flags import CheckpointFlags, ReaderFlags, at_least
 from scoresde.cli.outputs import save_array, say, told
 from scoresde.cli.posteriors import PARTICLES, WITH_GRADIENTS, MethodName, PriorModel, answer
 from scoresde.cli.sheets import SheetRow, draw_rows
-from scoresde.cli.trained import Trained, open_checkpoint
+from scoresde.cli.trained import Trained, trained_of
 from scoresde.data import Scaling, reader_of
 from scoresde.files import make_writable, write_json
 from scoresde.inverse import (
@@ -238,7 +238,7 @@ def main(config: InverseConfig) -> dict[str, Any]:
     """Measure or read, answer, write; returns what report.json holds."""
     start = time.perf_counter()
     config.ready()
-    trained = open_checkpoint(config.checkpoint, ema=config.ema, cpu=config.cpu)
+    trained = trained_of(config)
     if trained.conditions:
         raise ValueError(
             f"the model in {trained.path} takes {', '.join(trained.conditions)}: for p(theta | x) of such a model use "

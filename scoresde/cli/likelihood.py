@@ -27,7 +27,7 @@ from scoresde.cli.config import remember
 from scoresde.cli.costs import expect, in_batches
 from scoresde.cli.flags import CheckpointFlags, DataFlags, Repeated, at_least
 from scoresde.cli.outputs import save_array, say, told
-from scoresde.cli.trained import Trained, open_checkpoint
+from scoresde.cli.trained import Trained, trained_of
 from scoresde.data import Dataset, reader_of
 from scoresde.files import make_writable, write_json
 from scoresde.solvers import ProbabilityFlow
@@ -144,7 +144,7 @@ def main(config: LikelihoodConfig) -> dict[str, Any]:
     """Measure and write; returns what report.json holds."""
     config.ready()
     solver = ProbabilityFlow(config.method, rtol=config.rtol, atol=config.atol)
-    trained = open_checkpoint(config.checkpoint, ema=config.ema, cpu=config.cpu)
+    trained = trained_of(config)
     solver.check(ss.Reverse(trained.model, 0.0))
     dataset = matching_data(config, trained, conditional=config.conditional)
     out = make_writable(trained.home / "likelihood" if config.out is None else config.out)

@@ -31,7 +31,7 @@ from scoresde.cli.costs import expect, in_batches, parameters_of_model
 from scoresde.cli.flags import CheckpointFlags, Repeated, at_least
 from scoresde.cli.outputs import brief, save_array, say, told
 from scoresde.cli.pictures import draw_samples
-from scoresde.cli.trained import Trained, open_checkpoint
+from scoresde.cli.trained import Trained, trained_of
 from scoresde.data import Scaling, load
 from scoresde.files import make_writable, write_json
 from scoresde.solvers.defaults import chosen_solver
@@ -228,7 +228,7 @@ def main(config: SampleConfig) -> dict[str, Any]:
         solver = build(SOLVERS, config.solver, config.solver_options)
     elif config.fitted is not None:
         solver = Fitted.load(config.fitted)
-    trained = open_checkpoint(config.checkpoint, ema=config.ema, cpu=config.cpu)
+    trained = trained_of(config)
     turn = classes_in_turn(config, trained)
     model = trained.model
     if config.sde is not None:

@@ -15,13 +15,26 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 import scoresde as ss
 from scoresde import losses
-from scoresde.cli.choices import SDES, TIMES, WEIGHTINGS, PredictionName, SDEName, TimesName, WeightingName, build
+from scoresde.cli.choices import (
+    COUPLINGS,
+    LEARNED,
+    SDES,
+    TIMES,
+    WEIGHTINGS,
+    CouplingName,
+    PredictionName,
+    SDEName,
+    TimesName,
+    WeightingName,
+    build,
+)
 from scoresde.cli.conditions import network_conditions, with_conditions
 from scoresde.cli.config import remember
 from scoresde.cli.costs import Watch, size_of_training
@@ -34,8 +47,8 @@ from scoresde.data import Dataset
 from scoresde.data.scaling import Per
 from scoresde.extras import needs
 from scoresde.files import make_writable
-from scoresde.times import Stratified, TimeDensity
-from scoresde.train import Run, TrainOptions
+from scoresde.times import AdaptiveTimes, Stratified, TimeDensity
+from scoresde.train import Run, Snapshots, TrainOptions
 from scoresde.train import train as training_run
 
 
@@ -68,13 +81,25 @@ class TrainConfig(ScriptFlags, TrainingFlags, NetworkFlags, DataFlags):
     """Standard deviation of the data in model units, by which the network's input is scaled; measured unless told."""
 
     weighting: WeightingName = "edm"
-    """Weight of the loss over noise levels (scoresde.losses); edm takes the data's standard deviation."""
+    """Weight of the loss over noise levels (scoresde.losses); edm takes the data's standard deviation, and uncertainty
+    is learned along, with edm as its base."""
     times: TimesName = "log-normal-sigma"
     """Density of training times; log-normal-sigma is centred on 0.6 of the data's deviation unless told."""
     times_options: tuple[str, ...] = ()
     """Its parameters, as name=value: mean=-0.5, std=1.2, ..."""
     stratified: bool = True
     """Spread the times of each batch evenly over their density: less noise in the gradient."""
+    adaptive: bool = False
+    """Draw those times more often at which the loss is large, and weigh it less there: the same mean, at less noise."""
+    coupling: CouplingName = "none"
+    """Which noise meets which sample of a batch: optimal-transport straightens the paths of the ODE, for few steps; the
+    model is no score then, and only samplers of the ODE will do."""
+    coupling_weight: float | None = None
+    """Of the distance of conditions that are numbers, in that coupling; needed where there are such conditions."""
+    snapshot_every: int | None = None
+    """Keep averages of the weights every so many steps, of which --ema-width puts together any other afterwards."""
+    snapshot_dtype: Literal["float16", "float32"] = "float32"
+    """In which they are kept."""
     condition_dropout: float | None = None
     """Probability that a label is hidden, for classifier-free guidance; 0.1 unless told."""
     dequantize: bool | None = None
@@ -97,7 +122,35 @@ def density_of_times(config: TrainConfig, sigma_data: float) -> TimeDensity:
     if config.times == "log-normal-sigma" and not any(option.startswith("mean=") for option in options):
         options.append(f"mean={log_sigma(sigma_data)}")
     density: TimeDensity = build(TIMES, config.times, options)
+    density = AdaptiveTimes(density) if config.adaptive else density
     return Stratified(density) if config.stratified else density
+
+
+def weighting_of(config: TrainConfig, sigma_data: float) -> losses.Weighting | losses.Uncertainty:
+    """The weight of the loss over noise levels."""
+    if config.weighting == LEARNED:
+        return losses.Uncertainty(losses.edm(sigma_data))
+    return losses.edm(sigma_data) if config.weighting == "edm" else WEIGHTINGS[config.weighting]
+
+
+def coupling_of(config: TrainConfig) -> losses.OptimalTransport | None:
+    """Which noise meets which sample.
+
+    Raises:
+        ValueError: a weight without a coupling, or a negative one.
+    """
+    if config.coupling == "none":
+        if config.coupling_weight is not None:
+            raise ValueError("--coupling-weight is of --coupling optimal-transport; give that, or leave it out.")
+        return None
+    return COUPLINGS[config.coupling](config.coupling_weight)
+
+
+def snapshots_of(config: TrainConfig) -> Snapshots | None:
+    """When averages are kept for later."""
+    if config.snapshot_every is None:
+        return None
+    return Snapshots(config.snapshot_every, dtype=getattr(torch, config.snapshot_dtype))
 
 
 def first_step_ready(config: TrainConfig, out: Path) -> Run[ss.ScoreModel]:
@@ -118,7 +171,7 @@ def first_step_ready(config: TrainConfig, out: Path) -> Run[ss.ScoreModel]:
     x = some(dataset)
     sigma_data = float(x.std()) if config.sigma_data is None else config.sigma_data
     times = density_of_times(config, sigma_data)
-    weighting = losses.edm(sigma_data) if config.weighting == "edm" else WEIGHTINGS[config.weighting]
+    weighting = weighting_of(config, sigma_data)
     torch.manual_seed(config.seed)  # the initial weights
     model = ss.ScoreModel(network(config, event, classes, **others), sde, config.predicts, sigma_data)
     with torch.no_grad():
@@ -129,6 +182,8 @@ def first_step_ready(config: TrainConfig, out: Path) -> Run[ss.ScoreModel]:
             "warmup": min(config.warmup, config.steps // 10),
             "weighting": weighting,
             "times": times,
+            "coupling": coupling_of(config),
+            "snapshots": snapshots_of(config),
             "condition_dropout": config.condition_dropout,
             "dequantize": dataset.scaling.levels is not None if config.dequantize is None else config.dequantize,
             "folder": out,

@@ -18,13 +18,14 @@ from typing import Any
 import torch
 
 import scoresde as ss
+from scoresde.cli.flags import CheckpointFlags
 from scoresde.data import Scaling
 from scoresde.files import read_json, refusing
 from scoresde.hub import locate
 from scoresde.hub.loading import ships
 from scoresde.interop import from_diffusers
 from scoresde.models.conditions import TrainedWith, Vector, kinds_of, nulls_of
-from scoresde.train import CheckpointError, describe, load_model
+from scoresde.train import CheckpointError, describe, load_model, reconstruct_ema
 
 PIPELINE = "model_index.json"
 """What says that a folder is a pipeline of diffusers."""
@@ -121,20 +122,26 @@ def home_of(checkpoint: str | Path) -> Path:
     return given.parent if given.name == "checkpoints" else given
 
 
-def open_checkpoint(checkpoint: str | Path, *, ema: bool, cpu: bool) -> Trained:
+def open_checkpoint(
+    checkpoint: str | Path, *, ema: bool, cpu: bool, decay: float | None = None, width: float | None = None
+) -> Trained:
     """Load the latest checkpoint of a run, or the one that is named; onto the GPU where there is one.
 
     Args:
         checkpoint: a folder, name or id, see the top.
         ema: the averaged weights, or those of the last step.
         cpu: stay on the CPU.
+        decay: those of the average of this decay, of several.
+        width: those of an average of this width, put together of snapshots.
 
     Raises:
-        CheckpointError: no checkpoint, or a damaged one.
+        CheckpointError: no checkpoint, or a damaged one; no average of this decay, no snapshots.
         ValueError: one that does not tell the shape and units of its data; it was trained with parts of the user's own,
             which a file does not rebuild; a pipeline whose samples are not pictures.
     """
     if (Path(checkpoint).expanduser() / PIPELINE).is_file():
+        if decay is not None or width is not None:
+            raise ValueError(f"{checkpoint} is a pipeline of diffusers, of which there is one set of weights.")
         return open_pipeline(Path(checkpoint).expanduser(), cpu=cpu)
     path = checkpoints_in(Path(checkpoint), "checkpoints")
     found = locate(path if path.expanduser().exists() else str(checkpoint), ema=ema or None)
@@ -145,12 +152,7 @@ def open_checkpoint(checkpoint: str | Path, *, ema: bool, cpu: bool) -> Trained:
             f"{found} does not tell the shape and units of its data: it was trained on a data set of your own. Load it "
             "with scoresde.train.load_model and use scoresde.sample."
         )
-    try:
-        model = load_model(found, ema=ema)
-    except CheckpointError:
-        if not ema:
-            raise
-        model = load_model(found, ema=None)  # a saved folder may hold one set of weights
+    model = weights_wanted(found, ema=ema, decay=decay, width=width)
     device = device_for(cpu=cpu)
     names = nulls_of(model.net)
     others = {name: description.conditions.get(name, {}) for name in names if name != "label"}
@@ -171,6 +173,35 @@ def open_checkpoint(checkpoint: str | Path, *, ema: bool, cpu: bool) -> Trained:
         condition_scalings=description.condition_scalings,
         trained_with=description.trained_with,
     )
+
+
+def trained_of(config: CheckpointFlags) -> Trained:
+    """The checkpoint that flags name; errors as of :func:`open_checkpoint`."""
+    return open_checkpoint(
+        config.checkpoint, ema=config.ema, cpu=config.cpu, decay=config.ema_decay, width=config.ema_width
+    )
+
+
+def weights_wanted(found: Path, *, ema: bool, decay: float | None, width: float | None) -> ss.ScoreModel:
+    """The model of a checkpoint with the weights that the flags ask for.
+
+    Raises:
+        CheckpointError, ValueError: it does not hold them, or two of them are asked for.
+    """
+    if decay is not None and width is not None:
+        raise ValueError("--ema-decay and --ema-width are of two averages; give one of them.")
+    if not ema and (decay is not None or width is not None):
+        raise ValueError("--no-ema takes the weights of the last step; leave --ema-decay and --ema-width out with it.")
+    if width is not None:
+        return reconstruct_ema(found, width)
+    if decay is not None:
+        return load_model(found, ema=decay)
+    try:
+        return load_model(found, ema=ema)
+    except CheckpointError:
+        if not ema:
+            raise
+        return load_model(found, ema=None)  # a saved folder may hold one set of weights
 
 
 def open_pipeline(folder: Path, *, cpu: bool) -> Trained:

@@ -18,7 +18,7 @@ from scoresde import checks
 from scoresde.guidance.leaf import constant, on_leaf
 from scoresde.guidance.parts import LinearGuidance, Part, Twist, TwistedGuidance, finite_scale, parts_of
 from scoresde.models.combination import X0, Combination, combine
-from scoresde.models.score import DerivedScore, Score, check_score, same_sde
+from scoresde.models.score import DerivedScore, Score, check_independent, check_score, same_sde
 from scoresde.sde import SDE
 
 Temperature = float | Callable[[Tensor], Tensor | float]
@@ -59,7 +59,7 @@ def classifier(
             classifier's answer of the wrong shape or that does not depend on x; x̂_0 asked for where α(t) = 0, of which
             the classifier's gradient says nothing there.
     """
-    check_score(score)
+    check_independent(check_score(score), what="classifier(score, log_prob)")
     scale = finite_scale(scale)
     _whole(label)
     checks.function(log_prob, name="log_prob", what="(x, t) -> log p(y | x)", takes=2)

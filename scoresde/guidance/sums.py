@@ -55,6 +55,10 @@ class Autoguided(DerivedScore, LinearGuidance):
     scale: float
 
     @property
+    def coupling(self) -> str | None:  # type: ignore[override]
+        return self.score.coupling or self.weak.coupling
+
+    @property
     def amplification(self) -> float:  # type: ignore[override]
         return abs(self.scale) * self.score.amplification + abs(1 - self.scale) * self.weak.amplification
 

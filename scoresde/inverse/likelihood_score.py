@@ -26,7 +26,7 @@ from scoresde.guidance.leaf import on_leaf
 from scoresde.guidance.parts import Twist, TwistedGuidance
 from scoresde.inverse.measurement import HOW, Measurement
 from scoresde.models.combination import Combination, combine
-from scoresde.models.score import DerivedScore, Score, check_score
+from scoresde.models.score import DerivedScore, Score, check_independent, check_score
 from scoresde.sde import has_signal
 
 
@@ -52,7 +52,7 @@ class LikelihoodScore(DerivedScore, TwistedGuidance):
     rough: ClassVar[bool] = True  # type: ignore[misc]
 
     def __post_init__(self) -> None:
-        check_score(self.score)
+        check_independent(check_score(self.score), what=f"{type(self).__name__}, a posterior,")
         checks.instance(self.measurement, Measurement, name="measurement", hint=HOW)
         checks.fields(self)
 

@@ -90,6 +90,11 @@ class ScoreModel(NoiseLevelNetwork, Score):
         self.condition_scalings: dict[str, Units] = {}
         self._prediction = PREDICTIONS[predicts] if isinstance(predicts, str) else predicts
 
+    @property
+    def coupling(self) -> str | None:  # type: ignore[override]
+        """How data and noise were coupled in training; None where they were independent, or nobody told."""
+        return None if self.trained_with is None else self.trained_with.coupling
+
     def evaluate(self, x: Tensor, t: Time, wanted: Combination, conditions: Given = None) -> Tensor:
         """The wanted combination, of x and one call of the network."""
         if self.trained_with is not None and not conditions and not torch.compiler.is_compiling():

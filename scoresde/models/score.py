@@ -54,6 +54,9 @@ class Score(ABC):
             :class:`~scoresde.solvers.Solution` tells its samples in the units of the data.
         rough: whether it changes so much from time to time that samplers had better not extrapolate it: then
             :func:`~scoresde.sample` takes :class:`~scoresde.solvers.Ancestral` where nothing else is said.
+        coupling: in words, how data and noise were coupled in the training of the model behind it; None where they were
+            independent. What answers E[ε | x_t] of a coupling is no score: η = 0 alone is right with it, see
+            :func:`check_independent`.
         amplification: where it is a sum of scores Σ a_i s_i, Σ |a_i|: by so much the errors of its parts may come out
             larger, and with it those of an extrapolation. Guidance of scale w has |w| + |1 - w|.
     """
@@ -63,6 +66,7 @@ class Score(ABC):
     spectrum: Spectrum | None = None
     scaling: Units | None = None
     rough: bool = False
+    coupling: str | None = None
     amplification: float = 1.0
 
     @abstractmethod
@@ -142,6 +146,10 @@ class DerivedScore(Score):
     @property
     def rough(self) -> bool:  # type: ignore[override]
         return self.score.rough
+
+    @property
+    def coupling(self) -> str | None:  # type: ignore[override]
+        return self.score.coupling
 
     @property
     def amplification(self) -> float:  # type: ignore[override]
@@ -245,6 +253,28 @@ def check_score(score: object, *, name: str = "score") -> Score:
         f"{name} must be a Score (model.bind(label=y), problem.score(sde), a guidance), got "
         f"{type(score).__name__}{hint}."
     )
+
+
+def check_independent(score: Score, *, what: str) -> None:
+    """Raise where data and noise were coupled in the training of the model behind a score.
+
+    Then E[ε | x_t] = -σ ∇ log p_t(x_t) does not hold, which needs ε independent of x_0: with ε = x_0/s for
+    x_0 ~ N(0, s²), the optimal coupling, -E[ε | x_t]/σ is -x/(σ (α s + σ)) and the score -x/(α s + σ)². The velocity
+    E[α' x_0 + σ' ε | x_t] of the probability-flow ODE is that of the path all the same, and stays right.
+
+    Args:
+        score: a Score.
+        what: is refused, for the message.
+
+    Raises:
+        ValueError: they were.
+    """
+    if score.coupling is not None:
+        raise ValueError(
+            f"{what} takes the answers of the model for a score, and they are none: it was trained with data and noise "
+            f"coupled ({score.coupling:.80}), so that only its probability-flow ODE is right. Take a solver of the ODE "
+            "that draws no noise (eta=0), unguided or guided by conditions, or train without coupling."
+        )
 
 
 def same_sde(parts: dict[str, SDE]) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
-from scoresde.models.score import Score, same_sde
+from scoresde.models.score import Score, check_independent, same_sde
 from scoresde.noise import Noise, chosen_noise
 from scoresde.particles.population import Population
 from scoresde.particles.resample import Resampling, ResamplingName, resampling_of
@@ -129,6 +129,7 @@ def prepared(
     source = chosen_noise(seed, noise)
     solver = default_solver if solver is None else require_solver(solver)
     process = Reverse(score, default_eta if eta is None else eta)
+    check_independent(score, what="a correction by particles")
     times = chosen_grid(score, grid, steps, solver, shape[1:]).detach()
     source.check(times)
     return ParticleRun(process, solver, times, shape, groups, threshold, scheme, source, denoise, dtype, device)

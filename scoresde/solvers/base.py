@@ -23,7 +23,7 @@ from torch import Tensor
 
 from scoresde import checks, rules
 from scoresde.models.evaluation import evaluating, in_evaluation_mode
-from scoresde.models.score import Score
+from scoresde.models.score import Score, check_independent
 from scoresde.noise import Noise, as_noise
 from scoresde.reverse import Reverse
 from scoresde.sde import SDE, has_signal
@@ -164,6 +164,8 @@ class Solver(ABC):
         checks.state(x, values=True)
         grid = checks.grid(grid, process.sde.t_max)
         self.check(process)
+        if self.draws_noise(process):
+            check_independent(process.score, what=f"{type(self).__name__}, which draws noise,")
         source = self._source(process, noise)
         source.check(grid)
         steps = len(grid) - 1

@@ -108,6 +108,7 @@ class CountedScore(Score):
     def __init__(self, score: Score, asked: Callable[[Tensor], None] | None = None) -> None:
         self.score, self.nfe, self._asked = score, 0, asked
         self.sigma_data, self.spectrum = score.sigma_data, score.spectrum
+        self.coupling = score.coupling
         self.scaling, self.rough = score.scaling, score.rough
         self._behind = AllModules([score])
 

@@ -14,11 +14,13 @@ and :func:`save` writes one of a model that was trained elsewhere.
 from scoresde.train.callbacks import Callback
 from scoresde.train.checkpoint import load_classifier, load_model, save
 from scoresde.train.contents import Description, describe
-from scoresde.train.ema import EMA, average_decay, ema_model
+from scoresde.train.ema import EMA, PowerEMA, average_decay, ema_model, exponent_of, width_of
 from scoresde.train.folder import CheckpointError
 from scoresde.train.loop import Run
 from scoresde.train.optimizer import learning_rate
 from scoresde.train.options import TrainOptions
+from scoresde.train.posthoc import Snapshots, reconstruct_ema, save_snapshot, snapshot_steps
+from scoresde.train.profiles import ProfileFit, fit_profile
 from scoresde.train.record import StepRecord
 from scoresde.train.start import train, train_classifier
 from scoresde.train.tensorboard import TensorBoard
@@ -28,17 +30,26 @@ __all__ = [
     "Callback",
     "CheckpointError",
     "Description",
+    "PowerEMA",
+    "ProfileFit",
     "Run",
+    "Snapshots",
     "StepRecord",
     "TensorBoard",
     "TrainOptions",
     "average_decay",
     "describe",
     "ema_model",
+    "exponent_of",
+    "fit_profile",
     "learning_rate",
     "load_classifier",
     "load_model",
+    "reconstruct_ema",
     "save",
+    "save_snapshot",
+    "snapshot_steps",
     "train",
     "train_classifier",
+    "width_of",
 ]

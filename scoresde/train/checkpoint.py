@@ -9,14 +9,16 @@ What is in the folder of a run::
     run/log.jsonl
     run/step-00002000/config.json              what it is; SHA-256 of itself and of the other files
                       model.safetensors        parameters and buffers
-                      ema.safetensors          averaged parameters
+                      ema.safetensors          averaged parameters; of further averages ema-2.safetensors, ...
                       optimizer.safetensors    state of AdamW
+                      weighting.safetensors    of a weighting that is learned along
                       training.json            counters and options, for resuming
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +37,12 @@ from scoresde.train.contents import (
     AVERAGE,
     FORMAT,
     MODEL,
+    MOST_AVERAGES,
     OPTIMIZER,
     TRAINING,
+    WEIGHTING,
     Description,
+    average_name,
     describe,
     describe_data,
     ill_fitting,
@@ -58,9 +63,9 @@ from scoresde.train.describe import (
     rebuild_classifier,
     rebuild_model,
 )
-from scoresde.train.ema import EMA
+from scoresde.train.ema import EMA, PowerEMA
 from scoresde.train.folder import CheckpointError
-from scoresde.train.optimizer import Optimizer
+from scoresde.train.optimizer import Optimizer, trained_parameters
 from scoresde.train.owner import claimed
 from scoresde.train.tensors import all_finite, check_equal, check_finite, writer
 
@@ -70,10 +75,11 @@ def save(
     model: ScoreModel | ClassifierModel,
     *,
     step: int,
-    ema: EMA | None = None,
+    ema: EMA | Sequence[EMA] | None = None,
     dataset: object = None,
     optimizer: Mapping[str, Tensor] | None = None,
     training: Mapping[str, Any] | None = None,
+    weighting: nn.Module | None = None,
     keep: int = 2,
 ) -> Path:
     """Write a checkpoint into ``folder``, then remove all but the last ``keep``.
@@ -82,11 +88,12 @@ def save(
         folder: made where it is missing.
         model: the model; of its own code only names are written.
         step: optimizer steps done.
-        ema: averaged weights, which ``load_model`` and ``load_classifier`` then prefer.
+        ema: averaged weights, or several averages, of which ``load_model`` and ``load_classifier`` prefer the first.
         dataset: its event_shape, class_names, scaling and the shapes of its conditions are noted, where it has them;
             where it tells no scaling, that of the model.
         optimizer: tensors, and
-        training: JSON for resuming, both written by ``train``.
+        training: JSON for resuming, and
+        weighting: the network of a weighting that is learned along, all three written by ``train``.
         keep: how many checkpoints to leave, at least 1.
 
     Returns:
@@ -105,11 +112,11 @@ def save(
     )
     if not isinstance(model, (ScoreModel, ClassifierModel)):
         raise TypeError(f"model must be a ScoreModel or a ClassifierModel, got {checks.got(model)}.")
-    if ema is not None:
-        checks.instance(ema, EMA, name="ema")
+    averages = _averages(ema)
     tensors: dict[str, Mapping[str, Tensor]] = {MODEL: model.state_dict()}
-    if ema is not None:
-        tensors[AVERAGE] = ema.state()
+    tensors.update({file: one.state() for file, one in averages.items()})
+    if weighting is not None:
+        tensors[WEIGHTING] = checks.instance(weighting, nn.Module, name="weighting").state_dict()
     if optimizer is not None:
         checks.instance(optimizer, Mapping, name="optimizer", hint="It maps names to tensors.")
         for name, value in optimizer.items():
@@ -126,6 +133,11 @@ def save(
         except (TypeError, ValueError) as error:
             raise type(error)(f"training must hold what JSON can, got {checks.got(training)}: {error}.") from error
     config = config_of(model, step, dataset)
+    if averages:
+        config["averages"] = {
+            file: {"width": one.width} if isinstance(one, PowerEMA) else {"decay": one.decay}
+            for file, one in averages.items()
+        }
     folders.prepare(folder)
     with claimed(folder):
         folders.sweep(folder)
@@ -137,6 +149,18 @@ def save(
                 f"could not write the checkpoint of step {step} into {folder}: {error}. Earlier checkpoints are intact."
             ) from error
     return path
+
+
+def _averages(ema: EMA | Sequence[EMA] | None) -> dict[str, EMA]:
+    """The averages to be saved, by file."""
+    if ema is None:
+        return {}
+    several = list(ema) if isinstance(ema, Sequence) else [ema]
+    for one in several:
+        checks.instance(one, EMA, name="ema", hint="Or a list of them.")
+    if len(several) > MOST_AVERAGES:
+        raise ValueError(f"ema must be at most {MOST_AVERAGES} averages, got {len(several)}.")
+    return {average_name(i): one for i, one in enumerate(several)}
 
 
 def config_of(model: ScoreModel | ClassifierModel, step: int, dataset: object = None) -> dict[str, Any]:
@@ -160,7 +184,7 @@ def config_of(model: ScoreModel | ClassifierModel, step: int, dataset: object = 
 def load_model(
     folder: PathName,
     *,
-    ema: bool | None = None,
+    ema: bool | float | None = None,
     net: Callable[..., Tensor] | None = None,
     sde: SDE | None = None,
     predicts: str | Prediction | None = None,
@@ -171,8 +195,8 @@ def load_model(
     Args:
         folder: the folder of a run, of which the latest checkpoint is taken; one of its step-... folders; or a folder
             that ``save_pretrained`` wrote.
-        ema: True for the averaged weights, False for those of the last step; by default the averaged ones where there
-            are any, and else those there are.
+        ema: True for the averaged weights, the first where there are several; a number for those of this decay; False
+            for those of the last step; by default the averaged ones where there are any, and else those there are.
         net, sde, predicts: a network, SDE or prediction function of your own, which a file does not rebuild.
 
     Raises:
@@ -186,7 +210,7 @@ def load_model(
 def load_classifier(
     folder: PathName,
     *,
-    ema: bool | None = None,
+    ema: bool | float | None = None,
     net: Callable[..., Tensor] | None = None,
     sde: SDE | None = None,
 ) -> ClassifierModel:
@@ -214,9 +238,9 @@ _TRIES = 5
 
 
 def _load(
-    folder: PathName, ema: bool | None, own_net: bool, kind: str, rebuild: Callable[[Mapping[str, Any]], Model]
+    folder: PathName, ema: bool | float | None, own_net: bool, kind: str, rebuild: Callable[[Mapping[str, Any]], Model]
 ) -> Model:
-    wanted, description = None if ema is None else checks.flag(ema, name="ema"), describe(folder)
+    wanted, description = wanted_average(ema), describe(folder)
     for _ in range(_TRIES):
         try:
             return _read(description, wanted, own_net, kind, rebuild)
@@ -228,9 +252,26 @@ def _load(
     return _read(description, wanted, own_net, kind, rebuild)
 
 
+def wanted_average(ema: object) -> bool | float | None:
+    """What is said of averages: whether they are wanted, or the one of this decay.
+
+    Raises:
+        TypeError, ValueError: neither a flag nor a decay in [0, 1).
+    """
+    if ema is None or isinstance(ema, str):
+        return None if ema is None else checks.flag(ema, name="ema")
+    try:
+        decay = checks.number(ema, name="ema")
+    except TypeError:
+        return checks.flag(ema, name="ema")
+    if not 0 <= decay < 1:
+        raise ValueError(f"ema must be True, False or the decay of an average, in [0, 1), got {decay:g}.")
+    return decay
+
+
 def _read(
     description: Description,
-    wanted: bool | None,
+    wanted: bool | float | None,
     own_net: bool,
     kind: str,
     rebuild: Callable[[Mapping[str, Any]], Model],
@@ -238,7 +279,7 @@ def _read(
     found = description.model["kind"]
     if found != kind:
         raise CheckpointError(f"{description.path} holds {_LOADERS[found]}.")
-    averages = uses_averages(description, wanted)
+    averages = average_file(description, wanted)
     config = unless_damaged(description, MODEL, folders.damaged(description.path, folders.CONFIG))
     layout = read_layout_of(description, MODEL)
     try:
@@ -254,10 +295,12 @@ def _read(
     if not own_net:
         _check_layouts(model, layout, averages, description)
     load_weights(model, as_computed(model, read_tensors(description, MODEL), description), description)
-    if averages:
+    if averages is not None:
         # Into the parameters by name: a tied parameter has one name here, but several in the state of a model.
-        load_parameters(model, as_computed(model, read_tensors(description, AVERAGE), description), description)
-    model.averaged = True if averages or description.averaged else None
+        load_parameters(
+            model, as_computed(model, read_tensors(description, averages), description), description, averages
+        )
+    model.averaged = True if averages is not None or description.averaged else None
     if isinstance(model, ScoreModel):
         model.trained_with = description.trained_with
     model.scaling, model.condition_scalings = description.scaling, dict(description.condition_scalings)
@@ -265,6 +308,22 @@ def _read(
     model.condition_shapes = dict(description.conditions)
     model.vocabularies = {name: Vocabulary(words) for name, words in description.vocabularies.items()}
     return model.eval()
+
+
+def average_file(description: Description, wanted: bool | float | None) -> str | None:
+    """The file of the averages that are wanted; None for the weights of the last step.
+
+    Raises:
+        CheckpointError: the checkpoint does not hold what is wanted.
+    """
+    if wanted is None or isinstance(wanted, bool):
+        return AVERAGE if uses_averages(description, wanted) else None
+    for file, decay in description.decays.items():
+        if math.isclose(1 - decay, 1 - wanted, rel_tol=1e-6):
+            return file
+    held = ", ".join(f"{decay:g}" for decay in description.decays.values())
+    told = f"those it has are of decay {held}" if held else "it does not tell of any decay; pass ema=True or False"
+    raise CheckpointError(f"{description.path} holds no averages of decay {wanted:g}: {told}.")
 
 
 def uses_averages(description: Description, wanted: bool | None) -> bool:
@@ -332,14 +391,16 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], description: Des
 
 
 @torch.no_grad()
-def load_parameters(model: nn.Module, state: Mapping[str, Tensor], description: Description) -> None:
-    """Overwrite the parameters of ``model``, tied ones once.
+def load_parameters(
+    model: nn.Module, state: Mapping[str, Tensor], description: Description, file: str = AVERAGE
+) -> None:
+    """Overwrite the parameters of ``model``, tied ones once, with those of a file.
 
     Raises:
         CheckpointError: names, shapes or dtypes differ.
     """
     own = dict(model.named_parameters())
-    check_equal(state, own, ill_fitting(description, AVERAGE), dtypes=True)
+    check_equal(state, own, ill_fitting(description, file), dtypes=True)
     for name, parameter in own.items():
         parameter.copy_(state[name])
 
@@ -362,9 +423,11 @@ def check_fit(model: nn.Module, state: Mapping[str, Tensor], description: Descri
     check_equal(state, model.state_dict(), ill_fitting(description, MODEL), dtypes=False)
 
 
-def check_resumable(description: Description, model: nn.Module, optimizer: Optimizer) -> None:
-    """Raise unless all that training goes on with is there, and is of ``model`` and ``optimizer``; the values are not
-    read yet.
+def check_resumable(
+    description: Description, model: nn.Module, optimizer: Optimizer, companion: nn.Module | None = None
+) -> None:
+    """Raise unless all that training goes on with is there, and is of ``model``, what is trained along with it, and
+    ``optimizer``; the values are not read yet.
 
     Raises:
         CheckpointError: a file is missing or damaged, or names, shapes or dtypes differ.
@@ -372,11 +435,15 @@ def check_resumable(description: Description, model: nn.Module, optimizer: Optim
     options = read_training(description)["options"]
     layout = read_layout_of(description, MODEL)
     check_fit(model, layout, description)
-    trained = {name: layout.get(name, p) for name, p in model.named_parameters() if p.requires_grad}
+    trained = {name: layout.get(name, p) for name, p in trained_parameters(model, companion).items()}
+    if companion is not None and WEIGHTING in description.files:
+        along = read_layout_of(description, WEIGHTING)
+        check_equal(along, companion.state_dict(), misplaced(description, WEIGHTING), dtypes=True)
     for name, value in trained.items():
         if value.dtype not in (torch.float32, torch.float64):
             raise misplaced(description, MODEL)(f"{name} is {value.dtype}; only float32 and float64 are trained.")
-    _check_averages(dict(model.named_parameters()), layout, description)
+    for file in description.decays or (AVERAGE,):
+        _check_averages(dict(model.named_parameters()), layout, description, file)
     layout = read_layout_of(description, OPTIMIZER)
     fail, before = misplaced(description, OPTIMIZER), options.get("optimizer")
     if before != optimizer.name:
@@ -388,14 +455,18 @@ def check_resumable(description: Description, model: nn.Module, optimizer: Optim
         optimizer.check_saved(trained, layout, description.step, fail)
 
 
-def _check_layouts(model: nn.Module, layout: Mapping[str, Tensor], ema: bool, description: Description) -> None:
+def _check_layouts(
+    model: nn.Module, layout: Mapping[str, Tensor], averages: str | None, description: Description
+) -> None:
     """Raise unless the files hold what this model needs, and nothing else; before a byte of the values is read."""
     check_fit(model, layout, description)
-    if ema:
-        _check_averages(dict(model.named_parameters()), layout, description)
+    if averages is not None:
+        _check_averages(dict(model.named_parameters()), layout, description, averages)
 
 
-def _check_averages(parameters: Mapping[str, Tensor], layout: Mapping[str, Tensor], description: Description) -> None:
-    """Raise unless the averages are those of these parameters, in the dtypes of the weights."""
+def _check_averages(
+    parameters: Mapping[str, Tensor], layout: Mapping[str, Tensor], description: Description, file: str
+) -> None:
+    """Raise unless the averages of a file are those of these parameters, in the dtypes of the weights."""
     wanted = {name: layout.get(name, value) for name, value in parameters.items()}
-    check_equal(read_layout_of(description, AVERAGE), wanted, ill_fitting(description, AVERAGE), dtypes=True)
+    check_equal(read_layout_of(description, file), wanted, ill_fitting(description, file), dtypes=True)

@@ -135,7 +135,14 @@ def bin_width(dataset: MapDataset) -> float:
     return width
 
 
-def continued(path: Path, model: nn.Module, dataset: object, steps: int, optimizer: Optimizer) -> Description:
+def continued(
+    path: Path,
+    model: nn.Module,
+    dataset: object,
+    steps: int,
+    optimizer: Optimizer,
+    companion: nn.Module | None = None,
+) -> Description:
     """The description of the checkpoint at ``path``, from which this run goes on.
 
     Raises:
@@ -159,7 +166,7 @@ def continued(path: Path, model: nn.Module, dataset: object, steps: int, optimiz
         raise CheckpointError(
             f"{path} is at step {description.step}, past steps={steps}; steps counts from the start of the run."
         )
-    checkpoint.check_resumable(description, model, optimizer)
+    checkpoint.check_resumable(description, model, optimizer, companion)
     return description
 
 

@@ -13,7 +13,7 @@ Whatever is wrong is a :class:`~scoresde.train.CheckpointError` that names the f
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,11 @@ from scoresde.train.tensors import read_layout, read_values
 FORMAT = 1
 MODEL, AVERAGE = "model.safetensors", "ema.safetensors"
 OPTIMIZER, TRAINING = "optimizer.safetensors", "training.json"
+WEIGHTING = "weighting.safetensors"
+"""The network of a weighting that is learned along, for going on."""
+
+MOST_AVERAGES = 16
+"""Of the weights, in one checkpoint."""
 
 MOST_CONDITIONS, MOST_AXES, MOST_NUMBERS = 1000, 16, 2**31
 """Of a data set: conditions, and for a sample or a condition axes and numbers."""
@@ -67,6 +72,8 @@ class Description:
         averaged: True where model.safetensors itself holds averaged weights, as after ``save_pretrained`` of an
             averaged model; None where it holds those of the last step, or does not tell.
         computes_in: the dtype of the network, where its weights are stored in another; None where they are not.
+        decays: of the averages of the weights, by file; files of before several were kept do not tell that of theirs.
+        widths: of those with a power profile, by file; see :class:`~scoresde.train.PowerEMA`.
     """
 
     path: Path
@@ -83,6 +90,8 @@ class Description:
     vocabularies: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     averaged: bool | None = None
     computes_in: torch.dtype | None = None
+    decays: Mapping[str, float] = field(default_factory=dict)
+    widths: Mapping[str, float] = field(default_factory=dict)
 
 
 def describe(folder: PathName) -> Description:
@@ -104,7 +113,7 @@ def describe(folder: PathName) -> Description:
             f"{path} has format {config.value('format')!r:.80}, written by scoresde {version}; this is scoresde "
             f"{scoresde.__version__}, which reads format {FORMAT}. Use the version that wrote it."
         )
-    listed = config.objects("files", most=16)
+    listed = config.objects("files", most=16 + MOST_AVERAGES)
     files = {name: {"bytes": one.whole("bytes"), "sha256": one.text("sha256", most=64)} for name, one in listed.items()}
     if MODEL not in files:
         raise folders.damaged(path, folders.CONFIG)(f"the field files.{MODEL} is missing.")
@@ -116,8 +125,29 @@ def describe(folder: PathName) -> Description:
         files=files,
         trained_with=_read_training(config),
         **_read_stored(config),
+        **_read_averages(config, files),
         **_read_data(config.object("data")),
     )
+
+
+def average_name(index: int) -> str:
+    """The file of an average, in their order; that of the first is the one that is loaded unless another is wanted."""
+    return AVERAGE if index == 0 else f"ema-{index + 1}.safetensors"
+
+
+def _read_averages(config: Fields, files: Collection[str]) -> dict[str, Any]:
+    """Of each file of averages its decay or its width."""
+    found: dict[str, Any] = {"decays": {}, "widths": {}}
+    if config.null("averages"):  # files of before do not say
+        return found
+    for file, one in config.objects("averages", most=MOST_AVERAGES).items():
+        if file not in files:
+            raise config.object("averages").refused(file, "there is no such file of averages.")
+        if one.null("width"):
+            found["decays"][file] = one.number("decay", least=0, most=1)
+        else:
+            found["widths"][file] = one.number("width", above=0, most=1)
+    return found
 
 
 def _read_stored(config: Fields) -> dict[str, Any]:
@@ -305,6 +335,7 @@ def read_training(description: Description) -> dict[str, Any]:
         "loss_sum": fields.number("loss_sum"),
         "loss_steps": fields.whole("loss_steps", most=step),
         "options": {name: options.value(name) for name in options.names()},
+        "times": None if fields.null("times") else {n: fields.object("times").value(n) for n in ("learned", "since")},
     }
 
 

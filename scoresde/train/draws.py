@@ -149,5 +149,7 @@ def is_of_ours(function: object) -> bool:
     """Whether a function, or an object and what it holds, is of this library: such draw from what they are given."""
     if function is None or isinstance(function, (int, float, str, Tensor)):
         return True
+    if isinstance(function, tuple):
+        return all(map(is_of_ours, function))
     home = getattr(function, "__module__", None) or type(function).__module__
     return str(home).startswith("scoresde.") and all(map(is_of_ours, getattr(function, "__dict__", {}).values()))

@@ -8,11 +8,14 @@
     with ema.applied():                            # or for a look: the model itself, with the averaged weights
         ...
 
-The loop of :mod:`scoresde.train` keeps one; :class:`EMA` serves a loop of your own as well.
+The loop of :mod:`scoresde.train` keeps one, or several of different decays; :class:`EMA` serves a loop of your own as
+well. :class:`PowerEMA` forgets in proportion to the length of the run: of two of these averages of any width can be put
+together afterwards (:mod:`scoresde.train.posthoc`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TypeVar
@@ -78,9 +81,12 @@ class EMA:
             RuntimeError: inside ``applied``, where they are the averages themselves.
         """
         self.refuse_if_applied("updating the average")
-        decay = average_decay(self.updates, self.decay) if self.warmup else self.decay
-        torch._foreach_lerp_(self._average, self._live, 1 - decay)
+        torch._foreach_lerp_(self._average, self._live, 1 - self.decay_of(self.updates))
         self.updates += 1
+
+    def decay_of(self, update: int) -> float:
+        """d of an update, counted from 0."""
+        return average_decay(update, self.decay) if self.warmup else self.decay
 
     def state(self) -> dict[str, Tensor]:
         """The averages by parameter name: the tensors themselves, not copies."""
@@ -153,6 +159,76 @@ class EMA:
                 f"the average follows a model of {len(own)} parameters and {what} has {len(shapes)}; they differ in "
                 f"{', '.join(differ[:5])}{', ...' if len(differ) > 5 else ''}. Use the same network and configuration."
             )
+
+
+def width_of(exponent: float) -> float:
+    """The relative width σ_rel of the profile τ^γ on [0, 1]: (γ + 1)^½ (γ + 2)^-1 (γ + 3)^-½.
+
+    It is the standard deviation of a time that is drawn with that density, as a part of the whole (Karras et al. 2024,
+    arXiv:2312.02696, eq. 126).
+    """
+    gamma = checks.number(exponent, name="exponent")
+    if not (math.isfinite(gamma) and gamma > -1):
+        raise ValueError(f"exponent must be finite and above -1, got {gamma:g}.")
+    return math.sqrt((gamma + 1) / (gamma + 3)) / (gamma + 2)
+
+
+def exponent_of(width: float) -> float:
+    """The exponent γ >= 0 of the profile τ^γ whose relative width is σ_rel, the inverse of :func:`width_of`.
+
+    A polynomial of third degree in γ, (γ + 1) = σ_rel² (γ + 2)² (γ + 3), with one root of at least 0 where σ_rel is at
+    most 12^-½, the width of the plain mean of all steps.
+    """
+    sigma = checks.positive(width, name="width")
+    if sigma > MOST_WIDTH * (1 + 1e-12):
+        raise ValueError(
+            f"width must be at most 1/sqrt(12) = {MOST_WIDTH:.4g}, that of the plain mean of all steps, got {sigma:g}: "
+            "it is the deviation of the steps that are averaged, as a part of the run. 0.05 to 0.2 are usual."
+        )
+    low, high = 0.0, 1 / sigma  # width_of(γ) < 1/(γ + 2), so that the root lies below 1/σ_rel - 2
+    while high - low > 4e-16 * high:
+        middle = 0.5 * (low + high)
+        if middle in (low, high):
+            break
+        low, high = (middle, high) if width_of(middle) > sigma else (low, middle)
+    return 0.5 * (low + high)
+
+
+MOST_WIDTH = 12**-0.5
+"""The relative width of the plain mean of all steps."""
+
+
+class PowerEMA(EMA):
+    r"""Average of the parameters with a power of the time as its profile (Karras et al. 2024, arXiv:2312.02696,
+    section 3.1)::
+
+        after t updates     Σ_k w_k θ_k,   w_k = (k^(γ+1) - (k-1)^(γ+1)) / t^(γ+1)
+        update t            average <- d average + (1 - d) parameter,   d = (1 - 1/t)^(γ+1)
+
+    the mean over [0, t] of the density (γ + 1) τ^γ / t^(γ+1), where θ(τ) = θ_k for k - 1 < τ <= k. It always looks back
+    over the same part of the run, nothing is left of the initial weights, and no decay has to be chosen for its length.
+
+    Args:
+        model: as for :class:`EMA`.
+        width: σ_rel in (0, 12^-½], the standard deviation of the profile as a part of the run; about 0.05 to 0.2.
+
+    Attributes:
+        width: σ_rel.
+        exponent: γ.
+
+    Raises:
+        TypeError, ValueError: not a module, or a width out of range.
+    """
+
+    def __init__(self, model: nn.Module, width: float = 0.1) -> None:
+        self.exponent = exponent_of(width)
+        super().__init__(model, 0.0, warmup=False)
+        self.width = checks.number(width)
+
+    def decay_of(self, update: int) -> float:
+        """(1 - 1/t)^(γ+1) of an update, t - 1 counted from 0."""
+        done = checks.count(update, name="update", least=0)
+        return (done / (done + 1)) ** (self.exponent + 1)
 
 
 @torch.inference_mode(False)

@@ -10,22 +10,35 @@ Whatever happens inside, nothing lasts but gradients and the buffers of the netw
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Generic
+from collections.abc import Mapping, Sequence
+from typing import Any, Generic, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import default_collate
 
 from scoresde import checks
 from scoresde.data import random_flip
+from scoresde.losses import Coupling
 from scoresde.models.conditions import drop_conditions
-from scoresde.train.batches import Batch, Fetched, MapDataset
+from scoresde.train.adaptation import TimesInTraining
+from scoresde.train.batches import Fetched, MapDataset
 from scoresde.train.compatibility import bin_width, entries
 from scoresde.train.describe import Model
 from scoresde.train.draws import Uniforms, derive, seeded_where, step_noise
 from scoresde.train.objective import Objective
 from scoresde.train.options import TrainOptions
 from scoresde.train.processes import Processes
+
+
+class _Rows(NamedTuple):
+    """x_0, times, their weights, noises and the other entries of some rows of a batch."""
+
+    x0: Tensor
+    t: Tensor
+    weight: Tensor
+    eps: Tensor
+    given: dict[str, Tensor]
 
 
 class GlobalGradient(Generic[Model]):
@@ -37,6 +50,9 @@ class GlobalGradient(Generic[Model]):
         options: of the run.
         processes: that share each batch.
         parameters: those that are trained.
+
+    Attributes:
+        times: from which times are drawn, and what it is to note of the step computed last.
     """
 
     def __init__(
@@ -51,7 +67,9 @@ class GlobalGradient(Generic[Model]):
         self._dataset, self._options, self._processes = dataset, options, processes
         self._parameters, self._device = parameters, processes.device
         self.rows = processes.rows(options.batch_size)
-        self._modules, self._every = list(task.model.modules()), list(task.model.parameters())
+        self.times = TimesInTraining(options.times)
+        self._terms: list[Tensor] = []
+        self._modules, self._every = list(task.model.modules()), list(task.parameters())
 
     def compute(self, step: int, fetched: Fetched | None, *, draws: bool) -> Tensor:
         """Put the gradient into ``.grad`` of the parameters; return the loss, ().
@@ -61,43 +79,96 @@ class GlobalGradient(Generic[Model]):
             fetched: the samples of this process; None where it has none.
             draws: whether torch's default generators are to be set, for something may draw from them.
         """
-        processes = self._processes
-        with processes.together():
-            loss = self._own_part(step, fetched, draws)
+        processes, options = self._processes, self._options
+        seed = derive(options.seed, "network", step, processes.rank)
+        if options.coupling is None:
+            with processes.together():
+                self._ready()
+                with seeded_where(draws and fetched is not None, self._device, seed):
+                    loss = self._own_part(self._prepare(step, fetched))
+        else:
+            with processes.together():
+                self._ready()
+                with seeded_where(draws and fetched is not None, self._device, derive(seed, "before coupling")):
+                    batch = self._prepare(step, fetched)
+                    mine = self._samples(batch)
+            everybody = {n: processes.gathered(one, self.rows, options.batch_size) for n, one in mine.items()}
+            with processes.together(), seeded_where(draws and batch is not None, self._device, seed):
+                loss = self._own_part(self._coupled(step, batch, everybody))
         processes.sum_gradients(self._parameters)
         processes.share(self._task.model.buffers())  # statistics of batches are the main process's
+        if self.times.adapts:
+            self._seen = (step + 1, self._global_terms())
         return processes.sum(loss)
+
+    def note(self) -> None:
+        """Let the density of times know of the step computed last, which was applied."""
+        if self.times.adapts:
+            step, terms = self._seen
+            uniforms = Uniforms.draw(self._options.seed, step - 1, self._options.batch_size)
+            self.times.note(step, uniforms.time, terms)
+
+    def _global_terms(self) -> Tensor:
+        """The weighted losses of the global batch, (batch_size,)."""
+        dtype: torch.dtype = torch.promote_types(self._parameters[0].dtype, torch.float32)
+        own = torch.zeros(0, device=self._device, dtype=dtype)
+        mine = torch.cat([own, *(one.to(dtype) for one in self._terms)])
+        return self._processes.gathered(mine, self.rows, self._options.batch_size)
 
     def clear(self) -> None:
         """No gradients: of whatever was half done, or somebody did with the model between two steps."""
         for parameter in self._every:
             parameter.grad = None
 
-    def _own_part(self, step: int, fetched: Fetched | None, draws: bool) -> Tensor:
-        """Gradient and loss of this process's rows, as their part of those of the global batch."""
-        options, rows = self._options, self.rows
-        loss, total = torch.zeros((), device=self._device), rows.stop - rows.start
+    def _ready(self) -> None:
         self.clear()
+        self._terms = []
         if not all(module.training for module in self._modules):  # some were looked at in evaluation mode
             self._task.train()
-        if fetched is None:
+
+    def _own_part(self, batch: _Rows | None) -> Tensor:
+        """Gradient and loss of this process's rows, as their part of those of the global batch."""
+        options, total = self._options, self.rows.stop - self.rows.start
+        loss = torch.zeros((), device=self._device)
+        if batch is None:
             return loss
-        with seeded_where(draws, self._device, derive(options.seed, "network", step, self._processes.rank)):
-            x0, t, weight, given = self._prepare(step, fetched())
-            eps = step_noise(options.seed, step, rows.start, x0)
-            for i in range(options.accumulate):
-                piece = slice(total * i // options.accumulate, total * (i + 1) // options.accumulate)
-                size = piece.stop - piece.start
-                if size:
-                    some = {name: value[piece] for name, value in given.items()}
-                    value = self._task(x0[piece], t[piece], eps[piece], weight[piece], some)
-                    value = value / (options.batch_size / size)
-                    value.backward()
-                    loss = loss + value.detach()
+        for i in range(options.accumulate):
+            piece = slice(total * i // options.accumulate, total * (i + 1) // options.accumulate)
+            size = piece.stop - piece.start
+            if size:
+                some = {name: value[piece] for name, value in batch.given.items()}
+                args = (batch.x0[piece], batch.t[piece], batch.eps[piece], batch.weight[piece], some)
+                if self.times.adapts:
+                    value, terms = self._task.with_terms(*args)
+                    self._terms.append(terms)
+                else:
+                    value = self._task(*args)
+                value = value / (options.batch_size / size)
+                value.backward()
+                loss = loss + value.detach()
         return loss
 
-    def _prepare(self, step: int, batch: Batch) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        """x_0, times, their weights and the other entries of this process's rows, on the device."""
+    def _samples(self, batch: _Rows | None) -> dict[str, Tensor]:
+        """What other processes have to know of this one's rows; of a process without any, tensors without rows."""
+        if batch is not None:
+            return {"x": batch.x0, **batch.given}
+        sample = default_collate([self._dataset[0]])
+        found = entries(sample, ("x", *self._task.names), self._parameters[0])
+        return {name: value[:0] for name, value in found.items()}
+
+    def _coupled(self, step: int, batch: _Rows | None, everybody: Mapping[str, Tensor]) -> _Rows | None:
+        """These rows with the noises that a coupling of the whole global batch gives them: all know those of all."""
+        if batch is None:
+            return None
+        x0, given = everybody["x"], {name: value for name, value in everybody.items() if name != "x"}
+        eps = cast(Coupling, self._options.coupling)(x0, step_noise(self._options.seed, step, 0, x0), given)
+        return batch._replace(eps=eps[self.rows])
+
+    def _prepare(self, step: int, fetched: Fetched | None) -> _Rows | None:
+        """This process's rows, on the device; None where it has none."""
+        if fetched is None:
+            return None
+        batch = fetched()
         options, rows, device = self._options, self.rows, self._device
         task: Objective[Any] = self._task
         missing = [name for name in ("x", *task.names) if name not in batch]
@@ -109,7 +180,7 @@ class GlobalGradient(Generic[Model]):
         task.check_batch(batch, step + 1)
         uniforms = Uniforms.draw(options.seed, step, options.batch_size)
         # Of the whole batch: a density may place its samples in relation to each other.
-        t, weight = options.times.sample(self._task.model.sde, uniforms.time)
+        t, weight = self.times.density.sample(self._task.model.sde, uniforms.time)
         both = entries(batch, ("x", *task.names), self._parameters[0])
         if options.flip:
             coins = checks.sent(uniforms.flip[rows], device)
@@ -121,4 +192,6 @@ class GlobalGradient(Generic[Model]):
         dropped = task.dropped(uniforms.condition_dropout, seed=options.seed, step=step)
         lost = {name: where[rows].to(device) for name, where in dropped.items()}
         times = checks.time_beside(t[rows], x0)
-        return x0, times, checks.sent(weight[rows], device), drop_conditions(both, task.nulls, lost)
+        eps = step_noise(options.seed, step, rows.start, x0)
+        given = drop_conditions(both, task.nulls, lost)
+        return _Rows(x0, times, checks.sent(weight[rows], device), eps, given)

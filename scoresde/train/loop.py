@@ -28,7 +28,7 @@ from scoresde.train.compatibility import bin_width, check_dataset, check_mirrore
 from scoresde.train.contents import Description
 from scoresde.train.describe import Model
 from scoresde.train.draws import derive, is_of_ours
-from scoresde.train.ema import EMA, ema_model
+from scoresde.train.ema import EMA, PowerEMA, ema_model
 from scoresde.train.feeds import Data, Feed, feed_of
 from scoresde.train.folder import CheckpointError
 from scoresde.train.gradient import GlobalGradient
@@ -36,10 +36,11 @@ from scoresde.train.objective import Objective
 from scoresde.train.optimizer import Optimizer
 from scoresde.train.options import TrainOptions, differences
 from scoresde.train.own_optimizer import OwnOptimizer
+from scoresde.train.posthoc import check_power_averages, drop_snapshots, save_snapshot, snapshot_steps
 from scoresde.train.processes import Processes
 from scoresde.train.record import Log, LossWindow, StepRecord
 from scoresde.train.run_folder import RunFolder
-from scoresde.train.trial import check_average, check_kept, check_step, check_weights
+from scoresde.train.trial import check_average, check_coupling, check_kept, check_step, check_weights
 from scoresde.warning import warn_user
 
 
@@ -82,7 +83,9 @@ class Run(Iterator[StepRecord], Generic[Model]):
 
     Attributes:
         model: in training.
-        ema: the average of its weights; ``with run.ema.applied():`` puts it into ``model`` for a look.
+        ema: the average of its weights, the first where there are several; ``with run.ema.applied():`` puts it into
+            ``model`` for a look.
+        averages: all that the option ``ema`` asks for, by decay.
         step: optimizer steps done.
         options: of the run.
     """
@@ -125,7 +128,8 @@ class Run(Iterator[StepRecord], Generic[Model]):
         if self._done is None and (self.step >= self._options.steps or self._time_is_up):
             self.close()
             raise StopIteration
-        self.ema.refuse_if_applied("iterating the run")
+        for average in self._followed:
+            average.refuse_if_applied("iterating the run")
         with _own_modes():
             try:
                 fresh = self._session is None
@@ -176,9 +180,18 @@ class Run(Iterator[StepRecord], Generic[Model]):
         """Torch's optimizer that steps: AdamW, or that of the option ``optimizer``."""
         return self._optimizer.rule
 
-    def ema_model(self) -> Model:
-        """A copy of the model with the averaged weights, for use."""
-        return ema_model(self.model, self.ema)
+    def ema_model(self, decay: float | None = None) -> Model:
+        """A copy of the model with the averaged weights, for use: those of the average of this decay, or the first.
+
+        Raises:
+            ValueError: there is none of this decay.
+        """
+        if decay is None:
+            return ema_model(self.model, self.ema)
+        if decay not in self.averages:
+            held = ", ".join(f"{one:g}" for one in self.averages)
+            raise ValueError(f"decay must be one of {held}, those of the option ema, got {decay!r}.")
+        return ema_model(self.model, self.averages[decay])
 
     def save(self) -> Path:
         """Write a checkpoint of the present step, if there is none yet, and return its folder.
@@ -195,7 +208,8 @@ class Run(Iterator[StepRecord], Generic[Model]):
         path = self._options.path
         if path is None:
             raise ValueError("this run has no folder; pass folder=... to train, or use scoresde.train.save.")
-        self.ema.refuse_if_applied("saving the run")
+        for average in self._followed:
+            average.refuse_if_applied("saving the run")
         if self._applying:
             raise RuntimeError(f"the run stopped in the middle of applying step {self.step + 1}; that is not saved.")
         if self._callbacks.inside and self._processes.count > 1:
@@ -211,15 +225,17 @@ class Run(Iterator[StepRecord], Generic[Model]):
             path,
             self.model,
             step=self.step,
-            ema=self.ema,
+            ema=self._followed,
             dataset=self._dataset,
             optimizer=self._optimizer.state(),
             training={
                 "ema_updates": self.ema.updates,
                 "seconds": self._seconds,
                 **self._window.state(),
+                **self._gradient.times.state(),
                 "options": self._recorded(),
             },
+            weighting=self._task.companion,
             keep=self._options.keep,
         )
 
@@ -235,7 +251,7 @@ class Run(Iterator[StepRecord], Generic[Model]):
                 self._check()
         resumed = self._place.opened(
             resume=options.resume,
-            fits=lambda path: continued(path, model, self._dataset, options.steps, self._optimizer),
+            fits=self._fits,
         )
         if resumed is not None:
             with together():
@@ -244,24 +260,47 @@ class Run(Iterator[StepRecord], Generic[Model]):
         self._gradient: GlobalGradient[Any] = GlobalGradient(
             self._task, self._dataset, options, self._processes, self._optimizer.parameters
         )
-        self.ema = EMA(model, options.ema, warmup=options.ema_warmup)
+        decays = [options.ema] if isinstance(options.ema, float) else options.ema
+        self.averages = {decay: EMA(model, decay, warmup=options.ema_warmup) for decay in decays}
+        self.ema = next(iter(self.averages.values()))
+        widths = () if options.snapshots is None else options.snapshots.widths
+        self._power_averages: list[PowerEMA] = [PowerEMA(model, width) for width in widths]
+        self._followed: list[EMA] = [*self.averages.values(), *self._power_averages]
         self._seconds, self._window = 0.0, LossWindow(self._device)
         self._log: Log | None = None
         with together():
             if resumed is not None:
                 self._load(resumed)
             if options.path is not None and self._processes.main:
+                self._place_snapshots(options.path, resumed)
                 self._log = Log(options.path / "log.jsonl", self.step)
         self._undo = Buffers(model)
         steps = (getattr(module, "after_step", None) for module in model.modules())
         self._after_step = [step for step in steps if callable(step)]  # what a layer asks for, see nn.magnitude
         self._task.mark(self._dataset)
 
+    def _fits(self, path: Path) -> Description:
+        """The checkpoint at ``path``, if this run goes on from it."""
+        options = self._options
+        companion = self._task.companion
+        description = continued(path, self.model, self._dataset, options.steps, self._optimizer, companion)
+        check_power_averages(description, options.snapshots)
+        return description
+
+    def _place_snapshots(self, path: Path, resumed: Description | None) -> None:
+        """Only those that this run wrote up to its present step are left in its folder."""
+        if resumed is None and not self._options.resume and snapshot_steps(path):
+            raise CheckpointError(
+                f"{path} holds snapshots of another run already. Choose another folder, remove them, or pass "
+                "resume=True to begin anew over them."
+            )
+        drop_snapshots(path, self.step)
+
     def _made_optimizer(self) -> Optimizer:
         options = self._options
         if options.optimizer is None:
-            return Optimizer(self.model, options.betas, options.weight_decay)
-        return OwnOptimizer(self.model, options.optimizer)
+            return Optimizer(self.model, options.betas, options.weight_decay, self._task.companion)
+        return OwnOptimizer(self.model, options.optimizer, self._task.companion)
 
     def _check(self) -> None:
         """Whether all fits together, and what the run will need at its end; the folder is not touched."""
@@ -279,10 +318,11 @@ class Run(Iterator[StepRecord], Generic[Model]):
             check_mirrored(objective, dataset)
         objective.autocast = self._processes.bfloat16(options.mixed_precision)
         objective.told(dataset)
-        model.to(self._device)
+        objective.to(self._device)
         check_weights(objective, options.times)
         check_step(objective, dataset, options.times)
         check_average(objective, dataset, options.times)
+        check_coupling(objective, dataset, options.coupling)
         self._optimizer = self._made_optimizer()  # lazy parameters have their shapes now
         if options.path is not None:
             check_kept(model, dataset, self._recorded())
@@ -307,7 +347,7 @@ class Run(Iterator[StepRecord], Generic[Model]):
             progress=tqdm(total=options.steps, initial=self.step, disable=hidden, unit="step"),
             start=now - self._seconds,
             deadline=math.inf if options.max_seconds is None else now + options.max_seconds,
-            draws=not is_of_ours(options.times) or self._task.draws,
+            draws=not (is_of_ours(options.times) and is_of_ours(options.coupling)) or self._task.draws,
         )
 
     def _advance(self, session: _Session) -> None:
@@ -329,10 +369,12 @@ class Run(Iterator[StepRecord], Generic[Model]):
             self._optimizer.step(rates, norm, options.clip)
             for restore in self._after_step:
                 restore()
-            self.ema.update()
+            for average in self._followed:
+                average.update()
             self.step += 1
             self._seconds = time.perf_counter() - session.start
             self._window.add(loss)
+            self._gradient.note()
             self._undo.keep()
             record = StepRecord(self.step, self.step * options.batch_size, lr, self._seconds, loss, norm)
             self._done = _Done(record)
@@ -349,7 +391,7 @@ class Run(Iterator[StepRecord], Generic[Model]):
         last = self._time_is_up or self.step == options.steps
         save = last or (options.save_every is not None and self.step % options.save_every == 0)
         log = last or self.step % options.log_every == 0
-        if log or save:
+        if log or save or self._keeps_snapshot():
             self._stop_if_bad(done.record.lr)
         if log and not done.logged:
             with uninterrupted():
@@ -359,10 +401,24 @@ class Run(Iterator[StepRecord], Generic[Model]):
             session.progress.set_postfix(loss=f"{done.mean:.4f}")
             self._tell("log", done.record, done.mean)
         session.progress.update(self.step - session.progress.n)
+        if self._keeps_snapshot():
+            self._keep_snapshot()
         if save and options.folder is not None:
             self.save()
         self._done = None
         return done.record
+
+    def _keeps_snapshot(self) -> bool:
+        snapshots = self._options.snapshots
+        return snapshots is not None and (self.step % snapshots.every == 0 or self.step == self._options.steps)
+
+    def _keep_snapshot(self) -> None:
+        """Write the averages with power profiles: before the checkpoint of the step, so that it never lacks them."""
+        snapshots, path = self._options.snapshots, self._options.path
+        if snapshots is None or path is None:
+            return
+        averages, dtype = self._power_averages, snapshots.dtype
+        self._processes.from_main(lambda: save_snapshot(path, averages, step=self.step, dtype=dtype))
 
     def _tell(self, occasion: str, *args: Any) -> None:
         """Call the callbacks, on the main process; Ctrl-C in one of them stops all."""
@@ -434,10 +490,28 @@ class Run(Iterator[StepRecord], Generic[Model]):
                 "uninterrupted one."
             )
         self.step, self._saved = resumed.step, (resumed.step, resumed.path)
-        self.ema.load_state(contents.read_tensors(resumed, contents.AVERAGE), training["ema_updates"])
+        for average, file in self._saved_averages(resumed):
+            average.load_state(contents.read_tensors(resumed, file), training["ema_updates"])
         checkpoint.load_optimizer(self._optimizer, resumed)
+        if self._task.companion is not None and contents.WEIGHTING in resumed.files:
+            self._task.companion.load_state_dict(contents.read_tensors(resumed, contents.WEIGHTING))
         self._seconds = training["seconds"]
         self._window.load_state(training)
+        try:
+            self._gradient.times.load_state(training)
+        except (TypeError, ValueError, KeyError) as error:
+            raise contents.misplaced(resumed, contents.TRAINING)(str(error)) from error
+
+    def _saved_averages(self, resumed: Description) -> list[tuple[EMA, str]]:
+        """Each average with the file that it goes on from; one of a new decay goes on from the first."""
+        decays = {decay: file for file, decay in resumed.decays.items()}
+        widths = {width: file for file, width in resumed.widths.items()}
+        found: list[tuple[EMA, str]] = []
+        for decay, average in self.averages.items():
+            found.append((average, decays.get(decay, contents.AVERAGE)))
+        for power in self._power_averages:
+            found.append((power, widths[power.width]))
+        return found
 
     def _recorded(self) -> dict[str, Any]:
         """What a resumed run must have in common with the first session to be its continuation."""

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Generic
 
 import torch
@@ -22,14 +23,15 @@ from torch import Tensor, nn
 
 from scoresde import checks
 from scoresde.data import Dataset
-from scoresde.losses import WEIGHTINGS, Weighting, dsm_loss
+from scoresde.losses import WEIGHTINGS, Coupling, Uncertainty, UncertaintyNetwork, Weighting, dsm_loss
 from scoresde.models import ClassifierModel, ScoreModel
 from scoresde.models.conditions import Dropout, TrainedWith, check_values, dropped_rows, kinds_of, nulls_of
 from scoresde.train.batches import Batch, MapDataset
 from scoresde.train.conditions import check_all_values, check_conditions
 from scoresde.train.contents import describe_data
 from scoresde.train.describe import SCORE, Model
-from scoresde.train.draws import draws_itself, is_of_ours, named_uniforms
+from scoresde.train.draws import derive, draws_itself, is_of_ours, named_uniforms
+from scoresde.train.option_checks import words
 from scoresde.train.options import TrainOptions
 from scoresde.warning import warn_user
 
@@ -46,6 +48,7 @@ class Objective(nn.Module, ABC, Generic[Model]):
         droppable: those of ``names`` that some rows are trained without.
         autocast: compute the network in bfloat16.
         weighting: of the loss over time, (sde, t) -> w(t); None for one without.
+        companion: what is trained along with the model and not kept in it, a learned weighting; None for nothing.
         draws: whether the loss may draw from torch's default generators: the network by dropout, say.
     """
 
@@ -58,6 +61,7 @@ class Objective(nn.Module, ABC, Generic[Model]):
         self.droppable: list[str] = []
         self.autocast = False
         self.weighting: Weighting | None = None
+        self.companion: UncertaintyNetwork | None = None
 
     @property
     def draws(self) -> bool:
@@ -73,9 +77,23 @@ class Objective(nn.Module, ABC, Generic[Model]):
             weight: factor of each sample (B,), from the density of t.
             given: the entries ``names`` of the batch.
         """
+        return self.with_terms(x0, t, eps, weight, given)[0]
+
+    def with_terms(
+        self, x0: Tensor, t: Tensor, eps: Tensor, weight: Tensor, given: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """The same mean, (), and what of each sample's contribution to it has a gradient for the model, (B,), without
+        its graph.
+        """
         with torch.autocast(x0.device.type, dtype=torch.bfloat16, enabled=self.autocast):
             per_sample = self.per_sample(x0, t, eps, given)
-        return (per_sample * weight.to(per_sample.dtype)).mean() / self.divisor(x0)
+        weight = weight.to(per_sample.dtype)
+        if self.companion is None:
+            terms = per_sample * weight
+            return terms.mean() / self.divisor(x0), terms.detach() / self.divisor(x0)
+        u = self.companion.at(self.model.sde, t)
+        terms = weight * (per_sample / self.divisor(x0)) * (-u).exp()
+        return (terms + weight * u).mean(), terms.detach()
 
     @abstractmethod
     def per_sample(self, x0: Tensor, t: Tensor, eps: Tensor, given: Mapping[str, Tensor]) -> Tensor:
@@ -146,8 +164,14 @@ class Denoising(Objective[ScoreModel]):
         names = list(nulls if options.conditions is None else options.conditions)
         mirrored = [name for name in names if name in tuple(getattr(model.net, "image_conditions", ()))]
         super().__init__(model, names, nulls, mirrored)
-        self._weighting, self._asked = options.weighting, options.condition_dropout
-        self.weighting = WEIGHTINGS[options.weighting] if isinstance(options.weighting, str) else options.weighting
+        self._named, self._asked = words(options.weighting)[:1000], options.condition_dropout
+        base = options.weighting
+        if isinstance(base, Uncertainty):
+            self.companion = base.network(seed=derive(options.seed, "weighting"))
+            base = base.base
+        self._coupling = None if options.coupling is None else told_coupling(options.coupling)
+        self._weighting: Weighting | str = base
+        self.weighting = WEIGHTINGS[base] if isinstance(base, str) else base
         self._kinds = {name: kind for name, kind in kinds_of(model.net).items() if name in names}
         able = [name for name in names if name in nulls]
         self._dropout: Dropout = (0.1 if able else 0.0) if self._asked is None else self._asked
@@ -198,7 +222,7 @@ class Denoising(Objective[ScoreModel]):
         if held:  # the data themselves hold samples without it, each on its own
             either = {name: max(told.dropout.get(name, 0.0), held.get(name, 0.0)) for name in self.names}
             told = TrainedWith.of(self.names, either, self.droppable)
-        self.model.trained_with = told
+        self.model.trained_with = replace(told, weighting=self._named, coupling=self._coupling)
 
     def _absent(self, dataset: MapDataset, name: str) -> float:
         """The share of samples whose condition is null, of data in memory."""
@@ -210,6 +234,11 @@ class Denoising(Objective[ScoreModel]):
             return 0.0
         null_entries = values.isnan() if math.isnan(null) and values.is_floating_point() else values == null
         return null_entries.reshape(len(values), -1).all(1).double().mean().item()
+
+
+def told_coupling(coupling: Coupling) -> str:
+    """A coupling in words."""
+    return str(getattr(coupling, "name", None) or words(coupling))[:1000]
 
 
 def _is_nan(null: Any) -> bool:

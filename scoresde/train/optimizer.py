@@ -45,12 +45,23 @@ def learning_rate(step: int, *, lr: float, steps: int, warmup: int = 0, decay: D
     return lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
+def trained_parameters(model: nn.Module, companion: nn.Module | None) -> dict[str, nn.Parameter]:
+    """Those that are trained, by the names that checkpoints have for them: the model's, and what is trained along."""
+    named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    along = {} if companion is None else {f"{_ALONG}.{name}": p for name, p in companion.named_parameters()}
+    return {**named, **along}
+
+
+_ALONG = "weighting"
+
+
 class Optimizer:
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), fused, on the trainable parameters of a model.
 
     Args:
         model: on its device.
         betas, weight_decay: AdamW's.
+        companion: what is trained along with it.
 
     Attributes:
         parameters: those that are trained.
@@ -61,10 +72,15 @@ class Optimizer:
     parameters: list[nn.Parameter]
     rule: torch.optim.Optimizer
 
-    def __init__(self, model: nn.Module, betas: tuple[float, float], weight_decay: float) -> None:
-        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        self._names = [name for name, _ in named]
-        self.parameters = [p for _, p in named]
+    def __init__(
+        self,
+        model: nn.Module,
+        betas: tuple[float, float],
+        weight_decay: float,
+        companion: nn.Module | None = None,
+    ) -> None:
+        named = trained_parameters(model, companion)
+        self._names, self.parameters = list(named), list(named.values())
         self.rule = torch.optim.AdamW(self.parameters, betas=betas, weight_decay=weight_decay, fused=True)
 
     @property

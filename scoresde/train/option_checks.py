@@ -17,7 +17,8 @@ from torch import optim
 from scoresde import checks, losses
 from scoresde.data import Scaling
 from scoresde.data.columns import check_columns
-from scoresde.losses import WEIGHTINGS
+from scoresde.losses import WEIGHTINGS, Uncertainty
+from scoresde.train.posthoc import Snapshots
 
 Precision = Literal["no", "bf16"]
 Check = Callable[[str, Any], None]
@@ -54,6 +55,26 @@ def are_betas(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be two numbers in [0, 1), got {value}.")
 
 
+def are_decays(name: str, value: Any) -> None:
+    """A number in [0, 1), or a few different ones."""
+    if isinstance(value, (tuple, list)):
+        if not 1 <= len(value) <= MOST_DECAYS:
+            raise ValueError(f"{name} must be 1 to {MOST_DECAYS} decays, got {len(value)}.")
+        if len({checks.number(one, name=f"each of {name}") for one in value}) < len(value):
+            raise ValueError(f"{name} must be different decays, got {value}.")
+    for one in value if isinstance(value, (tuple, list)) else [value]:
+        is_number(least=0, below=1)(name, one)
+
+
+MOST_DECAYS = 8
+"""Averages of the weights that one run follows."""
+
+
+def is_snapshots(name: str, value: Any) -> None:
+    """When averages are kept for later."""
+    checks.instance(value, Snapshots, name=name, hint="Snapshots(every=1000).")
+
+
 def is_precision(name: str, value: Any) -> None:
     """A format of the network's computations that needs no scaling of the loss."""
     if not (value is None or isinstance(value, str)) or value not in get_args(Precision):
@@ -84,8 +105,17 @@ def is_weighting(name: str, value: Any) -> None:
     elif value is losses.edm or value is losses.min_snr:
         maker = words(value)
         raise TypeError(f"losses.{maker} makes a weighting: call it, {name}=losses.{maker}(...).")
-    elif not callable(value) or isinstance(value, type):
-        raise TypeError(f"{name} must be a name or a function (sde, t) -> (B,), got {value!r}.")
+    elif not (callable(value) or isinstance(value, Uncertainty)) or isinstance(value, type):
+        raise TypeError(f"{name} must be a name, a function (sde, t) -> (B,) or Uncertainty(), got {value!r}.")
+
+
+def is_coupling(name: str, value: Any) -> None:
+    """A coupling of data and noise."""
+    if isinstance(value, type) or not callable(value):
+        raise TypeError(
+            f"{name} must be a coupling of scoresde.losses, such as OptimalTransport(), or a function (x0, eps, "
+            f"conditions) -> eps, got {value!r}."
+        )
 
 
 def is_dropout(name: str, value: Any) -> None:

@@ -31,7 +31,7 @@ from typing import Annotated, Any, NamedTuple, get_args
 from scoresde import checks, losses
 from scoresde.data import Scaling
 from scoresde.data.columns import Names
-from scoresde.losses import Weighting
+from scoresde.losses import Coupling, Uncertainty, Weighting
 from scoresde.models.conditions import Dropout
 from scoresde.times import TimeDensity, UniformTime
 from scoresde.train.callbacks import Callback, are_callbacks
@@ -42,7 +42,9 @@ from scoresde.train.option_checks import (
     Precision,
     are_betas,
     are_columns,
+    are_decays,
     are_names,
+    is_coupling,
     is_density,
     is_dropout,
     is_number,
@@ -50,11 +52,13 @@ from scoresde.train.option_checks import (
     is_path,
     is_precision,
     is_scaling,
+    is_snapshots,
     is_weighting,
     is_whole,
     words,
 )
 from scoresde.train.own_optimizer import OwnRule
+from scoresde.train.posthoc import Snapshots
 
 RENAMED: Mapping[str, str] = {"label_dropout": "condition_dropout"}
 """Today's names of options by those they had; checkpoints still say the old ones."""
@@ -94,10 +98,14 @@ class TrainOptions:
     """What the learning rate does after the warm-up, "constant" or "cosine": see ``learning_rate``."""
     clip: Annotated[float | None, is_number(above=0)] = 1.0
     """Largest norm of the gradient; None leaves it as it is."""
-    ema: Annotated[float, is_number(least=0, below=1)] = 0.9999
-    """Decay of the average of the weights; 0 for none."""
+    ema: Annotated[float | Sequence[float], are_decays] = 0.9999
+    """Decay of the average of the weights; 0 for none. A list, such as (0.999, 0.9999), for several averages: the first
+    is used unless another is asked for, as by ``load_model(folder, ema=0.9999)``."""
     ema_warmup: bool = True
     """Forget faster at first, see ``average_decay``."""
+    snapshots: Annotated[Snapshots | None, is_snapshots, OnlyFor(SCORE), UNRECORDED] = None
+    """Follow averages with power profiles, too, and keep them in ``folder`` every so many steps, so that
+    ``reconstruct_ema`` can put together one of any width afterwards: ``Snapshots(every=1000)``."""
 
     optimizer: Annotated[OwnRule | None, is_optimizer, UNRECORDED] = None
     """In place of AdamW: a ``torch.optim.Optimizer`` over the parameters of the model, or a function of them that makes
@@ -105,8 +113,9 @@ class TrainOptions:
     they are left alone, and may be set by a callback. Its state is in checkpoints. lr, betas and weight_decay are
     AdamW's, and refused beside it."""
 
-    weighting: Annotated[Weighting | str, is_weighting, OnlyFor(SCORE)] = losses.simple
-    """Of the loss over time, see ``scoresde.losses``."""
+    weighting: Annotated[Weighting | str | Uncertainty, is_weighting, OnlyFor(SCORE)] = losses.simple
+    """Of the loss over time, see ``scoresde.losses``; ``losses.Uncertainty()`` is learned along, and steps then report
+    what is minimised with it, L e^{-u} + u, which may be negative."""
     times: Annotated[TimeDensity, is_density] = UniformTime()  # noqa: RUF009 - frozen
     """Density of training times, see ``scoresde.times``; its weights multiply the loss."""
     condition_dropout: Annotated[Dropout | None, is_dropout, OnlyFor(SCORE)] = None
@@ -117,6 +126,10 @@ class TrainOptions:
     conditions: Annotated[Sequence[str] | None, are_names, OnlyFor(SCORE)] = None
     """Names of the entries of a batch that the network takes as keywords; those of its ``null_conditions`` unless
     given."""
+    coupling: Annotated[Coupling | None, is_coupling, OnlyFor(SCORE)] = None
+    """Which noise meets which sample of a batch, such as ``losses.OptimalTransport()``: straighter paths for solvers of
+    the ODE, and no score any more; see ``scoresde.losses.coupling`` before using it. It couples the whole global batch,
+    whatever the number of processes, among samples with the same conditions."""
     flip: bool = False
     """Mirror each sample along its last axis with probability 1/2, and with it those conditions that the network lists
     in ``image_conditions``."""
@@ -184,7 +197,7 @@ class TrainOptions:
                         f"leave {name} out."
                     )
         if self.folder is None:
-            for name in ("save_every", "resume"):
+            for name in ("save_every", "resume", "snapshots"):
                 if getattr(self, name):
                     raise ValueError(f"{name} needs a folder; give folder=... or leave {name} out.")
 
@@ -355,6 +368,9 @@ def _plain_values(options: TrainOptions) -> dict[str, Any]:
         for option in option_fields().values()
         if option.type in (float, float | None) and (value := getattr(options, option.name)) is not None
     }
+    decays = options.ema
+    several = [checks.number(one) for one in decays] if isinstance(decays, Sequence) else [checks.number(decays)]
+    found["ema"] = several[0] if len(several) == 1 else tuple(several)
     found["betas"] = tuple(checks.number(beta, name="each of betas") for beta in options.betas)
     dropout, names = options.condition_dropout, options.conditions
     if isinstance(dropout, Mapping):

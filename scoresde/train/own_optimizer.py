@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from scoresde import checks
 from scoresde.files import Fail
-from scoresde.train.optimizer import Decay, Optimizer, learning_rate
+from scoresde.train.optimizer import Decay, Optimizer, learning_rate, trained_parameters
 
 OwnRule = torch.optim.Optimizer | Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer]
 """An instance over the model's parameters, or a function that makes one of them."""
@@ -32,15 +32,16 @@ class OwnOptimizer(Optimizer):
     Args:
         model: on its device.
         given: the instance, or the function.
+        companion: what is trained along with it.
 
     Raises:
         TypeError: no optimizer, or one whose state is neither tensors nor numbers.
         ValueError: not over exactly the parameters that are trained; one that needs a closure, as LBFGS does.
     """
 
-    def __init__(self, model: nn.Module, given: OwnRule) -> None:
-        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-        self._names, self.parameters = [name for name, _ in named], [p for _, p in named]
+    def __init__(self, model: nn.Module, given: OwnRule, companion: nn.Module | None = None) -> None:
+        named = trained_parameters(model, companion)
+        self._names, self.parameters = list(named), list(named.values())
         made = given if isinstance(given, torch.optim.Optimizer) else given(list(self.parameters))
         if not isinstance(made, torch.optim.Optimizer):
             raise TypeError(

@@ -210,6 +210,15 @@ class Processes:
                     p.grad = torch.empty_like(p)
             _unpack(flat, [cast(Tensor, p.grad) for p in group])
 
+    def gathered(self, mine: Tensor, rows: slice, total: int) -> Tensor:
+        """All ``total`` rows of a tensor of which this process has ``rows``, the same on all, exactly."""
+        if self.count == 1:
+            return mine
+        whole = mine.new_zeros((total, *mine.shape[1:]))
+        whole[rows] = mine
+        distributed.all_reduce(whole.reshape(-1).view(torch.uint8))  # as bytes, of which one process has each
+        return whole
+
     def sum(self, value: Tensor) -> Tensor:
         """The sum of a tensor over the processes, the same on all."""
         if self.count > 1:

@@ -25,9 +25,10 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from scoresde import checks
+from scoresde.losses import Coupling
 from scoresde.models.conditions import drop_conditions
 from scoresde.sde import SDE, signal_left
-from scoresde.times import TimeDensity
+from scoresde.times import TimeDensity, UniformTime
 from scoresde.train.atomic import as_it_was
 from scoresde.train.batches import MapDataset
 from scoresde.train.compatibility import entries
@@ -134,13 +135,37 @@ def check_step(objective: Objective[Any], dataset: MapDataset, times: TimeDensit
             "the loss does not depend on any weight that is trained: does the network compute under torch.no_grad(), "
             "detach its answer, or use none of its parameters that require a gradient?"
         )
-    foreign = _leaves(loss) - {id(parameter) for parameter in objective.model.parameters()}
+    foreign = _leaves(loss) - {id(parameter) for parameter in objective.parameters()}
     if foreign:
         warn_user(
             f"the loss depends on {len(foreign)} tensors that require a gradient and are not parameters of the model, "
             "as those of modules in a plain list are: they are neither trained nor saved. Register them "
             "(nn.ModuleList, nn.ParameterList), or turn their gradients off."
         )
+
+
+def check_coupling(objective: Objective[Any], dataset: MapDataset, coupling: Coupling | None) -> None:
+    """Raise unless a coupling of data and noise answers noises for two copies of the first sample.
+
+    Raises:
+        TypeError, ValueError: it does not.
+    """
+    if coupling is None:
+        return
+    x0, _, _, given = _batch(objective, dataset, UniformTime())
+    eps = torch.tensor([1.0, -1.0], device=x0.device, dtype=x0.dtype).reshape(-1, *[1] * (x0.ndim - 1)).expand_as(x0)
+    try:
+        found = coupling(x0, eps.contiguous(), given)
+    except (TypeError, ValueError, ModuleNotFoundError):
+        raise
+    except Exception as error:  # of whatever function of a user's own
+        raise ValueError(f"coupling failed for dataset[0], taken twice: {error or type(error).__name__}") from error
+    if not isinstance(found, Tensor) or found.shape != eps.shape or found.dtype != eps.dtype:
+        raise ValueError(
+            f"coupling must answer noises shaped like eps, {tuple(eps.shape)} of {eps.dtype}; got {checks.got(found)}."
+        )
+    if not torch.equal(found.sort(0).values, eps.sort(0).values):
+        raise ValueError("coupling must answer the noises of the batch in another order, each once; it changed them.")
 
 
 def check_average(objective: Objective[Any], dataset: MapDataset, times: TimeDensity) -> None:
@@ -155,7 +180,7 @@ def check_average(objective: Objective[Any], dataset: MapDataset, times: TimeDen
     model: nn.Module = objective.model
     averaged = ema_model(model, EMA(model))
     twin = copy.copy(objective)
-    twin._modules = {"model": averaged}
+    twin._modules = {**objective._modules, "model": averaged}
     trial = _batch(objective, dataset, times)
     with torch.no_grad(), plain(objective), seeded_where(objective.draws, trial[0].device, 0):
         before = _loss(twin, *trial)

@@ -30,11 +30,16 @@ class TrainedWith:
             always given.
         together: whether all that ``dropout`` names were left out at once, with the one probability that each has;
             else each on its own.
+        weighting: of the loss over noise levels, in words, where it is known.
+        coupling: of data and noise, in words; None where they were independent. Of a model that was trained with one,
+            η = 0 alone is right: see :mod:`scoresde.losses.coupling`.
     """
 
     names: tuple[str, ...]
     dropout: Mapping[str, float]
     together: bool
+    weighting: str | None = None
+    coupling: str | None = None
 
     @classmethod
     def of(cls, names: Collection[str], dropout: Dropout, droppable: Collection[str]) -> Self:
@@ -86,7 +91,9 @@ class TrainedWith:
 
     def to_json(self) -> dict[str, Any]:
         """As JSON; :meth:`from_json` is the inverse."""
-        return {"conditions": list(self.names), "dropout": dict(self.dropout), "together": self.together}
+        told = {"weighting": self.weighting, "coupling": self.coupling}
+        known = {name: value for name, value in told.items() if value is not None}
+        return {"conditions": list(self.names), "dropout": dict(self.dropout), "together": self.together, **known}
 
     @classmethod
     def from_json(cls, given: Any) -> Self:
@@ -95,8 +102,14 @@ class TrainedWith:
         Raises:
             TypeError, ValueError: it is none that :meth:`to_json` writes.
         """
-        if not isinstance(given, dict) or set(given) != {"conditions", "dropout", "together"}:
+        needed, known = {"conditions", "dropout", "together"}, {"weighting", "coupling"}
+        if not isinstance(given, dict) or not needed <= set(given) <= needed | known:
             raise ValueError(f"expected conditions, dropout and together, got {checks.got(given)}")
+        for name in known & set(given):
+            if not isinstance(given[name], str) or len(given[name]) > _LONGEST:
+                raise TypeError(
+                    f"{name}: expected a text of at most {_LONGEST} characters, got {checks.got(given[name])}"
+                )
         names, dropout = given["conditions"], given["dropout"]
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise TypeError(f"conditions: expected names, got {checks.got(names)}")
@@ -104,7 +117,11 @@ class TrainedWith:
             raise ValueError(f"dropout: expected probabilities of {names}, got {checks.got(dropout)}")
         for name, probability in dropout.items():
             checks.fraction(probability, name=f"dropout[{name!r}]")
-        return cls(tuple(names), dict(dropout), checks.flag(given["together"], name="together"))
+        together = checks.flag(given["together"], name="together")
+        return cls(tuple(names), dict(dropout), together, given.get("weighting"), given.get("coupling"))
+
+
+_LONGEST = 1000  # characters of a weighting or a coupling in words
 
 
 def _listed(names: Collection[str]) -> str:

@@ -1,16 +1,17 @@
-"""Densities from which training times are drawn: functions of uniforms, so that randomness stays an argument::
+"""Densities of training times in closed form, each a frozen dataclass of numbers::
 
     t, weight = LogNormalSigma(mean=-1.2, std=1.2).sample(sde, torch.rand(batch))
     loss = (weight * dsm_loss(model, x0, t, eps)).mean()
 
-:class:`Stratified` spreads a batch over all times; :class:`LevelTime` draws the levels of a discrete chain.
+One of your own has a method ``sample``: see :class:`TimeDensity`.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Protocol, Self, cast
 
 import torch
 from torch import Tensor
@@ -34,7 +35,44 @@ class TimeDensity(Protocol):
         ...
 
 
-def _uniforms(u: Tensor) -> Tensor:
+class Adapting(TimeDensity, Protocol):
+    """A density that learns from the losses of training: a value, of which each refresh makes a new one."""
+
+    @property
+    def adapts(self) -> bool:
+        """Whether it is to be refreshed."""
+        ...
+
+    @property
+    def every(self) -> int | None:
+        """Steps between two refreshes."""
+        ...
+
+    def seen(self, u: Tensor, terms: Tensor) -> Tensor:
+        """What it has to know of a batch with these uniforms and weighted losses (B,); added up over steps."""
+        ...
+
+    def refreshed(self, sums: Tensor) -> Adapting:
+        """The density after these sums."""
+        ...
+
+    def learned(self) -> tuple[tuple[float, ...], ...]:
+        """What it knows, for a file."""
+        ...
+
+    def with_learned(self, learned: Sequence[tuple[float, ...]]) -> Adapting:
+        """The density with what a file knows."""
+        ...
+
+
+def check_density(density: object) -> None:
+    """Raises TypeError for anything that is no density."""
+    if isinstance(density, type) or not callable(getattr(density, "sample", None)):
+        raise TypeError(f"density must be one of times, such as UniformTime(), got {checks.got(density)}.")
+
+
+def checked_uniforms(u: Tensor) -> Tensor:
+    """Uniforms (B,) in [0, 1], if they are."""
     if not isinstance(u, Tensor):
         raise TypeError(f"u must be a tensor of uniforms (B,), got {checks.got(u)}; draw it with torch.rand.")
     if u.ndim != 1:
@@ -60,7 +98,7 @@ class UniformTime:
 
     def sample(self, sde: SDE, u: Tensor) -> Times:
         """Times from uniforms u (B,); the weight is 1."""
-        u, (low, high) = _uniforms(u), _ends(sde)
+        u, (low, high) = checked_uniforms(u), _ends(sde)
         return Times(low + (high - low) * u, torch.ones_like(u))
 
 
@@ -84,7 +122,7 @@ class LogNormalSigma:
 
     def sample(self, sde: SDE, u: Tensor) -> Times:
         """Times from uniforms u (B,); the weight is 1."""
-        u, (first, last) = _uniforms(u), _ends(sde)
+        u, (first, last) = checked_uniforms(u), _ends(sde)
         ends = -0.5 * sde.log_snr(torch.tensor((first, last), dtype=torch.float64, device=u.device))
         low, high = torch.special.ndtr((ends - self.mean) / self.std)
         if checks.readable(high) and not bool(high - low > 1e-9):  # NaN as well
@@ -109,7 +147,7 @@ class LogitNormalTime:
 
     def sample(self, sde: SDE, u: Tensor) -> Times:
         """Times from uniforms u (B,); the weight is 1."""
-        u, (low, high) = _uniforms(u), _ends(sde)
+        u, (low, high) = checked_uniforms(u), _ends(sde)
         part = torch.sigmoid(self.mean + self.std * torch.special.ndtri(u))
         return Times(low + (high - low) * part, torch.ones_like(u))
 
@@ -130,7 +168,7 @@ class LogSNRTime:
 
     def sample(self, sde: SDE, u: Tensor) -> Times:
         """Times from uniforms u (B,), with their weights."""
-        u, (low, high) = _uniforms(u), _ends(sde)
+        u, (low, high) = checked_uniforms(u), _ends(sde)
         if not has_signal(sde.alpha(high), sde.sigma(high)):
             raise ValueError(
                 f"{type(sde).__name__} has α(T = {high:g}) = 0, where the log-SNR is -inf: no uniform density reaches "
@@ -160,7 +198,7 @@ class LevelTime:
 
     def sample(self, sde: SDE, u: Tensor) -> Times:
         """Times from uniforms u (B,); the weight is 1."""
-        u = _uniforms(u)
+        u = checked_uniforms(u)
         checks.instance(sde, SDE, name="sde")
         level = (u * self.chain.n).long().clamp_max(self.chain.n - 1)
         levels = 2 * (self.chain.alpha.log() - self.chain.sigma.log())
@@ -180,10 +218,38 @@ class Stratified:
     density: TimeDensity = field(default_factory=UniformTime)
 
     def __post_init__(self) -> None:
-        if isinstance(self.density, type) or not callable(getattr(self.density, "sample", None)):
-            raise TypeError(f"density must be one of times, such as UniformTime(), got {checks.got(self.density)}.")
+        check_density(self.density)
 
     def sample(self, sde: SDE, u: Tensor) -> Times:
         """Times from uniforms u (B,): the density's own at (i + u_i) / B."""
-        u = _uniforms(u)
-        return self.density.sample(sde, (torch.arange(len(u), device=u.device) + u) / max(len(u), 1))
+        return self.density.sample(sde, self._spread(u))
+
+    @property
+    def adapts(self) -> bool:
+        """Whether the density is one that training refreshes, and this one with it."""
+        return bool(getattr(self.density, "adapts", False))
+
+    @property
+    def every(self) -> int | None:
+        """Steps between its refreshes; None where there are none."""
+        return getattr(self.density, "every", None)
+
+    def seen(self, u: Tensor, terms: Tensor) -> Tensor:
+        """What the density makes of a batch: see :meth:`AdaptiveTimes.seen`."""
+        return cast(Adapting, self.density).seen(self._spread(u), terms)
+
+    def refreshed(self, sums: Tensor) -> Self:
+        """The same with the density refreshed: see :meth:`AdaptiveTimes.refreshed`."""
+        return replace(self, density=cast(Adapting, self.density).refreshed(sums))
+
+    def learned(self) -> tuple[tuple[float, ...], ...]:
+        """What the density knows: see :meth:`AdaptiveTimes.learned`."""
+        return cast(Adapting, self.density).learned()
+
+    def with_learned(self, learned: Sequence[tuple[float, ...]]) -> Self:
+        """The same with a density that knows this: see :meth:`AdaptiveTimes.with_learned`."""
+        return replace(self, density=cast(Adapting, self.density).with_learned(learned))
+
+    def _spread(self, u: Tensor) -> Tensor:
+        u = checked_uniforms(u)
+        return (torch.arange(len(u), device=u.device) + u) / max(len(u), 1)
