@@ -32,7 +32,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "The process and its score": ("sde", "models", "reverse", "spectrum"),
     "Sampling": ("sampling", "solvers", "grids", "noise", "fitting"),
     "Steering": ("guidance", "inverse", "particles", "editing"),
-    "Training": ("nn", "losses", "times", "data", "train"),
+    "Training": ("nn", "losses", "times", "curve", "data", "train"),
     "Measuring": ("likelihood", "problems", "metrics", "certify"),
     "To and from others": ("interop", "hub", "cli"),
     "For those who extend it": ("models.conditions", "models.predictions", "nn.presets", "rules", "checks", "files"),

@@ -19,7 +19,7 @@ ROOT = Path(scoresde.__file__).parent
 
 # The one-way order, bottom to top. Each unit (a file or folder of scoresde/) with the units it may import.
 HELPERS = {"checks", "extras", "files", "warning"}  # what any program could use: they import nothing of ours
-CORE = HELPERS | {"noise", "sde", "spectrum", "models"}
+CORE = HELPERS | {"noise", "sde", "spectrum", "curve", "models"}
 PROCESS = CORE | {"reverse", "rules", "solvers"}
 ALLOWED: dict[str, set[str]] = {
     "checks": set(),
@@ -29,7 +29,8 @@ ALLOWED: dict[str, set[str]] = {
     "noise": {"checks"},
     "sde": {"checks", "noise"},
     "spectrum": {"checks"},
-    "models": {"checks", "warning", "noise", "sde", "spectrum"},
+    "curve": {"checks"},
+    "models": {"checks", "warning", "noise", "sde", "spectrum", "curve"},
     "nn": {"checks", "models.conditions"},
     "times": {"checks", "sde"},
     "rules": {"checks", "sde", "spectrum"},
