@@ -12,11 +12,12 @@ What is in the folder of a run::
                       ema.safetensors          averaged parameters
                       optimizer.safetensors    state of AdamW
                       training.json            counters and options, for resuming
+                      held-out.safetensors     losses of held-out draws, for resuming, where some are held out
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from scoresde.train.bounded import at_most, check_arguments
 from scoresde.train.contents import (
     AVERAGE,
     FORMAT,
+    HELD_OUT,
     MODEL,
     OPTIMIZER,
     TRAINING,
@@ -74,7 +76,9 @@ def save(
     dataset: object = None,
     optimizer: Mapping[str, Tensor] | None = None,
     training: Mapping[str, Any] | None = None,
+    held_out: Mapping[str, Tensor] | None = None,
     keep: int = 2,
+    spare: Collection[str] = (),
 ) -> Path:
     """Write a checkpoint into ``folder``, then remove all but the last ``keep``.
 
@@ -86,8 +90,10 @@ def save(
         dataset: its event_shape, class_names, scaling and the shapes of its conditions are noted, where it has them;
             where it tells no scaling, that of the model.
         optimizer: tensors, and
-        training: JSON for resuming, both written by ``train``.
+        training: JSON for resuming, and
+        held_out: tensors by which later held-out losses are judged, all written by ``train``.
         keep: how many checkpoints to leave, at least 1.
+        spare: names of checkpoints in the folder that are left besides.
 
     Returns:
         The checkpoint's folder, ``folder``/step-.... A second checkpoint of a step gets a name of its own.
@@ -110,14 +116,12 @@ def save(
     tensors: dict[str, Mapping[str, Tensor]] = {MODEL: model.state_dict()}
     if ema is not None:
         tensors[AVERAGE] = ema.state()
-    if optimizer is not None:
-        checks.instance(optimizer, Mapping, name="optimizer", hint="It maps names to tensors.")
-        for name, value in optimizer.items():
-            if not isinstance(name, str) or not isinstance(value, Tensor):
-                raise TypeError(f"optimizer must map names to tensors, got {checks.got(value)} for {checks.got(name)}.")
-        tensors[OPTIMIZER] = optimizer
+    for argument, file, given in (("optimizer", OPTIMIZER, optimizer), ("held_out", HELD_OUT, held_out)):
+        if given is not None:
+            _check_named(argument, given)
+            tensors[file] = given
     for file, values in tensors.items():
-        check_finite(values, "state" if file == OPTIMIZER else "weight", f"after step {step}")
+        check_finite(values, "weight" if file in (MODEL, AVERAGE) else "state", f"after step {step}")
     files = {name: writer(values) for name, values in tensors.items()}
     if training is not None:
         checks.instance(training, Mapping, name="training", hint="It is written as JSON.")
@@ -131,12 +135,20 @@ def save(
         folders.sweep(folder)
         try:
             path = folders.write(folder, step, config, files)
-            folders.prune(folder, keep, path)
+            folders.prune(folder, keep, path, spare)
         except OSError as error:
             raise CheckpointError(
                 f"could not write the checkpoint of step {step} into {folder}: {error}. Earlier checkpoints are intact."
             ) from error
     return path
+
+
+def _check_named(argument: str, given: object) -> None:
+    """Raise unless it maps names to tensors."""
+    found: Mapping[Any, Any] = checks.instance(given, Mapping, name=argument, hint="It maps names to tensors.")
+    for name, value in found.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise TypeError(f"{argument} must map names to tensors, got {checks.got(value)} for {checks.got(name)}.")
 
 
 def config_of(model: ScoreModel | ClassifierModel, step: int, dataset: object = None) -> dict[str, Any]:
@@ -154,6 +166,8 @@ def config_of(model: ScoreModel | ClassifierModel, step: int, dataset: object = 
     }
     if isinstance(model, ScoreModel) and model.trained_with is not None:
         config["trained_with"] = model.trained_with.to_json()
+    if model.loss_curve is not None:
+        config["loss_curve"] = model.loss_curve.to_json()
     return config
 
 
@@ -260,6 +274,7 @@ def _read(
     model.averaged = True if averages or description.averaged else None
     if isinstance(model, ScoreModel):
         model.trained_with = description.trained_with
+    model.loss_curve = description.loss_curve
     model.scaling, model.condition_scalings = description.scaling, dict(description.condition_scalings)
     model.event_shape, model.class_names = description.event_shape, description.class_names
     model.condition_shapes = dict(description.conditions)
