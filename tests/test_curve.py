@@ -53,7 +53,8 @@ def test_as_json_and_back() -> None:
     [
         ({"levels": (0.0, 0.0, 1.0)}, "increase"),
         ({"levels": ()}, "levels"),
-        ({"loss": (0.1, math.nan, 0.2)}, "finite"),
+        ({"loss": (0.1, math.inf, 0.2)}, "finite"),
+        ({"loss": (0.1, math.nan, 0.2)}, "NaN"),
         ({"loss": (0.1, -0.1, 0.2)}, "squares"),
         ({"standard_error": (0.1, -0.1, 0.2)}, "standard_error"),
         ({"count": (1, 0, 1)}, "count"),

@@ -216,7 +216,7 @@ class Transported(ScoreModel):
         # for whoever asks; what is evaluated is the trained model, which brings conditions to the network's units
         self.scaling, self.condition_scalings = model.scaling, model.condition_scalings
         self.event_shape, self.class_names, self.vocabularies = model.event_shape, model.class_names, model.vocabularies
-        self.condition_shapes = model.condition_shapes
+        self.condition_shapes, self.loss_curve = model.condition_shapes, model.loss_curve
         self.trained_under: SDE = model.trained_under if isinstance(model, Transported) else model.sde
         # In a tuple: as an attribute of its own, nn.Module would list the network's parameters a second time.
         self._inner: tuple[ScoreModel, ...] = model._inner if isinstance(model, Transported) else (model,)

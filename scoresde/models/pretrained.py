@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 import scoresde
+from scoresde.curve import LossCurve
 from scoresde.models.score import Units
 from scoresde.sde import SDE
 
@@ -38,6 +39,8 @@ class Pretrained(nn.Module):
         class_names: the names of the classes, where there are any.
         vocabularies: the words of tokens, a :class:`~scoresde.nn.Vocabulary` by the name of the condition.
         condition_shapes: shape and dtype of each condition besides the label, by name, as checkpoints describe them.
+        loss_curve: the loss at each noise level on samples that training held out, a
+            :class:`~scoresde.curve.LossCurve` of the averaged weights; None where none was measured.
     """
 
     scaling: Units | None = None
@@ -46,6 +49,7 @@ class Pretrained(nn.Module):
     class_names: tuple[str, ...] | None = None
     vocabularies: Mapping[str, Any] = NOTHING
     condition_shapes: Mapping[str, Mapping[str, Any]] = NOTHING
+    loss_curve: LossCurve | None = None
 
     @property
     def averaged(self) -> bool | None:

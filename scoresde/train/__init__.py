@@ -7,13 +7,15 @@
 
 :func:`train` learns scores and :func:`train_classifier` noise-conditional classifiers, in one loop and with one object
 of options, :class:`TrainOptions`. A run is exact: resumed, it takes the steps that it would have taken, and several
-processes take those of one. Checkpoints are JSON and safetensors; :func:`describe` reads what they say of themselves,
-and :func:`save` writes one of a model that was trained elsewhere.
+processes take those of one. With ``held_out`` the loss on samples that are never trained on tells of convergence:
+:class:`HeldOutLoss`, :class:`EarlyStopping`. Checkpoints are JSON and safetensors; :func:`describe` reads what they say
+of themselves, and :func:`save` writes one of a model that was trained elsewhere.
 """
 
 from scoresde.train.callbacks import Callback
 from scoresde.train.checkpoint import load_classifier, load_model, save
 from scoresde.train.contents import Description, describe
+from scoresde.train.convergence import EarlyStopping, HeldOutLoss
 from scoresde.train.ema import EMA, PowerEMA, average_decay, ema_model, exponent_of, width_of
 from scoresde.train.folder import CheckpointError
 from scoresde.train.loop import Run
@@ -30,6 +32,8 @@ __all__ = [
     "Callback",
     "CheckpointError",
     "Description",
+    "EarlyStopping",
+    "HeldOutLoss",
     "PowerEMA",
     "ProfileFit",
     "Run",

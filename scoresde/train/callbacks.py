@@ -44,6 +44,9 @@ class Callback:
     def log(self, run: Any, record: StepRecord, loss: float) -> None:
         """Every ``log_every`` steps and at the end, with the mean loss since the time before."""
 
+    def held_out(self, run: Any, record: StepRecord) -> None:
+        """After the held-out loss was measured: ``record.held_out`` is it."""
+
     def checkpoint(self, run: Any, path: Path) -> None:
         """After a checkpoint was written, with its folder."""
 
@@ -51,7 +54,7 @@ class Callback:
         """When an iteration is over: all steps are done, time is up, ``run.stop()``, an error, ``run.close()``."""
 
 
-OCCASIONS = ("begin", "step", "log", "checkpoint", "end")
+OCCASIONS = ("begin", "step", "held_out", "log", "checkpoint", "end")
 
 
 class _AfterStep(Callback):

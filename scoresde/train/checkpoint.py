@@ -13,12 +13,13 @@ What is in the folder of a run::
                       optimizer.safetensors    state of AdamW
                       weighting.safetensors    of a weighting that is learned along
                       training.json            counters and options, for resuming
+                      held-out.safetensors     losses of held-out draws, for resuming, where some are held out
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from scoresde.train.bounded import at_most, check_arguments
 from scoresde.train.contents import (
     AVERAGE,
     FORMAT,
+    HELD_OUT,
     MODEL,
     MOST_AVERAGES,
     OPTIMIZER,
@@ -80,7 +82,9 @@ def save(
     optimizer: Mapping[str, Tensor] | None = None,
     training: Mapping[str, Any] | None = None,
     weighting: nn.Module | None = None,
+    held_out: Mapping[str, Tensor] | None = None,
     keep: int = 2,
+    spare: Collection[str] = (),
 ) -> Path:
     """Write a checkpoint into ``folder``, then remove all but the last ``keep``.
 
@@ -93,8 +97,10 @@ def save(
             where it tells no scaling, that of the model.
         optimizer: tensors, and
         training: JSON for resuming, and
-        weighting: the network of a weighting that is learned along, all three written by ``train``.
+        weighting: the network of a weighting that is learned along, and
+        held_out: tensors by which later held-out losses are judged, all four written by ``train``.
         keep: how many checkpoints to leave, at least 1.
+        spare: names of checkpoints in the folder that are left besides.
 
     Returns:
         The checkpoint's folder, ``folder``/step-.... A second checkpoint of a step gets a name of its own.
@@ -117,14 +123,12 @@ def save(
     tensors.update({file: one.state() for file, one in averages.items()})
     if weighting is not None:
         tensors[WEIGHTING] = checks.instance(weighting, nn.Module, name="weighting").state_dict()
-    if optimizer is not None:
-        checks.instance(optimizer, Mapping, name="optimizer", hint="It maps names to tensors.")
-        for name, value in optimizer.items():
-            if not isinstance(name, str) or not isinstance(value, Tensor):
-                raise TypeError(f"optimizer must map names to tensors, got {checks.got(value)} for {checks.got(name)}.")
-        tensors[OPTIMIZER] = optimizer
+    for argument, file, given in (("optimizer", OPTIMIZER, optimizer), ("held_out", HELD_OUT, held_out)):
+        if given is not None:
+            _check_named(argument, given)
+            tensors[file] = given
     for file, values in tensors.items():
-        check_finite(values, "state" if file == OPTIMIZER else "weight", f"after step {step}")
+        check_finite(values, "weight" if file == MODEL or file in averages else "state", f"after step {step}")
     files = {name: writer(values) for name, values in tensors.items()}
     if training is not None:
         checks.instance(training, Mapping, name="training", hint="It is written as JSON.")
@@ -143,7 +147,7 @@ def save(
         folders.sweep(folder)
         try:
             path = folders.write(folder, step, config, files)
-            folders.prune(folder, keep, path)
+            folders.prune(folder, keep, path, spare)
         except OSError as error:
             raise CheckpointError(
                 f"could not write the checkpoint of step {step} into {folder}: {error}. Earlier checkpoints are intact."
@@ -163,6 +167,14 @@ def _averages(ema: EMA | Sequence[EMA] | None) -> dict[str, EMA]:
     return {average_name(i): one for i, one in enumerate(several)}
 
 
+def _check_named(argument: str, given: object) -> None:
+    """Raise unless it maps names to tensors."""
+    found: Mapping[Any, Any] = checks.instance(given, Mapping, name=argument, hint="It maps names to tensors.")
+    for name, value in found.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise TypeError(f"{argument} must map names to tensors, got {checks.got(value)} for {checks.got(name)}.")
+
+
 def config_of(model: ScoreModel | ClassifierModel, step: int, dataset: object = None) -> dict[str, Any]:
     """What config.json says of a model, but for its files.
 
@@ -178,6 +190,8 @@ def config_of(model: ScoreModel | ClassifierModel, step: int, dataset: object = 
     }
     if isinstance(model, ScoreModel) and model.trained_with is not None:
         config["trained_with"] = model.trained_with.to_json()
+    if model.loss_curve is not None:
+        config["loss_curve"] = model.loss_curve.to_json()
     return config
 
 
@@ -303,6 +317,7 @@ def _read(
     model.averaged = True if averages is not None or description.averaged else None
     if isinstance(model, ScoreModel):
         model.trained_with = description.trained_with
+    model.loss_curve = description.loss_curve
     model.scaling, model.condition_scalings = description.scaling, dict(description.condition_scalings)
     model.event_shape, model.class_names = description.event_shape, description.class_names
     model.condition_shapes = dict(description.conditions)

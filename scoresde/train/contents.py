@@ -13,16 +13,17 @@ Whatever is wrong is a :class:`~scoresde.train.CheckpointError` that names the f
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 import scoresde
 from scoresde import checks
+from scoresde.curve import LossCurve
 from scoresde.data import Scaling
 from scoresde.data.labels import MOST_CLASSES
 from scoresde.files import Fail, Fields, PathName
@@ -33,9 +34,11 @@ from scoresde.train.describe import read_described
 from scoresde.train.folder import CheckpointError
 from scoresde.train.tensors import read_layout, read_values
 
+Told = TypeVar("Told")
+
 FORMAT = 1
 MODEL, AVERAGE = "model.safetensors", "ema.safetensors"
-OPTIMIZER, TRAINING = "optimizer.safetensors", "training.json"
+OPTIMIZER, TRAINING, HELD_OUT = "optimizer.safetensors", "training.json", "held-out.safetensors"
 WEIGHTING = "weighting.safetensors"
 """The network of a weighting that is learned along, for going on."""
 
@@ -74,6 +77,7 @@ class Description:
         computes_in: the dtype of the network, where its weights are stored in another; None where they are not.
         decays: of the averages of the weights, by file; files of before several were kept do not tell that of theirs.
         widths: of those with a power profile, by file; see :class:`~scoresde.train.PowerEMA`.
+        loss_curve: the held-out loss at each noise level, where it was measured.
     """
 
     path: Path
@@ -92,6 +96,7 @@ class Description:
     computes_in: torch.dtype | None = None
     decays: Mapping[str, float] = field(default_factory=dict)
     widths: Mapping[str, float] = field(default_factory=dict)
+    loss_curve: LossCurve | None = None
 
 
 def describe(folder: PathName) -> Description:
@@ -123,7 +128,8 @@ def describe(folder: PathName) -> Description:
         version=version,
         model=read_described(config.object("model")),
         files=files,
-        trained_with=_read_training(config),
+        trained_with=_read_told(config, "trained_with", TrainedWith.from_json),
+        loss_curve=_read_told(config, "loss_curve", LossCurve.from_json),
         **_read_stored(config),
         **_read_averages(config, files),
         **_read_data(config.object("data")),
@@ -205,14 +211,14 @@ def _read_scaling(given: Fields, name: str, event: Sequence[int] | None) -> Scal
     return scaling
 
 
-def _read_training(config: Fields) -> TrainedWith | None:
-    if config.null("trained_with"):  # files of before it was noted do not say
+def _read_told(config: Fields, name: str, from_json: Callable[[Any], Told]) -> Told | None:
+    if config.null(name):  # files of before it was noted do not say
         return None
-    config.object("trained_with")
+    config.object(name)
     try:
-        return TrainedWith.from_json(config.value("trained_with"))
+        return from_json(config.value(name))
     except (TypeError, ValueError) as error:
-        raise config.refused("trained_with", str(error)) from error
+        raise config.refused(name, str(error)) from error
 
 
 def _read_shape(given: Fields, name: str) -> tuple[int, ...]:
@@ -334,6 +340,7 @@ def read_training(description: Description) -> dict[str, Any]:
         "seconds": fields.number("seconds", least=0, most=1e12),
         "loss_sum": fields.number("loss_sum"),
         "loss_steps": fields.whole("loss_steps", most=step),
+        "held_out": None if fields.null("held_out") else fields.object("held_out"),
         "options": {name: options.value(name) for name in options.names()},
         "times": None if fields.null("times") else {n: fields.object("times").value(n) for n in ("learned", "since")},
     }

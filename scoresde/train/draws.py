@@ -34,10 +34,16 @@ def derive(seed: int, *key: str | int) -> int:
 
 
 class DataOrder:
-    """Every epoch a fresh permutation, batches running across the borders: any step's samples, at random access."""
+    """Every epoch a fresh permutation, batches running across the borders: any step's samples, at random access.
 
-    def __init__(self, size: int, batch_size: int, seed: int) -> None:
-        self._size, self._batch_size, self._seed = size, batch_size, seed
+    Args:
+        size: of the data set.
+        batch_size, seed: of the run.
+        places: (size,) int64, the samples, where they are some of a larger data set.
+    """
+
+    def __init__(self, size: int, batch_size: int, seed: int, places: Tensor | None = None) -> None:
+        self._size, self._batch_size, self._seed, self._places = size, batch_size, seed, places
         self._permutations: dict[int, Tensor] = {}
 
     def indices(self, step: int) -> Tensor:
@@ -49,7 +55,8 @@ class DataOrder:
             piece = self._permutation(epoch)[offset : offset + wanted]
             pieces.append(piece)
             position, wanted = position + len(piece), wanted - len(piece)
-        return torch.cat(pieces)
+        found = torch.cat(pieces)
+        return found if self._places is None else self._places[found]
 
     def _permutation(self, epoch: int) -> Tensor:
         if epoch not in self._permutations:

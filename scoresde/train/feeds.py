@@ -64,21 +64,26 @@ class MapFeed:
     Args:
         dataset: ``len(dataset)`` and ``dataset[i]``.
         options: of the run.
+        places: (n,) int64, the samples that are taken; None for all.
     """
 
-    def __init__(self, dataset: MapDataset, options: TrainOptions) -> None:
+    def __init__(self, dataset: MapDataset, options: TrainOptions, places: Tensor | None = None) -> None:
         self.look = dataset
-        self._options = options
+        self._options, self._places = options, places
+
+    def only(self, places: Tensor) -> MapFeed:
+        """The same of some samples (n,) alone."""
+        return MapFeed(self.look, self._options, places)
 
     @property
     def size(self) -> int:
-        return len(self.look)
+        return len(self.look) if self._places is None else len(self._places)
 
     def fetched(self, rows: slice, processes: Processes, *, first: int) -> Fetched:
         options = self._options
         return batches(
             self.look,
-            DataOrder(len(self.look), options.batch_size, options.seed),
+            DataOrder(self.size, options.batch_size, options.seed, self._places),
             rows,
             first,
             options.steps,

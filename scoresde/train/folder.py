@@ -238,13 +238,13 @@ def fill(partial: Path, config: Mapping[str, Any], files: Mapping[str, Writer]) 
     flush(partial)
 
 
-def prune(folder: Path, keep: int, written: Path) -> None:
-    """Remove all checkpoints but the last ``keep``, and the one just written, whatever its step.
+def prune(folder: Path, keep: int, written: Path, spare: Collection[str] = ()) -> None:
+    """Remove all checkpoints but the last ``keep``, the one just written, whatever its step, and those of ``spare``.
 
     What cannot be removed stays, with a warning: the new checkpoint is there all the same.
     """
     for old in checkpoints(folder)[:-keep]:
-        if old == written:
+        if old == written or old.name in spare:
             continue
         # Out of sight first: a kill in the middle of the removal must not leave half a checkpoint with a good name.
         doomed = folder / f"{PARTIAL}{old.name}"

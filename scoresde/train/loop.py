@@ -26,12 +26,14 @@ from scoresde.train.batches import Fetched, MapDataset
 from scoresde.train.callbacks import Callbacks
 from scoresde.train.compatibility import bin_width, check_dataset, check_mirrored, check_model, continued
 from scoresde.train.contents import Description
+from scoresde.train.convergence import HeldOutLoss, Verdict
 from scoresde.train.describe import Model
 from scoresde.train.draws import derive, is_of_ours
 from scoresde.train.ema import EMA, PowerEMA, ema_model
 from scoresde.train.feeds import Data, Feed, feed_of
 from scoresde.train.folder import CheckpointError
 from scoresde.train.gradient import GlobalGradient
+from scoresde.train.held_out import held_out_of
 from scoresde.train.objective import Objective
 from scoresde.train.optimizer import Optimizer
 from scoresde.train.options import TrainOptions, differences
@@ -41,6 +43,7 @@ from scoresde.train.processes import Processes
 from scoresde.train.record import Log, LossWindow, StepRecord
 from scoresde.train.run_folder import RunFolder
 from scoresde.train.trial import check_average, check_coupling, check_kept, check_step, check_weights
+from scoresde.train.watch import Watch, as_line
 from scoresde.warning import warn_user
 
 
@@ -125,7 +128,7 @@ class Run(Iterator[StepRecord], Generic[Model]):
         if self._failure is not None:
             kind, why = self._failure
             raise kind(why)
-        if self._done is None and (self.step >= self._options.steps or self._time_is_up):
+        if self._done is None and (self.step >= self._options.steps or self._time_is_up or self._has_ended):
             self.close()
             raise StopIteration
         for average in self._followed:
@@ -180,6 +183,21 @@ class Run(Iterator[StepRecord], Generic[Model]):
         """Torch's optimizer that steps: AdamW, or that of the option ``optimizer``."""
         return self._optimizer.rule
 
+    @property
+    def held_out(self) -> HeldOutLoss | None:
+        """The held-out loss that was measured last; None where there is none yet, or nothing is held out."""
+        return None if self._watch is None else self._watch.latest
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """What the held-out loss says of the run: falling, undecided, converged, overfitting; None before it does."""
+        return None if self.held_out is None else self.held_out.verdict
+
+    @property
+    def _has_ended(self) -> bool:
+        """Whether the option early_stopping ended it."""
+        return self._watch is not None and self._watch.ended
+
     def ema_model(self, decay: float | None = None) -> Model:
         """A copy of the model with the averaged weights, for use: those of the average of this decay, or the first.
 
@@ -216,11 +234,14 @@ class Run(Iterator[StepRecord], Generic[Model]):
             raise RuntimeError("callbacks run on one process, and all have to call run.save(): take save_every.")
         if self._saved is None or self._saved[0] != self.step:
             self._saved = (self.step, self._processes.from_main(lambda: self._write(path)))
+            if self._watch is not None:
+                self._watch.saved(*self._saved)
             if not self._callbacks.inside:
                 self._tell("checkpoint", self._saved[1])
         return self._saved[1]
 
     def _write(self, path: Path) -> Path:
+        judged, losses = ({}, None) if self._watch is None else self._watch.state()
         return checkpoint.save(
             path,
             self.model,
@@ -234,9 +255,12 @@ class Run(Iterator[StepRecord], Generic[Model]):
                 **self._window.state(),
                 **self._gradient.times.state(),
                 "options": self._recorded(),
+                **({"held_out": judged} if judged else {}),
             },
             weighting=self._task.companion,
+            held_out=losses,
             keep=self._options.keep,
+            spare=() if self._watch is None else self._watch.spared,
         )
 
     # -- before the first step -----------------------------------------------------------------------------------------
@@ -245,10 +269,16 @@ class Run(Iterator[StepRecord], Generic[Model]):
         options, model, together = self._options, self.model, self._processes.together
         with together():
             check_model(model)
-            self._feed: Feed = feed_of(dataset, options, self._processes)
+            feed = feed_of(dataset, options, self._processes)
+            trained, held = held_out_of(feed, options, self._processes)
+            self._feed: Feed = trained
             self._dataset: MapDataset = self._feed.look
             with self._feed.seeded(derive(options.seed, "checks")):
                 self._check()
+            self._watch: Watch[Model] | None = None
+            if held is not None:
+                self._watch = Watch(self._task, held, options, self._processes)
+        model.loss_curve = None  # until it is measured, of the weights as they will be
         resumed = self._place.opened(
             resume=options.resume,
             fits=self._fits,
@@ -388,9 +418,11 @@ class Run(Iterator[StepRecord], Generic[Model]):
             done.shown = True
             self._tell("step", done.record)
         self._time_is_up = self._late(session)
-        last = self._time_is_up or self.step == options.steps
-        save = last or (options.save_every is not None and self.step % options.save_every == 0)
-        log = last or self.step % options.log_every == 0
+        save = options.save_every is not None and self.step % options.save_every == 0
+        self._measure(done, save=save)
+        last = self._time_is_up or self.step == options.steps or self._has_ended
+        save = last or save
+        log = last or self.step % options.log_every == 0 or done.record.held_out is not None
         if log or save or self._keeps_snapshot():
             self._stop_if_bad(done.record.lr)
         if log and not done.logged:
@@ -419,6 +451,16 @@ class Run(Iterator[StepRecord], Generic[Model]):
             return
         averages, dtype = self._power_averages, snapshots.dtype
         self._processes.from_main(lambda: save_snapshot(path, averages, step=self.step, dtype=dtype))
+
+    def _measure(self, done: _Done, *, save: bool) -> None:
+        """Measure the held-out loss, where it is time."""
+        watch = self._watch
+        if watch is None or done.record.held_out is not None:
+            return
+        if watch.scheduled(self.step) or save or self.step == self._options.steps:
+            self._stop_if_bad(done.record.lr)
+            done.record = replace(done.record, held_out=watch.measure(self.step, self.ema))
+            self._tell("held_out", done.record)
 
     def _tell(self, occasion: str, *args: Any) -> None:
         """Call the callbacks, on the main process; Ctrl-C in one of them stops all."""
@@ -476,6 +518,7 @@ class Run(Iterator[StepRecord], Generic[Model]):
                     "lr": record.lr,
                     "seconds": round(record.seconds, 3),
                     "samples": record.samples,
+                    **({} if record.held_out is None else {"held_out": as_line(record.held_out)}),
                 }
             )
 
@@ -501,6 +544,11 @@ class Run(Iterator[StepRecord], Generic[Model]):
             self._gradient.times.load_state(training)
         except (TypeError, ValueError, KeyError) as error:
             raise contents.misplaced(resumed, contents.TRAINING)(str(error)) from error
+        self.model.loss_curve = resumed.loss_curve
+        if self._watch is not None and training["held_out"] is not None:
+            self._watch.load_state(
+                training["held_out"], contents.read_tensors(resumed, contents.HELD_OUT), resumed.path
+            )
 
     def _saved_averages(self, resumed: Description) -> list[tuple[EMA, str]]:
         """Each average with the file that it goes on from; one of a new decay goes on from the first."""
@@ -515,5 +563,7 @@ class Run(Iterator[StepRecord], Generic[Model]):
 
     def _recorded(self) -> dict[str, Any]:
         """What a resumed run must have in common with the first session to be its continuation."""
-        here = {"processes": self._processes.count, "samples": self._feed.size}
+        share = self._options.held_out
+        held_out = share if isinstance(share, float) else None
+        here = {"processes": self._processes.count, "samples": self._feed.size, "held_out": held_out}
         return {**self._options.recorded(self._task.kind), **here, **self._optimizer.recorded}

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from scoresde import checks
 from scoresde.data import Dataset
-from scoresde.losses import WEIGHTINGS, Coupling, Uncertainty, UncertaintyNetwork, Weighting, dsm_loss
+from scoresde.losses import WEIGHTINGS, Coupling, Uncertainty, UncertaintyNetwork, Weighting, dsm_loss, edm
 from scoresde.models import ClassifierModel, ScoreModel
 from scoresde.models.conditions import Dropout, TrainedWith, check_values, dropped_rows, kinds_of, nulls_of
 from scoresde.train.batches import Batch, MapDataset
@@ -41,6 +41,7 @@ class Objective(nn.Module, ABC, Generic[Model]):
 
     Attributes:
         kind: of training, as options and checkpoints call it.
+        of_squares: whether ``at_levels`` is a squared error in units of sigma_data.
         model: in training.
         names: entries of a batch that the loss takes besides x.
         mirrored: those of them that are pictures of x, and are mirrored with it.
@@ -53,6 +54,7 @@ class Objective(nn.Module, ABC, Generic[Model]):
     """
 
     kind: ClassVar[str]
+    of_squares: ClassVar[bool] = False
 
     def __init__(self, model: Model, names: Sequence[str], nulls: Mapping[str, Any], mirrored: Sequence[str]) -> None:
         super().__init__()
@@ -98,6 +100,12 @@ class Objective(nn.Module, ABC, Generic[Model]):
     @abstractmethod
     def per_sample(self, x0: Tensor, t: Tensor, eps: Tensor, given: Mapping[str, Tensor]) -> Tensor:
         """The loss of each sample, (B,)."""
+
+    def at_levels(self, x0: Tensor, t: Tensor, eps: Tensor, given: Mapping[str, Tensor], sigma_data: float) -> Tensor:
+        """The loss of each sample (B,) in units in which noise levels compare, whatever the weighting; unless
+        overridden that of training.
+        """
+        return self.per_sample(x0, t, eps, given) / self.divisor(x0)
 
     def divisor(self, x0: Tensor) -> int:
         """What the loss of a sample is divided by; 1 unless overridden."""
@@ -154,6 +162,7 @@ class Denoising(Objective[ScoreModel]):
     """
 
     kind = SCORE
+    of_squares = True
 
     def __init__(self, model: ScoreModel, options: TrainOptions) -> None:
         if not isinstance(model, ScoreModel):
@@ -182,6 +191,9 @@ class Denoising(Objective[ScoreModel]):
 
     def per_sample(self, x0: Tensor, t: Tensor, eps: Tensor, given: Mapping[str, Tensor]) -> Tensor:
         return dsm_loss(self.model, x0, t, eps, self._weighting, conditions=given)
+
+    def at_levels(self, x0: Tensor, t: Tensor, eps: Tensor, given: Mapping[str, Tensor], sigma_data: float) -> Tensor:
+        return dsm_loss(self.model, x0, t, eps, edm(sigma_data), conditions=given) / self.divisor(x0)
 
     def divisor(self, x0: Tensor) -> int:
         return math.prod(x0.shape[1:])

@@ -169,6 +169,20 @@ def is_optimizer(name: str, value: Any) -> None:
         )
 
 
+def is_held_out(name: str, value: Any) -> None:
+    """A share, or a data set with random access."""
+    if isinstance(value, (str, bytes, type, bool, Mapping)):
+        raise TypeError(
+            f"{name} must be a share in (0, 1), or a data set with len(d) and d[i]; got {checks.got(value)}."
+        )
+    axes: int | None = getattr(value, "ndim", None)
+    if hasattr(value, "__len__") and hasattr(value, "__getitem__") and axes != 0:
+        return
+    share = checks.number(value, name=name)
+    if not 0 < share < 1:
+        raise ValueError(f"{name} must be a share in (0, 1), or a data set with len(d) and d[i]; got {share:g}.")
+
+
 def words(value: object) -> str:
     """A function's name, else what it says of itself."""
     name = getattr(value, "__qualname__", None)

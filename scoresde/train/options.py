@@ -28,13 +28,18 @@ from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args
 
+import numpy as np
+from torch import Tensor
+
 from scoresde import checks, losses
 from scoresde.data import Scaling
 from scoresde.data.columns import Names
 from scoresde.losses import Coupling, Uncertainty, Weighting
 from scoresde.models.conditions import Dropout
 from scoresde.times import TimeDensity, UniformTime
+from scoresde.train.batches import MapDataset
 from scoresde.train.callbacks import Callback, are_callbacks
+from scoresde.train.convergence import EarlyStopping
 from scoresde.train.describe import SCORE
 from scoresde.train.optimizer import Decay
 from scoresde.train.option_checks import (
@@ -47,6 +52,7 @@ from scoresde.train.option_checks import (
     is_coupling,
     is_density,
     is_dropout,
+    is_held_out,
     is_number,
     is_optimizer,
     is_path,
@@ -147,6 +153,17 @@ class TrainOptions:
     seed: Annotated[int, is_whole()] = 0
     """Of everything random here. Initial weights come with the model."""
 
+    held_out: Annotated[float | MapDataset | None, is_held_out, UNRECORDED] = None
+    """Samples that are never trained on, at least 32: a share of the data set in (0, 1), chosen by the seed, or a data
+    set of its own in the same units. Every so many steps the loss of the averaged model is measured on them, at each
+    noise level and in all, always with the same noise: see ``HeldOutLoss``. Training itself is not changed by it."""
+    held_out_every: Annotated[int | None, is_whole(1), UNRECORDED] = None
+    """Steps between such measurements; as many unless given that they take about 1/20 of the time. There is one at
+    each checkpoint of ``save_every``, too, and at the end."""
+    early_stopping: Annotated[EarlyStopping | None, UNRECORDED] = None
+    """End the run, as if its steps were done, when its held-out loss has converged or rises: the rule is that of
+    ``EarlyStopping``. Of a learning rate that decays only what was reached at its present value is known then."""
+
     folder: Annotated[str | PathLike[str] | None, is_path, UNRECORDED] = None
     """For checkpoints and log.jsonl; nothing is written without it."""
     resume: Annotated[bool, UNRECORDED] = False
@@ -196,6 +213,12 @@ class TrainOptions:
                         f"{name}={getattr(self, name)} is AdamW's, and optimizer brings its own: say it there, and "
                         f"leave {name} out."
                     )
+        if isinstance(self.held_out, (int, np.number, np.ndarray, Tensor)):
+            object.__setattr__(self, "held_out", checks.number(self.held_out, name="held_out"))
+        if self.held_out is None:
+            for name in ("held_out_every", "early_stopping"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} needs samples that are held out; give held_out=0.05 or leave {name} out.")
         if self.folder is None:
             for name in ("save_every", "resume", "snapshots"):
                 if getattr(self, name):

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from scoresde import checks
 from scoresde.files import append_line, opened, replacing
+from scoresde.train.convergence import HeldOutLoss
 from scoresde.train.folder import CheckpointError
 
 
@@ -36,6 +37,7 @@ class StepRecord:
         samples: number of training samples seen so far, over all processes.
         lr: learning rate of this step.
         seconds: wall time of training so far, earlier sessions of a resumed run included.
+        held_out: the held-out loss after this step, where it was measured.
     """
 
     step: int
@@ -44,6 +46,7 @@ class StepRecord:
     seconds: float
     _loss: Tensor = field(repr=False)
     _grad_norm: Tensor = field(repr=False)
+    held_out: HeldOutLoss | None = None
 
     @property
     def loss(self) -> float:
