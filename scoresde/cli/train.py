@@ -13,6 +13,7 @@ itself: `scoresde sample`, `likelihood` and the others need nothing else.
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from scoresde import losses
 from scoresde.cli.choices import SDES, TIMES, WEIGHTINGS, PredictionName, SDEName, TimesName, WeightingName, build
 from scoresde.cli.conditions import network_conditions, with_conditions
 from scoresde.cli.config import remember
-from scoresde.cli.costs import Watch, size_of_training
+from scoresde.cli.costs import Watch, duration, size_of_training
 from scoresde.cli.flags import DataFlags, Repeated, ScriptFlags
 from scoresde.cli.networks import NetworkFlags, network
 from scoresde.cli.outputs import brief, say
@@ -170,8 +171,14 @@ def main(config: TrainConfig) -> Path:
     run = first_step_ready(config, out)
     if is_main():
         remember(config, out)
-    watch = Watch(config.steps, "step")
+    watch, began = Watch(config.steps, "step"), time.perf_counter()
+    compiling = config.compile and run.step < config.steps
+    if compiling and is_main():
+        say("compiling the network: the first step takes a minute")
     for step in run:
+        if compiling and is_main():
+            say(f"compiled: the first step took {duration(time.perf_counter() - began)}")
+            compiling = False
         if is_main():
             watch.done(step.step)
     if is_main():

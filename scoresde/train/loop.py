@@ -25,13 +25,14 @@ from scoresde.train.atomic import Buffers, uninterrupted
 from scoresde.train.batches import Fetched, MapDataset
 from scoresde.train.callbacks import Callbacks
 from scoresde.train.compatibility import bin_width, check_dataset, check_mirrored, check_model, continued
+from scoresde.train.computing import Computing
 from scoresde.train.contents import Description
 from scoresde.train.describe import Model
 from scoresde.train.draws import derive, is_of_ours
 from scoresde.train.ema import EMA, ema_model
 from scoresde.train.feeds import Data, Feed, feed_of
 from scoresde.train.folder import CheckpointError
-from scoresde.train.gradient import GlobalGradient
+from scoresde.train.gradient import GlobalGradient, pieces
 from scoresde.train.objective import Objective
 from scoresde.train.optimizer import Optimizer
 from scoresde.train.options import TrainOptions, differences
@@ -242,7 +243,7 @@ class Run(Iterator[StepRecord], Generic[Model]):
                 checkpoint.load_weights(model, contents.read_tensors(resumed, contents.MODEL), resumed)
         self._processes.share_state(model)
         self._gradient: GlobalGradient[Any] = GlobalGradient(
-            self._task, self._dataset, options, self._processes, self._optimizer.parameters
+            self._task, self._dataset, options, self._processes, self._optimizer.parameters, self._computing
         )
         self.ema = EMA(model, options.ema, warmup=options.ema_warmup)
         self._seconds, self._window = 0.0, LossWindow(self._device)
@@ -260,6 +261,20 @@ class Run(Iterator[StepRecord], Generic[Model]):
         if options.optimizer is None:
             return Optimizer(self.model, options.betas, options.weight_decay)
         return OwnOptimizer(self.model, options.optimizer)
+
+    def _made_computing(self) -> Computing:
+        options, rows = self._options, self._processes.rows(self._options.batch_size)
+        sizes = {piece.stop - piece.start for piece in pieces(rows.stop - rows.start, options.accumulate)}
+        return Computing(
+            self.model.net,
+            self._dataset[0]["x"].shape,
+            self._device,
+            sizes,
+            compile=options.compile,
+            channels_last=options.channels_last,
+            tf32=options.tf32,
+            autocast=self._task.autocast,
+        )
 
     def _check(self) -> None:
         """Whether all fits together, and what the run will need at its end; the folder is not touched."""
@@ -281,7 +296,8 @@ class Run(Iterator[StepRecord], Generic[Model]):
         check_weights(objective, options.times)
         check_step(objective, dataset, options.times)
         check_average(objective, dataset, options.times)
-        self._optimizer = self._made_optimizer()  # lazy parameters have their shapes now
+        self._computing = self._made_computing()  # lazy parameters have their shapes now
+        self._optimizer = self._made_optimizer()
         if options.path is not None:
             check_kept(model, dataset, self._recorded())
         parts = self._processes.count * options.accumulate
@@ -317,6 +333,8 @@ class Run(Iterator[StepRecord], Generic[Model]):
             self.step, lr=options.lr, steps=options.steps, warmup=options.warmup, decay=options.decay
         )
         lr = rates[0]
+        if self._computing.to_be_compiled:
+            session.progress.set_postfix_str("compiling: this step takes a minute")
         loss = self._gradient.compute(self.step, session.fetched, draws=session.draws)
         norm = self._optimizer.gradient_norm()
         self._window.look(self.step + 1, loss, norm)
@@ -340,6 +358,9 @@ class Run(Iterator[StepRecord], Generic[Model]):
         assert done is not None
         if not done.shown:
             done.shown = True
+            if (seconds := self._computing.compiled_in()) is not None:
+                session.progress.set_postfix_str(f"compiled: that step took {seconds:.0f} s")
+                self._tell("compiled", seconds)
             self._tell("step", done.record)
         self._time_is_up = self._late(session)
         last = self._time_is_up or self.step == options.steps
