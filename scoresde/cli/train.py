@@ -36,7 +36,7 @@ from scoresde.data.scaling import Per
 from scoresde.extras import needs
 from scoresde.files import make_writable
 from scoresde.times import Stratified, TimeDensity
-from scoresde.train import Run, TrainOptions
+from scoresde.train import Run, Terminated, TrainOptions
 from scoresde.train import train as training_run
 
 
@@ -175,12 +175,17 @@ def main(config: TrainConfig) -> Path:
     compiling = config.compile and run.step < config.steps
     if compiling and is_main():
         say("compiling the network: the first step takes a minute")
-    for step in run:
-        if compiling and is_main():
-            say(f"compiled: the first step took {duration(time.perf_counter() - began)}")
-            compiling = False
+    try:
+        for step in run:
+            if compiling and is_main():
+                say(f"compiled: the first step took {duration(time.perf_counter() - began)}")
+                compiling = False
+            if is_main():
+                watch.done(step.step)
+    except Terminated as told:
         if is_main():
-            watch.done(step.step)
+            say(f"SIGTERM: step {told.step} of {config.steps} is saved; go on by the same command with --resume")
+        raise
     if is_main():
         save_losses(out / "loss.png", out / "log.jsonl")
         say(f"step {run.step} of {config.steps}; generate with: scoresde sample --checkpoint {out}")

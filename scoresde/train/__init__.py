@@ -20,6 +20,7 @@ from scoresde.train.loop import Run
 from scoresde.train.optimizer import learning_rate
 from scoresde.train.options import TrainOptions
 from scoresde.train.record import StepRecord
+from scoresde.train.signals import Terminated
 from scoresde.train.start import train, train_classifier
 from scoresde.train.tensorboard import TensorBoard
 
@@ -31,6 +32,7 @@ __all__ = [
     "Run",
     "StepRecord",
     "TensorBoard",
+    "Terminated",
     "TrainOptions",
     "average_decay",
     "describe",

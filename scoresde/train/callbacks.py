@@ -54,7 +54,7 @@ class Callback:
         """When an iteration is over: all steps are done, time is up, ``run.stop()``, an error, ``run.close()``."""
 
 
-OCCASIONS = ("begin", "compiled", "step", "log", "checkpoint", "end")
+OCCASIONS = ("begin", "step", "log", "checkpoint", "end", "compiled")
 
 
 class _AfterStep(Callback):

@@ -40,6 +40,7 @@ from scoresde.train.own_optimizer import OwnOptimizer
 from scoresde.train.processes import Processes
 from scoresde.train.record import Log, LossWindow, StepRecord
 from scoresde.train.run_folder import RunFolder
+from scoresde.train.signals import Listening, Terminated, dead_workers_forgiven, worker_died
 from scoresde.train.trial import check_average, check_kept, check_step, check_weights
 from scoresde.warning import warn_user
 
@@ -81,6 +82,9 @@ class Run(Iterator[StepRecord], Generic[Model]):
     long again. Where it cannot go on, after a FloatingPointError or CheckpointError, iterating it again raises an error
     that says why; when all steps are done, it just ends.
 
+    SIGTERM, by which a machine is taken away, lets all processes finish the step under way and write a checkpoint,
+    where there is a folder; then :class:`~scoresde.train.Terminated` is raised, which ends a process with status 143.
+
     Attributes:
         model: in training.
         ema: the average of its weights; ``with run.ema.applied():`` puts it into ``model`` for a look.
@@ -104,8 +108,9 @@ class Run(Iterator[StepRecord], Generic[Model]):
         self._session: _Session | None = None
         self._saved: tuple[int, Path] | None = None
         self._done: _Done | None = None
-        self._applying = self._time_is_up = self._stopping = False
+        self._applying = self._time_is_up = self._stopping = self._leaving = False
         self._failure: tuple[type[Exception], str] | None = None
+        self._told, self._busy = Listening(self._leave_if_idle), 0
         try:
             with _own_modes():
                 self._set_up(dataset)
@@ -120,6 +125,10 @@ class Run(Iterator[StepRecord], Generic[Model]):
         return self
 
     def __next__(self) -> StepRecord:
+        with self._at_work():
+            return self._next()
+
+    def _next(self) -> StepRecord:
         if self._failure is not None:
             kind, why = self._failure
             raise kind(why)
@@ -127,6 +136,8 @@ class Run(Iterator[StepRecord], Generic[Model]):
             self.close()
             raise StopIteration
         self.ema.refuse_if_applied("iterating the run")
+        if self._told and self._processes.count == 1:  # between two steps
+            raise self._terminated()
         with _own_modes():
             try:
                 fresh = self._session is None
@@ -139,10 +150,15 @@ class Run(Iterator[StepRecord], Generic[Model]):
             try:
                 if self._done is None:
                     self._advance(session)
-                return self._report(session)
+                record = self._report(session)
             except BaseException as error:
                 self._stopped_by(error)
+                if self._told and self._failure is None and worker_died(error):
+                    raise self._terminated() from error
                 raise
+        if self._leaving:
+            raise self._terminated()
+        return record
 
     def __reduce__(self) -> NoReturn:
         """Raises TypeError: a run holds a folder and processes, of which there cannot be two."""
@@ -159,6 +175,7 @@ class Run(Iterator[StepRecord], Generic[Model]):
             if session.fetched is not None:
                 session.fetched.close()
         self._place.release()
+        self._told.end()
         if session is not None:
             self._callbacks("end", self)
             self._optimizer.rest()
@@ -167,8 +184,7 @@ class Run(Iterator[StepRecord], Generic[Model]):
         """End the iteration after the step under way, as ``max_seconds`` does: with a checkpoint, where there is a
         folder. In a new ``for`` the run goes on.
 
-        For callbacks (in a loop of your own write ``break``). With several processes the main one's word counts, where
-        it has callbacks.
+        For callbacks (in a loop of your own write ``break``). With several processes the main one's word counts.
         """
         self._stopping = True
 
@@ -202,7 +218,8 @@ class Run(Iterator[StepRecord], Generic[Model]):
         if self._callbacks.inside and self._processes.count > 1:
             raise RuntimeError("callbacks run on one process, and all have to call run.save(): take save_every.")
         if self._saved is None or self._saved[0] != self.step:
-            self._saved = (self.step, self._processes.from_main(lambda: self._write(path)))
+            with self._at_work():
+                self._saved = (self.step, self._processes.from_main(lambda: self._write(path)))
             if not self._callbacks.inside:
                 self._tell("checkpoint", self._saved[1])
         return self._saved[1]
@@ -313,6 +330,7 @@ class Run(Iterator[StepRecord], Generic[Model]):
         options, now = self._options, time.perf_counter()
         if not self._place.claimed:  # again, after close
             self._place.claim_again()
+        self._told.begin()
         hidden = not (options.progress and self._processes.main)
         rows = self._gradient.rows
         empty = rows.start == rows.stop  # a process more than there are samples in a batch
@@ -412,10 +430,38 @@ class Run(Iterator[StepRecord], Generic[Model]):
         return f"Go on from {self._saved[1]} by train(..., folder=..., resume=True)."
 
     def _late(self, session: _Session) -> bool:
-        """Whether time is up, or somebody asked for the end; the main process decides for all."""
-        if self._options.max_seconds is None and not self._watched:
-            return self._stopping and self._processes.count == 1
-        return self._processes.decided(self._stopping or time.perf_counter() >= session.deadline)
+        """Whether time is up or somebody asked for the end, where the main process decides for all, or SIGTERM came."""
+        stop, self._leaving = self._processes.heard(
+            self._stopping or time.perf_counter() >= session.deadline, bool(self._told)
+        )
+        return stop or self._leaving
+
+    def _leave_if_idle(self) -> None:
+        """When SIGTERM comes: between two steps nobody may ask for another one, so that it is heeded at once."""
+        if not self._busy and self._processes.count == 1 and not self.ema.is_applied:
+            raise self._terminated()
+
+    def _terminated(self) -> Terminated:
+        """Save, where there is a folder, and close: what to raise then."""
+        with self._at_work():
+            try:
+                if self._session is not None and self._session.fetched is not None:
+                    with dead_workers_forgiven():
+                        self._session.fetched.close()
+                path = None if self._options.path is None else self.save()
+            finally:
+                self.close()
+        self._told.forget()
+        self._time_is_up = self._stopping = self._leaving = False
+        return Terminated(self.step, path)
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        self._busy += 1
+        try:
+            yield
+        finally:
+            self._busy -= 1
 
     def _stop_if_bad(self, lr: float) -> None:
         step = self._window.bad_step()

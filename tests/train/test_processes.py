@@ -6,6 +6,7 @@ The two processes are started once and go through the whole table: after an erro
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from scoresde.data import Scaling, from_tensors
 from scoresde.models import ScoreModel
 from scoresde.nn import MLP
 from scoresde.sde import VP
-from scoresde.train import load_model, train, train_classifier
+from scoresde.train import Terminated, describe, load_model, train, train_classifier
 from scoresde.train.draws import DataOrder, seeded
 from scoresde.train.processes import Processes
 
@@ -251,6 +252,31 @@ def interrupted(rank: int, folder: Path) -> dict[str, Any]:
     return {"losses": [], "state": {k: v.clone() for k, v in run.model.state_dict().items()}, "step": run.step}
 
 
+class Terminating(Plain):
+    """SIGTERM comes to one process alone while the samples of the third step are read."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__(points())
+        self.left = 3 if rank == int(os.environ.get("WORLD_SIZE", "1")) - 1 else 0
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        self.left -= 1
+        if self.left == 0:
+            signal.raise_signal(signal.SIGTERM)
+        return [self[i] for i in indices]
+
+
+def terminated(rank: int, folder: Path) -> dict[str, Any]:
+    """All finish the step, and leave with the same status; caught, it goes on."""
+    options = {"batch_size": SIZE, "progress": False, "cpu": True, "folder": folder, "steps": 5}
+    run = train(mlp(), Terminating(rank), **options)
+    with pytest.raises(Terminated) as told:
+        list(run)
+    assert told.value.code == 143 and run.step == 3 and describe(folder).step == 3
+    resumed = train(mlp(), Plain(points()), resume=True, **options)
+    return {**losses_of(resumed), "step": resumed.step}
+
+
 def momentum(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, nesterov=True)
 
@@ -286,6 +312,7 @@ CASES: dict[str, Callable[[int, Path], dict[str, Any]]] = {
     "a callback that stops": stopped,
     "a callback that sets the optimizer": set_by_main,
     "Ctrl-C in a callback": interrupted,
+    "SIGTERM to one of them": terminated,
     "a data set of one's own": case(mlp, lambda: Plain(points()), num_workers=1),
     "under no_grad": without_gradients,
     "out of time, and again": out_of_time,
