@@ -74,6 +74,7 @@ class MapFeed:
         self.look = dataset
         self._options = options
         self._plain = type(dataset) is Dataset  # which draws nothing
+        self._mapped = isinstance(dataset, Dataset) and dataset.mapped
         if options.prefetch and not options.num_workers and not self._plain:
             raise ValueError(
                 f"prefetch={options.prefetch} for a data set of your own, which may draw from the generators that the "
@@ -100,7 +101,7 @@ class MapFeed:
         )
         if not self._plain or options.num_workers:
             return fetched
-        depth = (2 if cuda else 0) if options.prefetch is None else options.prefetch
+        depth = (2 if cuda or self._mapped else 0) if options.prefetch is None else options.prefetch
         return Ahead(fetched, depth, pin_memory=cuda) if depth else fetched
 
     def seeded(self, seed: int) -> AbstractContextManager[None]:

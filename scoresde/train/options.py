@@ -167,7 +167,7 @@ class TrainOptions:
     """Worker processes for data sets that compute their samples; 0 is best for data in memory."""
     prefetch: Annotated[int | None, is_whole(0), UNRECORDED] = None
     """Batches that are read ahead while a step is computed: by a thread, for data of ``scoresde.data``, or by each of
-    ``num_workers``. What suits unless given: 2, and none for a data set in the memory of a CPU."""
+    ``num_workers``. What suits unless given: 2 on a GPU and of mapped files; none of a CPU's own memory."""
     cpu: Annotated[bool, UNRECORDED] = False
     """Stay on the CPU although there is a GPU."""
     progress: Annotated[bool, UNRECORDED] = True
