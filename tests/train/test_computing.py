@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,13 @@ import torch
 from test_train import CLASSES, Plain, classifier, mlp, points, weights
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from scoresde import VP, ScoreModel, sample
+from scoresde import VP, ScoreModel, checks, sample
+from scoresde import losses as losses_module
 from scoresde.cli.train import TrainConfig
 from scoresde.data import Dataset, from_tensors
+from scoresde.models.conditions import drop_conditions
 from scoresde.train import Callback, Run, load_model, train, train_classifier
 from scoresde.train import compiled as compiled_module
 from scoresde.train.ahead import Ahead
@@ -292,6 +296,41 @@ def test_what_must_not_be_read_by_a_thread_is_refused() -> None:
             train(mlp(), data, prefetch=1, **OPTIONS)
     with pytest.raises(ValueError, match="num_workers=1 read ahead, and prefetch=0"):
         train(mlp(), points(), prefetch=0, num_workers=1, **OPTIONS)
+
+
+# -- what a step waits for --------------------------------------------------------------------------------------------
+
+
+class ReadsBack(TorchDispatchMode):
+    """Counts the numbers that are read from tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if str(func).split(".")[1] in ("_local_scalar_dense", "is_nonzero", "equal", "nonzero"):
+            self.read.append("".join(traceback.format_stack()[-6:-1]))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("weighting", ["simple", "likelihood", losses_module.edm(0.5), losses_module.min_snr(5.0)])
+def test_the_loss_reads_nothing_back_that_lies_on_a_device(weighting: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where values are not readable without stalling, as on CUDA, no step of the loss and its gradient looks at any."""
+    run = picture_run(weighting=weighting)
+    batch = pictures()[:6]
+    t, weight = torch.linspace(0.1, 0.9, 6, dtype=torch.float64), torch.ones(6, dtype=torch.float64)
+    monkeypatch.setattr(checks, "readable", lambda x: False)
+    monkeypatch.setattr(checks.tensors, "readable", lambda x: False)
+    with ReadsBack() as watch:
+        dropped = drop_conditions({"label": batch["label"]}, {"label": CLASSES}, torch.arange(6) % 2 == 0)
+        loss = run._task(batch["x"], t, torch.randn_like(batch["x"]), weight, dropped)
+        loss.backward()
+        run._window.look(1, loss, loss)
+        run._window.add(loss.detach())
+        run.ema.update()
+    assert watch.read == []
+    run.close()
 
 
 # -- all of them -------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from torch.utils.data.distributed import DistributedSampler
 from scoresde import times
 from scoresde.data import Scaling, from_tensors
 from scoresde.models import ScoreModel
-from scoresde.nn import MLP
+from scoresde.nn import MLP, UNet
 from scoresde.sde import VP
 from scoresde.train import Terminated, describe, load_model, train, train_classifier
 from scoresde.train.draws import DataOrder, seeded
@@ -62,6 +62,16 @@ def several(**options: Any) -> ScoreModel:
         for parameter in made.parameters():
             nn.init.normal_(parameter, std=0.2)
     return ScoreModel(made, VP())
+
+
+def convolutions() -> ScoreModel:
+    with seeded(torch.device("cpu"), 0):
+        return ScoreModel(UNet(2, width=8, multipliers=(1,), blocks=1, attention_levels=()), VP())
+
+
+def images() -> Any:
+    x = torch.randn(12, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    return from_tensors(x, channels="first", scaling=Scaling(0.0, 1.0))
 
 
 def both() -> Any:
@@ -297,6 +307,8 @@ CASES: dict[str, Callable[[int, Path], dict[str, Any]]] = {
     "recomputed activations": case(
         lambda: net(lambda n, x: checkpoint(lambda y: n.second(n.first(y).tanh()), x, use_reentrant=False))
     ),
+    "accumulated, with the channels innermost": case(convolutions, images, accumulate=2, channels_last=True),
+    "read ahead": case(mlp, prefetch=2),
     "accumulated": case(mlp, accumulate=2, times=times.Stratified()),
     "a batch that does not divide": case(mlp, batch_size=9, condition_dropout=0.5),
     "nor its pieces": case(mlp, batch_size=15, accumulate=5),
