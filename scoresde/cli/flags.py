@@ -178,6 +178,11 @@ class DataFlags(ReaderFlags):
     """Whether the sub-folders of a folder of images are classes; they are, where there are any, unless told."""
     num_classes: int | None = None
     """Number of classes of the labels in .npy, .npz or Parquet; unless told, the values that occur are the classes."""
+    mapped: bool = False
+    """Leave the numbers of an .npy file in it, and map it into memory: for more than memory holds."""
+    decoded: Path | None = None
+    """An .npy file into which the images of a folder or Parquet file are decoded the first time, and which is mapped
+    into memory then and later: for more than memory holds, and to begin at once."""
     follow_links: bool = False
     """Follow symbolic links out of a folder of images, too; they are refused unless told."""
 

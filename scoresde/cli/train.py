@@ -13,6 +13,7 @@ itself: `scoresde sample`, `likelihood` and the others need nothing else.
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -37,7 +38,7 @@ from scoresde.cli.choices import (
 )
 from scoresde.cli.conditions import network_conditions, with_conditions
 from scoresde.cli.config import remember
-from scoresde.cli.costs import Watch, size_of_training
+from scoresde.cli.costs import Watch, duration, size_of_training
 from scoresde.cli.flags import DataFlags, Repeated, ScriptFlags
 from scoresde.cli.networks import NetworkFlags, network
 from scoresde.cli.outputs import brief, say
@@ -48,7 +49,7 @@ from scoresde.data.scaling import Per
 from scoresde.extras import needs
 from scoresde.files import make_writable
 from scoresde.times import AdaptiveTimes, Stratified, TimeDensity
-from scoresde.train import Run, Snapshots, TrainOptions
+from scoresde.train import Run, Snapshots, Terminated, TrainOptions
 from scoresde.train import train as training_run
 
 
@@ -225,10 +226,21 @@ def main(config: TrainConfig) -> Path:
     run = first_step_ready(config, out)
     if is_main():
         remember(config, out)
-    watch = Watch(config.steps, "step")
-    for step in run:
+    watch, began = Watch(config.steps, "step"), time.perf_counter()
+    compiling = config.compile and run.step < config.steps
+    if compiling and is_main():
+        say("compiling the network: the first step takes a minute")
+    try:
+        for step in run:
+            if compiling and is_main():
+                say(f"compiled: the first step took {duration(time.perf_counter() - began)}")
+                compiling = False
+            if is_main():
+                watch.done(step.step)
+    except Terminated as told:
         if is_main():
-            watch.done(step.step)
+            say(f"SIGTERM: step {told.step} of {config.steps} is saved; go on by the same command with --resume")
+        raise
     if is_main():
         save_losses(out / "loss.png", out / "log.jsonl")
         say(f"step {run.step} of {config.steps}; generate with: scoresde sample --checkpoint {out}")

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
         steps: int
         warmup: int
+        compile: bool
         flip: bool
         seed: int
 else:

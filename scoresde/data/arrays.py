@@ -14,8 +14,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from scoresde import checks
 from scoresde.data.dataset import Dataset, from_tensors
-from scoresde.data.numpy_files import Array, as_tensor, read_arrays
+from scoresde.data.numpy_files import Array, as_tensor, map_npy, mapped_tensor, read_arrays
 from scoresde.data.readers import LABELS, existing, reads
 from scoresde.data.scaling import Per, Scaling
 from scoresde.data.source import Source
@@ -35,6 +36,7 @@ def load_array(
     scaling: Scaling | Per | None = None,
     num_classes: int | None = None,
     class_names: Sequence[str] | None = None,
+    mapped: bool = False,
 ) -> Dataset:
     """``.npy`` with (N, *event), or ``.npz`` with arrays ``x`` and (optional) ``label``.
 
@@ -47,13 +49,16 @@ def load_array(
             is taken as it is where its shape has no other likely meaning, and refused where it has, as (N, 32, 32, 3)
             and whole numbers (N, 28, 28) have.
         levels, scaling, num_classes, class_names: as in ``from_tensors``.
+        mapped: leave the numbers of an ``.npy`` file in it, and map it into memory: for more than memory holds. The
+            file must stay as it is meanwhile.
 
     Raises:
         FileNotFoundError, TypeError, ValueError: as ``from_tensors``, and for files that are damaged or hold
             Python objects, or tell of more than they hold or than fits into memory.
     """
     path = existing(path)
-    loaded, names = read_arrays(path, _IMAGES, LABELS)
+    mapped = checks.flag(mapped, name="mapped")
+    loaded, names = (map_npy(path), ()) if mapped else read_arrays(path, _IMAGES, LABELS)
     labels: Array | None = None
     notes, taken = [], []
     if isinstance(loaded, dict):
@@ -71,7 +76,7 @@ def load_array(
         found, found_names = read_arrays(place, LABELS)
         labels = found[_pick(found, found_names, LABELS, place)] if isinstance(found, dict) else found
         notes.append(f"labels from {place}")
-    data = as_tensor(array, path)
+    data = mapped_tensor(array, path) if mapped else as_tensor(array, path)
     data = arranged(data, channels, whole=holds_levels(data, levels, scaling), name=f"the array in {path}")
     if channels is not None and array.ndim > 1:
         notes.append(f"channels {channels}")
@@ -83,7 +88,10 @@ def load_array(
         scaling=scaling,
         num_classes=num_classes,
         class_names=class_names,
+        mapped=mapped,
     )
+    if mapped:
+        notes.append("mapped")
     dataset.source = Source(str(path), tuple(notes), passed_over=tuple(name for name in names if name not in taken))
     return dataset
 

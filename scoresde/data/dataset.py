@@ -27,6 +27,7 @@ from scoresde.data.indexing import Index, several, which
 from scoresde.data.labels import classes_of
 from scoresde.data.scaling import Per, Scaling
 from scoresde.data.source import Source, shown
+from scoresde.data.statistics import check_finite
 from scoresde.data.structure import Channels, arranged, holds_levels, in_words
 from scoresde.data.units import check_condition_rounding, chosen_scaling, scalings_of_conditions
 from scoresde.data.words import checked_vocabularies
@@ -54,6 +55,7 @@ class Dataset(TorchDataset[dict[str, Tensor]]):
         vocabularies: the words of tokens, a :class:`~scoresde.nn.Vocabulary` by the name of the condition, where they
             are known. ``train`` gives them to the model, and checkpoints keep them.
         source: what a reader understood of the files, and what it left out; None for tensors of one's own.
+        mapped: whether ``data`` lie in a file that is mapped into memory, and come from there.
     """
 
     def __init__(
@@ -74,6 +76,7 @@ class Dataset(TorchDataset[dict[str, Tensor]]):
         self.condition_scalings: dict[str, Scaling] = dict(condition_scalings or {})
         self.vocabularies: dict[str, Any] = dict(vocabularies or {})
         self.source: Source | None = None
+        self.mapped = False
 
     @property
     def skipped(self) -> tuple[tuple[str, str], ...]:
@@ -142,6 +145,7 @@ class Dataset(TorchDataset[dict[str, Tensor]]):
         told = self.condition_scalings, self.vocabularies
         part = Dataset(data, label, self.scaling, self.class_names, conditions, *told)
         part.source = self.source
+        part.mapped = self.mapped and isinstance(where, slice)  # other samples are copied
         return part
 
     def with_conditions(
@@ -209,6 +213,7 @@ def from_tensors(
     conditions: Mapping[str, Tensor] | None = None,
     condition_scalings: Mapping[str, Scaling | None] | None = None,
     vocabularies: Mapping[str, Any] | None = None,
+    mapped: bool = False,
 ) -> Dataset:
     """A data set from tensors.
 
@@ -248,6 +253,8 @@ def from_tensors(
             unit size a warning tells. Whoever calls the model gives conditions in their own units:
             ``model.bind(income=50_000.0)``.
         vocabularies: by name, the :class:`~scoresde.nn.Vocabulary` that encoded the tokens of a condition.
+        mapped: data lie in a file that is mapped into memory, as that of ``numpy.memmap``, and are to stay there: they
+            are gone through, and nothing is copied.
 
     Raises:
         TypeError: not tensors, complex or boolean data or conditions, labels that are not integers, uint8 conditions.
@@ -271,15 +278,18 @@ def from_tensors(
         data = arranged(data, channels, whole=holds_levels(data, levels, scaling), name="data")
     if data.ndim < 2 or data.numel() == 0:
         raise ValueError(f"data must be (N, *event) with at least one sample, got shape {tuple(data.shape)}.")
+    mapped = checks.flag(mapped, name="mapped")
+    if mapped:
+        _refuse_conversion(data, levels)
     data = _signed(data.detach().cpu())
     if data.is_floating_point():
-        checks.finite(data, name="data", hint="Drop them.")
+        check_finite(data, hint="Drop them.")
     if levels is not None:
         levels = checks.count(levels, name="levels", least=2)
     scaling = chosen_scaling(data, levels, scaling)
     if scaling.levels is not None:
         data = _quantised(data, scaling.levels)
-    elif data.dtype in (torch.float16, torch.bfloat16):
+    elif data.dtype in (torch.float16, torch.bfloat16) and not mapped:
         data = data.float()
     label, names = classes_of(data.shape[0], label, num_classes, class_names)
     if isinstance(conditions, Mapping):
@@ -289,7 +299,9 @@ def from_tensors(
         raise ValueError("label is given twice, by label= and in conditions; class numbers go into label=.")
     scalings = scalings_of_conditions(others, condition_scalings)
     words = checked_vocabularies(vocabularies, others)
-    return Dataset(data.contiguous(), label, scaling, names, others, scalings, words)
+    made = Dataset(data if mapped else data.contiguous(), label, scaling, names, others, scalings, words)
+    made.mapped = mapped
+    return made
 
 
 def random_flip(x: Tensor, u: Tensor) -> Tensor:
@@ -312,6 +324,18 @@ def random_flip(x: Tensor, u: Tensor) -> Tensor:
 
 def _kind(value: object) -> str:
     return f"{value.dtype}, {value.layout}" if isinstance(value, Tensor) else checks.got(value)
+
+
+def _refuse_conversion(data: Tensor, levels: int | None) -> None:
+    """Raise ValueError where data that are to stay where they are would be stored in another dtype."""
+    kept = (torch.uint8,) if levels is not None and levels <= 256 else (torch.int32,)
+    if data.device.type != "cpu" or data.dtype in (torch.uint16, torch.uint32, torch.uint64):
+        raise ValueError(f"mapped data must lie on the CPU in a dtype with sign, or uint8; got {checks.got(data)}.")
+    if levels is not None and data.dtype not in kept:
+        raise ValueError(
+            f"levels={levels} are stored in {kept[0]}, and mapped data are not converted; got {data.dtype}: write the "
+            f"file in {kept[0]}."
+        )
 
 
 def _signed(data: Tensor) -> Tensor:

@@ -16,12 +16,13 @@ import stat
 from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 from scoresde import checks
 from scoresde.data.dataset import Dataset, from_tensors
+from scoresde.data.decoded import decoded_once, origin_of
 from scoresde.data.foreign import Unreadable
 from scoresde.data.images import Frames, Mode, read_images
 from scoresde.data.readers import FOLDER, existing, reads
@@ -63,6 +64,7 @@ def load_folder(
     frames: Frames | None = None,
     skip_bad: bool = False,
     follow_links: bool = False,
+    decoded: PathName | None = None,
 ) -> Dataset:
     """A folder of images of one size: sub-folders are classes, sorted by name; without them, no labels.
 
@@ -77,6 +79,8 @@ def load_folder(
         frames: "first" takes the first frame of animations and files of several pages; by default they are refused.
         skip_bad: leave out what cannot be read: ``dataset.skipped`` lists it, and one warning says so.
         follow_links: follow symbolic links that lead out of the folder, too; by default only those inside.
+        decoded: an ``.npy`` file into which the images are decoded the first time, and which is mapped into memory then
+            and later: for more than memory holds, and to begin at once. See :mod:`scoresde.data.decoded`.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -90,6 +94,23 @@ def load_folder(
         checks.one_of(classes, ("folders", "none"), name="classes")
     skip_bad = checks.flag(skip_bad, name="skip_bad")
     found = _search(path, checks.flag(follow_links, name="follow_links"))
+    options: dict[str, Any] = {"mode": mode, "classes": classes, "frames": frames, "skip_bad": skip_bad}
+    if decoded is None:
+        return _loaded(path, found, **options)
+    files = [source for _, _, source in found.images if isinstance(source, Path)]
+    return decoded_once(decoded, origin_of(files, options), lambda into: _loaded(path, found, **options, into=into))
+
+
+def _loaded(
+    path: Path,
+    found: _Found,
+    *,
+    mode: Mode | None,
+    classes: Literal["folders", "none"] | None,
+    frames: Frames | None,
+    skip_bad: bool,
+    into: Path | None = None,
+) -> Dataset:
     if not found.images and not found.folders:
         raise ValueError(_nothing(path, found))
     labelled = bool(found.folders) if classes is None else classes == "folders"
@@ -103,7 +124,7 @@ def load_folder(
     if not found.images:
         raise ValueError(_nothing(path, found))
     sources = [(name, source) for _, name, source in found.images]
-    read = read_images(sources, len(sources), mode, frames=frames, skip_bad=skip_bad)
+    read = read_images(sources, len(sources), mode, frames=frames, skip_bad=skip_bad, into=into)
     skipped = (*read.skipped, *empty)
     if not labelled:
         dataset = from_tensors(read.images, channels="first", levels=256)

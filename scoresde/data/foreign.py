@@ -37,7 +37,7 @@ def content(path: Path, *, most: int) -> bytes:
         raise Unreadable(error.strerror or str(error)) from error
 
 
-def within_memory(size: int, what: str) -> None:
+def within_memory(size: int, what: str, *, hint: str = "") -> None:
     """Raises ValueError where ``size`` bytes exceed the memory of this machine, or of this container."""
     if size <= _SMALL:
         return
@@ -45,7 +45,7 @@ def within_memory(size: int, what: str) -> None:
     if limit is not None and size > limit:
         raise ValueError(
             f"{what} would take {size / 2**30:.1f} GiB of memory, and there are {limit / 2**30:.1f} GiB. "
-            "Read fewer or smaller samples."
+            f"{hint}{'read' if hint else 'Read'} fewer or smaller samples."
         )
 
 

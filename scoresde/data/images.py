@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
-from scoresde.data.foreign import MOST_ENCODED, Unreadable, content, within_memory
+from scoresde.data.foreign import MOST_ENCODED, Unreadable, content
+from scoresde.data.pixels import Pixels
 from scoresde.data.source import NAMED
 from scoresde.extras import needs
 from scoresde.warning import warn_user
@@ -62,6 +63,7 @@ def read_images(
     *,
     frames: Frames | None = None,
     skip_bad: bool = False,
+    into: Path | None = None,
 ) -> Images:
     """Images as uint8 (N, C, H, W), C = 1 for grey and 3 for RGB, turned as their EXIF orientation says.
 
@@ -71,6 +73,7 @@ def read_images(
         mode: convert all to "L" or "RGB" (transparency is dropped); None takes them as they are.
         frames: "first" takes the first of the frames, pages or pictures that a file holds; None refuses such files.
         skip_bad: leave unreadable images out, and tell which.
+        into: a new ``.npy`` file to decode into, which is then mapped into memory; memory itself unless given.
 
     Raises:
         ValueError: unreadable images, another size or mode than the first's, a mode other than L or RGB, more than fits
@@ -88,7 +91,8 @@ def read_images(
             "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: images that are cut short are filled up with grey, and cannot "
             "be noticed here."
         )
-    images: Tensor | None = None
+    images: Pixels | None = None
+    shape: tuple[int, int, int, int] = (0, 0, 0, 0)
     first, first_mode = "", ""
     kept: list[int] = []
     bad: list[tuple[str, str]] = []
@@ -104,27 +108,24 @@ def read_images(
         if images is None:
             first, first_mode = name, image.mode
             shape = (count, len(image.getbands()), image.height, image.width)
-            within_memory(
-                count * shape[1] * image.height * image.width, f"{count} images of {image.width}x{image.height}"
-            )
-            images = _allocated(shape)
+            images = Pixels(shape, into)
         if image.mode != first_mode:
             raise ValueError(
                 f"images of mixed modes: {first} is {first_mode}, {name} is {image.mode}. "
                 "Pass mode='RGB' or mode='L' to convert all."
             )
-        if (image.height, image.width) != tuple(images.shape[2:]):
+        if (image.height, image.width) != shape[2:]:
             raise ValueError(
-                f"images of mixed sizes: {first} is {images.shape[3]}x{images.shape[2]}, {name} is "
+                f"images of mixed sizes: {first} is {shape[3]}x{shape[2]}, {name} is "
                 f"{image.width}x{image.height} (width x height). Crop or resize them to one size first."
             )
         pixels = torch.from_numpy(np.array(image))
-        images[len(kept)] = pixels[None] if pixels.ndim == 2 else pixels.movedim(-1, 0)
+        images.add(pixels[None] if pixels.ndim == 2 else pixels.movedim(-1, 0))
         kept.append(i)
     if bad and (not skip_bad or images is None):
         raise ValueError(_told(bad, nothing=skip_bad))
     assert images is not None
-    return Images(images[: len(kept)], kept, tuple(bad))
+    return Images(images.end(), kept, tuple(bad))
 
 
 def _decoded(source: Path | bytes | Unreadable, frames: Frames | None) -> Any:
@@ -186,13 +187,6 @@ def _in_mode(image: Any, mode: Mode | None, name: str) -> Any:
             f"{name} has mode {image.mode}; expected L (grey) or RGB. Pass mode='RGB' or mode='L' to convert all."
         )
     return image
-
-
-def _allocated(shape: tuple[int, ...]) -> Tensor:
-    try:
-        return torch.empty(shape, dtype=torch.uint8)
-    except (RuntimeError, MemoryError) as error:
-        raise ValueError(f"there is no memory for {shape[0]} images of {shape[3]}x{shape[2]}: {error}") from error
 
 
 def _told(bad: list[tuple[str, str]], *, nothing: bool) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ from scoresde.files import opened
 Array = np.ndarray[Any, Any]
 
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+_LARGE = "Leave an .npy file where it is, by mapped=True; or "
 _MOST_DEFLATED = 1032  # no byte of deflate stands for more
 _INSTEAD = {
     "b": "convert it by .astype(numpy.uint8), and give levels=2",
@@ -66,10 +68,69 @@ def read_npy(stream: IO[bytes], size: int, name: str) -> Array:
 
     Raises: as :func:`read_arrays`, and whatever NumPy says of damaged bytes.
     """
+    shape, dtype, _ = _checked_header(stream, size, name)
+    try:
+        within_memory(math.prod(shape) * dtype.itemsize, f"the array in {name}", hint=_LARGE)
+    except ValueError as error:
+        raise NotAnArray(str(error)) from error
+    stream.seek(0)
+    array: Array = np.lib.format.read_array(stream, allow_pickle=False)
+    return array
+
+
+def map_npy(path: Path) -> Array:
+    """The array of an ``.npy`` file, left in it: the pages that are looked at are read, and forgotten where memory is
+    short. It cannot be written to.
+
+    Raises:
+        TypeError: an array of something else than integers or real numbers.
+        ValueError: no such file, a damaged one, Python objects, an archive, or numbers that would have to be converted.
+    """
+    try:
+        with opened(path, lambda text: _unreadable(str(path), text.removesuffix("."))) as stream:
+            if stream.read(2) == b"PK":
+                raise NotAnArray(f"{path} is an archive, which cannot be mapped: write x alone by numpy.save.")
+            stream.seek(0)
+            shape, dtype, fortran = _checked_header(stream, os.fstat(stream.fileno()).st_size, str(path))
+            if fortran and len(shape) > 1:
+                raise NotAnArray(
+                    f"{path} is in Fortran's order, in which a sample lies all over the file: write it by "
+                    "numpy.save(..., numpy.ascontiguousarray(x))."
+                )
+            if not math.prod(shape):
+                return np.empty(shape, dtype)
+            found: Array = np.memmap(stream, dtype, mode="r", offset=stream.tell(), shape=shape)
+            return found
+    except NotAnArray as refused:
+        raise ValueError(str(refused)) from refused.__cause__
+    except NotNumbers as refused:
+        raise TypeError(str(refused)) from None
+    except Exception as error:  # what damaged bytes make of a parser of headers: anything
+        raise _unreadable(str(path), f"{error}" or type(error).__name__) from error
+
+
+def mapped_tensor(array: Array, path: Path) -> Tensor:
+    """A mapped array as a tensor on the same memory.
+
+    Raises:
+        ValueError: of a dtype that torch does not know, or in the order of bytes of another machine.
+    """
+    if array.dtype != _native(array.dtype):
+        raise ValueError(
+            f"{path} holds {array.dtype}, which would have to be converted, and so be read into memory: write "
+            f"{_native(array.dtype)} to map it."
+        )
+    with warnings.catch_warnings():  # that it cannot be written to: nobody does
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(array)
+
+
+def _checked_header(stream: IO[bytes], size: int, name: str) -> tuple[tuple[int, ...], np.dtype[Any], bool]:
+    """Shape, dtype and whether the order is Fortran's, of a file at whose first number the stream is then."""
     read_header = _HEADERS.get(np.lib.format.read_magic(stream))
     if read_header is None:
         raise _unreadable(name, "a version of the format that holds no plain numbers")
-    shape, _, dtype = read_header(stream)
+    shape, fortran, dtype = read_header(stream)
     if dtype.hasobject:
         raise _unreadable(name, "it holds Python objects")
     if dtype.kind not in "iuf":
@@ -85,13 +146,7 @@ def read_npy(stream: IO[bytes], size: int, name: str) -> Array:
             f"{name} holds {there - need} bytes more than the one array that its header tells of, shape {shape} of "
             f"{dtype}. Write one array into a file, or several by numpy.savez."
         )
-    try:
-        within_memory(need, f"the array in {name}")
-    except ValueError as error:
-        raise NotAnArray(str(error)) from error
-    stream.seek(0)
-    array: Array = np.lib.format.read_array(stream, allow_pickle=False)
-    return array
+    return shape, dtype, fortran
 
 
 def _read_npz(
@@ -127,10 +182,15 @@ def as_tensor(array: Array, path: Path) -> Tensor:
     """
     if array.dtype.kind == "u" and array.dtype.itemsize == 8 and array.size and int(array.max()) >= 2**63:
         raise ValueError(f"{path} holds whole numbers of 2**63 and more; expected less.")
-    native = array.dtype.newbyteorder("=")
+    return torch.from_numpy(np.asarray(array, dtype=_native(array.dtype), order="C"))
+
+
+def _native(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """The dtype that torch computes with."""
+    native = dtype.newbyteorder("=")
     if native in (np.uint16, np.uint32, np.uint64, np.longdouble):  # torch knows little of these
-        native = np.dtype(np.float64 if native.kind == "f" else np.int64)
-    return torch.from_numpy(np.asarray(array, dtype=native, order="C"))
+        return np.dtype(np.float64 if native.kind == "f" else np.int64)
+    return native
 
 
 class NotAnArray(ValueError):

@@ -22,6 +22,7 @@ import torch
 
 from scoresde import checks
 from scoresde.data.dataset import Dataset, from_tensors
+from scoresde.data.decoded import decoded_once, origin_of
 from scoresde.data.foreign import Unreadable
 from scoresde.data.images import Frames, Mode, read_images
 from scoresde.data.readers import LABELS, existing, reads
@@ -47,6 +48,7 @@ def load_parquet(
     class_names: Sequence[str] | None = None,
     frames: Frames | None = None,
     skip_bad: bool = False,
+    decoded: PathName | None = None,
 ) -> Dataset:
     """One Parquet file in the layout of a Hugging Face image data set.
 
@@ -60,15 +62,43 @@ def load_parquet(
         frames: "first" takes the first frame of animations and files of several pages; by default they are refused.
         skip_bad: leave out rows whose image is missing or cannot be read, or without a label: ``dataset.skipped`` lists
             them, and one warning says so.
+        decoded: an ``.npy`` file into which the images are decoded the first time, and which is mapped into memory then
+            and later: for more than memory holds, and to begin at once. See :mod:`scoresde.data.decoded`.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: not Parquet, missing columns (those found are listed), missing or unreadable images,
             labels missing or out of range, mixed sizes or modes, more than fits into memory.
     """
+    path = existing(path)
+    options: dict[str, Any] = {
+        "mode": mode,
+        "image_column": image_column,
+        "label_column": label_column,
+        "num_classes": num_classes,
+        "class_names": class_names,
+        "frames": frames,
+        "skip_bad": skip_bad,
+    }
+    if decoded is None:
+        return _loaded(path, **options)
+    return decoded_once(decoded, origin_of([path], options), lambda into: _loaded(path, **options, into=into))
+
+
+def _loaded(
+    path: Path,
+    *,
+    mode: Mode | None,
+    image_column: str | None,
+    label_column: str | None,
+    num_classes: int | None,
+    class_names: Sequence[str] | None,
+    frames: Frames | None,
+    skip_bad: bool,
+    into: Path | None = None,
+) -> Dataset:
     with needs("train"):
         import pyarrow.parquet as pq
-    path = existing(path)
     skip_bad = checks.flag(skip_bad, name="skip_bad")
     with opened(path, lambda text: ValueError(f"{path} is not a readable Parquet file: {text}")) as stream:
         size = os.fstat(stream.fileno()).st_size
@@ -86,7 +116,7 @@ def load_parquet(
                 raise ValueError(f"{path} tells of {count} rows, more than a file of {size} bytes can hold.")
             labels: list[int | None] = []
             rows = _rows(file, path, count, image, label, labels)
-            read = read_images(rows, count, mode, frames=frames, skip_bad=skip_bad)
+            read = read_images(rows, count, mode, frames=frames, skip_bad=skip_bad, into=into)
     if label is None:
         dataset = from_tensors(
             read.images, channels="first", levels=256, num_classes=num_classes, class_names=class_names

@@ -17,6 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from scoresde import checks
+
 _PIECE = 2**22
 """Numbers that are turned into float64 at a time."""
 
@@ -56,8 +58,9 @@ def moments(data: Tensor, axes: tuple[int, ...]) -> Spread:
     Raises:
         ValueError: numbers further apart than float64 holds.
     """
-    least = torch.stack([part.amin(axes, keepdim=True) for part in _pieces(data)]).amin(0).double()
-    largest = torch.stack([part.amax(axes, keepdim=True) for part in _pieces(data)]).amax(0).double()
+    ends = [(part.amin(axes, keepdim=True), part.amax(axes, keepdim=True)) for part in _pieces(data)]
+    least = torch.stack([low for low, _ in ends]).amin(0).double()
+    largest = torch.stack([high for _, high in ends]).amax(0).double()
     each = data.numel() // least.numel()
     # of distances from the least number, in units of the largest distance: squares neither overflow nor vanish
     reach = torch.where(largest > least, largest - least, torch.ones_like(least))
@@ -96,6 +99,12 @@ def bulk(data: Tensor) -> tuple[Tensor, Tensor]:
     low, q1, q2, q3, high = np.quantile(values, [0.05, 0.25, 0.5, 0.75, 0.95], axis=0)
     narrow, wide = (q3 - q1) / _NORMAL_QUARTILES, (high - low) / _NORMAL_NINETY
     return torch.from_numpy(q2), torch.from_numpy(np.where(wide > HEAVY * narrow, wide, narrow))
+
+
+def check_finite(data: Tensor, *, hint: str) -> None:
+    """Raise ValueError where data (N, ...) hold NaN or infinity; they are read in pieces, and not held twice."""
+    if not all(bool(part.isfinite().all()) for part in _pieces(data)):
+        checks.finite(data, name="data", hint=hint)
 
 
 def _pieces(data: Tensor) -> Iterator[Tensor]:

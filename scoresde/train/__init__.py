@@ -24,6 +24,7 @@ from scoresde.train.options import TrainOptions
 from scoresde.train.posthoc import Snapshots, reconstruct_ema, save_snapshot, snapshot_steps
 from scoresde.train.profiles import ProfileFit, fit_profile
 from scoresde.train.record import StepRecord
+from scoresde.train.signals import Terminated
 from scoresde.train.start import train, train_classifier
 from scoresde.train.tensorboard import TensorBoard
 
@@ -40,6 +41,7 @@ __all__ = [
     "Snapshots",
     "StepRecord",
     "TensorBoard",
+    "Terminated",
     "TrainOptions",
     "average_decay",
     "describe",

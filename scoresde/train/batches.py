@@ -130,6 +130,7 @@ def batches(
     steps: int,
     *,
     num_workers: int,
+    prefetch: int | None = None,
     seed: int,
     rank: int,
     pin_memory: bool,
@@ -143,6 +144,7 @@ def batches(
         first: steps done before.
         steps: steps in all.
         num_workers: worker processes; with none the samples are fetched when asked for.
+        prefetch: batches that each worker reads ahead; torch's 2 unless given.
         seed, rank: of the run and of this process: what a data set draws starts from them and the step.
         pin_memory: whether the samples go on to a GPU.
     """
@@ -155,6 +157,7 @@ def batches(
         batch_sampler=cast(Any, lists),
         collate_fn=cast(Any, _whole_batch),
         num_workers=num_workers,
+        prefetch_factor=prefetch,
         pin_memory=pin_memory,
         generator=torch.Generator().manual_seed(derive(seed, "workers", rank)),  # or torch's default one is drawn from
     )

@@ -38,6 +38,9 @@ class Callback:
     def begin(self, run: Any) -> None:
         """Before the first step of an iteration: of each, where a run is stopped and iterated again."""
 
+    def compiled(self, run: Any, seconds: float) -> None:
+        """After the first step of a run with ``compile``, before ``step``, with what it took, most of it compiling."""
+
     def step(self, run: Any, record: StepRecord) -> None:
         """After each step of the optimizer. Reading ``record.loss`` waits for a GPU."""
 
@@ -54,7 +57,7 @@ class Callback:
         """When an iteration is over: all steps are done, time is up, ``run.stop()``, an error, ``run.close()``."""
 
 
-OCCASIONS = ("begin", "step", "held_out", "log", "checkpoint", "end")
+OCCASIONS = ("begin", "step", "held_out", "log", "checkpoint", "end", "compiled")
 
 
 class _AfterStep(Callback):

@@ -139,6 +139,11 @@ class EMA:
                 torch._foreach_copy_(self._live, weights)
             self._applied -= 1
 
+    @property
+    def is_applied(self) -> bool:
+        """Whether the model holds the averages now: inside ``applied``."""
+        return self._applied > 0
+
     def refuse_if_applied(self, what: str) -> None:
         """Raise inside ``applied``; ``what`` is what is refused there.
 

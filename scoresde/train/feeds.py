@@ -25,6 +25,7 @@ from scoresde.data import Dataset
 from scoresde.data.columns import Columns, Renamed, is_picture, warn_unless_unit
 from scoresde.data.huggingface import of_datasets, of_kind, refuse_splits
 from scoresde.data.parts import TOLD, Told, chosen, teller
+from scoresde.train.ahead import Ahead
 from scoresde.train.batches import Fetched, MapDataset, batches, seeded_everywhere
 from scoresde.train.draws import DataOrder, derive
 from scoresde.train.loaders import LoaderFeed
@@ -65,11 +66,21 @@ class MapFeed:
         dataset: ``len(dataset)`` and ``dataset[i]``.
         options: of the run.
         places: (n,) int64, the samples that are taken; None for all.
+
+    Raises:
+        ValueError: batches of a data set that computes its samples are to be read ahead without workers.
     """
 
     def __init__(self, dataset: MapDataset, options: TrainOptions, places: Tensor | None = None) -> None:
         self.look = dataset
         self._options, self._places = options, places
+        self._plain = type(dataset) is Dataset  # which draws nothing
+        self._mapped = isinstance(dataset, Dataset) and dataset.mapped
+        if options.prefetch and not options.num_workers and not self._plain:
+            raise ValueError(
+                f"prefetch={options.prefetch} for a data set of your own, which may draw from the generators that the "
+                "step under way draws from: let a process read it ahead, num_workers=1."
+            )
 
     def only(self, places: Tensor) -> MapFeed:
         """The same of some samples (n,) alone."""
@@ -80,18 +91,23 @@ class MapFeed:
         return len(self.look) if self._places is None else len(self._places)
 
     def fetched(self, rows: slice, processes: Processes, *, first: int) -> Fetched:
-        options = self._options
-        return batches(
+        options, cuda = self._options, processes.device.type == "cuda"
+        fetched = batches(
             self.look,
             DataOrder(self.size, options.batch_size, options.seed, self._places),
             rows,
             first,
             options.steps,
             num_workers=options.num_workers,
+            prefetch=options.prefetch,
             seed=options.seed,
             rank=processes.rank,
-            pin_memory=processes.device.type == "cuda",
+            pin_memory=cuda,
         )
+        if not self._plain or options.num_workers:
+            return fetched
+        depth = (2 if cuda or self._mapped else 0) if options.prefetch is None else options.prefetch
+        return Ahead(fetched, depth, pin_memory=cuda) if depth else fetched
 
     def seeded(self, seed: int) -> AbstractContextManager[None]:
         return nullcontext() if type(self.look) is Dataset else seeded_everywhere(seed)

@@ -11,6 +11,7 @@ Whatever happens inside, nothing lasts but gradients and the buffers of the netw
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, Generic, NamedTuple, cast
 
 import torch
@@ -24,6 +25,7 @@ from scoresde.models.conditions import drop_conditions
 from scoresde.train.adaptation import TimesInTraining
 from scoresde.train.batches import Fetched, MapDataset
 from scoresde.train.compatibility import bin_width, entries
+from scoresde.train.computing import Computing
 from scoresde.train.describe import Model
 from scoresde.train.draws import Uniforms, derive, seeded_where, step_noise
 from scoresde.train.objective import Objective
@@ -50,6 +52,7 @@ class GlobalGradient(Generic[Model]):
         options: of the run.
         processes: that share each batch.
         parameters: those that are trained.
+        computing: what is around the loss and its gradient.
 
     Attributes:
         times: from which times are drawn, and what it is to note of the step computed last.
@@ -62,10 +65,11 @@ class GlobalGradient(Generic[Model]):
         options: TrainOptions,
         processes: Processes,
         parameters: Sequence[nn.Parameter],
+        computing: Computing,
     ) -> None:
         self._task: Objective[Model] = task
         self._dataset, self._options, self._processes = dataset, options, processes
-        self._parameters, self._device = parameters, processes.device
+        self._parameters, self._device, self._computing = parameters, processes.device, computing
         self.rows = processes.rows(options.batch_size)
         self.times = TimesInTraining(options.times)
         self._terms: list[Tensor] = []
@@ -132,12 +136,12 @@ class GlobalGradient(Generic[Model]):
         loss = torch.zeros((), device=self._device)
         if batch is None:
             return loss
-        for i in range(options.accumulate):
-            piece = slice(total * i // options.accumulate, total * (i + 1) // options.accumulate)
+        x0, eps, given = self._computing.ordered(batch.x0, batch.eps, batch.given)
+        for piece in pieces(total, options.accumulate):
             size = piece.stop - piece.start
-            if size:
-                some = {name: value[piece] for name, value in batch.given.items()}
-                args = (batch.x0[piece], batch.t[piece], batch.eps[piece], batch.weight[piece], some)
+            with self._computing:
+                some = {name: value[piece] for name, value in given.items()}
+                args = (x0[piece], batch.t[piece], eps[piece], batch.weight[piece], some)
                 if self.times.adapts:
                     value, terms = self._task.with_terms(*args)
                     self._terms.append(terms)
@@ -183,15 +187,34 @@ class GlobalGradient(Generic[Model]):
         t, weight = self.times.density.sample(self._task.model.sde, uniforms.time)
         both = entries(batch, ("x", *task.names), self._parameters[0])
         if options.flip:
-            coins = checks.sent(uniforms.flip[rows], device)
+            coins = sent_along(uniforms.flip[rows], device)
             both.update({name: random_flip(both[name], coins) for name in ("x", *task.mirrored)})
         x0 = both.pop("x")
         if options.dequantize:
             normal = step_noise(options.seed, step, rows.start, x0, name="dequantize")
             x0 = x0 + bin_width(self._dataset) * (torch.special.ndtr(normal) - 0.5)
         dropped = task.dropped(uniforms.condition_dropout, seed=options.seed, step=step)
-        lost = {name: where[rows].to(device) for name, where in dropped.items()}
-        times = checks.time_beside(t[rows], x0)
+        lost = {name: sent_along(where[rows], device) for name, where in dropped.items()}
+        times = checks.time_beside(sent_along(t[rows], device, narrow=False), x0)
         eps = step_noise(options.seed, step, rows.start, x0)
         given = drop_conditions(both, task.nulls, lost)
-        return _Rows(x0, times, checks.sent(weight[rows], device), eps, given)
+        return _Rows(x0, times, sent_along(weight[rows], device), eps, given)
+
+
+def pieces(total: int, accumulate: int) -> list[slice]:
+    """The parts in which ``total`` rows are worked off: ``accumulate`` of them, that differ by one row at most."""
+    cut = [total * i // accumulate for i in range(accumulate + 1)]
+    return [slice(a, b) for a, b in pairwise(cut) if b > a]
+
+
+def sent_along(x: Tensor, device: torch.device, *, narrow: bool = True) -> Tensor:
+    """``x`` of the CPU on the device; to CUDA by way of pinned memory, so that nobody waits for what it is doing.
+
+    Args:
+        x: values.
+        device: where they go.
+        narrow: whether float64 becomes float32 where the device has no float64; else it stays on the CPU.
+    """
+    if device.type == "cuda":
+        return x.pin_memory().to(device, non_blocking=True)
+    return checks.sent(x, device) if narrow else x

@@ -54,6 +54,11 @@ class LoaderFeed:
                 f"num_workers={options.num_workers} for a DataLoader, which has workers of its own: "
                 "DataLoader(..., num_workers=...)."
             )
+        if options.prefetch is not None:
+            raise ValueError(
+                f"prefetch={options.prefetch} for a DataLoader, whose workers read ahead: "
+                "DataLoader(..., num_workers=1, prefetch_factor=...)."
+            )
         self._loader, self._options = loader, options
         self._columns = Columns(options.columns, options.scaling)
         held = (loader, loader.sampler, loader.batch_sampler, loader.dataset)

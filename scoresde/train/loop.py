@@ -25,6 +25,7 @@ from scoresde.train.atomic import Buffers, uninterrupted
 from scoresde.train.batches import Fetched, MapDataset
 from scoresde.train.callbacks import Callbacks
 from scoresde.train.compatibility import bin_width, check_dataset, check_mirrored, check_model, continued
+from scoresde.train.computing import Computing
 from scoresde.train.contents import Description
 from scoresde.train.convergence import HeldOutLoss, Verdict
 from scoresde.train.describe import Model
@@ -32,7 +33,7 @@ from scoresde.train.draws import derive, is_of_ours
 from scoresde.train.ema import EMA, PowerEMA, ema_model
 from scoresde.train.feeds import Data, Feed, feed_of
 from scoresde.train.folder import CheckpointError
-from scoresde.train.gradient import GlobalGradient
+from scoresde.train.gradient import GlobalGradient, pieces
 from scoresde.train.held_out import held_out_of
 from scoresde.train.objective import Objective
 from scoresde.train.optimizer import Optimizer
@@ -42,6 +43,7 @@ from scoresde.train.posthoc import check_power_averages, drop_snapshots, save_sn
 from scoresde.train.processes import Processes
 from scoresde.train.record import Log, LossWindow, StepRecord
 from scoresde.train.run_folder import RunFolder
+from scoresde.train.signals import Listening, Terminated, dead_workers_forgiven, worker_died
 from scoresde.train.trial import check_average, check_coupling, check_kept, check_step, check_weights
 from scoresde.train.watch import Watch, as_line
 from scoresde.warning import warn_user
@@ -84,6 +86,9 @@ class Run(Iterator[StepRecord], Generic[Model]):
     long again. Where it cannot go on, after a FloatingPointError or CheckpointError, iterating it again raises an error
     that says why; when all steps are done, it just ends.
 
+    SIGTERM, by which a machine is taken away, lets all processes finish the step under way and write a checkpoint,
+    where there is a folder; then :class:`~scoresde.train.Terminated` is raised, which ends a process with status 143.
+
     Attributes:
         model: in training.
         ema: the average of its weights, the first where there are several; ``with run.ema.applied():`` puts it into
@@ -109,8 +114,9 @@ class Run(Iterator[StepRecord], Generic[Model]):
         self._session: _Session | None = None
         self._saved: tuple[int, Path] | None = None
         self._done: _Done | None = None
-        self._applying = self._time_is_up = self._stopping = False
+        self._applying = self._time_is_up = self._stopping = self._leaving = False
         self._failure: tuple[type[Exception], str] | None = None
+        self._told, self._busy = Listening(self._leave_if_idle), 0
         try:
             with _own_modes():
                 self._set_up(dataset)
@@ -125,6 +131,10 @@ class Run(Iterator[StepRecord], Generic[Model]):
         return self
 
     def __next__(self) -> StepRecord:
+        with self._at_work():
+            return self._next()
+
+    def _next(self) -> StepRecord:
         if self._failure is not None:
             kind, why = self._failure
             raise kind(why)
@@ -133,6 +143,8 @@ class Run(Iterator[StepRecord], Generic[Model]):
             raise StopIteration
         for average in self._followed:
             average.refuse_if_applied("iterating the run")
+        if self._told and self._processes.count == 1:  # between two steps
+            raise self._terminated()
         with _own_modes():
             try:
                 fresh = self._session is None
@@ -145,10 +157,15 @@ class Run(Iterator[StepRecord], Generic[Model]):
             try:
                 if self._done is None:
                     self._advance(session)
-                return self._report(session)
+                record = self._report(session)
             except BaseException as error:
                 self._stopped_by(error)
+                if self._told and self._failure is None and worker_died(error):
+                    raise self._terminated() from error
                 raise
+        if self._leaving:
+            raise self._terminated()
+        return record
 
     def __reduce__(self) -> NoReturn:
         """Raises TypeError: a run holds a folder and processes, of which there cannot be two."""
@@ -165,6 +182,7 @@ class Run(Iterator[StepRecord], Generic[Model]):
             if session.fetched is not None:
                 session.fetched.close()
         self._place.release()
+        self._told.end()
         if session is not None:
             self._callbacks("end", self)
             self._optimizer.rest()
@@ -173,8 +191,7 @@ class Run(Iterator[StepRecord], Generic[Model]):
         """End the iteration after the step under way, as ``max_seconds`` does: with a checkpoint, where there is a
         folder. In a new ``for`` the run goes on.
 
-        For callbacks (in a loop of your own write ``break``). With several processes the main one's word counts, where
-        it has callbacks.
+        For callbacks (in a loop of your own write ``break``). With several processes the main one's word counts.
         """
         self._stopping = True
 
@@ -233,7 +250,8 @@ class Run(Iterator[StepRecord], Generic[Model]):
         if self._callbacks.inside and self._processes.count > 1:
             raise RuntimeError("callbacks run on one process, and all have to call run.save(): take save_every.")
         if self._saved is None or self._saved[0] != self.step:
-            self._saved = (self.step, self._processes.from_main(lambda: self._write(path)))
+            with self._at_work():
+                self._saved = (self.step, self._processes.from_main(lambda: self._write(path)))
             if self._watch is not None:
                 self._watch.saved(*self._saved)
             if not self._callbacks.inside:
@@ -288,7 +306,7 @@ class Run(Iterator[StepRecord], Generic[Model]):
                 checkpoint.load_weights(model, contents.read_tensors(resumed, contents.MODEL), resumed)
         self._processes.share_state(model)
         self._gradient: GlobalGradient[Any] = GlobalGradient(
-            self._task, self._dataset, options, self._processes, self._optimizer.parameters
+            self._task, self._dataset, options, self._processes, self._optimizer.parameters, self._computing
         )
         decays = [options.ema] if isinstance(options.ema, float) else options.ema
         self.averages = {decay: EMA(model, decay, warmup=options.ema_warmup) for decay in decays}
@@ -332,6 +350,20 @@ class Run(Iterator[StepRecord], Generic[Model]):
             return Optimizer(self.model, options.betas, options.weight_decay, self._task.companion)
         return OwnOptimizer(self.model, options.optimizer, self._task.companion)
 
+    def _made_computing(self) -> Computing:
+        options, rows = self._options, self._processes.rows(self._options.batch_size)
+        sizes = {piece.stop - piece.start for piece in pieces(rows.stop - rows.start, options.accumulate)}
+        return Computing(
+            self.model.net,
+            self._dataset[0]["x"].shape,
+            self._device,
+            sizes,
+            compile=options.compile,
+            channels_last=options.channels_last,
+            tf32=options.tf32,
+            autocast=self._task.autocast,
+        )
+
     def _check(self) -> None:
         """Whether all fits together, and what the run will need at its end; the folder is not touched."""
         options, dataset, objective, model = self._options, self._dataset, self._task, self.model
@@ -353,7 +385,8 @@ class Run(Iterator[StepRecord], Generic[Model]):
         check_step(objective, dataset, options.times)
         check_average(objective, dataset, options.times)
         check_coupling(objective, dataset, options.coupling)
-        self._optimizer = self._made_optimizer()  # lazy parameters have their shapes now
+        self._computing = self._made_computing()  # lazy parameters have their shapes now
+        self._optimizer = self._made_optimizer()
         if options.path is not None:
             check_kept(model, dataset, self._recorded())
         parts = self._processes.count * options.accumulate
@@ -369,6 +402,7 @@ class Run(Iterator[StepRecord], Generic[Model]):
         options, now = self._options, time.perf_counter()
         if not self._place.claimed:  # again, after close
             self._place.claim_again()
+        self._told.begin()
         hidden = not (options.progress and self._processes.main)
         rows = self._gradient.rows
         empty = rows.start == rows.stop  # a process more than there are samples in a batch
@@ -389,6 +423,8 @@ class Run(Iterator[StepRecord], Generic[Model]):
             self.step, lr=options.lr, steps=options.steps, warmup=options.warmup, decay=options.decay
         )
         lr = rates[0]
+        if self._computing.to_be_compiled:
+            session.progress.set_postfix_str("compiling: this step takes a minute")
         loss = self._gradient.compute(self.step, session.fetched, draws=session.draws)
         norm = self._optimizer.gradient_norm()
         self._window.look(self.step + 1, loss, norm)
@@ -416,6 +452,9 @@ class Run(Iterator[StepRecord], Generic[Model]):
         assert done is not None
         if not done.shown:
             done.shown = True
+            if (seconds := self._computing.compiled_in()) is not None:
+                session.progress.set_postfix_str(f"compiled: that step took {seconds:.0f} s")
+                self._tell("compiled", seconds)
             self._tell("step", done.record)
         self._time_is_up = self._late(session)
         save = options.save_every is not None and self.step % options.save_every == 0
@@ -493,10 +532,38 @@ class Run(Iterator[StepRecord], Generic[Model]):
         return f"Go on from {self._saved[1]} by train(..., folder=..., resume=True)."
 
     def _late(self, session: _Session) -> bool:
-        """Whether time is up, or somebody asked for the end; the main process decides for all."""
-        if self._options.max_seconds is None and not self._watched:
-            return self._stopping and self._processes.count == 1
-        return self._processes.decided(self._stopping or time.perf_counter() >= session.deadline)
+        """Whether time is up or somebody asked for the end, where the main process decides for all, or SIGTERM came."""
+        stop, self._leaving = self._processes.heard(
+            self._stopping or time.perf_counter() >= session.deadline, bool(self._told)
+        )
+        return stop or self._leaving
+
+    def _leave_if_idle(self) -> None:
+        """When SIGTERM comes: between two steps nobody may ask for another one, so that it is heeded at once."""
+        if not self._busy and self._processes.count == 1 and not self.ema.is_applied:
+            raise self._terminated()
+
+    def _terminated(self) -> Terminated:
+        """Save, where there is a folder, and close: what to raise then."""
+        with self._at_work():
+            try:
+                if self._session is not None and self._session.fetched is not None:
+                    with dead_workers_forgiven():
+                        self._session.fetched.close()
+                path = None if self._options.path is None else self.save()
+            finally:
+                self.close()
+        self._told.forget()
+        self._time_is_up = self._stopping = self._leaving = False
+        return Terminated(self.step, path)
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        self._busy += 1
+        try:
+            yield
+        finally:
+            self._busy -= 1
 
     def _stop_if_bad(self, lr: float) -> None:
         step = self._window.bad_step()

@@ -169,11 +169,18 @@ class Optimizer:
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in saved.items():
             kind, _, name = key.partition("/")
-            state.setdefault(position[name], {})[kind] = value
+            state.setdefault(position[name], {})[kind] = laid_out(value, self.parameters[position[name]])
         self.rule.load_state_dict({"state": state, "param_groups": self.rule.state_dict()["param_groups"]})
 
     def _gradients(self) -> list[Tensor]:
         return [p.grad for p in self.parameters if p.grad is not None]
+
+
+def laid_out(value: Tensor, like: Tensor) -> Tensor:
+    """``value`` in the memory format of a parameter of its shape: fused kernels take that for granted, unlooked at."""
+    if value.shape != like.shape or value.stride() == like.stride():
+        return value
+    return torch.empty_like(like, dtype=value.dtype, device=value.device).copy_(value)
 
 
 def _is_setting(value: object) -> bool:

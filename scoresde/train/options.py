@@ -184,8 +184,20 @@ class TrainOptions:
     says unless given."""
     accumulate: Annotated[int, is_whole(1)] = 1
     """Split each process's part of the batch into so many pieces, to save memory; ``batch_size`` is a multiple."""
+    compile: bool = False
+    """Compile the network by torch.compile, for training steps alone: the first step takes a minute, the others less.
+    A compiled network rounds otherwise, and draws other masks of dropout; weights keep their names."""
+    channels_last: bool | None = None
+    """Keep weights and batches of pictures and volumes with the channels innermost in memory. What suits unless given:
+    with compile and bfloat16 on CUDA. It changes rounding alone."""
+    tf32: bool = False
+    """On CUDA let float32 matrix products and convolutions round their factors to TF32, of 11 significant bits, as
+    training goes on; without it they do what torch is set to. Nothing on other devices."""
     num_workers: Annotated[int, is_whole(0), UNRECORDED] = 0
     """Worker processes for data sets that compute their samples; 0 is best for data in memory."""
+    prefetch: Annotated[int | None, is_whole(0), UNRECORDED] = None
+    """Batches that are read ahead while a step is computed: by a thread, for data of ``scoresde.data``, or by each of
+    ``num_workers``. What suits unless given: 2 on a GPU and of mapped files; none of a CPU's own memory."""
     cpu: Annotated[bool, UNRECORDED] = False
     """Stay on the CPU although there is a GPU."""
     progress: Annotated[bool, UNRECORDED] = True
@@ -219,6 +231,8 @@ class TrainOptions:
             for name in ("held_out_every", "early_stopping"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"{name} needs samples that are held out; give held_out=0.05 or leave {name} out.")
+        if self.prefetch == 0 and self.num_workers:
+            raise ValueError(f"num_workers={self.num_workers} read ahead, and prefetch=0 says not to: leave one out.")
         if self.folder is None:
             for name in ("save_every", "resume", "snapshots"):
                 if getattr(self, name):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from scoresde import checks
 from scoresde.files import Fail
-from scoresde.train.optimizer import Decay, Optimizer, learning_rate, trained_parameters
+from scoresde.train.optimizer import Decay, Optimizer, laid_out, learning_rate, trained_parameters
 
 OwnRule = torch.optim.Optimizer | Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer]
 """An instance over the model's parameters, or a function that makes one of them."""
@@ -130,7 +130,8 @@ class OwnOptimizer(Optimizer):
                 group[entry] = plain if single else value.to(group[entry].device)
                 continue
             like = self._layout[name][key]
-            self.rule.state[owner[name]][kind] = value.item() if single else value.to(like.device, copy=True)
+            mine = value if single else laid_out(value.to(like.device, copy=True), owner[name])
+            self.rule.state[owner[name]][kind] = value.item() if single else mine
 
     def _check_covers(self, made: torch.optim.Optimizer) -> None:
         held = [p for group in made.param_groups for p in group["params"]]

@@ -126,6 +126,15 @@ class Processes:
         distributed.broadcast(decision, 0, group=self._words)
         return bool(decision.item())
 
+    def heard(self, main: bool, any: bool) -> tuple[bool, bool]:
+        """The main process's answer to one question, and whether any says yes to another, the same on all."""
+        if self.count == 1:
+            return main, any
+        words = torch.tensor([int(main and self.main), int(any)])
+        distributed.all_reduce(words, op=distributed.ReduceOp.MAX, group=self._words)
+        first, second = words.tolist()
+        return bool(first), bool(second)
+
     def from_main(self, action: Callable[[], Made]) -> Made:
         """What ``action`` returns on the main process, on all.
 

@@ -179,6 +179,11 @@ class StreamFeed:
                 "give a DataLoader(dataset, batch_size, num_workers=...) of a data set that shares its samples out "
                 "among its workers."
             )
+        if options.prefetch and not options.num_workers:
+            raise ValueError(
+                f"prefetch={options.prefetch} for an iterable, which may draw from the generators that the step under "
+                "way draws from: let a process read it ahead, num_workers=1."
+            )
         self._source, self._options = source, options
         self._split = of_kind(source, "IterableDataset")
         names, chosen, scaling = None, options.columns, options.scaling
@@ -204,7 +209,11 @@ class StreamFeed:
         if options.num_workers:
             worker = _InWorker(self._opened(rows), first, options.steps, options.seed)
             loader: DataLoader[Batch] = DataLoader(
-                worker, batch_size=None, num_workers=1, pin_memory=processes.device.type == "cuda"
+                worker,
+                batch_size=None,
+                num_workers=1,
+                prefetch_factor=options.prefetch,
+                pin_memory=processes.device.type == "cuda",
             )
             with seeded_everywhere(derive(options.seed, "workers", processes.rank)):
                 return Fetched(iter(loader))

@@ -6,6 +6,7 @@ The two processes are started once and go through the whole table: after an erro
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -27,9 +28,9 @@ from torch.utils.data.distributed import DistributedSampler
 from scoresde import times
 from scoresde.data import Scaling, from_tensors
 from scoresde.models import ScoreModel
-from scoresde.nn import MLP
+from scoresde.nn import MLP, UNet
 from scoresde.sde import VP
-from scoresde.train import load_model, train, train_classifier
+from scoresde.train import Terminated, describe, load_model, train, train_classifier
 from scoresde.train.draws import DataOrder, seeded
 from scoresde.train.processes import Processes
 
@@ -61,6 +62,16 @@ def several(**options: Any) -> ScoreModel:
         for parameter in made.parameters():
             nn.init.normal_(parameter, std=0.2)
     return ScoreModel(made, VP())
+
+
+def convolutions() -> ScoreModel:
+    with seeded(torch.device("cpu"), 0):
+        return ScoreModel(UNet(2, width=8, multipliers=(1,), blocks=1, attention_levels=()), VP())
+
+
+def images() -> Any:
+    x = torch.randn(12, 2, 4, 4, generator=torch.Generator().manual_seed(0))
+    return from_tensors(x, channels="first", scaling=Scaling(0.0, 1.0))
 
 
 def both() -> Any:
@@ -251,6 +262,31 @@ def interrupted(rank: int, folder: Path) -> dict[str, Any]:
     return {"losses": [], "state": {k: v.clone() for k, v in run.model.state_dict().items()}, "step": run.step}
 
 
+class Terminating(Plain):
+    """SIGTERM comes to one process alone while the samples of the third step are read."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__(points())
+        self.left = 3 if rank == int(os.environ.get("WORLD_SIZE", "1")) - 1 else 0
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        self.left -= 1
+        if self.left == 0:
+            signal.raise_signal(signal.SIGTERM)
+        return [self[i] for i in indices]
+
+
+def terminated(rank: int, folder: Path) -> dict[str, Any]:
+    """All finish the step, and leave with the same status; caught, it goes on."""
+    options = {"batch_size": SIZE, "progress": False, "cpu": True, "folder": folder, "steps": 5}
+    run = train(mlp(), Terminating(rank), **options)
+    with pytest.raises(Terminated) as told:
+        list(run)
+    assert told.value.code == 143 and run.step == 3 and describe(folder).step == 3
+    resumed = train(mlp(), Plain(points()), resume=True, **options)
+    return {**losses_of(resumed), "step": resumed.step}
+
+
 def momentum(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, nesterov=True)
 
@@ -271,6 +307,8 @@ CASES: dict[str, Callable[[int, Path], dict[str, Any]]] = {
     "recomputed activations": case(
         lambda: net(lambda n, x: checkpoint(lambda y: n.second(n.first(y).tanh()), x, use_reentrant=False))
     ),
+    "accumulated, with the channels innermost": case(convolutions, images, accumulate=2, channels_last=True),
+    "read ahead": case(mlp, prefetch=2),
     "accumulated": case(mlp, accumulate=2, times=times.Stratified()),
     "a batch that does not divide": case(mlp, batch_size=9, condition_dropout=0.5),
     "nor its pieces": case(mlp, batch_size=15, accumulate=5),
@@ -286,6 +324,7 @@ CASES: dict[str, Callable[[int, Path], dict[str, Any]]] = {
     "a callback that stops": stopped,
     "a callback that sets the optimizer": set_by_main,
     "Ctrl-C in a callback": interrupted,
+    "SIGTERM to one of them": terminated,
     "a data set of one's own": case(mlp, lambda: Plain(points()), num_workers=1),
     "under no_grad": without_gradients,
     "out of time, and again": out_of_time,

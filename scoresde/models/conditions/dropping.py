@@ -98,15 +98,17 @@ def null_rows(name: str, null: Any, like: Tensor) -> Tensor:
         ValueError: a null that is a fraction or NaN for a condition of integers, or one of another shape.
     """
     given = torch.as_tensor(null)
-    rows = given.to(like.device, like.dtype)
-    if given.is_floating_point() and not like.is_floating_point() and not bool((given.to(rows.device) == rows).all()):
+    rows = given.to(like.dtype)
+    if given.is_floating_point() and not like.is_floating_point() and not bool((given == rows).all()):
         raise ValueError(
             f"the null of {name!r} is {null}, but its values are {like.dtype}, which cannot hold that. Whole-number "
             "conditions need a whole-number null in the network's null_conditions (0 for tokens), or store "
             f"{name!r} as floats."
         )
+    if isinstance(null, int | float):  # made there: a copy would wait for what the device is doing
+        rows = torch.full((), null, dtype=like.dtype, device=like.device)
     try:
-        return rows.expand(like.shape)
+        return rows.to(like.device).expand(like.shape)
     except RuntimeError as error:
         raise ValueError(
             f"the null of {name!r} has shape {tuple(given.shape)}, which does not fit one condition "
