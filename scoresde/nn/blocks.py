@@ -11,16 +11,20 @@ What all blocks of one network share is a :class:`BlockStyle`, so that an option
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch._C import _functorch
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from scoresde import checks
-from scoresde.nn.attention import Context, CrossAttention, SelfAttention, group_norm
+from scoresde.nn.attention import Context, CrossAttention, SelfAttention, group_norm, maps_are_edited
 from scoresde.nn.network import check_dropout
+from scoresde.nn.norms import normalised
 
 Conditioning = Literal["add", "adaptive"]
 
@@ -36,6 +40,7 @@ class BlockStyle:
         head_width: least number of channels per attention head.
         dropout: probability of dropping an activation inside a block.
         context: width of the tokens to attend to; 0 where there are none.
+        checkpoint: keep only the input of each block for the backward pass, and run the block again there.
     """
 
     event_dims: int
@@ -44,6 +49,7 @@ class BlockStyle:
     head_width: int
     dropout: float
     context: int = 0
+    checkpoint: bool = False
 
     def __post_init__(self) -> None:
         if self.event_dims not in (1, 2, 3):
@@ -90,17 +96,36 @@ class ResidualBlock(nn.Module):
         self.conv2 = style.zero_conv(outputs, outputs)
         self.shortcut = nn.Identity() if inputs == outputs else style.conv(inputs, outputs, kernel=1)
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        """Map x (B, inputs, *spatial) and embedding (B, E) to (B, outputs, *spatial)."""
-        h = self.conv1(F.silu(self.norm1(x)))
-        condition = self.condition(embedding)
-        condition = condition.reshape(condition.shape + (1,) * (x.ndim - 2))
+    def forward(self, x: Tensor, embedding: Tensor, told: Tensor | None = None) -> Tensor:
+        """Map x (B, inputs, *spatial) and embedding (B, E) to (B, outputs, *spatial).
+
+        ``told``, if given, is what this block's linear map makes of the embedding, see `tell`.
+        """
+        h = self.conv1(normalised(self.norm1, x, silu=True))
+        told = self.condition(embedding) if told is None else told
         if self.adaptive:
-            scale, shift = condition.chunk(2, dim=1)
-            h = torch.addcmul(shift, self.norm2(h), 1 + scale)
+            scale, shift = told.chunk(2, dim=1)
+            h = normalised(self.norm2, h, scale, shift, silu=True)
         else:
-            h = self.norm2(h + condition)
-        return (self.shortcut(x) + self.conv2(self.dropout(F.silu(h)))) * math.sqrt(0.5)
+            h = normalised(self.norm2, h + told.reshape(told.shape + (1,) * (x.ndim - 2)), silu=True)
+        return (self.shortcut(x) + self.conv2(self.dropout(h))) * math.sqrt(0.5)
+
+
+def tell(blocks: Sequence[ResidualBlock], embedding: Tensor) -> list[Tensor | None]:
+    """What the embedding (B, E) tells each block, all in one matrix product; None: the block is to ask for itself.
+
+    That is where a map has been replaced, or its weights are not all here but with other processes.
+    """
+    maps = [block.condition for block in blocks]
+    if not all(map(_whole, maps)):
+        return [None] * len(maps)
+    weight, bias = torch.cat([one.weight for one in maps]), torch.cat([one.bias for one in maps])
+    return list(F.linear(embedding, weight, bias).split([one.out_features for one in maps], dim=1))
+
+
+def _whole(linear: nn.Module) -> bool:
+    plain = type(linear) is nn.Linear and type(linear.weight) is nn.Parameter
+    return plain and linear.weight.shape == (linear.out_features, linear.in_features)
 
 
 class ResidualStage(nn.Module):
@@ -111,10 +136,35 @@ class ResidualStage(nn.Module):
         self.block = ResidualBlock(inputs, outputs, style)
         self.attention = SelfAttention(outputs, style.head_width) if attention else nn.Identity()
         self.cross = CrossAttention(outputs, style.context, style.head_width) if cross else None
+        self.checkpoint = style.checkpoint
 
-    def forward(self, x: Tensor, embedding: Tensor, context: Context | None = None) -> Tensor:
-        """Map x (B, inputs, *spatial), embedding (B, E) and, where there is one, context to (B, outputs, *spatial)."""
-        h = self.attention(self.block(x, embedding))
+    def forward(
+        self,
+        x: Tensor,
+        embedding: Tensor,
+        context: Context | None = None,
+        *,
+        skip: Tensor | None = None,
+        told: Tensor | None = None,
+    ) -> Tensor:
+        """Map x (B, inputs, *spatial), embedding (B, E) and, where there is one, context to (B, outputs, *spatial).
+
+        ``skip``, if given, is joined to x along the channels, which make up the inputs together; for ``told`` see
+        `tell`.
+        """
+        inputs = x, skip, embedding, context, told
+        # torch.func knows no checkpointing, and maps that are recorded must not be recorded again.
+        wrapped = not torch.compiler.is_compiling() and _functorch.is_functorch_wrapped_tensor(x)
+        if not self.checkpoint or not torch.is_grad_enabled() or wrapped or maps_are_edited():
+            return self._run(*inputs)
+        drops = self.training and self.block.dropout.p > 0
+        return checkpoint(self._run, *inputs, use_reentrant=False, preserve_rng_state=drops)
+
+    def _run(
+        self, x: Tensor, skip: Tensor | None, embedding: Tensor, context: Context | None, told: Tensor | None
+    ) -> Tensor:
+        x = x if skip is None else torch.cat([x, skip], dim=1)
+        h = self.attention(self.block(x, embedding, told))
         return h if self.cross is None else self.cross(h, context)
 
 

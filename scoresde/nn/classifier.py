@@ -14,13 +14,13 @@ from collections.abc import Mapping
 from typing import Literal, Unpack
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from scoresde import checks
 from scoresde.models.conditions import Conditions
 from scoresde.nn.attention import AttentionPool, group_norm
 from scoresde.nn.encoder import Architecture, Encoder, EncoderOptions, with_encoder_options
 from scoresde.nn.network import ConditionalNetwork
+from scoresde.nn.norms import in_fast_format, normalised
 
 
 class NoiseClassifier(ConditionalNetwork):
@@ -36,8 +36,8 @@ class NoiseClassifier(ConditionalNetwork):
         event_dims: number of spatial axes, 1, 2 or 3.
         width: channels at the finest level.
         pool: how the positions become one vector: "attention" (`AttentionPool`) or "mean".
-        encoder: multipliers, blocks, attention_levels, head_width, time_features, conditioning, dropout, see
-            `EncoderOptions`.
+        encoder: multipliers, blocks, attention_levels, head_width, time_features, conditioning, dropout, checkpoint,
+            see `EncoderOptions`.
 
     Raises:
         TypeError, ValueError: an argument is not a whole number where it should be, or out of its range.
@@ -72,6 +72,6 @@ class NoiseClassifier(ConditionalNetwork):
         self.encoder.check(x)
 
     def compute(self, x: Tensor, c: Tensor, given: Mapping[str, Tensor | None]) -> Tensor:
-        h, _ = self.encoder(x.to(self.head.weight.dtype), self.embedding(c, given))
-        h = F.silu(self.norm(h))
+        h, _ = self.encoder(in_fast_format(x.to(self.head.weight.dtype)), self.embedding(c, given))
+        h = normalised(self.norm, h, silu=True)
         return self.head(h.flatten(2).mean(2) if self.pool is None else self.pool(h))

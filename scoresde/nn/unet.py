@@ -17,15 +17,15 @@ from typing import Unpack
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from scoresde import checks
 from scoresde.models.conditions import Caption, Conditions, Embedding, Image, Label, Series, Set, Vector, split_absent
 from scoresde.nn.attention import group_norm
-from scoresde.nn.blocks import ResidualStage, Upsample
+from scoresde.nn.blocks import ResidualStage, Upsample, tell
 from scoresde.nn.context import ContextEncoder
 from scoresde.nn.encoder import Architecture, Encoder, EncoderOptions, with_encoder_options
 from scoresde.nn.network import ConditionalNetwork
+from scoresde.nn.norms import in_fast_format, normalised
 
 
 class UNet(ConditionalNetwork):
@@ -64,8 +64,8 @@ class UNet(ConditionalNetwork):
             "layers": 2}; see `Caption`.
         embeddings: size E of each condition that is a sequence of embeddings, by name.
         sets, series: size of each condition that is a set of observations or a time series, by name.
-        encoder: multipliers, blocks, attention_levels, head_width, time_features, conditioning, dropout, see
-            `EncoderOptions`.
+        encoder: multipliers, blocks, attention_levels, head_width, time_features, conditioning, dropout, checkpoint,
+            see `EncoderOptions`.
 
     Raises:
         TypeError, ValueError: an argument is not a whole number where it should be, or out of its range; two
@@ -112,7 +112,7 @@ class UNet(ConditionalNetwork):
         self.levels = nn.ModuleList(  # coarsest first, in the order of use
             nn.ModuleList(
                 ResidualStage(2 * n, n, style, i in attention, context > 0 and i in attention)
-                for _ in range(shape.blocks)
+                for _ in range(shape.depths[i])
             )
             for i, n in reversed(list(enumerate(widths)))
         )
@@ -132,13 +132,19 @@ class UNet(ConditionalNetwork):
         context = None if self.context is None else self.context(given)
         dtype: torch.dtype = self.head.weight.dtype  # type: ignore[assignment]
         images = [image_channels(x, given[name], channels) for name, channels in self.images.items()]
-        h, skips = self.encoder(torch.cat([z.to(dtype) for z in (x, *images)], 1), embedding, context)
+        joined = torch.cat([z.to(dtype) for z in (x, *images)], 1) if images else x.to(dtype)
+        own = self.encoder.blocks
+        others = [stage.block for level in self.levels for stage in level]  # type: ignore[attr-defined]
+        told = tell([*own, *others], embedding)
+        h, skips = self.encoder(in_fast_format(joined), embedding, context, told=told[: len(own)])
+        each = iter(told[len(own) :])
         for i, level in enumerate(self.levels):
             if i > 0:
                 h = self.ups[i - 1](h, skips[-1].shape[2:])
             for stage in level:  # type: ignore[attr-defined]
-                h = stage(torch.cat([h, skips.pop()], dim=1), embedding, context)
-        return self.head(F.silu(self.norm(h)))
+                h = stage(h, embedding, context, skip=skips.pop(), told=next(each))
+        out: Tensor = self.head(normalised(self.norm, h, silu=True))
+        return out.contiguous() if x.is_contiguous() else out
 
 
 def image_channels(x: Tensor, image: Tensor | None, channels: int) -> Tensor:
