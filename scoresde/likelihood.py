@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
+from scoresde.checks.later import answering
 from scoresde.models.evaluation import in_evaluation_mode
 from scoresde.models.modules import parameters_of
 from scoresde.models.rescheduled import size
@@ -44,6 +45,7 @@ _MOST_PROBES = 1_000_000
 
 
 @in_evaluation_mode("score")
+@answering()
 def log_prob(
     score: Score,
     x: Tensor,
@@ -222,6 +224,7 @@ def bits_per_dim(
 
 
 @in_evaluation_mode("score")
+@answering()
 def encode(
     score: Score,
     x: Tensor,
@@ -247,6 +250,7 @@ def encode(
 
 
 @in_evaluation_mode("score")
+@answering()
 def decode(
     score: Score,
     z: Tensor,

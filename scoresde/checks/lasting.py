@@ -13,6 +13,7 @@ kept is made by one of these::
         def _spectrum(self) -> Tensor: ...
 
     y = outlasting(y)                             # a tensor that is given, without the mode it was made under
+    y = kept_at(y, x.device, x.dtype)             # y.to(...), whose copy is kept for the next time
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ from typing import Any, Generic, ParamSpec, TypeVar, overload
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from scoresde.checks.tensors import followed, sent
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -75,6 +79,28 @@ class lasting_property(Generic[R]):
             return self._function(instance)
         kept[self._name] = value
         return value
+
+
+_copies: Any = WeakTensorKeyDictionary()
+"""By the tensor: the number of changes that it had seen in place when it was copied, and the copies."""
+
+
+def kept_at(x: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """``x.to(device, dtype)`` for what every step of a run asks for: the copy of a tensor that lies elsewhere is kept.
+
+    For as long as the tensor lives, and until it is changed in place. Where a derivative is taken of x nothing is kept.
+    """
+    dtype = x.dtype if dtype is None else dtype
+    if x.device == device or followed(x) or x.is_inference():
+        return sent(x, device, dtype)
+    version, copies = _copies.get(x, (None, None))
+    if version != x._version:
+        version, copies = x._version, {}
+        _copies[x] = version, copies
+    if (device, dtype) not in copies:
+        with without_graph():
+            copies[device, dtype] = sent(x, device, dtype)
+    return copies[device, dtype]
 
 
 def outlasting(x: Tensor) -> Tensor:

@@ -136,13 +136,22 @@ def time_beside(time: Tensor, x: Tensor) -> Tensor:
     """
     if time.device == x.device:
         return time
-    return time.to(x.device) if has_float64(x.device) else time.to("cpu")
+    return sent(time, x.device) if has_float64(x.device) else time.to("cpu")
 
 
-def sent(x: Tensor, device: torch.device) -> Tensor:
-    """``x.to(device)``, in float32 where that has no float64."""
-    narrow = x.dtype is torch.float64 and not has_float64(device)
-    return x.to(device, torch.float32) if narrow else x.to(device)
+def sent(x: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """``x.to(device, dtype)``, in float32 where float64 is meant and the device has none.
+
+    Where x is in main memory the host does not wait for the device: a number () is written there by a kernel that has
+    it as an argument, and more of them are copied behind the work that is queued.
+    """
+    dtype = x.dtype if dtype is None else dtype
+    dtype = torch.float32 if dtype is torch.float64 and not has_float64(device) else dtype
+    if x.device == device or not x.is_cpu:
+        return x.to(device, dtype)
+    if not x.ndim and readable(x) and not followed(x):
+        return torch.full((), x.item(), dtype=dtype, device=device)
+    return x.to(dtype).to(device, non_blocking=device.type != "mps")  # that one may read memory that was freed
 
 
 def refuse_without_float64(x: Tensor, what: str, instead: str) -> None:

@@ -13,6 +13,7 @@ from typing import Unpack
 
 from torch import Tensor
 
+from scoresde.checks.later import answering
 from scoresde.editing.inputs import check_scores, graph
 from scoresde.editing.inversion import Inversion, Way, invert
 from scoresde.models.evaluation import in_evaluation_mode
@@ -38,6 +39,7 @@ class Counterfactual:
 
 
 @in_evaluation_mode("source_score", "target_score")
+@answering()
 def counterfactual(
     source_score: Score,
     target_score: Score,

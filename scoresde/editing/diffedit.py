@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
+from scoresde.checks.later import answering
 from scoresde.editing.held import Held
 from scoresde.editing.inputs import as_mask, check_rule, check_scores, edit_time, graph, source_of, widened
 from scoresde.editing.inversion import Inversion, Way, invert
@@ -33,6 +34,7 @@ _DRAWS = 10  # of the noise, for a mask; the paper's number
 
 
 @in_evaluation_mode("source_score", "target_score")
+@answering()
 def diffedit_mask(
     source_score: Score,
     target_score: Score,
@@ -118,6 +120,7 @@ class DiffEdit:
 
 
 @in_evaluation_mode("source_score", "target_score")
+@answering()
 def diffedit(
     source_score: Score,
     target_score: Score,

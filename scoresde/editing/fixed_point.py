@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from scoresde.checks.later import Lagging
 from scoresde.editing.inputs import root_mean_square
 from scoresde.solvers.incomplete import each
 
@@ -42,7 +43,7 @@ def fixed_point(
     """
     best, least = x, x.new_full((len(x),), math.inf)
     past: list[tuple[Tensor, Tensor]] = []
-    calls = 0
+    calls, going = 0, Lagging()
     for done in range(iterations + 1):
         image = g(x)
         calls += 1
@@ -52,7 +53,7 @@ def fixed_point(
         best = torch.where(each(closer, x), x, best)
         least = torch.where(closer, moved, least)
         settled = least.detach() <= tolerance
-        if done == iterations or bool(settled.all()):
+        if done == iterations or not going.any(~settled):
             break
         if memory:
             past = [*past, (x, step)][-memory - 1 :]
@@ -73,6 +74,6 @@ def _accelerated(past: list[tuple[Tensor, Tensor]], image: Tensor) -> Tensor:
     # a ridge at rounding: as the iteration settles the differences become parallel, and those of settled samples 0
     size = gram.diagonal(dim1=1, dim2=2).sum(1).clamp_min(1e-200)
     ridge = torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device) * (1e-12 * size)[:, None, None]
-    mix = torch.linalg.solve(gram + ridge, changes @ steps[:, -1:].mT)  # (B, m, 1)
+    mix = torch.linalg.solve_ex(gram + ridge, changes @ steps[:, -1:].mT).result  # (B, m, 1)
     shift = (mix * (states + changes)).sum(1)
     return image - shift.to(image.dtype).reshape(image.shape)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
+from scoresde.checks.later import answering
 from scoresde.editing.fixed_point import fixed_point
 from scoresde.editing.inputs import check_scores, edit_grid, graph, root_mean_square, widened
 from scoresde.models.combination import Coefficient, combine
@@ -84,6 +85,7 @@ class Inversion:
 
 
 @in_evaluation_mode("score")
+@answering()
 def invert(
     score: Score,
     x0: Tensor,

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde import checks
+from scoresde.checks.later import answering
 from scoresde.editing.inputs import edit_grid, graph, source_of
 from scoresde.guidance.classifier_free import classifier_free
 from scoresde.guidance.parts import finite_scale
@@ -101,6 +102,7 @@ def _second_half(coefficient: Tensor) -> Tensor:
 
 
 @in_evaluation_mode("model")
+@answering()
 def prompt_to_prompt(
     model: ScoreModel,
     x: Tensor,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
+from scoresde.checks.later import answering
 from scoresde.editing.held import Held
 from scoresde.editing.inputs import as_mask, blend, check_rule, check_scores, edit_grid, graph, source_of, widened
 from scoresde.models.evaluation import in_evaluation_mode
@@ -29,6 +30,7 @@ from scoresde.solvers.solution import Solution
 
 
 @in_evaluation_mode("score")
+@answering()
 def sdedit(
     score: Score,
     x0: Tensor,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
+from scoresde.checks.lasting import kept_at
 from scoresde.guidance.leaf import constant, on_leaf
 from scoresde.guidance.parts import LinearGuidance, Part, Twist, TwistedGuidance, finite_scale, parts_of
 from scoresde.models.combination import X0, Combination, combine
@@ -183,7 +184,8 @@ class ClassifierGuided(DerivedScore, LinearGuidance, TwistedGuidance):
         """The temperature, a number or (B or 1, 1)."""
         if not callable(self.temperature):
             return self.temperature
-        found = checks.real(self.temperature(checks.real(t, name="t")), name="temperature(t)").to(value)
+        found = checks.real(self.temperature(checks.real(t, name="t")), name="temperature(t)")
+        found = checks.sent(found, value.device, value.dtype)
         if found.ndim > 1 or (found.ndim == 1 and found.shape != value.shape[:1]):
             raise ValueError(
                 f"temperature(t) must be one number () or ({value.shape[0]},), one for each sample; got "
@@ -230,7 +232,7 @@ def _pick(value: Tensor, label: int | Tensor | None, x: Tensor) -> Tensor:
             )
         return value
     _all_classes(value, x)
-    wanted = torch.as_tensor(label, device=value.device)
+    wanted = kept_at(torch.as_tensor(label), value.device)
     if wanted.ndim and wanted.shape not in ((batch,), (1,)):
         raise ValueError(f"label must be a whole number, ({batch},) or (1,); got {tuple(wanted.shape)}.")
     if checks.readable(wanted) and wanted.numel() and not 0 <= int(wanted.min()) <= int(wanted.max()) < value.shape[1]:

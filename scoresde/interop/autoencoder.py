@@ -283,7 +283,7 @@ def _spread(factor: Any, z: Tensor) -> Tensor:
             f"z must have {len(factor)} channels, (B, {len(factor)}, ...), as the autoencoder's factors have; got "
             f"{tuple(z.shape)}."
         )
-    return factor.to(device=z.device, dtype=z.dtype).reshape(-1, *[1] * (z.ndim - 2))
+    return checks.sent(factor, z.device, z.dtype).reshape(-1, *[1] * (z.ndim - 2))
 
 
 def _first(answer: Any, *names: str) -> Any:

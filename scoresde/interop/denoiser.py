@@ -77,7 +77,7 @@ class Denoiser(ForeignNetwork):
         if vectors is not None:
             raise ValueError("label and class_labels say the same, a class and its one-hot vector: give one of them.")
         wide = torch.promote_types(x.dtype, torch.float32)
-        label = torch.as_tensor(label, device=x.device)
+        label = checks.sent(torch.as_tensor(label), x.device)
         if label.is_floating_point() or label.dtype == torch.bool or label.ndim > 1:
             raise TypeError(f"label must be classes (B,), whole numbers; got {checks.got(label)}.")
         return (label.reshape(-1, 1) == torch.arange(self.classes or 0, device=x.device)).to(wide)

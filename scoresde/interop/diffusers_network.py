@@ -217,7 +217,7 @@ def _for_all(value: Any, x: Tensor) -> Any:
     if isinstance(value, Mapping):
         return {name: _for_all(one, x) for name, one in value.items()}
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        value = torch.as_tensor(value, device=x.device, dtype=x.dtype if isinstance(value, float) else None)
+        value = checks.sent(torch.as_tensor(value, dtype=x.dtype if isinstance(value, float) else None), x.device)
     if isinstance(value, Tensor) and (not value.ndim or (len(value) == 1 and len(x) != 1)):
         return value.expand(len(x), *value.shape[1:])
     return value

@@ -125,7 +125,7 @@ class ForeignModel(ScoreModel):
 
 def network_times(times: Tensor, x: Tensor) -> Tensor:
     """Times of a network (B,) on x's device, in its dtype, at least float32."""
-    return times.to(device=x.device, dtype=torch.promote_types(x.dtype, torch.float32))
+    return checks.sent(times, x.device, torch.promote_types(x.dtype, torch.float32))
 
 
 def ask_steps(network: ForeignNetwork, x: Tensor, steps: Tensor, conditions: Mapping[str, Any]) -> Tensor:
@@ -152,7 +152,7 @@ def as_steps(places: Tensor, x: Tensor, whole: bool | None) -> Tensor:
     """
     if whole is None:
         whole = checks.readable(places) and bool((places == places.round()).all())
-    return nearest(places).to(x.device) if whole else network_times(places, x)
+    return checks.sent(nearest(places), x.device) if whole else network_times(places, x)
 
 
 def nearest(places: Tensor) -> Tensor:

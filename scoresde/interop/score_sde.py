@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
+from scoresde.checks.lasting import kept_at
 from scoresde.interop.foreign import (
     ForeignModel,
     ForeignNetwork,
@@ -75,7 +76,7 @@ class StepLabels(ForeignNetwork):
         if self.between == "chain":
             return answer
         level = nearest(places) if self.between == "nearest" else places.floor().long()
-        sigma = network_times(self.sigma.to(level.device)[level], x)
+        sigma = network_times(kept_at(self.sigma, level.device)[level], x)
         return -answer / sigma.reshape(-1, *[1] * (x.ndim - 1))
 
 
@@ -90,7 +91,7 @@ class SigmaIndices(ForeignNetwork):
         """The network's answer at the level nearest to σ = e^c."""
         t = self.sde.t_of_log_snr(-2 * c.double())
         label = nearest((1 - t / self.sde.T) * (self.n - 1)).clamp(0, self.n - 1)
-        return self.ask(x, label.to(x.device), **conditions)
+        return self.ask(x, checks.sent(label, x.device), **conditions)
 
 
 _CALLED = "(x, labels, **conditions)"

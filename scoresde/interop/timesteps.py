@@ -19,6 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from scoresde.checks.lasting import kept_at
 from scoresde.sde import NO_SIGNAL, SDE, Chain
 
 TOP = -math.log(NO_SIGNAL)
@@ -63,7 +64,7 @@ class ChainTimesteps(Timesteps):
     def __call__(self, c: Tensor) -> Tensor:
         # MPS has no float64
         exact = torch.float32 if c.device.type == "mps" else torch.float64
-        at, levels = c.to(exact), self.levels.to(c.device, exact)
+        at, levels = c.to(exact), kept_at(self.levels, c.device, exact)
         if len(levels) == 1:
             return 0.0 * c
         i = torch.searchsorted(levels, at.detach().contiguous()).clamp(1, len(levels) - 1)
@@ -75,7 +76,7 @@ class ChainTimesteps(Timesteps):
         part = torch.where((at - high).abs() <= near, part + (1 - part).detach(), part)
         if self.counts is None:
             return (i - 1 + part).to(c.dtype)
-        counts = self.counts.to(c.device, exact)
+        counts = kept_at(self.counts, c.device, exact)
         return torch.lerp(counts[i - 1], counts[i], part).to(c.dtype)
 
 

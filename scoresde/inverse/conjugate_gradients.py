@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from scoresde.checks.later import Lagging, later
 from scoresde.sde import spread
 from scoresde.solvers.metropolis import dot
 from scoresde.warning import warn_user
@@ -77,8 +78,9 @@ def _iterate(system: System, v: Tensor, tolerance: float, iterations: int, remed
         square = dot(v, v)
         goal = tolerance**2 * square
         running = square > goal
+        going = Lagging()
         for _ in range(iterations):
-            if not bool(running.any()):
+            if not going.any(running):
                 break
             image = system(direction).detach()
             curvature = dot(direction, image)
@@ -92,7 +94,8 @@ def _iterate(system: System, v: Tensor, tolerance: float, iterations: int, remed
             running = running & (square > goal)
         # what stopped for want of curvature, a hundredfold from the goal or less, is as near as roundings let it come
         left = square > torch.where(running, goal, 1e4 * goal)
-        if bool(left.any()):
+
+        def warn() -> None:
             worst = float((square / dot(v, v)).nan_to_num().max().sqrt())
             warn_user(
                 f"conjugate gradients stopped within {iterations} iterations with {int(left.sum())} of {len(v)} "
@@ -100,4 +103,6 @@ def _iterate(system: System, v: Tensor, tolerance: float, iterations: int, remed
                 f"{remedy}".rstrip(),
                 RuntimeWarning,
             )
+
+        later(left.any(), warn)
     return u

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from scoresde import checks
 from scoresde.guidance import TwistedGuidance
 from scoresde.guidance.parts import finite_scale
 from scoresde.inverse.likelihood_score import LikelihoodScore
@@ -94,7 +95,7 @@ class DPS(LikelihoodScore):
             return self.scale * self.measurement.log_normal(residual)
         norm = root(dot(residual, residual))  # at r = 0 the norm has a kink: no shift
         weight = 2 * self.scale * PAPER_STEPS / (self.sde.T * self.sde.g(t) ** 2)
-        return -weight.to(device=norm.device, dtype=norm.dtype) * norm
+        return -checks.sent(weight, norm.device, norm.dtype) * norm
 
 
 _DETACHED = (

@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from scoresde import checks
+from scoresde.checks.lasting import kept_at
 from scoresde.inverse.measurement import HOW, Measurement
 from scoresde.inverse.operators import LinearOperator
 from scoresde.noise import Noise
@@ -70,4 +71,4 @@ class MeasuredSolver(Solver):
             ValueError: x is no event of A, or y holds another number of samples.
         """
         self.measurement.check(x)
-        return self.measurement.y.to(x).expand(len(x), *self.operator.measured)
+        return kept_at(self.measurement.y, x.device, x.dtype).expand(len(x), *self.operator.measured)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
+from scoresde.checks.lasting import kept_at
 from scoresde.inverse.operators import LinearOperator, fits
 from scoresde.noise import Noise, as_noise
 from scoresde.noise.base import Shape
@@ -136,7 +137,7 @@ class Measurement:
             got = tuple(answer.shape) if isinstance(answer, Tensor) else type(answer).__name__
             raise ValueError(f"the operator must answer (B, *measured) with B = {len(x0)}; it answered {got}.")
         self._for(x0, tuple(answer.shape[1:]))
-        return self.y.to(answer) - answer
+        return kept_at(self.y, answer.device, answer.dtype) - answer
 
     def log_prob(self, x0: Tensor) -> Tensor:
         """log N(y; A(x_0), σ_y² I), (B,), in nats.

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
+from scoresde.checks.later import later
 from scoresde.guidance import TwistedGuidance
 from scoresde.inverse.conjugate_gradients import conjugate_gradients
 from scoresde.inverse.likelihood_score import LikelihoodScore, vjp
 from scoresde.inverse.measurement import Measurement
+from scoresde.inverse.semidefinite import positive_part
 from scoresde.models.score import Score
 from scoresde.sde import spread
 from scoresde.solvers.metropolis import dot
@@ -128,7 +130,8 @@ class MomentMatching(LikelihoodScore):
         wide = torch.float64
         images = spread(factor, images) * images
         total = covariance_of(images.to(wide)) + variance * torch.eye(m, dtype=wide, device=x.device)
-        lower = torch.linalg.cholesky(total)
+        lower, failed = torch.linalg.cholesky_ex(total)
+        later((failed != 0).any(), _refuse)
         whitened = torch.cholesky_solve(residual.to(wide)[..., None], lower)[..., 0]
         log_det = 2 * lower.diagonal(dim1=1, dim2=2).log().sum(1)
         log_psi = -0.5 * ((residual * whitened).sum(1) + log_det + m * math.log(2 * math.pi))
@@ -154,6 +157,11 @@ def covariance_of(images: Tensor) -> Tensor:
 
     What is taken away counts as a constant: eigenvectors have no derivative where eigenvalues coincide.
     """
-    symmetric = 0.5 * (images + images.mT)
-    values, vectors = torch.linalg.eigh(symmetric.detach())
-    return symmetric - (vectors * values.clamp_max(0)[:, None]) @ vectors.mT
+    return positive_part(0.5 * (images + images.mT))
+
+
+def _refuse() -> None:
+    raise torch.linalg.LinAlgError(  # type: ignore[attr-defined]
+        "moment_matching could not factorise A V Aᵀ + σ_y² I, the covariance of the measurement: it holds NaN or "
+        "infinite values, or its σ_y² is lost beside A V Aᵀ. Look at the score, or give a larger noise_std."
+    )

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
-from scoresde.checks.lasting import lasting_property
+from scoresde.checks.lasting import kept_at, lasting_property
 from scoresde.inverse.operators import LinearOperator, as_event
 from scoresde.noise import Noise, as_noise
 from scoresde.noise.base import Shape
@@ -106,11 +106,11 @@ class Mask(LinearOperator):
         return (len(self._kept),)
 
     def apply(self, x: Tensor) -> Tensor:
-        return x.flatten(1).index_select(1, self._kept.to(x.device))
+        return x.flatten(1).index_select(1, kept_at(self._kept, x.device))
 
     def transpose(self, y: Tensor) -> Tensor:
         size = math.prod(self.event)
-        full = y.new_zeros(len(y), size).index_copy(1, self._kept.to(y.device), y)
+        full = y.new_zeros(len(y), size).index_copy(1, kept_at(self._kept, y.device), y)
         return full.reshape(len(y), *self.event)
 
     @property
@@ -214,30 +214,37 @@ class Blur(LinearOperator):
         centred = padded.roll([-(k // 2) for k in self.kernel.shape], list(range(self.kernel.ndim)))
         return torch.fft.rfftn(centred).conj()
 
+    @lasting_property
+    def _square(self) -> Tensor:
+        """Eigenvalues of A Aᵀ, in float64."""
+        return self._spectrum.abs().square()
+
+    def _there(self, x: Tensor) -> Tensor:
+        """The spectrum beside x, and as wide."""
+        return kept_at(self._spectrum, x.device, torch.promote_types(x.dtype, torch.complex64))
+
     def _filter(self, x: Tensor, spectrum: Tensor) -> Tensor:
         if not len(x):  # some libraries transform no empty batch
             return x
         axes = tuple(range(-self.kernel.ndim, 0))
         wide = x.to(torch.promote_types(x.dtype, torch.float32))  # there is no transform in half precision
-        spectrum = spectrum.to(x.device, torch.promote_types(wide.dtype, torch.complex64))
         return torch.fft.irfftn(torch.fft.rfftn(wide, dim=axes) * spectrum, s=self.event[axes[0] :], dim=axes).to(x)
 
     def apply(self, x: Tensor) -> Tensor:
-        return self._filter(x, self._spectrum)
+        return self._filter(x, self._there(x))
 
     def transpose(self, y: Tensor) -> Tensor:
-        return self._filter(y, self._spectrum.conj())
+        return self._filter(y, self._there(y).conj())
 
     @property
     def closed_form(self) -> bool:
         return True
 
     def solve_system(self, v: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        square = self._spectrum.abs().square()
-        square = square.to(v.device, torch.promote_types(v.dtype, torch.float32))
+        square = kept_at(self._square, v.device, torch.promote_types(v.dtype, torch.float32))
         total = a * square + b
         # frequencies that A leaves out but for rounding; they matter where b = 0
-        lost = total <= float(square.max()) * a * (torch.finfo(v.dtype).eps * math.prod(self.event)) ** 2
+        lost = total <= float(self._square.max()) * a * (torch.finfo(v.dtype).eps * math.prod(self.event)) ** 2
         return self._filter(v, torch.where(lost, 0, 1 / total.masked_fill(lost, 1)))
 
 
@@ -266,8 +273,12 @@ class Grayscale(LinearOperator):
     def measured(self) -> Shape:
         return (1, *self.event[1:])
 
+    @lasting_property
+    def _numbers(self) -> Tensor:
+        return torch.tensor(self.weights, dtype=torch.float64)
+
     def _weights(self, x: Tensor) -> Tensor:
-        return torch.tensor(self.weights, dtype=x.dtype, device=x.device).reshape(-1, *[1] * (len(self.event) - 1))
+        return kept_at(self._numbers, x.device, x.dtype).reshape(-1, *[1] * (len(self.event) - 1))
 
     def apply(self, x: Tensor) -> Tensor:
         return (self._weights(x) * x).sum(1, keepdim=True)
@@ -318,15 +329,15 @@ class Matrix(LinearOperator):
         return (len(self.values),)
 
     def apply(self, x: Tensor) -> Tensor:
-        return x.flatten(1) @ self.values.to(x).mT
+        return x.flatten(1) @ kept_at(self.values, x.device, x.dtype).mT
 
     def transpose(self, y: Tensor) -> Tensor:
-        return (y @ self.values.to(y)).reshape(len(y), *self.event)
+        return (y @ kept_at(self.values, y.device, y.dtype)).reshape(len(y), *self.event)
 
     @lasting_property
     def _axes(self) -> tuple[Tensor, Tensor]:
         """Eigenvalues (m,) and eigenvectors (m, m) of A Aᵀ, in float64."""
-        values = self.values.detach().double()
+        values = self.values.detach().to("cpu", torch.float64)
         left, singular, _ = torch.linalg.svd(values, full_matrices=True)
         rest = values.new_zeros(len(values) - len(singular))
         return torch.cat([singular.square(), rest]), left
@@ -336,9 +347,9 @@ class Matrix(LinearOperator):
         return True
 
     def solve_system(self, v: Tensor, a: Tensor, b: Tensor) -> Tensor:
-        square, axes = (part.to(v) for part in self._axes)
+        square, axes = (kept_at(part, v.device, v.dtype) for part in self._axes)
         total = a * square + b
-        lost = total <= float(square.max()) * a * (torch.finfo(v.dtype).eps * max(self.values.shape)) ** 2
+        lost = total <= float(self._axes[0].max()) * a * (torch.finfo(v.dtype).eps * max(self.values.shape)) ** 2
         return torch.where(lost, 0, (v @ axes) / total.masked_fill(lost, 1)) @ axes.mT
 
 

@@ -4,10 +4,12 @@
   function, :func:`score_of_denoiser` of a denoiser.
 - :class:`ScoreModel` is a network, its SDE and what it predicts (:mod:`~scoresde.models.predictions`).
 - :class:`ClassifierModel` is a noise-conditional classifier.
+- :func:`captured` replays networks from CUDA graphs.
 - :func:`evaluating` is evaluation mode for as long as samples are drawn.
 - :mod:`~scoresde.models.conditions` is the one home of conditions.
 """
 
+from scoresde.models.captured import captured
 from scoresde.models.classifier import ClassifierModel
 from scoresde.models.combination import Combination, Expectation, Linear
 from scoresde.models.evaluation import evaluating
@@ -30,6 +32,7 @@ __all__ = [
     "ScoreModel",
     "Units",
     "as_score",
+    "captured",
     "evaluating",
     "modules_of",
     "parameters_of",

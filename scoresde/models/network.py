@@ -113,7 +113,7 @@ class NoiseLevelNetwork(Pretrained):
         dtype = self.dtype or x.dtype
         # where α is 0, σ/α is taken as 1e8
         level = (sigma / torch.maximum(alpha, NO_SIGNAL * sigma)).log()
-        c = level.to(device=x.device, dtype=torch.promote_types(dtype, torch.float32))
+        c = checks.sent(level, x.device, torch.promote_types(dtype, torch.float32))
         return self.net(checks.brought(scaled, dtype), c.expand(x.shape[0]) if c.ndim == 0 else c, **conditions)
 
     def time(self, t: Time, x: Tensor) -> Tensor:

@@ -91,7 +91,7 @@ def atoms(count: int) -> Tensor:
 @lru_cache(maxsize=8)
 @lasting
 def _table(dtype: torch.dtype, device: torch.device) -> Tensor:
-    return atoms(2**16).to(dtype).to(device)
+    return checks.sent(atoms(2**16), device, dtype)
 
 
 class Counter:

@@ -17,6 +17,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from scoresde import checks
 from scoresde.checks.lasting import lasting
 from scoresde.noise.counter import absorb, atoms
 
@@ -79,4 +80,4 @@ def library(device: torch.device) -> tuple[Tensor, Tensor]:
             nodes[left + width // 2] = 0.5 * (nodes[left] + nodes[left + width]) + spread * z[taken]
             taken += 1
         width //= 2
-    return nodes.to(device, torch.float32), z[taken:].to(device, torch.float32)
+    return checks.sent(nodes, device, torch.float32), checks.sent(z[taken:], device, torch.float32)

@@ -97,7 +97,7 @@ class IndependentNoise(Noise):
 
     def _draw(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> Tensor:
         generator = self._generator(device)
-        return torch.randn(shape, generator=generator, dtype=dtype, device=generator.device).to(device)
+        return checks.sent(torch.randn(shape, generator=generator, dtype=dtype, device=generator.device), device)
 
     def position(self) -> object:
         """The states of its generators and of the streams made so far."""

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from scoresde import checks
 from scoresde.noise import Noise, as_noise
-from scoresde.particles.resample import Resampling, effective_sample_size, normalised, systematic
+from scoresde.particles.resample import Resampling, normalised, systematic
 from scoresde.warning import warn_user
 
 
@@ -129,10 +129,7 @@ class Population:
             ValueError: weights that are NaN, infinite, or all 0 in a group.
         """
         self.log_weights = self.log_weights + log_factor.double().reshape(self.groups, self.size)
-        try:
-            self._now = effective_sample_size(self.log_weights)
-        except ValueError as error:
-            raise ValueError(f"at t = {t.item():.4g} {error}") from None
+        self._now = 1 / normalised(self.log_weights, where=f"at t = {t.item():.4g}").square().sum(1)
 
     def ancestors(self, *, last: bool = False) -> Tensor | None:
         """Rows (G·N,) that take the particles' places after a time of the grid; None where all stay.
@@ -147,7 +144,7 @@ class Population:
             return None
         # drawn whether needed or not: a group's uniforms may not depend on when another one is resampled
         chosen = self._checked(self.resampling(self.log_weights, self.noise))
-        if not bool(low.any()):
+        if checks.readable(low) and not bool(low.any()):  # on a device all are taken, each from where it is
             return None
         stay = torch.arange(self.size, device=low.device).expand(self.groups, -1)
         chosen = torch.where(low[:, None], chosen, stay)

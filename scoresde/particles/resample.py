@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
+from scoresde.checks.later import later
 from scoresde.noise import Noise, as_noise
 
 Resampling = Callable[..., Tensor]
@@ -31,8 +32,10 @@ ResamplingName = Literal["systematic", "stratified", "multinomial", "residual"]
 _BELOW_ONE = 1 - 2.0**-53
 
 
-def normalised(log_weights: Tensor) -> Tensor:
+def normalised(log_weights: Tensor, *, where: str = "") -> Tensor:
     """The weights themselves, (G, N) float64, each group's sum 1; a log-weight of -inf is a weight of 0.
+
+    ``where`` stands in front of what an error says of their values, which on a device is told when the run has ended.
 
     Raises:
         TypeError: not a floating tensor.
@@ -48,8 +51,11 @@ def normalised(log_weights: Tensor) -> Tensor:
             f"log_weights must be (groups, particles), got {tuple(log_weights.shape)}; one group is log_weights[None]."
         )
     greatest = log_weights.detach().amax(1)  # NaN where any is
-    if not bool(greatest.isfinite().all()):
-        raise ValueError(_reason(greatest))
+
+    def refuse() -> None:
+        raise ValueError(f"{where} {_reason(greatest)}".lstrip())
+
+    later(~greatest.isfinite().all(), refuse)
     return log_weights.double().softmax(1)
 
 
@@ -163,11 +169,12 @@ def _count(weights: Tensor, count: int | None) -> int:
 def _uniforms(noise: Noise | torch.Generator | int, shape: tuple[int, int], like: Tensor) -> Tensor:
     """Uniforms in [0, 1) from normals, (G, M) float64."""
     normals = as_noise(noise, "resampling").initial(shape, dtype=torch.float64, device=torch.device("cpu"))
-    return torch.special.ndtr(normals).to(like.device)
+    return checks.sent(torch.special.ndtr(normals), like.device)
 
 
 def _found(weights: Tensor, positions: Tensor) -> Tensor:
     """The first n whose cumulated weight exceeds each position; so never one of weight 0."""
     upto = weights.cumsum(1)
     upto = upto / upto[:, -1:]  # ends in 1 whatever has been rounded
-    return torch.searchsorted(upto, positions.clamp_max(_BELOW_ONE).contiguous(), right=True)
+    found = torch.searchsorted(upto, positions.clamp_max(_BELOW_ONE).contiguous(), right=True)
+    return found.clamp_max(weights.shape[1] - 1)  # beyond only where weights are NaN, which a run tells of at its end

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from scoresde import checks
 from scoresde.checks.lasting import without_graph
+from scoresde.checks.later import answering
 from scoresde.guidance import LinearGuidance, Part
 from scoresde.guidance.parts import weighted_sum
 from scoresde.models.combination import SCORE, Combination
@@ -89,6 +90,7 @@ def tilted(guidance: LinearGuidance, shape: tuple[int, ...], **options: Unpack[P
 
 
 @in_evaluation_mode("run", "recorded")
+@answering()
 def _run(run: ParticleRun, recorded: RecordedSum) -> Particles:
     process, solver, grid, noise = run.process, run.solver, run.grid, run.noise
     measure = quadrature(process.sde, grid)
@@ -177,7 +179,7 @@ class RecordedSum(DerivedScore):
         if self._is_awaited(x, t):
             of_score = torch.as_tensor(wanted.of_score(self.sde, t)[1], dtype=torch.float64)
             if bool((of_score != 0).all()):
-                self._found = disagreement(parts) / of_score.to(x.device) ** 2
+                self._found = disagreement(parts) / checks.sent(of_score, x.device) ** 2
         return weighted_sum(parts).to(x.dtype)
 
     def _is_awaited(self, x: Tensor, t: Tensor) -> bool:

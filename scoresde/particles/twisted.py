@@ -19,6 +19,7 @@ from torch import Tensor
 
 from scoresde import checks
 from scoresde.checks.lasting import without_graph
+from scoresde.checks.later import answering, later
 from scoresde.guidance import Twist, TwistedGuidance
 from scoresde.models.combination import Coefficient, Linear, combine
 from scoresde.models.evaluation import in_evaluation_mode
@@ -130,6 +131,7 @@ def gaussian_steps(run: ParticleRun) -> Sequence[tuple[Coefficient, Coefficient,
 
 
 @in_evaluation_mode("guidance", "run")
+@answering()
 def _run(
     guidance: TwistedGuidance, run: ParticleRun, steps: Sequence[tuple[Coefficient, Coefficient, float]], moves: int
 ) -> Particles:
@@ -163,15 +165,18 @@ def _run(
         # at a point that the steps before determine, ψ of the last time cancels out
         at_data = last and (denoise or not noisy)
         factor = factor + (_potential(guidance, x) if at_data else now.log_psi.double())
-        if not bool(torch.isfinite(x).all()):
-            raise FloatingPointError(
-                f"particles hold NaN or infinite values at t = {s.item():.4g}: the score or the twist returned such "
-                "values, or the steps are too long; take more steps."
-            )
+        later(~torch.isfinite(x).all(), functools.partial(_lost, s))
         population.weigh(factor, s)
     population.ancestors(last=True)
     way_out = "Take more particles, more steps, or a better twist: one nearer to E[ψ_0(x_0) | x_t]."
     return population.arrived(x.to(run.dtype), grid, nfe, denoised=denoise, way_out=way_out)
+
+
+def _lost(s: Tensor) -> None:
+    raise FloatingPointError(
+        f"particles hold NaN or infinite values at t = {s.item():.4g}: the score or the twist returned such values, or "
+        "the steps are too long; take more steps."
+    )
 
 
 def _noisy_end(run: ParticleRun) -> bool:

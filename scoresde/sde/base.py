@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from scoresde import checks
 from scoresde.noise import Noise, as_noise
 from scoresde.sde.chain import Chain
+from scoresde.sde.host import first_parameter, remember, twin
 
 Time = float | Tensor
 """A number, or a tensor () for all samples or (B,) for each."""
@@ -47,7 +48,7 @@ def spread(coefficient: Tensor, x: Tensor) -> Tensor:
     if coefficient.ndim == 0:
         return coefficient
     checks.same_batch(coefficient, checks.state(x), name="coefficient")
-    return coefficient.to(device=x.device, dtype=x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+    return checks.sent(coefficient, x.device, x.dtype).reshape(-1, *[1] * (x.ndim - 1))
 
 
 NO_SIGNAL = 1e-8
@@ -96,7 +97,11 @@ def _in_float64(method: Callable[[Any, Tensor], Tensor], name: str) -> Callable[
     @functools.wraps(method)
     def evaluate(self: SDE, t: Time) -> Tensor:
         time = checks.time(t, self.t_max, what=type(self).__name__)
-        value = torch.as_tensor(method(self, beside_parameters(self, time)), dtype=torch.float64, device=time.device)
+        asked = twin(self) if time.is_cpu else self
+        value = method(asked, beside_parameters(asked, time))
+        if isinstance(value, Tensor) and value.device != time.device and time.is_cpu:
+            remember(self)
+        value = torch.as_tensor(value, dtype=torch.float64, device=time.device)
         if value.shape != time.shape:
             value = value.expand(time.shape)
         if name in _MAY_NOT_DIVERGE:
@@ -106,9 +111,27 @@ def _in_float64(method: Callable[[Any, Tensor], Tensor], name: str) -> Callable[
     return evaluate
 
 
+def _beside(method: Callable[[Any, Time], Tensor]) -> Callable[[Any, Time], Tensor]:
+    """Evaluate an inverse where the parameters are that it takes from ``self``, and answer where it was asked."""
+
+    @functools.wraps(method)
+    def evaluate(self: SDE, log_snr: Time) -> Tensor:
+        first = first_parameter(self)
+        if first is None or first.device == getattr(log_snr, "device", torch.device("cpu")):
+            return method(self, log_snr)
+        if not isinstance(log_snr, Tensor):
+            log_snr = checks.real(log_snr, name="log_snr")
+        if log_snr.is_cpu:
+            remember(self)
+        asked = twin(self) if log_snr.is_cpu else self
+        return method(asked, beside_parameters(asked, log_snr)).to(log_snr.device)
+
+    return evaluate
+
+
 def beside_parameters(holder: object, time: Tensor) -> Tensor:
-    """The time where the parameters of ``holder`` are, if it is a module that has some."""
-    first = next(holder.parameters(), None) if isinstance(holder, nn.Module) else None
+    """The time where the parameters of ``holder`` are, if it is a module, or an SDE, that has some."""
+    first = first_parameter(holder)
     return time if first is None or first.device == time.device else checks.sent(time, first.device)
 
 
@@ -145,6 +168,8 @@ class SDE(ABC):
         for name in _FUNCTIONS_OF_TIME:
             if name in cls.__dict__:
                 setattr(cls, name, _in_float64(cls.__dict__[name], name))
+        if "t_of_log_snr" in cls.__dict__:
+            cls.t_of_log_snr = _beside(cls.__dict__["t_of_log_snr"])  # type: ignore[method-assign, assignment]
         if issubclass(cls, nn.Module):  # what it learns is in no field: two of them are not the same
             for name in ("__eq__", "__hash__"):
                 if name not in cls.__dict__:

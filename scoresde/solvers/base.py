@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from scoresde import checks, rules
+from scoresde.checks.later import answering
 from scoresde.models.evaluation import evaluating, in_evaluation_mode
 from scoresde.models.score import Score, check_independent
 from scoresde.noise import Noise, as_noise
@@ -108,6 +109,7 @@ class Solver(ABC):
         return mapped(state, select)
 
     @in_evaluation_mode("self", "process")
+    @answering()
     def solve(
         self,
         process: Reverse,

@@ -1,5 +1,5 @@
 """On a device without float64, as Apple's MPS is, schedules are worked out on the CPU: no float64 tensor is ever made
-there, and what comes out is what the CPU computes. The device is a stand-in (:mod:`without_float64`), for tests run
+there, and what comes out is what the CPU computes. The device is a stand-in (:mod:`elsewhere`), for tests run
 where there is none; what its kernels would round differently is not tested here."""
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
+from elsewhere import MPS, OnDevice, device
 from torch import Tensor, nn
-from without_float64 import MPS, OnDevice, device
 
 from scoresde import losses
 from scoresde.data import Scaling, from_tensors

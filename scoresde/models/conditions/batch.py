@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
+from scoresde.checks.lasting import kept_at
 from scoresde.models.conditions.described import (
     STARS,
     Conditions,
@@ -88,8 +89,8 @@ def _number(value: Any, null: Any, x: Tensor) -> Any:
     """A number, Python's or NumPy's, or an array as a tensor; 3 is 3.0 where the null is NaN."""
     if isinstance(value, bool) or not isinstance(value, (int, float, np.number, np.ndarray)):
         return value
-    given = torch.as_tensor(value, device=x.device)
-    return given.to(torch.float32) if _is_nan(null) and not given.is_floating_point() else given
+    given = torch.as_tensor(value)
+    return checks.sent(given, x.device, torch.float32 if _is_nan(null) and not given.is_floating_point() else None)
 
 
 def _one_for_all(value: Any, x: Tensor) -> Any:
@@ -228,7 +229,7 @@ def _is_nan(null: Any) -> bool:
 
 def _rows(name: str, value: Any, null: Any, x: Tensor) -> Tensor:
     dtype = x.dtype if _is_nan(null) and not isinstance(value, Tensor) else None  # Python's 3 among floats is 3.0
-    rows: Tensor = _one_for_all(torch.as_tensor(value, dtype=dtype, device=x.device), x)
+    rows: Tensor = _one_for_all(kept_at(torch.as_tensor(value, dtype=dtype), x.device), x)
     if len(rows) != len(x):
         raise ValueError(
             f"condition {name!r} has {len(rows)} rows but x has {len(x)} samples; give one row each, (B, ...), or "

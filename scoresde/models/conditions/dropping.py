@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from scoresde.checks.lasting import kept_at
+
 Dropout = float | Mapping[str, float]
 """Probability of a null condition: a number for all of a row together, or one by name for each on its own."""
 
@@ -98,8 +100,8 @@ def null_rows(name: str, null: Any, like: Tensor) -> Tensor:
         ValueError: a null that is a fraction or NaN for a condition of integers, or one of another shape.
     """
     given = torch.as_tensor(null)
-    rows = given.to(like.dtype)
-    if given.is_floating_point() and not like.is_floating_point() and not bool((given == rows).all()):
+    rows = kept_at(given, like.device, like.dtype)
+    if given.is_floating_point() and not like.is_floating_point() and not bool((given == given.to(like.dtype)).all()):
         raise ValueError(
             f"the null of {name!r} is {null}, but its values are {like.dtype}, which cannot hold that. Whole-number "
             "conditions need a whole-number null in the network's null_conditions (0 for tokens), or store "
