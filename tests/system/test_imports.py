@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "times": {"checks", "sde"},
     "rules": {"checks", "sde", "spectrum"},
     "grids": {"rules", "solvers", "fitting"},
-    "metrics": {"checks", "noise"},
+    "metrics": HELPERS | {"noise", "data", "train"},
     "data": HELPERS | {"noise", "models.conditions"},
     "reverse": {"checks", "sde", "models"},
     "losses": {"checks", "sde", "models"},

@@ -12,7 +12,6 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from scoresde import metrics
 from scoresde.metrics import energy_distance, memorised_share, nearest_distance, sliced_wasserstein
 
 
@@ -75,13 +74,12 @@ def test_energy_distance_bias_is_as_documented() -> None:
     assert abs(float(values.mean()) - expected) < 5 * float(values.std()) / math.sqrt(300)
 
 
-def test_large_sets_are_taken_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_large_sets_are_taken_in_chunks(unbiased: bool) -> None:
     x, y = normals(37, 2), normals(23, 2, seed=1)
-    whole, nearest = energy_distance(x, y), nearest_distance(x, y)
-    plain = metrics._mean_distance
-    monkeypatch.setattr(metrics, "_mean_distance", lambda a, b: plain(a, b, chunk=10))
+    whole, nearest = energy_distance(x, y, unbiased=unbiased), nearest_distance(x, y)
     # cdist multiplies matrices for 37 rows and takes differences for 10: sqrt of rounding apart, where points are close
-    assert energy_distance(x, y) == pytest.approx(whole, rel=1e-8)
+    assert energy_distance(x, y, unbiased=unbiased, chunk=10) == pytest.approx(whole, rel=1e-8)
     torch.testing.assert_close(nearest_distance(x, y, chunk=10), nearest, rtol=1e-8, atol=1e-8)
 
 
