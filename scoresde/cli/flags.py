@@ -166,7 +166,8 @@ class DataFlags(ReaderFlags):
     """Where the data are, and how they are read: beside ``data``, each flag is an option of a reader."""
 
     data: Path
-    """Folder of images (sub-folders are classes), Parquet of images, or .npy/.npz: (N, C, ...), or vectors (N, d)."""
+    """Folder of images (sub-folders are classes), Parquet of images, CIFAR's binary folder or one of its .bin files, or
+    .npy/.npz: (N, C, ...), or vectors (N, d)."""
     label: Path | None = None
     """An .npy file of integer labels (N,), for data in an .npy file; all other kinds bring their own."""
     channels: Literal["first", "last", "none"] | None = None
@@ -176,6 +177,8 @@ class DataFlags(ReaderFlags):
     """The column of a Parquet file that holds the labels; label, labels or y unless told."""
     classes: Literal["folders", "none"] | None = None
     """Whether the sub-folders of a folder of images are classes; they are, where there are any, unless told."""
+    labels: Literal["fine", "coarse"] | None = None
+    """The labels of CIFAR-100: the 100 fine classes unless told, or the 20 coarse ones."""
     num_classes: int | None = None
     """Number of classes of the labels in .npy, .npz or Parquet; unless told, the values that occur are the classes."""
     mapped: bool = False

@@ -1,6 +1,6 @@
 """Data in memory in the units of the model, with the way back: tensors, arrays, folders, Parquet::
 
-    dataset = load("my-images")                                  # a folder of images, .npy, .npz, .parquet
+    dataset = load("my-images")                                  # a folder of images, .npy, .npz, .parquet, .bin
     dataset = from_tensors(x, label, conditions={"size": size})  # what you have in memory
     batch = dataset[[7, 1]]                                      # {"x": (2, C, H, W), "label": (2,), "size": ...}
     print(dataset), dataset.skipped                              # what was understood of the files; what was left out
@@ -12,6 +12,7 @@ map between the units of the data and those of the model. Another kind of file i
 """
 
 from scoresde.data.arrays import load_array
+from scoresde.data.cifar import load_cifar
 from scoresde.data.dataset import Dataset, from_tensors, random_flip
 from scoresde.data.folders import load_folder
 from scoresde.data.huggingface import from_huggingface
@@ -28,6 +29,7 @@ __all__ = [
     "from_tensors",
     "load",
     "load_array",
+    "load_cifar",
     "load_folder",
     "load_parquet",
     "random_flip",

@@ -30,20 +30,31 @@ Reader = TypeVar("Reader", bound=Callable[..., Dataset])
 
 FOLDER = "/"
 """What stands for a folder among endings."""
+FOLDERS: dict[Callable[..., Dataset], Callable[[Path], bool]] = {}
+"""The readers of folders that are known by what is in them, with the test that knows them."""
 LABELS = ("label", "labels", "y")
 """What labels may be called in a file."""
 READERS: dict[str, Callable[..., Dataset]] = {}
 """The readers by the ending of the files they read, in small letters."""
 
 
-def reads(*endings: str) -> Callable[[Reader], Reader]:
-    """Make a function (path, **options) -> Dataset the one that reads files with these endings, such as ".npy"."""
+def reads(*endings: str, folders: Callable[[Path], bool] | None = None) -> Callable[[Reader], Reader]:
+    """Make a function (path, **options) -> Dataset the one that reads files with these endings, such as ".npy".
+
+    Args:
+        endings: of files.
+        folders: whether a folder is one that it reads, too; called with the path of any folder that is to be loaded.
+    """
 
     for ending in endings:
         checks.instance(ending, str, name="each of endings", hint='Write them as ".csv".')
+    if folders is not None and not callable(folders):
+        raise TypeError(f"folders must be a function of a path that says True or False, got {checks.got(folders)}.")
 
     def enter(reader: Reader) -> Reader:
         READERS.update(dict.fromkeys(endings, reader))
+        if folders is not None:
+            FOLDERS[reader] = folders
         return reader
 
     return enter
@@ -110,6 +121,10 @@ def reader_of(path: PathName) -> Callable[..., Dataset]:
     """
     path = existing(path)
     ending = FOLDER if path.is_dir() else path.suffix.lower()
+    if ending == FOLDER:
+        known = next((reader for reader, knows in FOLDERS.items() if knows(path)), None)
+        if known is not None:
+            return known
     if ending in READERS:
         return READERS[ending]
     pickles = " Files of torch.save are pickles, which can run code: save the tensor with numpy.save instead."
