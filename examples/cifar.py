@@ -117,25 +117,22 @@ def trained_model(config: Config) -> Trained:
     """The model of --checkpoint, or the one that is trained here; a run that was cut short goes on."""
     if config.checkpoint is not None:
         return open_checkpoint(config.checkpoint, ema=True, cpu=config.cpu)
-    small: dict[str, Any] = {"width": 16, "attention_levels": ()} if config.quick else {}
-    training.main(
-        training.TrainConfig(
-            data=config.data,
-            out=config.out,
-            network=config.network,
-            steps=20 if config.quick else config.steps,
-            batch_size=16 if config.quick else config.batch_size,
-            lr=config.lr,
-            flip=True,
-            max_seconds=config.train_seconds,
-            mixed_precision=config.mixed_precision,
-            resume=True,
-            seed=config.seed,
-            cpu=config.cpu,
-            threads=config.threads,
-            **small,
-        )
-    )
+    flags: dict[str, Any] = {
+        "network": config.network,
+        "steps": config.steps,
+        "batch_size": config.batch_size,
+        "lr": config.lr,
+        "flip": True,
+        "max_seconds": config.train_seconds,
+        "mixed_precision": config.mixed_precision,
+        "resume": True,
+        "seed": config.seed,
+        "cpu": config.cpu,
+        "threads": config.threads,
+    }
+    if config.quick:
+        flags.update(steps=20, batch_size=16, width=16, attention_levels=())
+    training.main(training.TrainConfig(data=config.data, out=config.out, **flags))
     return open_checkpoint(config.out, ema=True, cpu=config.cpu)
 
 

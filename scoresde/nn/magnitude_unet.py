@@ -108,7 +108,8 @@ class MagnitudeUNet(ConditionalNetwork):
         event_dims: number of spatial axes, 1, 2 or 3.
         width: channels at the finest level, for multiplier 1. Multiples of 16 are fast.
         multipliers: channels of each level, finest first, in units of width; each level halves the sizes.
-        blocks: residual blocks per level on the way down; on the way up there is one more.
+        blocks: residual blocks per level on the way down, one number for all levels or one for each; on the way up
+            there is one more.
         attention_levels: levels with self-attention after every block: 0 is the finest, -1 the coarsest.
         head_width: least number of channels per attention head.
         dropout: probability of dropping an activation inside a residual block, while training.
@@ -128,7 +129,7 @@ class MagnitudeUNet(ConditionalNetwork):
         *,
         width: int = 64,
         multipliers: Sequence[int] = (1, 2, 2),
-        blocks: int = 2,
+        blocks: int | Sequence[int] = 2,
         attention_levels: Sequence[int] = (-1,),
         head_width: int = 64,
         dropout: float = 0.0,
@@ -186,8 +187,8 @@ class MagnitudeUNet(ConditionalNetwork):
             if i > 0:
                 self.downs.append(block(widths[i - 1], n, i, down=True))
                 skips.append(n)
-            self.levels_down.append(nn.ModuleList(block(n, n, i, down=True) for _ in range(shape.blocks)))
-            skips += [n] * shape.blocks
+            self.levels_down.append(nn.ModuleList(block(n, n, i, down=True) for _ in range(shape.depths[i])))
+            skips += [n] * shape.depths[i]
         last = len(widths) - 1
         self.middle = nn.ModuleList(
             block(widths[-1], widths[-1], last, down=False, middle=first) for first in (True, False)
@@ -197,7 +198,7 @@ class MagnitudeUNet(ConditionalNetwork):
             if i < last:
                 self.ups.append(block(widths[i + 1], n, i, down=False))
             self.levels_up.append(
-                nn.ModuleList(block(n + skips.pop(), n, i, down=False) for _ in range(shape.blocks + 1))
+                nn.ModuleList(block(n + skips.pop(), n, i, down=False) for _ in range(shape.depths[i] + 1))
             )
         outputs = shape.channels if out_channels is None else out_channels
         self.head = MagnitudeConv(widths[0], outputs, 3, shape.event_dims)

@@ -70,7 +70,7 @@ class Judge:
     def of(self, x: Tensor) -> Tensor:
         """Features of pictures in model units, (n, d) float64 on the CPU."""
         place = getattr(self.features, "device", torch.device("cpu"))
-        return torch.cat([self.features(part.to(place)).cpu() for part in x.split(AT_ONCE)])
+        return torch.cat([self.features(part.to(place)).cpu() for part in torch.split(x, AT_ONCE)])
 
     def __call__(self, x: Tensor) -> dict[str, float]:
         """The figures of pictures in model units."""
