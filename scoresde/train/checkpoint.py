@@ -16,9 +16,10 @@ What is in the folder of a run::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +43,7 @@ from scoresde.train.contents import (
     describe_data,
     ill_fitting,
     misplaced,
+    parts,
     read_layout_of,
     read_tensors,
     read_training,
@@ -59,7 +61,7 @@ from scoresde.train.describe import (
     rebuild_model,
 )
 from scoresde.train.ema import EMA
-from scoresde.train.folder import CheckpointError
+from scoresde.train.folder import CheckpointError, Writer
 from scoresde.train.optimizer import Optimizer
 from scoresde.train.owner import claimed
 from scoresde.train.tensors import all_finite, check_equal, check_finite, writer
@@ -98,6 +100,46 @@ def save(
         FloatingPointError: a weight, or a number of the optimizer's, is not finite.
         ValueError: step negative or keep below 1, or the data set tells more than a checkpoint can hold.
     """
+    return save_by(
+        write_whole,
+        folder,
+        model,
+        step=step,
+        ema=ema,
+        dataset=dataset,
+        optimizer=optimizer,
+        training=training,
+        keep=keep,
+    )
+
+
+class TensorWriter(Protocol):
+    """What writes a checkpoint of (folder, step, config, tensors by file and name, other files, keep): its folder."""
+
+    def __call__(
+        self,
+        folder: Path,
+        step: int,
+        config: Mapping[str, Any],
+        tensors: Mapping[str, Mapping[str, Tensor]],
+        others: Mapping[str, Writer],
+        keep: int,
+    ) -> Path: ...
+
+
+def save_by(
+    write: TensorWriter,
+    folder: PathName,
+    model: ScoreModel | ClassifierModel,
+    *,
+    step: int,
+    ema: EMA | None = None,
+    dataset: object = None,
+    optimizer: Mapping[str, Tensor] | None = None,
+    training: Mapping[str, Any] | None = None,
+    keep: int = 2,
+) -> Path:
+    """The same as ``save``, by a function that writes."""
     folder, step, keep = (
         checks.path(folder, name="folder"),
         checks.count(step, name="step", least=0),
@@ -116,27 +158,54 @@ def save(
             if not isinstance(name, str) or not isinstance(value, Tensor):
                 raise TypeError(f"optimizer must map names to tensors, got {checks.got(value)} for {checks.got(name)}.")
         tensors[OPTIMIZER] = optimizer
-    for file, values in tensors.items():
-        check_finite(values, "state" if file == OPTIMIZER else "weight", f"after step {step}")
-    files = {name: writer(values) for name, values in tensors.items()}
+    others: dict[str, Writer] = {}
     if training is not None:
         checks.instance(training, Mapping, name="training", hint="It is written as JSON.")
         try:
-            files[TRAINING] = folders.json_writer(training)
+            others[TRAINING] = folders.json_writer(training)
         except (TypeError, ValueError) as error:
             raise type(error)(f"training must hold what JSON can, got {checks.got(training)}: {error}.") from error
-    config = config_of(model, step, dataset)
+    return write(folder, step, config_of(model, step, dataset), tensors, others, keep)
+
+
+def write_whole(
+    folder: Path,
+    step: int,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    others: Mapping[str, Writer],
+    keep: int,
+) -> Path:
+    """Write all of a checkpoint, one file for each set of tensors, then remove all but the last ``keep``.
+
+    Raises:
+        CheckpointError, FloatingPointError: as of ``save``.
+    """
+    for file, values in tensors.items():
+        check_finite(values, "state" if file == OPTIMIZER else "weight", f"after step {step}")
+    files = {name: writer(values) for name, values in tensors.items()}
     folders.prepare(folder)
     with claimed(folder):
         folders.sweep(folder)
-        try:
-            path = folders.write(folder, step, config, files)
+        with told_of_writing(folder, step):
+            path = folders.write(folder, step, config, {**files, **others})
             folders.prune(folder, keep, path)
-        except OSError as error:
-            raise CheckpointError(
-                f"could not write the checkpoint of step {step} into {folder}: {error}. Earlier checkpoints are intact."
-            ) from error
     return path
+
+
+@contextmanager
+def told_of_writing(folder: Path, step: int) -> Iterator[None]:
+    """Inside, what the system cannot write is a CheckpointError.
+
+    Raises:
+        CheckpointError: an OSError was met.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"could not write the checkpoint of step {step} into {folder}: {error}. Earlier checkpoints are intact."
+        ) from error
 
 
 def config_of(model: ScoreModel | ClassifierModel, step: int, dataset: object = None) -> dict[str, Any]:
@@ -273,7 +342,7 @@ def uses_averages(description: Description, wanted: bool | None) -> bool:
     Raises:
         CheckpointError: it does not hold what is wanted.
     """
-    if AVERAGE in description.files:
+    if parts(description.files, AVERAGE):
         return wanted is not False
     if wanted and not description.averaged:
         raise CheckpointError(f"{description.path} holds no averaged weights; pass ema=False for those it has.")
@@ -344,13 +413,13 @@ def load_parameters(model: nn.Module, state: Mapping[str, Tensor], description: 
         parameter.copy_(state[name])
 
 
-def load_optimizer(optimizer: Optimizer, description: Description) -> None:
+def load_optimizer(optimizer: Optimizer, description: Description, state: Mapping[str, Tensor]) -> None:
     """Go on with the saved state.
 
     Raises:
-        CheckpointError: the file is missing, is not the one that was written, or not of these parameters.
+        CheckpointError: it is not of these parameters.
     """
-    optimizer.load_state(read_tensors(description, OPTIMIZER), description.step, misplaced(description, OPTIMIZER))
+    optimizer.load_state(state, description.step, misplaced(description, OPTIMIZER))
 
 
 def check_fit(model: nn.Module, state: Mapping[str, Tensor], description: Description) -> None:

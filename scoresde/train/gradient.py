@@ -2,7 +2,7 @@
 
 :class:`GlobalGradient` is what a :class:`~scoresde.train.Run` asks at each step::
 
-    gradient = GlobalGradient(objective, dataset, options, processes, parameters)
+    gradient = GlobalGradient(objective, dataset, options, placement, parameters)
     loss = gradient.compute(step, fetched, draws=False)     # .grad of each parameter is that of the global batch
 
 Whatever happens inside, nothing lasts but gradients and the buffers of the network.
@@ -11,6 +11,7 @@ Whatever happens inside, nothing lasts but gradients and the buffers of the netw
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Generic
 
 import torch
@@ -25,7 +26,7 @@ from scoresde.train.describe import Model
 from scoresde.train.draws import Uniforms, derive, seeded_where, step_noise
 from scoresde.train.objective import Objective
 from scoresde.train.options import TrainOptions
-from scoresde.train.processes import Processes
+from scoresde.train.placement import Placement
 
 
 class GlobalGradient(Generic[Model]):
@@ -35,7 +36,7 @@ class GlobalGradient(Generic[Model]):
         task: a model and its loss.
         dataset: from which the samples are.
         options: of the run.
-        processes: that share each batch.
+        placement: how the processes that share each batch hold the weights.
         parameters: those that are trained.
     """
 
@@ -44,12 +45,14 @@ class GlobalGradient(Generic[Model]):
         task: Objective[Model],
         dataset: MapDataset,
         options: TrainOptions,
-        processes: Processes,
+        placement: Placement,
         parameters: Sequence[nn.Parameter],
     ) -> None:
         self._task: Objective[Model] = task
-        self._dataset, self._options, self._processes = dataset, options, processes
+        processes = placement.processes
+        self._dataset, self._options, self._processes, self._placement = dataset, options, processes, placement
         self._parameters, self._device = parameters, processes.device
+        placement.follow(parameters)
         self.rows = processes.rows(options.batch_size)
         self._modules, self._every = list(task.model.modules()), list(task.model.parameters())
 
@@ -62,9 +65,8 @@ class GlobalGradient(Generic[Model]):
             draws: whether torch's default generators are to be set, for something may draw from them.
         """
         processes = self._processes
-        with processes.together():
+        with self._placement.step():
             loss = self._own_part(step, fetched, draws)
-        processes.sum_gradients(self._parameters)
         processes.share(self._task.model.buffers())  # statistics of batches are the main process's
         return processes.sum(loss)
 
@@ -82,18 +84,20 @@ class GlobalGradient(Generic[Model]):
             self._task.train()
         if fetched is None:
             return loss
+        cuts = [total * i // options.accumulate for i in range(options.accumulate + 1)]
+        pieces = [slice(start, stop) for start, stop in pairwise(cuts) if stop > start]
         with seeded_where(draws, self._device, derive(options.seed, "network", step, self._processes.rank)):
-            x0, t, weight, given = self._prepare(step, fetched())
-            eps = step_noise(options.seed, step, rows.start, x0)
-            for i in range(options.accumulate):
-                piece = slice(total * i // options.accumulate, total * (i + 1) // options.accumulate)
-                size = piece.stop - piece.start
-                if size:
-                    some = {name: value[piece] for name, value in given.items()}
-                    value = self._task(x0[piece], t[piece], eps[piece], weight[piece], some)
-                    value = value / (options.batch_size / size)
-                    value.backward()
-                    loss = loss + value.detach()
+            with self._placement.reading():
+                x0, t, weight, given = self._prepare(step, fetched())
+                eps = step_noise(options.seed, step, rows.start, x0)
+            for piece in pieces:
+                some = {name: value[piece] for name, value in given.items()}
+                value = self._task(x0[piece], t[piece], eps[piece], weight[piece], some)
+                value = value / (options.batch_size / (piece.stop - piece.start))
+                if piece == pieces[-1]:
+                    self._placement.last_piece()
+                value.backward()
+                loss = loss + value.detach()
         return loss
 
     def _prepare(self, step: int, batch: Batch) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:

@@ -28,7 +28,7 @@ from scoresde.train.compatibility import bin_width, check_dataset, check_mirrore
 from scoresde.train.contents import Description
 from scoresde.train.describe import Model
 from scoresde.train.draws import derive, is_of_ours
-from scoresde.train.ema import EMA, ema_model
+from scoresde.train.ema import EMA
 from scoresde.train.feeds import Data, Feed, feed_of
 from scoresde.train.folder import CheckpointError
 from scoresde.train.gradient import GlobalGradient
@@ -36,10 +36,12 @@ from scoresde.train.objective import Objective
 from scoresde.train.optimizer import Optimizer
 from scoresde.train.options import TrainOptions, differences
 from scoresde.train.own_optimizer import OwnOptimizer
+from scoresde.train.placement import Placement
 from scoresde.train.processes import Processes
 from scoresde.train.record import Log, LossWindow, StepRecord
 from scoresde.train.run_folder import RunFolder
-from scoresde.train.trial import check_average, check_kept, check_step, check_weights
+from scoresde.train.sharded import placed
+from scoresde.train.trial import check_average, check_kept, check_step, check_weights, usable_units
 from scoresde.warning import warn_user
 
 
@@ -159,6 +161,7 @@ class Run(Iterator[StepRecord], Generic[Model]):
                 session.fetched.close()
         self._place.release()
         if session is not None:
+            self._placement.close()
             self._callbacks("end", self)
             self._optimizer.rest()
 
@@ -177,8 +180,10 @@ class Run(Iterator[StepRecord], Generic[Model]):
         return self._optimizer.rule
 
     def ema_model(self) -> Model:
-        """A copy of the model with the averaged weights, for use."""
-        return ema_model(self.model, self.ema)
+        """A copy of the model with the averaged weights, for use. Where the weights are divided among processes, all of
+        them call this, and each gets a whole copy.
+        """
+        return self._placement.ema_model(self.model, self.ema)
 
     def save(self) -> Path:
         """Write a checkpoint of the present step, if there is none yet, and return its folder.
@@ -201,13 +206,14 @@ class Run(Iterator[StepRecord], Generic[Model]):
         if self._callbacks.inside and self._processes.count > 1:
             raise RuntimeError("callbacks run on one process, and all have to call run.save(): take save_every.")
         if self._saved is None or self._saved[0] != self.step:
-            self._saved = (self.step, self._processes.from_main(lambda: self._write(path)))
+            self._saved = (self.step, self._placement.once(lambda: self._write(path)))
             if not self._callbacks.inside:
                 self._tell("checkpoint", self._saved[1])
         return self._saved[1]
 
     def _write(self, path: Path) -> Path:
-        return checkpoint.save(
+        return checkpoint.save_by(
+            self._placement.write,
             path,
             self.model,
             step=self.step,
@@ -225,8 +231,11 @@ class Run(Iterator[StepRecord], Generic[Model]):
 
     # -- before the first step -----------------------------------------------------------------------------------------
 
+    _optimizer: Optimizer
+
     def _set_up(self, dataset: Data) -> None:
         options, model, together = self._options, self.model, self._processes.together
+        self._placement: Placement = placed(options.sharding, self._processes)
         with together():
             check_model(model)
             self._feed: Feed = feed_of(dataset, options, self._processes)
@@ -241,8 +250,15 @@ class Run(Iterator[StepRecord], Generic[Model]):
             with together():
                 checkpoint.load_weights(model, contents.read_tensors(resumed, contents.MODEL), resumed)
         self._processes.share_state(model)
+        if self._placement.divided:
+            with together():
+                self._optimizer.check_divisible()
+                units = usable_units(self._task, self._dataset, options.times, self._placement.units(model))
+            callbacks = self._callbacks
+            self._placement.place(self._task, units, lambda: callbacks.inside)
+            self._optimizer = self._made_optimizer()
         self._gradient: GlobalGradient[Any] = GlobalGradient(
-            self._task, self._dataset, options, self._processes, self._optimizer.parameters
+            self._task, self._dataset, options, self._placement, self._optimizer.parameters
         )
         self.ema = EMA(model, options.ema, warmup=options.ema_warmup)
         self._seconds, self._window = 0.0, LossWindow(self._device)
@@ -265,6 +281,7 @@ class Run(Iterator[StepRecord], Generic[Model]):
         """Whether all fits together, and what the run will need at its end; the folder is not touched."""
         options, dataset, objective, model = self._options, self._dataset, self._task, self.model
         check_dataset(dataset)
+        self._placement.check(options, model)
         if options.batch_size % options.accumulate:
             raise ValueError(
                 f"batch_size={options.batch_size} does not divide into accumulate={options.accumulate} equal parts; "
@@ -318,7 +335,7 @@ class Run(Iterator[StepRecord], Generic[Model]):
         )
         lr = rates[0]
         loss = self._gradient.compute(self.step, session.fetched, draws=session.draws)
-        norm = self._optimizer.gradient_norm()
+        norm = self._placement.gradient_norm(self._optimizer)
         self._window.look(self.step + 1, loss, norm)
         if self._device.type == "cpu":
             self._stop_if_bad(lr)
@@ -430,8 +447,9 @@ class Run(Iterator[StepRecord], Generic[Model]):
                 "uninterrupted one."
             )
         self.step, self._saved = resumed.step, (resumed.step, resumed.path)
-        self.ema.load_state(contents.read_tensors(resumed, contents.AVERAGE), training["ema_updates"])
-        checkpoint.load_optimizer(self._optimizer, resumed)
+        read, model = self._placement.read, self.model
+        self.ema.load_state(read(resumed, contents.AVERAGE, model), training["ema_updates"])
+        checkpoint.load_optimizer(self._optimizer, resumed, read(resumed, contents.OPTIMIZER, model))
         self._seconds = training["seconds"]
         self._window.load_state(training)
 
