@@ -84,7 +84,7 @@ def write_parts(
             share = _share(values, processes)
             with processes.together(), checkpoint.told_of_writing(folder, step):
                 check_finite(share, "state" if file == contents.OPTIMIZER else "weight", f"after step {step}")
-                mine.update(folders.written(place, {name: writer(share)}))
+                mine.update(folders.written(place, {name: writer(share, apart=True)}))
             del share
         listed = {name: one for some in processes.gathered(mine) for name, one in some.items()}
         return processes.from_main(finish)
@@ -100,9 +100,11 @@ def _share(tensors: Mapping[str, Tensor], processes: Processes) -> dict[str, Ten
     owners = _owners({name: value.numel() * value.element_size() for name, value in tensors.items()}, processes.count)
     mine: dict[str, Tensor] = {}
     for name, value in tensors.items():
-        full = value.full_tensor() if hasattr(value, "full_tensor") else value
-        if owners[name] == processes.rank:
-            mine[name] = full.detach().cpu()
+        divided = hasattr(value, "full_tensor")
+        full = value.full_tensor() if divided else value
+        if owners[name] == processes.rank:  # tied ones apart, too
+            full = full.detach().cpu().contiguous()
+            mine[name] = full if divided else full.clone()
     return mine
 
 

@@ -151,15 +151,24 @@ def check_finite(tensors: Mapping[str, Tensor], what: str, when: str) -> None:
             raise FloatingPointError(f"the {what} {name} is not finite {when}; it is not saved.")
 
 
-def writer(tensors: Mapping[str, Tensor]) -> Callable[[Path], None]:
-    """A function that writes them at a path; whatever goes wrong is an OSError."""
+def writer(tensors: Mapping[str, Tensor], *, apart: bool = False) -> Callable[[Path], None]:
+    """A function that writes them at a path; whatever goes wrong is an OSError.
+
+    Args:
+        tensors: by name.
+        apart: they are contiguous, in main memory, and share none of it: no copy is needed.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     def write(path: Path) -> None:
         # Copies: safetensors takes no tensors that share memory (tied weights) or are not contiguous.
         contiguous = torch.contiguous_format
-        copies = {k: v.detach().cpu().clone(memory_format=contiguous) for k, v in tensors.items()}
+        copies = (
+            dict(tensors)
+            if apart
+            else {k: v.detach().cpu().clone(memory_format=contiguous) for k, v in tensors.items()}
+        )
         try:
             save_file(copies, path)
         except SafetensorError as error:
