@@ -190,10 +190,11 @@ def first_step_ready(config: TrainConfig, out: Path) -> Run[ss.ScoreModel]:
             "folder": out,
         }
     )
+    name = type(model.net).__name__  # as long as it is not divided
     run = training_run(model, dataset, options)
     if is_main():
         say(str(dataset))
-        say(f"{type(model.net).__name__}, {size_of_training(model)}; {brief(sde)}, sigma_data {sigma_data:.4g}")
+        say(f"{name}, {size_of_training(model)}; {brief(sde)}, sigma_data {sigma_data:.4g}")
         if len(x) > 1:
             reach, last = ss.sde.suggest_sigma_max(x), math.exp(-0.5 * sde.log_snr(sde.T).item())
             say(f"starting from the prior loses at most {ss.sde.prior_mismatch(sde, x).upper:.2g} nats")

@@ -28,7 +28,7 @@ from scoresde.sde import SDE
 from scoresde.train import CheckpointError, Description, describe, load_classifier, load_model
 from scoresde.train import folder as folders
 from scoresde.train.checkpoint import uses_averages
-from scoresde.train.contents import AVERAGE, MODEL
+from scoresde.train.contents import AVERAGE, MODEL, parts
 
 Loaded = TypeVar("Loaded", ScoreModel, ClassifierModel)
 
@@ -181,7 +181,8 @@ def weights_of(description: Description, ema: bool | None, most: int) -> list[st
     Raises:
         CheckpointError: there are none of that kind, or they have more than ``most`` bytes.
     """
-    names = [MODEL, AVERAGE] if uses_averages(description, ema) else [MODEL]
+    kinds = [MODEL, AVERAGE] if uses_averages(description, ema) else [MODEL]
+    names = [part for kind in kinds for part in parts(description.files, kind)]
     size = sum(int(description.files[name]["bytes"]) for name in names)
     if size > most:
         raise CheckpointError(

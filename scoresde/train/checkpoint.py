@@ -19,9 +19,10 @@ What is in the folder of a run::
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,8 @@ from scoresde.train.contents import (
     describe_data,
     ill_fitting,
     misplaced,
+    number_in,
+    parts,
     read_layout_of,
     read_tensors,
     read_training,
@@ -66,7 +69,7 @@ from scoresde.train.describe import (
     rebuild_model,
 )
 from scoresde.train.ema import EMA, PowerEMA
-from scoresde.train.folder import CheckpointError
+from scoresde.train.folder import CheckpointError, Writer
 from scoresde.train.optimizer import Optimizer, trained_parameters
 from scoresde.train.owner import claimed
 from scoresde.train.tensors import all_finite, check_equal, check_finite, writer
@@ -111,6 +114,53 @@ def save(
         FloatingPointError: a weight, or a number of the optimizer's, is not finite.
         ValueError: step negative or keep below 1, or the data set tells more than a checkpoint can hold.
     """
+    return save_by(
+        write_whole,
+        folder,
+        model,
+        step=step,
+        ema=ema,
+        dataset=dataset,
+        optimizer=optimizer,
+        training=training,
+        weighting=weighting,
+        held_out=held_out,
+        keep=keep,
+        spare=spare,
+    )
+
+
+class TensorWriter(Protocol):
+    """What writes a checkpoint: of tensors by file and name, and other files; its folder."""
+
+    def __call__(
+        self,
+        folder: Path,
+        step: int,
+        config: Mapping[str, Any],
+        tensors: Mapping[str, Mapping[str, Tensor]],
+        others: Mapping[str, Writer],
+        keep: int,
+        spare: Collection[str],
+    ) -> Path: ...
+
+
+def save_by(
+    write: TensorWriter,
+    folder: PathName,
+    model: ScoreModel | ClassifierModel,
+    *,
+    step: int,
+    ema: EMA | Sequence[EMA] | None = None,
+    dataset: object = None,
+    optimizer: Mapping[str, Tensor] | None = None,
+    training: Mapping[str, Any] | None = None,
+    weighting: nn.Module | None = None,
+    held_out: Mapping[str, Tensor] | None = None,
+    keep: int = 2,
+    spare: Collection[str] = (),
+) -> Path:
+    """The same as ``save``, by a function that writes."""
     folder, step, keep = (
         checks.path(folder, name="folder"),
         checks.count(step, name="step", least=0),
@@ -127,13 +177,11 @@ def save(
         if given is not None:
             _check_named(argument, given)
             tensors[file] = given
-    for file, values in tensors.items():
-        check_finite(values, "weight" if file == MODEL or file in averages else "state", f"after step {step}")
-    files = {name: writer(values) for name, values in tensors.items()}
+    others: dict[str, Writer] = {}
     if training is not None:
         checks.instance(training, Mapping, name="training", hint="It is written as JSON.")
         try:
-            files[TRAINING] = folders.json_writer(training)
+            others[TRAINING] = folders.json_writer(training)
         except (TypeError, ValueError) as error:
             raise type(error)(f"training must hold what JSON can, got {checks.got(training)}: {error}.") from error
     config = config_of(model, step, dataset)
@@ -142,17 +190,48 @@ def save(
             file: {"width": one.width} if isinstance(one, PowerEMA) else {"decay": one.decay}
             for file, one in averages.items()
         }
+    return write(folder, step, config, tensors, others, keep, spare)
+
+
+def write_whole(
+    folder: Path,
+    step: int,
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Mapping[str, Tensor]],
+    others: Mapping[str, Writer],
+    keep: int,
+    spare: Collection[str] = (),
+) -> Path:
+    """Write all of a checkpoint, one file for each set of tensors, then remove all but the last ``keep``.
+
+    Raises:
+        CheckpointError, FloatingPointError: as of ``save``.
+    """
+    for file, values in tensors.items():
+        check_finite(values, number_in(file), f"after step {step}")
+    files = {name: writer(values) for name, values in tensors.items()}
     folders.prepare(folder)
     with claimed(folder):
         folders.sweep(folder)
-        try:
-            path = folders.write(folder, step, config, files)
+        with told_of_writing(folder, step):
+            path = folders.write(folder, step, config, {**files, **others})
             folders.prune(folder, keep, path, spare)
-        except OSError as error:
-            raise CheckpointError(
-                f"could not write the checkpoint of step {step} into {folder}: {error}. Earlier checkpoints are intact."
-            ) from error
     return path
+
+
+@contextmanager
+def told_of_writing(folder: Path, step: int) -> Iterator[None]:
+    """Inside, what the system cannot write is a CheckpointError.
+
+    Raises:
+        CheckpointError: an OSError was met.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"could not write the checkpoint of step {step} into {folder}: {error}. Earlier checkpoints are intact."
+        ) from error
 
 
 def _averages(ema: EMA | Sequence[EMA] | None) -> dict[str, EMA]:
@@ -347,7 +426,7 @@ def uses_averages(description: Description, wanted: bool | None) -> bool:
     Raises:
         CheckpointError: it does not hold what is wanted.
     """
-    if AVERAGE in description.files:
+    if parts(description.files, AVERAGE):
         return wanted is not False
     if wanted and not description.averaged:
         raise CheckpointError(f"{description.path} holds no averaged weights; pass ema=False for those it has.")
@@ -420,13 +499,13 @@ def load_parameters(
         parameter.copy_(state[name])
 
 
-def load_optimizer(optimizer: Optimizer, description: Description) -> None:
+def load_optimizer(optimizer: Optimizer, description: Description, state: Mapping[str, Tensor]) -> None:
     """Go on with the saved state.
 
     Raises:
-        CheckpointError: the file is missing, is not the one that was written, or not of these parameters.
+        CheckpointError: it is not of these parameters.
     """
-    optimizer.load_state(read_tensors(description, OPTIMIZER), description.step, misplaced(description, OPTIMIZER))
+    optimizer.load_state(state, description.step, misplaced(description, OPTIMIZER))
 
 
 def check_fit(model: nn.Module, state: Mapping[str, Tensor], description: Description) -> None:
@@ -451,7 +530,7 @@ def check_resumable(
     layout = read_layout_of(description, MODEL)
     check_fit(model, layout, description)
     trained = {name: layout.get(name, p) for name, p in trained_parameters(model, companion).items()}
-    if companion is not None and WEIGHTING in description.files:
+    if companion is not None and parts(description.files, WEIGHTING):
         along = read_layout_of(description, WEIGHTING)
         check_equal(along, companion.state_dict(), misplaced(description, WEIGHTING), dtypes=True)
     for name, value in trained.items():

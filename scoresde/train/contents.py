@@ -13,7 +13,8 @@ Whatever is wrong is a :class:`~scoresde.train.CheckpointError` that names the f
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -32,7 +33,9 @@ from scoresde.nn import Vocabulary
 from scoresde.train import folder as folders
 from scoresde.train.describe import read_described
 from scoresde.train.folder import CheckpointError
-from scoresde.train.tensors import read_layout, read_values
+from scoresde.train.tensors import read_layout, read_rows, read_values
+
+Found = TypeVar("Found")
 
 Told = TypeVar("Told")
 
@@ -50,6 +53,11 @@ MOST_CONDITIONS, MOST_AXES, MOST_NUMBERS = 1000, 16, 2**31
 
 MOST_WORDS, MOST_LETTERS = 200_000, 100
 """Of a vocabulary: words, and letters of one."""
+
+MOST_FILES = 10_000
+"""Of a checkpoint: several for each of the processes that wrote it."""
+
+_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.safetensors)")
 
 FLOATING = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 """In which weights are stored, by the names that files have for them."""
@@ -118,9 +126,9 @@ def describe(folder: PathName) -> Description:
             f"{path} has format {config.value('format')!r:.80}, written by scoresde {version}; this is scoresde "
             f"{scoresde.__version__}, which reads format {FORMAT}. Use the version that wrote it."
         )
-    listed = config.objects("files", most=16 + MOST_AVERAGES)
+    listed = config.objects("files", most=MOST_FILES)
     files = {name: {"bytes": one.whole("bytes"), "sha256": one.text("sha256", most=64)} for name, one in listed.items()}
-    if MODEL not in files:
+    if not parts(files, MODEL):
         raise folders.damaged(path, folders.CONFIG)(f"the field files.{MODEL} is missing.")
     return Description(
         path=path,
@@ -147,13 +155,38 @@ def _read_averages(config: Fields, files: Collection[str]) -> dict[str, Any]:
     if config.null("averages"):  # files of before do not say
         return found
     for file, one in config.objects("averages", most=MOST_AVERAGES).items():
-        if file not in files:
+        if not parts(files, file):
             raise config.object("averages").refused(file, "there is no such file of averages.")
         if one.null("width"):
             found["decays"][file] = one.number("decay", least=0, most=1)
         else:
             found["widths"][file] = one.number("width", above=0, most=1)
     return found
+
+
+def number_in(name: str) -> str:
+    """What error messages call a number in that file: a "weight" of the model or an average, or a "state"."""
+    return "weight" if name == MODEL or name in map(average_name, range(MOST_AVERAGES)) else "state"
+
+
+def part_name(name: str, rank: int, count: int) -> str:
+    """The file of one of several processes that wrote a file of tensors together, counted from 0."""
+    path = Path(name)
+    return f"{path.stem}-{rank + 1:05d}-of-{count:05d}{path.suffix}"
+
+
+def parts(files: Iterable[str], name: str) -> list[str]:
+    """The files of a checkpoint that hold what ``name`` says: that one, or those of the processes that wrote it
+    together; none where there is no such thing, or one of them is missing.
+    """
+    found = set(files)
+    if name in found:
+        return [name]
+    counts = {int(match[3]) for one in found if (match := _PART.fullmatch(one)) and match[1] + match[4] == name}
+    if len(counts) != 1 or not 1 <= (count := counts.pop()) <= MOST_FILES:
+        return []
+    wanted = [part_name(name, rank, count) for rank in range(count)]
+    return wanted if found.issuperset(wanted) else []
 
 
 def _read_stored(config: Fields) -> dict[str, Any]:
@@ -319,9 +352,37 @@ def read_tensors(description: Description, name: str) -> dict[str, Tensor]:
         CheckpointError: the file is missing or is not the one that was written.
     """
     _check_listed(description, name)
-    listed = description.files[name]
-    path = folders.verified(description.path, name, listed["bytes"], listed["sha256"])
-    return read_values(path, folders.damaged(description.path, name))
+    return _joined(description, name, lambda part, fail: read_values(_verified(description, part), fail))
+
+
+def read_rows_of(
+    description: Description, name: str, rows: Callable[[str, tuple[int, ...]], slice | None]
+) -> dict[str, tuple[Tensor, tuple[int, ...]]]:
+    """Some rows of the tensors of one file, each with the shape of the whole, see ``read_rows``; checked likewise.
+
+    Raises:
+        CheckpointError: the file is missing or is not the one that was written.
+    """
+    _check_listed(description, name)
+    return _joined(description, name, lambda part, fail: read_rows(_verified(description, part), fail, rows))
+
+
+def _joined(description: Description, name: str, read: Callable[[str, Fail], dict[str, Found]]) -> dict[str, Found]:
+    """What is in a file, or in the files that processes wrote in its place."""
+    joined: dict[str, Found] = {}
+    for part in parts(description.files, name):
+        fail = folders.damaged(description.path, part)
+        found = read(part, fail)
+        twice = joined.keys() & found.keys()
+        if twice:
+            raise fail(f"it holds {min(twice):.80}, which another of the files beside it holds, too.")
+        joined.update(found)
+    return joined
+
+
+def _verified(description: Description, part: str) -> Path:
+    listed = description.files[part]
+    return folders.verified(description.path, part, listed["bytes"], listed["sha256"])
 
 
 def read_training(description: Description) -> dict[str, Any]:
@@ -353,16 +414,20 @@ def read_layout_of(description: Description, name: str) -> dict[str, Tensor]:
         CheckpointError: the file is missing, cut short or no file of tensors.
     """
     _check_listed(description, name)
-    fail = folders.damaged(description.path, name)
-    try:
-        folders.check_size(description.path, name, description.files[name]["bytes"])
-        return read_layout(description.path / name, fail)
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{description.path / name} is missing. {folders.instead(description.path)}") from error
+
+    def layout(part: str, fail: Fail) -> dict[str, Tensor]:
+        try:
+            folders.check_size(description.path, part, description.files[part]["bytes"])
+            return read_layout(description.path / part, fail)
+        except FileNotFoundError as error:
+            path = description.path / part
+            raise CheckpointError(f"{path} is missing. {folders.instead(description.path)}") from error
+
+    return _joined(description, name, layout)
 
 
 def _check_listed(description: Description, name: str) -> None:
-    if name not in description.files:
+    if not parts(description.files, name):
         raise CheckpointError(
             f"{description.path} has no {name}: a model can be loaded from it, but only a checkpoint written by "
             "train() can be resumed."
@@ -390,9 +455,9 @@ def unless_damaged(description: Description, name: str, fail: Fail) -> Fail:
     """Headers are compared before gigabytes are hashed; what does not fit may simply be damaged, and is told so."""
 
     def failed(text: str) -> Exception:
-        listed = description.files[name]
-        if listed["bytes"] <= _HASHED:
-            folders.verified(description.path, name, listed["bytes"], listed["sha256"])
+        for part in parts(description.files, name):
+            if description.files[part]["bytes"] <= _HASHED:
+                _verified(description, part)
         return fail(text)
 
     return failed

@@ -17,19 +17,23 @@ from torch import Tensor, nn
 Copied = TypeVar("Copied", bound=nn.Module)
 
 
-def copied(model: Copied) -> Copied:
+def copied(model: Copied, made: Mapping[int, Any] | None = None) -> Copied:
     """A deep copy. Tensors that a forward pass computed and left in it are detached; what no program can copy, a lock
     or an open file, is shared with the original.
+
+    Args:
+        model: the network.
+        made: what stands for some parts of it in the copy, by the id of the original.
 
     Raises:
         TypeError: an attribute that cannot be copied and must not be shared, such as a generator; it is named.
     """
     try:
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, dict(made or {}))
     except Exception:  # of whatever class of a user's own
         pass
     try:
-        return copy.deepcopy(model, _made_already(model))
+        return copy.deepcopy(model, {**_made_already(model), **(made or {})})
     except Exception as error:
         raise TypeError(
             f"the network cannot be copied, as ema_model() must: {_culprit(model)} ({error}). Keep it outside of the "

@@ -252,7 +252,10 @@ def _describe_sde(sde: SDE) -> dict[str, Any]:
 
 
 def _describe_net(net: Any) -> dict[str, Any]:
-    name = _name(type(net), "scoresde.nn", NETS)
+    cls = type(net)
+    if cls.__bases__[0].__module__.startswith("torch.distributed"):  # torch's, for a network divided among processes
+        cls = cls.__bases__[1]
+    name = _name(cls, "scoresde.nn", NETS)
     return {"class": name, "config": dict(net.config) if name in NETS else None}
 
 

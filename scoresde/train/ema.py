@@ -27,6 +27,7 @@ from scoresde import checks
 from scoresde.models.pretrained import Pretrained
 from scoresde.train.atomic import as_it_was
 from scoresde.train.copying import copied
+from scoresde.train.tensors import held
 
 Averaged = TypeVar("Averaged", bound=nn.Module)
 
@@ -69,8 +70,10 @@ class EMA:
             raise ValueError(f"the decay of an average must lie in [0, 1), got {number}.")
         self.decay, self.warmup, self.updates = number, checks.flag(warmup, name="warmup"), 0
         self._names = [name for name, _ in model.named_parameters()]
-        self._live: list[Tensor] = [parameter for _, parameter in model.named_parameters()]
-        self._average = [parameter.detach().clone() for parameter in self._live]
+        self._kept = [parameter.detach().clone() for _, parameter in model.named_parameters()]
+        # Of weights that several processes divide, each averages its part.
+        self._live: list[Tensor] = [held(parameter) for _, parameter in model.named_parameters()]
+        self._average = [held(average) for average in self._kept]
         self._applied = 0
 
     @torch.no_grad()
@@ -90,7 +93,7 @@ class EMA:
 
     def state(self) -> dict[str, Tensor]:
         """The averages by parameter name: the tensors themselves, not copies."""
-        return dict(zip(self._names, self._average, strict=True))
+        return dict(zip(self._names, self._kept, strict=True))
 
     @torch.no_grad()
     def load_state(self, state: Mapping[str, Tensor], updates: int) -> None:
@@ -104,7 +107,7 @@ class EMA:
         for name, value in state.items():
             checks.instance(value, Tensor, name=f"state[{name!r}]")
         self._check({name: tuple(value.shape) for name, value in state.items()}, "the saved averages, state,")
-        for name, average in zip(self._names, self._average, strict=True):
+        for name, average in zip(self._names, self._kept, strict=True):
             average.copy_(state[name])
         self.updates = updates
 
@@ -117,7 +120,7 @@ class EMA:
         """
         parameters = dict(checks.instance(model, nn.Module, name="model").named_parameters())
         self._check({name: tuple(value.shape) for name, value in parameters.items()}, "this model")
-        for name, average in zip(self._names, self._average, strict=True):
+        for name, average in zip(self._names, self._kept, strict=True):
             parameters[name].copy_(average)
 
     @contextmanager
@@ -157,7 +160,7 @@ class EMA:
             )
 
     def _check(self, shapes: Mapping[str, tuple[int, ...]], what: str) -> None:
-        own = {name: tuple(value.shape) for name, value in zip(self._names, self._average, strict=True)}
+        own = {name: tuple(value.shape) for name, value in zip(self._names, self._kept, strict=True)}
         differ = sorted(name for name in own.keys() | shapes.keys() if own.get(name) != shapes.get(name))
         if differ:
             raise ValueError(
@@ -243,9 +246,15 @@ def ema_model(model: Averaged, ema: EMA) -> Averaged:
     Raises:
         TypeError: the network holds something that cannot be copied, which is named; see
             :func:`~scoresde.train.copying.copied`. A run finds this before its first step.
+        ValueError: its weights are divided among processes.
     """
     checks.instance(ema, EMA, name="ema")
     checks.instance(model, nn.Module, name="model")
+    if any(held(parameter) is not parameter for parameter in model.parameters()):
+        raise ValueError(
+            "the weights of this model are divided among processes (sharding='full'): take run.ema_model(), which all "
+            "of them call, or load_model(folder)."
+        )
     averaged = copied(model)
     ema.copy_to(averaged)
     averaged.zero_grad(set_to_none=True)

@@ -202,27 +202,71 @@ def write(folder: Path, step: int, config: Mapping[str, Any], files: Mapping[str
     Raises:
         OSError: it could not be written; nothing is left of it.
     """
-    name, again = f"step-{step:08d}", 1
-    while os.path.lexists(folder / name) or folder / f"{PARTIAL}{name}" in _WRITING:
-        again += 1
-        name = f"step-{step:08d}-{again}"
-    partial = folder / f"{PARTIAL}{name}"
-    _WRITING.add(partial)
+    draft = Draft(folder, step)
     try:
-        partial.mkdir()
-        fill(partial, config, files)
-        partial.rename(folder / name)
-        flush(folder)
+        return draft.finish(config, written(draft.path, files))
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        draft.drop()
         raise
-    finally:
-        _WRITING.discard(partial)
-    return folder / name
+
+
+class Draft:
+    """A checkpoint that is being written, out of sight until it is finished.
+
+    Args:
+        folder: of the run, writable.
+        step: names it; a second one of a step gets a name of its own.
+
+    Attributes:
+        path: the folder to write the files into.
+
+    Raises:
+        OSError: it could not be made.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        name, again = f"step-{step:08d}", 1
+        while os.path.lexists(folder / name) or folder / f"{PARTIAL}{name}" in _WRITING:
+            again += 1
+            name = f"step-{step:08d}-{again}"
+        self._folder, self._name, self.path = folder, name, folder / f"{PARTIAL}{name}"
+        _WRITING.add(self.path)
+        try:
+            self.path.mkdir()
+        except BaseException:
+            _WRITING.discard(self.path)
+            raise
+
+    def finish(self, config: Mapping[str, Any], listed: Mapping[str, Mapping[str, Any]]) -> Path:
+        """Write config.json, which lists the files, and give the folder its name.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        _seal(self.path, config, listed)
+        self.path.rename(self._folder / self._name)
+        flush(self._folder)
+        _WRITING.discard(self.path)
+        return self._folder / self._name
+
+    def drop(self) -> None:
+        """Leave nothing of it, unless it is finished."""
+        if self.path in _WRITING:
+            shutil.rmtree(self.path, ignore_errors=True)
+            _WRITING.discard(self.path)
 
 
 def fill(partial: Path, config: Mapping[str, Any], files: Mapping[str, Writer]) -> None:
     """Write these files into a folder, and config.json, which lists them, all of it down to the disk.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    _seal(partial, config, written(partial, files))
+
+
+def written(partial: Path, files: Mapping[str, Writer]) -> dict[str, dict[str, Any]]:
+    """Write these files into a folder, down to the disk; their sizes and hashes, as config.json lists them.
 
     Raises:
         OSError: it could not be written.
@@ -233,8 +277,12 @@ def fill(partial: Path, config: Mapping[str, Any], files: Mapping[str, Writer]) 
         with saving(path):
             writer(path)
         listed[file] = {"bytes": path.stat().st_size, "sha256": sha256(path, OSError)}
+    return listed
+
+
+def _seal(partial: Path, config: Mapping[str, Any], listed: Mapping[str, Mapping[str, Any]]) -> None:
     with saving(partial / CONFIG):
-        json_writer(sealed({**config, "files": listed}))(partial / CONFIG)
+        json_writer(sealed({**config, "files": dict(listed)}))(partial / CONFIG)
     flush(partial)
 
 

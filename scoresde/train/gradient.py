@@ -2,7 +2,7 @@
 
 :class:`GlobalGradient` is what a :class:`~scoresde.train.Run` asks at each step::
 
-    gradient = GlobalGradient(objective, dataset, options, processes, parameters)
+    gradient = GlobalGradient(objective, dataset, options, placement, parameters)
     loss = gradient.compute(step, fetched, draws=False)     # .grad of each parameter is that of the global batch
 
 Whatever happens inside, nothing lasts but gradients and the buffers of the network.
@@ -30,7 +30,7 @@ from scoresde.train.describe import Model
 from scoresde.train.draws import Uniforms, derive, seeded_where, step_noise
 from scoresde.train.objective import Objective
 from scoresde.train.options import TrainOptions
-from scoresde.train.processes import Processes
+from scoresde.train.placement import Placement
 
 
 class _Rows(NamedTuple):
@@ -50,7 +50,7 @@ class GlobalGradient(Generic[Model]):
         task: a model and its loss.
         dataset: from which the samples are.
         options: of the run.
-        processes: that share each batch.
+        placement: how the processes that share each batch hold the weights.
         parameters: those that are trained.
         computing: what is around the loss and its gradient.
 
@@ -63,13 +63,15 @@ class GlobalGradient(Generic[Model]):
         task: Objective[Model],
         dataset: MapDataset,
         options: TrainOptions,
-        processes: Processes,
+        placement: Placement,
         parameters: Sequence[nn.Parameter],
         computing: Computing,
     ) -> None:
         self._task: Objective[Model] = task
-        self._dataset, self._options, self._processes = dataset, options, processes
+        processes = placement.processes
+        self._dataset, self._options, self._processes, self._placement = dataset, options, processes, placement
         self._parameters, self._device, self._computing = parameters, processes.device, computing
+        placement.follow(parameters)
         self.rows = processes.rows(options.batch_size)
         self.times = TimesInTraining(options.times)
         self._terms: list[Tensor] = []
@@ -86,20 +88,23 @@ class GlobalGradient(Generic[Model]):
         processes, options = self._processes, self._options
         seed = derive(options.seed, "network", step, processes.rank)
         if options.coupling is None:
-            with processes.together():
+            with self._placement.step():
                 self._ready()
                 with seeded_where(draws and fetched is not None, self._device, seed):
-                    loss = self._own_part(self._prepare(step, fetched))
+                    with self._placement.reading():
+                        batch = self._prepare(step, fetched)
+                    loss = self._own_part(batch)
         else:
             with processes.together():
                 self._ready()
                 with seeded_where(draws and fetched is not None, self._device, derive(seed, "before coupling")):
                     batch = self._prepare(step, fetched)
                     mine = self._samples(batch)
-            everybody = {n: processes.gathered(one, self.rows, options.batch_size) for n, one in mine.items()}
-            with processes.together(), seeded_where(draws and batch is not None, self._device, seed):
-                loss = self._own_part(self._coupled(step, batch, everybody))
-        processes.sum_gradients(self._parameters)
+            everybody = {n: processes.joined(one, self.rows, options.batch_size) for n, one in mine.items()}
+            with self._placement.step(), seeded_where(draws and batch is not None, self._device, seed):
+                with self._placement.reading():
+                    batch = self._coupled(step, batch, everybody)
+                loss = self._own_part(batch)
         processes.share(self._task.model.buffers())  # statistics of batches are the main process's
         if self.times.adapts:
             self._seen = (step + 1, self._global_terms())
@@ -117,7 +122,7 @@ class GlobalGradient(Generic[Model]):
         dtype: torch.dtype = torch.promote_types(self._parameters[0].dtype, torch.float32)
         own = torch.zeros(0, device=self._device, dtype=dtype)
         mine = torch.cat([own, *(one.to(dtype) for one in self._terms)])
-        return self._processes.gathered(mine, self.rows, self._options.batch_size)
+        return self._processes.joined(mine, self.rows, self._options.batch_size)
 
     def clear(self) -> None:
         """No gradients: of whatever was half done, or somebody did with the model between two steps."""
@@ -137,7 +142,8 @@ class GlobalGradient(Generic[Model]):
         if batch is None:
             return loss
         x0, eps, given = self._computing.ordered(batch.x0, batch.eps, batch.given)
-        for piece in pieces(total, options.accumulate):
+        parts = pieces(total, options.accumulate)
+        for piece in parts:
             size = piece.stop - piece.start
             with self._computing:
                 some = {name: value[piece] for name, value in given.items()}
@@ -148,6 +154,8 @@ class GlobalGradient(Generic[Model]):
                 else:
                     value = self._task(*args)
                 value = value / (options.batch_size / size)
+                if piece == parts[-1]:
+                    self._placement.last_piece()
                 value.backward()
                 loss = loss + value.detach()
         return loss

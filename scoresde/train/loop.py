@@ -30,7 +30,7 @@ from scoresde.train.contents import Description
 from scoresde.train.convergence import HeldOutLoss, Verdict
 from scoresde.train.describe import Model
 from scoresde.train.draws import derive, is_of_ours
-from scoresde.train.ema import EMA, PowerEMA, ema_model
+from scoresde.train.ema import EMA, PowerEMA
 from scoresde.train.feeds import Data, Feed, feed_of
 from scoresde.train.folder import CheckpointError
 from scoresde.train.gradient import GlobalGradient, pieces
@@ -39,12 +39,14 @@ from scoresde.train.objective import Objective
 from scoresde.train.optimizer import Optimizer
 from scoresde.train.options import TrainOptions, differences
 from scoresde.train.own_optimizer import OwnOptimizer
+from scoresde.train.placement import Placement
 from scoresde.train.posthoc import check_power_averages, drop_snapshots, save_snapshot, snapshot_steps
 from scoresde.train.processes import Processes
 from scoresde.train.record import Log, LossWindow, StepRecord
 from scoresde.train.run_folder import RunFolder
+from scoresde.train.sharded import placed
 from scoresde.train.signals import Listening, Terminated, dead_workers_forgiven, worker_died
-from scoresde.train.trial import check_average, check_coupling, check_kept, check_step, check_weights
+from scoresde.train.trial import check_average, check_coupling, check_kept, check_step, check_weights, usable_units
 from scoresde.train.watch import Watch, as_line
 from scoresde.warning import warn_user
 
@@ -184,6 +186,7 @@ class Run(Iterator[StepRecord], Generic[Model]):
         self._place.release()
         self._told.end()
         if session is not None:
+            self._placement.close()
             self._callbacks("end", self)
             self._optimizer.rest()
 
@@ -218,15 +221,17 @@ class Run(Iterator[StepRecord], Generic[Model]):
     def ema_model(self, decay: float | None = None) -> Model:
         """A copy of the model with the averaged weights, for use: those of the average of this decay, or the first.
 
+        Where the weights are divided among processes, all of them call this, and each gets a whole copy.
+
         Raises:
             ValueError: there is none of this decay.
         """
         if decay is None:
-            return ema_model(self.model, self.ema)
+            return self._placement.ema_model(self.model, self.ema)
         if decay not in self.averages:
             held = ", ".join(f"{one:g}" for one in self.averages)
             raise ValueError(f"decay must be one of {held}, those of the option ema, got {decay!r}.")
-        return ema_model(self.model, self.averages[decay])
+        return self._placement.ema_model(self.model, self.averages[decay])
 
     def save(self) -> Path:
         """Write a checkpoint of the present step, if there is none yet, and return its folder.
@@ -251,7 +256,7 @@ class Run(Iterator[StepRecord], Generic[Model]):
             raise RuntimeError("callbacks run on one process, and all have to call run.save(): take save_every.")
         if self._saved is None or self._saved[0] != self.step:
             with self._at_work():
-                self._saved = (self.step, self._processes.from_main(lambda: self._write(path)))
+                self._saved = (self.step, self._placement.once(lambda: self._write(path)))
             if self._watch is not None:
                 self._watch.saved(*self._saved)
             if not self._callbacks.inside:
@@ -260,7 +265,8 @@ class Run(Iterator[StepRecord], Generic[Model]):
 
     def _write(self, path: Path) -> Path:
         judged, losses = ({}, None) if self._watch is None else self._watch.state()
-        return checkpoint.save(
+        return checkpoint.save_by(
+            self._placement.write,
             path,
             self.model,
             step=self.step,
@@ -283,8 +289,11 @@ class Run(Iterator[StepRecord], Generic[Model]):
 
     # -- before the first step -----------------------------------------------------------------------------------------
 
+    _optimizer: Optimizer
+
     def _set_up(self, dataset: Data) -> None:
         options, model, together = self._options, self.model, self._processes.together
+        self._placement: Placement = placed(options.sharding, self._processes)
         with together():
             check_model(model)
             feed = feed_of(dataset, options, self._processes)
@@ -305,8 +314,15 @@ class Run(Iterator[StepRecord], Generic[Model]):
             with together():
                 checkpoint.load_weights(model, contents.read_tensors(resumed, contents.MODEL), resumed)
         self._processes.share_state(model)
+        if self._placement.divided:
+            with together():
+                self._optimizer.check_divisible()
+                units = usable_units(self._task, self._dataset, options.times, self._placement.units(model))
+            callbacks = self._callbacks
+            self._placement.place(self._task, units, lambda: callbacks.inside)
+            self._optimizer = self._made_optimizer()
         self._gradient: GlobalGradient[Any] = GlobalGradient(
-            self._task, self._dataset, options, self._processes, self._optimizer.parameters, self._computing
+            self._task, self._dataset, options, self._placement, self._optimizer.parameters, self._computing
         )
         decays = [options.ema] if isinstance(options.ema, float) else options.ema
         self.averages = {decay: EMA(model, decay, warmup=options.ema_warmup) for decay in decays}
@@ -368,6 +384,7 @@ class Run(Iterator[StepRecord], Generic[Model]):
         """Whether all fits together, and what the run will need at its end; the folder is not touched."""
         options, dataset, objective, model = self._options, self._dataset, self._task, self.model
         check_dataset(dataset)
+        self._placement.check(options, model)
         if options.batch_size % options.accumulate:
             raise ValueError(
                 f"batch_size={options.batch_size} does not divide into accumulate={options.accumulate} equal parts; "
@@ -426,7 +443,7 @@ class Run(Iterator[StepRecord], Generic[Model]):
         if self._computing.to_be_compiled:
             session.progress.set_postfix_str("compiling: this step takes a minute")
         loss = self._gradient.compute(self.step, session.fetched, draws=session.draws)
-        norm = self._optimizer.gradient_norm()
+        norm = self._placement.gradient_norm(self._optimizer)
         self._window.look(self.step + 1, loss, norm)
         if self._device.type == "cpu":
             self._stop_if_bad(lr)
@@ -600,10 +617,11 @@ class Run(Iterator[StepRecord], Generic[Model]):
                 "uninterrupted one."
             )
         self.step, self._saved = resumed.step, (resumed.step, resumed.path)
+        read, model = self._placement.read, self.model
         for average, file in self._saved_averages(resumed):
-            average.load_state(contents.read_tensors(resumed, file), training["ema_updates"])
-        checkpoint.load_optimizer(self._optimizer, resumed)
-        if self._task.companion is not None and contents.WEIGHTING in resumed.files:
+            average.load_state(read(resumed, file, model), training["ema_updates"])
+        checkpoint.load_optimizer(self._optimizer, resumed, read(resumed, contents.OPTIMIZER, model))
+        if self._task.companion is not None and contents.parts(resumed.files, contents.WEIGHTING):
             self._task.companion.load_state_dict(contents.read_tensors(resumed, contents.WEIGHTING))
         self._seconds = training["seconds"]
         self._window.load_state(training)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from scoresde import checks
 from scoresde.files import Fail
+from scoresde.train.tensors import held
 
 Decay = Literal["constant", "cosine"]
 
@@ -95,6 +96,9 @@ class Optimizer:
 
     def rest(self) -> None:
         """When an iteration is over."""
+
+    def check_divisible(self) -> None:
+        """Raise unless its state can be divided among processes as the parameters are."""
 
     def rates(self, step: int, *, lr: float, steps: int, warmup: int, decay: Decay) -> list[float]:
         """The learning rate of each group of parameters at a step (from 0)."""
@@ -173,7 +177,8 @@ class Optimizer:
         self.rule.load_state_dict({"state": state, "param_groups": self.rule.state_dict()["param_groups"]})
 
     def _gradients(self) -> list[Tensor]:
-        return [p.grad for p in self.parameters if p.grad is not None]
+        """Those there are: of weights that several processes divide, this process's parts."""
+        return [held(p.grad) for p in self.parameters if p.grad is not None]
 
 
 def laid_out(value: Tensor, like: Tensor) -> Tensor:
@@ -215,6 +220,7 @@ def check_state(parameters: Mapping[str, Tensor], saved: Mapping[str, Tensor], s
                 raise fail(f"{kind}/{name:.200} must be {tuple(like.shape)}, {like.dtype}, got {found}.")
             if value.is_meta:
                 continue
+            value = held(value)
             if not bool(value.isfinite().all()) or (kind != "exp_avg" and bool((value < 0).any())):
                 range = "finite" if kind == "exp_avg" else "finite and at least 0"
                 raise fail(f"{kind}/{name:.200} must be {range}.")

@@ -21,6 +21,7 @@ from scoresde.losses import WEIGHTINGS, Uncertainty
 from scoresde.train.posthoc import Snapshots
 
 Precision = Literal["no", "bf16"]
+Sharding = Literal["no", "full"]
 Check = Callable[[str, Any], None]
 """(name, value) -> nothing, or it raises. A value of None is not shown to it where the type allows None."""
 
@@ -81,6 +82,11 @@ def is_precision(name: str, value: Any) -> None:
         hint = " float16 needs loss scaling, which this loop does not do." if str(value) == "fp16" else ""
         allowed = ", ".join(map(repr, get_args(Precision)))
         raise ValueError(f"{name} must be one of {allowed}, got {value!r}.{hint}")
+
+
+def is_sharding(name: str, value: Any) -> None:
+    """How processes divide the weights."""
+    checks.one_of(value, get_args(Sharding), name=name)
 
 
 def is_density(name: str, value: Any) -> None:

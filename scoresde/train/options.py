@@ -45,6 +45,7 @@ from scoresde.train.optimizer import Decay
 from scoresde.train.option_checks import (
     Check,
     Precision,
+    Sharding,
     are_betas,
     are_columns,
     are_decays,
@@ -58,6 +59,7 @@ from scoresde.train.option_checks import (
     is_path,
     is_precision,
     is_scaling,
+    is_sharding,
     is_snapshots,
     is_weighting,
     is_whole,
@@ -182,6 +184,9 @@ class TrainOptions:
     mixed_precision: Annotated[Precision | None, is_precision] = None
     """With "bf16" the network runs in bfloat16, with float32 weights; with "no" it does not. What ``accelerate launch``
     says unless given."""
+    sharding: Annotated[Sharding | None, is_sharding, UNRECORDED] = None
+    """With "full" several processes divide weights, gradients, averages and the optimizer's state among them, and each
+    writes its share of a checkpoint; with "no" each holds all of it. What ``accelerate launch`` says unless given."""
     accumulate: Annotated[int, is_whole(1)] = 1
     """Split each process's part of the batch into so many pieces, to save memory; ``batch_size`` is a multiple."""
     compile: bool = False

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from scoresde import checks
 from scoresde.files import Fail
 from scoresde.train.optimizer import Decay, Optimizer, laid_out, learning_rate, trained_parameters
+from scoresde.train.tensors import all_finite
 
 OwnRule = torch.optim.Optimizer | Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer]
 """An instance over the model's parameters, or a function that makes one of them."""
@@ -109,7 +110,7 @@ class OwnOptimizer(Optimizer):
                 raise fail(
                     f"{key:.200} must be {tuple(like.shape)}, {like.dtype}, got {tuple(value.shape)}, {value.dtype}."
                 )
-            if not value.is_meta and value.is_floating_point() and not bool(value.isfinite().all()):
+            if not value.is_meta and not all_finite(value):
                 raise fail(f"{key:.200} must be finite.")
         kept = any(self._layout.values()) or self._moving
         if steps and kept and not saved:
@@ -132,6 +133,22 @@ class OwnOptimizer(Optimizer):
             like = self._layout[name][key]
             mine = value if single else laid_out(value.to(like.device, copy=True), owner[name])
             self.rule.state[owner[name]][kind] = value.item() if single else mine
+
+    def check_divisible(self) -> None:
+        """Raise unless what a step leaves of each parameter is shaped like it, or one number: then it can be divided
+        among processes as the parameter is.
+
+        Raises:
+            ValueError: something else.
+        """
+        for name, parameter in zip(self._names, self.parameters, strict=True):
+            for key, value in self._layout[name].items():
+                if value.shape.numel() > 1 and value.shape != parameter.shape:
+                    raise ValueError(
+                        f"{self.name} keeps {key} of shape {tuple(value.shape)} for a parameter of shape "
+                        f"{tuple(parameter.shape)}, which cannot be divided as that is: take a rule whose state is "
+                        "shaped like the parameters, or sharding='no'."
+                    )
 
     def _check_covers(self, made: torch.optim.Optimizer) -> None:
         held = [p for group in made.param_groups for p in group["params"]]

@@ -6,14 +6,12 @@ What one process did or found, all get to know: where one fails, all fail instea
     processes = Processes(cpu=True)
     processes.rows(batch_size=128)                          # this process's part of each batch, a slice
     with processes.together():                              # what fails inside on one fails on all
-        loss.backward()
-    processes.sum_gradients(parameters)                     # now every process has those of the whole batch
+        batch = read()
     processes.decided(late)                                 # the main one's answer
     processes.from_main(write)                              # the main one does it, all get what it returns
 
-With one process nothing is exchanged. How many there are is decided by ``accelerate launch`` or torchrun. Gradients are
-summed here and not by torch's data-parallel wrapper: that one refuses parameters without a gradient, batches that do
-not divide and modules that run twice, all of which one process takes, and where one process fails the others wait.
+With one process nothing is exchanged. How many there are is decided by ``accelerate launch`` or torchrun. How gradients
+are summed is said in :mod:`~scoresde.train.sums`, and how weights are divided in :mod:`~scoresde.train.sharded`.
 """
 
 from __future__ import annotations
@@ -53,6 +51,7 @@ class Processes:
         count: how many there are.
         rank: which one this is, from 0.
         main: whether it is the one that writes and talks.
+        sharded: whether Accelerate is configured to divide the weights among them.
 
     Raises:
         ValueError: Accelerate is configured for something else than data-parallel processes, or holds another device.
@@ -65,6 +64,7 @@ class Processes:
         self.count: int = self._accelerator.num_processes
         self.rank: int = self._accelerator.process_index
         self.main: bool = self._accelerator.is_main_process
+        self.sharded: bool = str(self._accelerator.distributed_type.value) == "FSDP"
         # Words go through main memory: a GPU need not be waited for to hear that all is well.
         self._words: Any = None
         if self.count > 1 and distributed.get_backend() != "gloo":
@@ -107,10 +107,22 @@ class Processes:
 
     def _told(self, error: BaseException | None) -> None:
         """Tell all whether this process failed, and raise here if another one did and this one did not."""
-        failed = torch.tensor(int(error is not None))
-        distributed.all_reduce(failed, group=self._words)
-        if not failed.item():
-            return
+        if self.any_of([error is not None])[0]:
+            self.raise_for(error)
+
+    def any_of(self, answers: Sequence[bool]) -> list[bool]:
+        """Of each answer, whether any process gave it."""
+        said = torch.tensor(answers, dtype=torch.uint8)
+        if self.count > 1:
+            distributed.all_reduce(said, op=distributed.ReduceOp.MAX, group=self._words)
+        return [bool(one) for one in said.tolist()]
+
+    def raise_for(self, error: BaseException | None) -> None:
+        """Raise here, where this process did not fail and another one did; all call it, with what they met.
+
+        Raises:
+            TypeError, ValueError, FloatingPointError, CheckpointError, RuntimeError: another process failed.
+        """
         everybody: list[Any] = [None] * self.count
         mine = None if error is None else (type(error).__name__, str(error))
         distributed.all_gather_object(everybody, mine, group=self._words)
@@ -162,14 +174,15 @@ class Processes:
         Raises:
             CheckpointError: they did not.
         """
-        everybody = self._gathered(found)
+        everybody = self.gathered(found)
         if len(set(everybody)) > 1:
             raise CheckpointError(
                 f"the processes see different {what}, in order of rank: {', '.join(everybody)}. Give all of them the "
                 "same folder, on a file system that they share."
             )
 
-    def _gathered(self, found: str) -> list[str]:
+    def gathered(self, found: Made) -> list[Made]:
+        """What each process found, in order of rank, on all."""
         everybody: list[Any] = [found] * self.count
         if self.count > 1:
             distributed.all_gather_object(everybody, found, group=self._words)
@@ -187,7 +200,7 @@ class Processes:
             return
         held = [*model.named_parameters(), *model.named_buffers()]
         layout = repr([(name, tuple(one.shape), str(one.dtype), one.requires_grad) for name, one in held])
-        if len(set(self._gathered(hashlib.sha256(layout.encode()).hexdigest()))) > 1:
+        if len(set(self.gathered(hashlib.sha256(layout.encode()).hexdigest()))) > 1:
             raise ValueError(
                 "the processes hold different networks: their parameters and buffers differ in names, shapes, dtypes "
                 "or in which are trained. Build the same network in each process; its weights may differ."
@@ -203,23 +216,7 @@ class Processes:
                 distributed.broadcast(flat.view(torch.uint8), 0)  # as bytes: not every backend knows every dtype
                 _unpack(flat, group)
 
-    @torch.no_grad()
-    def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Replace each gradient by the sum over processes; None, where no process has one, stays None."""
-        if self.count == 1:
-            return
-        some = torch.tensor([p.grad is not None for p in parameters], dtype=torch.uint8)
-        distributed.all_reduce(some, op=distributed.ReduceOp.MAX, group=self._words)
-        wanted = [p for p, one in zip(parameters, some.tolist(), strict=True) if one]
-        for group in _by_dtype(wanted):
-            flat = torch.cat([(torch.zeros_like(p) if p.grad is None else _dense(p.grad)).reshape(-1) for p in group])
-            distributed.all_reduce(flat)
-            for p in group:
-                if p.grad is None or p.grad.is_sparse:
-                    p.grad = torch.empty_like(p)
-            _unpack(flat, [cast(Tensor, p.grad) for p in group])
-
-    def gathered(self, mine: Tensor, rows: slice, total: int) -> Tensor:
+    def joined(self, mine: Tensor, rows: slice, total: int) -> Tensor:
         """All ``total`` rows of a tensor of which this process has ``rows``, the same on all, exactly."""
         if self.count == 1:
             return mine
@@ -234,10 +231,6 @@ class Processes:
             value = value.clone()
             distributed.all_reduce(value)
         return value
-
-
-def _dense(gradient: Tensor) -> Tensor:
-    return gradient.to_dense() if gradient.is_sparse else gradient
 
 
 def _by_dtype(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
@@ -268,16 +261,33 @@ def _accelerator(cpu: bool) -> Accelerator:
             "process, and keeps to it. Pass the same cpu=... as before, or start a new process."
         )
     found = Accelerator(cpu=cpu)
-    if found.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
+    if found.distributed_type == DistributedType.FSDP:
+        _check_plugin(found.state.fsdp_plugin)
+    elif found.distributed_type not in (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU):
         raise ValueError(
             f"Accelerate is set to {found.distributed_type}; this loop knows one process, and data-parallel "
-            "processes on CPUs or GPUs. Run `accelerate config` again, or use torchrun."
+            "processes on CPUs or GPUs, sharded or not. Run `accelerate config` again, or use torchrun."
         )
     if found.distributed_type == DistributedType.MULTI_CPU:
         # Gloo's threads must end before the interpreter does, or a process now and then aborts when it is done.
         atexit.unregister(_leave)
         atexit.register(_leave)
     return found
+
+
+def _check_plugin(plugin: Any) -> None:
+    """Raise where Accelerate is asked for a sharding that this loop does not do."""
+    told = {
+        "--fsdp_version 2": getattr(plugin, "fsdp_version", 1) == 2,
+        "--fsdp_offload_params false": not bool(getattr(plugin.cpu_offload, "offload_params", plugin.cpu_offload)),
+        "--fsdp_reshard_after_forward true": plugin.reshard_after_forward in (True, "FULL_SHARD"),
+    }
+    wrong = [word for word, right in told.items() if not right]
+    if wrong:
+        raise ValueError(
+            f"accelerate launch --use_fsdp must come with {', '.join(wrong)} here: weights, gradients and the "
+            "optimizer's state are divided, on the GPU. The other settings of that plugin have no effect."
+        )
 
 
 def _leave() -> None:

@@ -71,6 +71,33 @@ def read_values(path: Path, fail: Fail) -> dict[str, Tensor]:
     return values
 
 
+def read_rows(
+    path: Path, fail: Fail, rows: Callable[[str, tuple[int, ...]], slice | None]
+) -> dict[str, tuple[Tensor, tuple[int, ...]]]:
+    """Some rows of the tensors of a file, copied, each with the shape of the whole; the rest is not read.
+
+    Args:
+        path, fail: as above.
+        rows: which, by name and shape; None for all of a tensor.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        Exception: what ``fail`` makes of a file that is damaged, or holds NaN or infinity there.
+    """
+
+    def some(file: Any, name: str) -> tuple[Tensor, tuple[int, ...]]:
+        stored = file.get_slice(name)
+        shape = tuple(stored.get_shape())
+        wanted = rows(name, shape)
+        return (file.get_tensor(name) if wanted is None else stored[wanted]).clone(), shape
+
+    found = _read(path, fail, lambda file: {name: some(file, name) for name in file.keys()})  # noqa: SIM118
+    for name, (value, _) in found.items():
+        if not all_finite(value):
+            raise fail(f"the tensor {name} holds NaN or infinity.")
+    return found
+
+
 def check_equal(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], fail: Fail, *, dtypes: bool) -> None:
     """Raise unless two sets of tensors have the same names and shapes, and dtypes.
 
@@ -97,8 +124,16 @@ def check_equal(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], fail:
 
 
 def all_finite(value: Tensor) -> bool:
-    """Whether no number in it is NaN or infinite."""
+    """Whether no number in it, or in this process's part of it, is NaN or infinite."""
+    value = held(value)
     return not (value.is_floating_point() or value.is_complex()) or bool(value.isfinite().all())
+
+
+@torch.no_grad()
+def held(value: Tensor) -> Tensor:
+    """What this process holds of a tensor that several divide among them (a DTensor); of all others, themselves."""
+    to_local = getattr(value, "to_local", None)
+    return value if to_local is None else to_local()
 
 
 def check_finite(tensors: Mapping[str, Tensor], what: str, when: str) -> None:
@@ -116,15 +151,24 @@ def check_finite(tensors: Mapping[str, Tensor], what: str, when: str) -> None:
             raise FloatingPointError(f"the {what} {name} is not finite {when}; it is not saved.")
 
 
-def writer(tensors: Mapping[str, Tensor]) -> Callable[[Path], None]:
-    """A function that writes them at a path; whatever goes wrong is an OSError."""
+def writer(tensors: Mapping[str, Tensor], *, apart: bool = False) -> Callable[[Path], None]:
+    """A function that writes them at a path; whatever goes wrong is an OSError.
+
+    Args:
+        tensors: by name.
+        apart: they are contiguous, in main memory, and share none of it: no copy is needed.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     def write(path: Path) -> None:
         # Copies: safetensors takes no tensors that share memory (tied weights) or are not contiguous.
         contiguous = torch.contiguous_format
-        copies = {k: v.detach().cpu().clone(memory_format=contiguous) for k, v in tensors.items()}
+        copies = (
+            dict(tensors)
+            if apart
+            else {k: v.detach().cpu().clone(memory_format=contiguous) for k, v in tensors.items()}
+        )
         try:
             save_file(copies, path)
         except SafetensorError as error:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -198,6 +198,53 @@ def check_average(objective: Objective[Any], dataset: MapDataset, times: TimeDen
             "weights that are not averaged: a lambda, a function or a hook of it holds on to a module or a parameter. "
             "Make it a method, or hold the module as an attribute."
         )
+
+
+@torch.no_grad()
+def usable_units(
+    objective: Objective[Any], dataset: MapDataset, times: TimeDensity, units: Sequence[nn.Module]
+) -> list[nn.Module]:
+    """Those parts of the network whose weights are used inside their own calls alone: outside, they may be elsewhere.
+
+    Outside of its call, the weights of each unit are NaN in a trial of the loss. Where that shows, no unit is usable.
+
+    Args:
+        objective, dataset, times: of the run.
+        units: parts of the network, which share no weights.
+    """
+    if not units:
+        return []
+    trial = _batch(objective, dataset, times)
+    kept = [(unit, [(p, p.data) for p in unit.parameters()]) for unit in units]
+
+    def hide(held: list[tuple[nn.Parameter, Tensor]]) -> None:
+        for parameter, data in held:
+            if data.is_floating_point():
+                parameter.data = torch.full((), torch.nan, dtype=data.dtype, device=data.device).expand(data.shape)
+
+    def show(held: list[tuple[nn.Parameter, Tensor]]) -> None:
+        for parameter, data in held:
+            parameter.data = data
+
+    hooks: list[Any] = []
+    with plain(objective), seeded_where(objective.draws, trial[0].device, 0):
+        try:
+            for unit, held in kept:
+                hide(held)
+                hooks.append(unit.register_forward_pre_hook(lambda *_, held=held: show(held), prepend=True))
+                hooks.append(unit.register_forward_hook(lambda *_, held=held: hide(held)))
+            sound = bool(_loss(objective, *trial).isfinite())
+        finally:
+            for hook in hooks:
+                hook.remove()
+            for _, held in kept:
+                show(held)
+    if not sound:
+        warn_user(
+            "weights of this network's blocks are used outside of the blocks' own calls, so that the network is "
+            "gathered whole in each pass instead of block by block: more memory, the same numbers."
+        )
+    return list(units) if sound else []
 
 
 def check_kept(model: nn.Module, dataset: object, recorded: Mapping[str, Any]) -> None:

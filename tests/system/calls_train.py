@@ -123,6 +123,7 @@ OPTIONS: dict[str, Kind] = {
     "num_workers": COUNT_FROM_0,
     "folder": PATH,
     "mixed_precision": LITERAL.but("None"),
+    "sharding": LITERAL.but("None"),
     "seed": SEED.but("negative"),
     "batch_size": COUNT,
 }
@@ -153,6 +154,7 @@ def options() -> Iterator[Call]:
         "log_every": 5,
         "max_seconds": 5.0,
         "mixed_precision": "no",
+        "sharding": "no",
         "accumulate": 1,
         "num_workers": 0,
         "cpu": True,

@@ -116,7 +116,7 @@ def test_the_last_step_is_saved_though_its_saving_was_interrupted(
 ) -> None:
     run = train(mlp(), points(), folder=tmp_path, **OPTIONS)
     with monkeypatch.context() as patch:
-        patch.setattr(loop_module.checkpoint, "save", lambda *_, **__: signal.raise_signal(signal.SIGINT))
+        patch.setattr(loop_module.checkpoint, "save_by", lambda *_, **__: signal.raise_signal(signal.SIGINT))
         with pytest.raises(KeyboardInterrupt):
             list(run)
     assert run.step == OPTIONS["steps"] and not list(tmp_path.glob("step-*"))
@@ -176,7 +176,7 @@ def test_a_run_that_cannot_go_on_says_why_each_time(tmp_path: Path, monkeypatch:
 
     run = train(mlp(), points(), folder=tmp_path, save_every=2, **OPTIONS)
     next(run)
-    monkeypatch.setattr(loop_module.checkpoint, "save", bad)
+    monkeypatch.setattr(loop_module.checkpoint, "save_by", bad)
     with pytest.raises(CheckpointError, match="no space left"):
         next(run)
     for _ in range(2):

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
-import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -18,6 +16,7 @@ from typing import Any
 import datasets
 import pytest
 import torch
+from launch import launched
 from test_train import CLASSES, Plain, classifier, levels, mlp, points
 from torch import Tensor, nn
 from torch.nn.utils import weight_norm
@@ -83,7 +82,12 @@ def both() -> Any:
 
 def losses_of(run: Any, **_: Any) -> dict[str, Any]:
     losses = [step.loss for step in run]
-    return {"losses": losses, "state": {k: v.clone() for k, v in run.model.state_dict().items()}, "step": run.step}
+    return {"losses": losses, "state": {k: whole(v) for k, v in run.model.state_dict().items()}, "step": run.step}
+
+
+def whole(value: Tensor) -> Tensor:
+    """A copy, put together where it is divided among the processes."""
+    return value.full_tensor() if hasattr(value, "full_tensor") else value.clone()
 
 
 def case(model: Callable[[], Any], data: Callable[[], Any] = points, start: Any = train, **options: Any) -> Any:
@@ -180,11 +184,12 @@ def interrupting(sample: dict[str, Any]) -> dict[str, Any]:
     raise KeyboardInterrupt
 
 
-def broken(wrong: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
+def broken(wrong: Callable[[dict[str, Any]], dict[str, Any]], **options: Any) -> Any:
     """Another try must say why; the folder is there to have something to lose."""
 
     def run(rank: int, folder: Path) -> dict[str, Any]:
-        made = train(mlp(predicts="x0"), Broken(wrong), steps=3, batch_size=SIZE, progress=False, cpu=True)
+        given = {"steps": 3, "batch_size": SIZE, "progress": False, "cpu": True, **options}
+        made = train(mlp(predicts="x0"), Broken(wrong), **given)
         assert next(made).step == 1
         with pytest.raises(BaseException) as first:
             next(made)
@@ -423,26 +428,7 @@ class WithBatchNorm(nn.Module):
 def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """What each of two processes met."""
     folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    here = {**os.environ, **group, "OMP_NUM_THREADS": "1"}
-    children = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(folder)],
-            env={**here, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    try:
-        said = [child.communicate(timeout=120)[1] for child in children]
-    finally:
-        for child in children:
-            child.kill()
-    assert [child.returncode for child in children] == [0, 0], said
+    launched(2, __file__, str(folder))
     read = [[torch.load(folder / f"{name}{rank}.pt") for rank in (0, 1)] for name in ("", "found-")]
     return read[0], read[1]
 

@@ -334,7 +334,7 @@ def test_an_option_is_recorded_unless_it_changes_no_number() -> None:
     assert json.loads(json.dumps(recorded)) == recorded
     assert set(inspect.signature(TrainOptions).parameters) - recorded.keys() == {
         "folder", "resume", "save_every", "keep", "log_every", "max_seconds", "num_workers", "cpu", "progress",
-        "callbacks", "held_out_every", "early_stopping", "prefetch",
+        "callbacks", "sharding", "held_out_every", "early_stopping", "prefetch",
         "optimizer", "scaling", "held_out",  # told by name, and with the data
     }  # fmt: skip
     assert "steps" not in TrainOptions(steps=4, batch_size=8).recorded("score")  # a constant rate does not depend on it
