@@ -334,7 +334,7 @@ def test_an_option_is_recorded_unless_it_changes_no_number() -> None:
     assert json.loads(json.dumps(recorded)) == recorded
     assert set(inspect.signature(TrainOptions).parameters) - recorded.keys() == {
         "folder", "resume", "save_every", "keep", "log_every", "max_seconds", "num_workers", "cpu", "progress",
-        "callbacks", "sharding", "held_out_every", "early_stopping", "prefetch",
+        "callbacks", "sharding", "held_out_every", "early_stopping", "prefetch", "snapshots",
         "optimizer", "scaling", "held_out",  # told by name, and with the data
     }  # fmt: skip
     assert "steps" not in TrainOptions(steps=4, batch_size=8).recorded("score")  # a constant rate does not depend on it
@@ -690,7 +690,7 @@ def test_weights_that_are_not_finite_are_not_saved(tmp_path: Path) -> None:
         ({"clip": 0.0}, ValueError, "clip"),
         ({"ema": 1.0}, ValueError, "ema"),
         ({"weighting": "sharp"}, ValueError, "weighting must be one of 'simple'"),
-        ({"weighting": 3}, TypeError, "a name or a function"),
+        ({"weighting": 3}, TypeError, "a name, a function"),
         ({"weighting": losses.edm}, TypeError, r"weighting=losses\.edm\(\.\.\.\)"),
         ({"weighting": losses.min_snr}, TypeError, r"weighting=losses\.min_snr\(\.\.\.\)"),
         ({"weighting": lambda sde, t: torch.ones(3)}, ValueError, r"\(3,\)|3"),
