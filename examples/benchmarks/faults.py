@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import tyro
@@ -37,10 +38,12 @@ class Config:
     """Samples and data that each test is given."""
     repeats: int = 40
     """Times that it is done."""
-    permutations: int = 39
+    permutations: int = 19
     """Of each test."""
     steps: int = 1500
     """Of the training of the feature spaces."""
+    spaces: tuple[Literal["pixels", "labels", "views"], ...] = ("pixels", "labels", "views")
+    """Feature spaces: of pixels, learned from labels, learned from two views of each digit."""
     seed: int = 0
     """Of all of it."""
 
@@ -135,18 +138,18 @@ def main(config: Config) -> None:
     torch.set_num_threads(1)
     training, samples, data = thirds(config.seed)
     unlabelled = Dataset(training.data, None, training.scaling, None)
-    spaces: list[Features] = [
-        PixelFeatures(),
-        *(metrics.train_features(which, steps=config.steps, seed=config.seed) for which in (training, unlabelled)),
-    ]
     faulty = spoilt(samples, training, config.seed)
-    for space in spaces:
-        held, known = space(data[:]["x"]), space(training[:]["x"])
-        found = {name: space(x) for name, x in faulty.items()}
-        every = {**tests_of(config.permutations, config.seed), **copying(known)}
-        rows = [[name, *row(test, found, held, config)] for name, test in every.items()]
+    for name in config.spaces:
+        space: Features = PixelFeatures()
+        if name != "pixels":
+            known = training if name == "labels" else unlabelled
+            space = metrics.train_features(known, steps=config.steps, seed=config.seed)
+        held = space(data[:]["x"])
+        found = {fault: space(x) for fault, x in faulty.items()}
+        every = {**tests_of(config.permutations, config.seed), **copying(space(training[:]["x"]))}
+        rows = [[test_name, *row(test, found, held, config)] for test_name, test in every.items()]
         print(f"\n{space}, {config.size} samples and {config.size} data, {config.repeats} times\n")
-        print(contest.markdown(["% found", *(f"{name}:" for name in faulty)], rows), flush=True)
+        print(contest.markdown(["% found", *(f"{fault}:" for fault in faulty)], rows), flush=True)
 
 
 if __name__ == "__main__":

@@ -227,8 +227,9 @@ def tested(
         or (config.permutations and (FIGURES[name].test or (config.permute_all and FIGURES[name].statistic)))
     ]
     done: dict[str, dict[str, float]] = {}
-    for i in work.mine(len(wanted)):
-        name = wanted[i]
+    mine = work.mine(len(wanted))
+    for at in in_batches(len(mine), 1, "test"):
+        name = wanted[mine[at.start]]
         figure = FIGURES[name]
         if name == "classifier":
             one = metrics.classifier_two_sample_test(a, b, config.seed)
