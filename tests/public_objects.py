@@ -36,6 +36,18 @@ from scoresde.guidance import (
 )
 from scoresde.interop import DPMSolver2M, Latent, from_denoiser, from_noise, from_score_sde, from_velocity
 from scoresde.inverse import Measurement, dps, moment_matching, pigdm
+from scoresde.metrics import (
+    CosineKernel,
+    DistanceKernel,
+    FeatureNet,
+    GaussianKernel,
+    Kernel,
+    ModuleFeatures,
+    NetFeatures,
+    PixelFeatures,
+    PolynomialKernel,
+    RunningMoments,
+)
 from scoresde.models import (
     PREDICTIONS,
     ClassifierModel,
@@ -261,6 +273,20 @@ def of_problem(problem: Any) -> list[Any]:
 
 def of_itself(it: Any) -> list[Any]:
     return [it]
+
+
+def of_kernel(kernel: Kernel) -> list[Any]:
+    return [kernel, kernel.matrix(X, X[:2])]
+
+
+def of_features(features: Any) -> list[Any]:
+    return [features.name, features.fingerprint, features(X)]
+
+
+def _moments() -> RunningMoments:
+    moments = RunningMoments()
+    moments.update(X)
+    return moments
 
 
 def of_corrector(corrector: Any) -> list[Any]:
@@ -491,6 +517,17 @@ OTHERS: dict[str, Entry] = {
     "PromptToPrompt": Entry(_caption_edit, of_itself),
     "AttentionMaps": Entry(_maps, lambda m: [m.layers]),
     "Vocabulary": Entry(lambda: nets.Vocabulary(["a", "red", "three"]), lambda v: [v.encode(["a three"], 4)]),
+    "GaussianKernel": Entry(lambda: GaussianKernel(1.5), of_kernel),
+    "PolynomialKernel": Entry(PolynomialKernel, of_kernel),
+    "DistanceKernel": Entry(DistanceKernel, of_kernel),
+    "CosineKernel": Entry(CosineKernel, of_kernel),
+    "PixelFeatures": Entry(PixelFeatures, of_features),
+    "ModuleFeatures": Entry(
+        lambda: ModuleFeatures(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval(), "linear", mean=(0.5,)),
+        lambda f: [f.name, f.fingerprint, f(numbers(2, 1, 4, 4))],
+    ),
+    "NetFeatures": Entry(lambda: NetFeatures(FeatureNet((2,), 3, width=8, features=4), "labels"), of_features),
+    "RunningMoments": Entry(_moments, lambda m: [m.count, m.mean, m.covariance]),
     "Dataset": Entry(_dataset, lambda d: [d[[3, 1]], d[:], d.class_names, d.scaling]),
     "Scaling": Entry(data.Scaling.to_unit_range, lambda s: [s.to_model(numbers(3).abs().round())]),
     "Callback": Entry(Callback, lambda c: [c.begin(None), c.end(None)]),

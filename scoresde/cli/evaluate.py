@@ -154,8 +154,9 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
         draw_samples(
             out / "samples.png", drawn[0][:64], dataset.scaling, [], f"{len(drawn[0])} samples", data=real[:2000]
         )
+        wide = max(map(len, figures)) + 2
         for name, one in figures.items():
-            say(line_of(name, one))
+            say(line_of(name.ljust(wide), one))
         for name, reason in left_out.items():
             say(f"{name} is left out: it {reason}")
         report["seconds"] = round(time.perf_counter() - start, 1)
@@ -174,7 +175,7 @@ def described(space: Features, real: Tensor) -> dict[str, Any]:
 
 def line_of(name: str, one: Mapping[str, Any]) -> str:
     """A figure in a line: its value, that of real data, what of it is chance."""
-    text = f"{name:28s}{one['value']:.4g} +- {one['std']:.2g}   real {one['real']:.4g} +- {one['real_std']:.2g}"
+    text = f"{name}{one['value']:.4g} +- {one['std']:.2g}   real {one['real']:.4g} +- {one['real_std']:.2g}"
     text += f"  ratio {one['ratio']:.3g}" if "ratio" in one else ""
     text += f"  over seeds +- {one['std_over_seeds']:.2g}" if "std_over_seeds" in one else ""
     return text + (f"  p {one['p_value']:.3g}" if "p_value" in one else "")
@@ -226,8 +227,9 @@ def tested(
         or (config.permutations and (FIGURES[name].test or (config.permute_all and FIGURES[name].statistic)))
     ]
     done: dict[str, dict[str, float]] = {}
-    for i in work.mine(len(wanted)):
-        name = wanted[i]
+    mine = work.mine(len(wanted))
+    for at in in_batches(len(mine), 1, "test"):
+        name = wanted[mine[at.start]]
         figure = FIGURES[name]
         if name == "classifier":
             one = metrics.classifier_two_sample_test(a, b, config.seed)

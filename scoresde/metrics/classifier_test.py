@@ -56,7 +56,7 @@ def classifier_two_sample_test(
     are those of a random grouping where the laws are equal (Mann & Whitney 1947, doi:10.1214/aoms/1177730491, by the
     normal limit with corrections for ties and continuity). Folds are not independent, for each trains on the others,
     and a binomial test of the accuracy over all of them rejects too often. So the K p-values are joined by Rüger's
-    rule, min(1, K/k p_(k)) with k = ⌈K/2⌉, which holds under any dependence (Rüger 1978, doi:10.1007/BF01946803).
+    rule, min(1, K/k p_(k)) with k = ⌈K/2⌉, which holds under any dependence (Rüger 1978, Metrika 25).
 
     Args:
         x: (n, *event).

@@ -77,7 +77,7 @@ def train_features(
     limit = math.inf if seconds is None else checks.positive(seconds, name="seconds")
     lr, seed, place = checks.positive(lr, name="lr"), checks.seed(seed), checks.device(device)
     if len(dataset) < 20:
-        raise ValueError(f"dataset must hold at least 20 samples to learn features from, got {len(dataset)}.")
+        raise ValueError(f"dataset must hold at least 20 samples to learn features from, got {dataset}.")
     classes = dataset.num_classes
     labelled = classes is not None and classes > 1
     with seeded(torch.device("cpu"), derive(seed, "feature weights")):

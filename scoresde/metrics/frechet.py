@@ -129,7 +129,7 @@ def frechet_extrapolated(x: Tensor, y: Tensor, noise: Noise | torch.Generator | 
 
     Both sets are cut into k random parts, k = 1 ... ``parts``; the mean of the k distances of part to part is
     FD + c k + O(k²/n²), and a line through these points meets k = 0 at FD. That of equal laws is 0 on average: single
-    values may be below it. Chong & Forsyth 2020 (arXiv:1911.07023, equation 5) extrapolate so from nested subsets of
+    values may be below it. Chong & Forsyth 2020 (arXiv:1911.07023) extrapolate so from nested subsets of
     one of the sets; parts that do not overlap use all samples at each k, and both sets' bias goes.
 
     Args:

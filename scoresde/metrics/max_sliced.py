@@ -29,7 +29,7 @@ def max_sliced_wasserstein(
 ) -> float:
     r"""max_u W_2(u·X, u·Y) over unit vectors u.
 
-    Deshpande et al. 2019 (arXiv:1904.05877, equation 9). W_2² = uᵀ A_π u with A_π = E_π (x - y)(x - y)ᵀ under the
+    Deshpande et al. 2019 (arXiv:1904.05877). W_2² = uᵀ A_π u with A_π = E_π (x - y)(x - y)ᵀ under the
     coupling π that sorts both projections; u is moved towards A_π u, the gradient, by halves until it climbs. Starts:
     the difference of the means, the axes in which covariances differ most, and random ones; a local maximum may be
     missed, and the answer is then too small.

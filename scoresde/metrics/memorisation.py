@@ -48,7 +48,7 @@ def memorised_share(x: Tensor, train: Tensor, held_out: Tensor, *, quantile: flo
 def authenticity(x: Tensor, train: Tensor, *, chunk: int = CHUNK) -> float:
     """Share of x farther from the nearest training sample than that is from its own nearest other one.
 
-    Alaa et al. 2022 (arXiv:2102.08921, section 2.3). A model that repeats its training data scores 0; new draws of the
+    Alaa et al. 2022 (arXiv:2102.08921). A model that repeats its training data scores 0; new draws of the
     data's law :func:`expected_authenticity` of the number of dimensions in which the data vary, between 1/3 and 1/2;
     samples off the data 1. It needs no held-out data, which :func:`memorised_share` does, and which that one is
     sharper for.
@@ -98,7 +98,7 @@ def expected_authenticity(dim: int) -> float:
 
     A draw is not authentic if it and its nearest training sample are each other's nearest neighbours: in a Poisson
     process that has the probability 1/(2 - I), I the share of a unit ball that lies in one at distance 1 (Clark & Evans
-    1955, doi:10.2307/1931530, and Cox 1981, doi:10.2307/3213298, for all dimensions). 1/3 on a line, 0.379 in the
+    1955, doi:10.1126/science.121.3142.397, and Cox 1981 for all dimensions). 1/3 on a line, 0.379 in the
     plane, to 1/2 in many dimensions.
 
     Raises:

@@ -60,7 +60,7 @@ def precision_recall(x: Tensor, data: Tensor, *, neighbours: int = 3, chunk: int
 
 
 def density_coverage(x: Tensor, data: Tensor, *, neighbours: int = 5, chunk: int = CHUNK) -> DensityCoverage:
-    """Density and coverage (Naeem et al. 2020, arXiv:2002.09797, equations 6 and 7).
+    """Density and coverage (Naeem et al. 2020, arXiv:2002.09797, section 3).
 
     For samples of the data's own law density is 1 on average, exactly, and coverage
     :func:`expected_manifold_coverage`. Density above 1: samples sit where data are densest. Only the data have balls,
@@ -84,7 +84,7 @@ def expected_manifold_coverage(n: int, m: int, *, neighbours: int = 5) -> float:
     r"""E coverage where n samples and m data are of one continuous law: 1 - Π_{j=1..k} (m - j)/(n + m - j).
 
     A ball is empty if its centre's k nearest of all n + m - 1 others are data (Naeem et al. 2020, arXiv:2002.09797,
-    lemma 2). For n = m large 1 - 2^-k.
+    section 3). For n = m large 1 - 2^-k.
 
     Args:
         n: number of samples.

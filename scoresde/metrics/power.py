@@ -25,7 +25,7 @@ def detectable_shift(n: int, m: int, *, dim: int = 1, level: float = 0.05, power
 
     Features white in ``dim`` dimensions, and the test of |x̄ - ȳ|², to which MMDs of wide kernels and the energy
     distance come close. With r = 1/n + 1/m, |x̄ - ȳ|²/r is noncentral χ² of d degrees by λ = δ²/r, whose cube root is
-    nearly normal (Abdel-Aty 1954, doi:10.2307/2332731): λ is found by halving, and powers agree with the exact ones to
+    nearly normal (Abdel-Aty 1954, Biometrika 41): λ is found by halving, and powers agree with the exact ones to
     0.01, on a line to 0.03.
     For large d δ ~ d^¼ sqrt(r (z_level + z_power) sqrt 2): ten thousand dimensions cost a factor of ten in δ.
 

@@ -21,8 +21,8 @@ from scoresde.metrics.sets import check_sizes, rows_of
 def vendi_score(x: Tensor, kernel: Kernel | None = None) -> float:
     r"""exp(-Σ λ_i log λ_i), λ the eigenvalues of K/n, K_ij the similarities of n samples, with ones on the diagonal.
 
-    Friedman & Dieng 2023 (arXiv:2210.02410, equation 3). With cosines, from the (d, d) matrix of second moments where
-    that is smaller; any other kernel takes the eigenvalues of (n, n): some seconds for 2000 samples.
+    Friedman & Dieng 2023 (arXiv:2210.02410, definition 3.1). With cosines, from the (d, d) matrix of second moments
+    where that is smaller; any other kernel takes the eigenvalues of (n, n): some seconds for 2000 samples.
 
     Args:
         x: (n, *event), features most often.

@@ -75,6 +75,15 @@ def test_its_level_holds_where_a_binomial_test_fails() -> None:
     assert abs(sum(one.accuracy for one in found) / runs - 0.5) < 0.02
 
 
+@pytest.mark.parametrize(("folds", "factor"), [(5, 5 / 3), (4, 4 / 2), (2, 2)])
+def test_p_values_of_folds_are_joined_by_rugers_rule(folds: int, factor: float) -> None:
+    """Sets that all folds tell apart alike: K/k times the p-value of one, k = ⌈K/2⌉."""
+    x, y = normals(8 * folds, 1) - 100, normals(8 * folds, 1, seed=1) + 100
+    one = rank_p_value(torch.arange(8.0), torch.arange(8.0) + 10)
+    found = classifier_two_sample_test(x, y, folds=folds, classifier=means)
+    assert found.p_value == pytest.approx(factor * one, rel=1e-9) and found.accuracy == 1.0 and found.error == 0.0
+
+
 def test_ranks_are_scipys_mann_whitney() -> None:
     for low, high in ((normals(12), normals(9, seed=1) + 0.5), (normals(20).round(), normals(15, seed=1).round())):
         expected = scipy.stats.mannwhitneyu(

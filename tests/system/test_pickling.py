@@ -67,7 +67,9 @@ ELSEWHERE = {
     "Affine": "by predictions", "Part": "a tuple", "Twist": "a tuple",
     "Context": "a tuple", "Architecture": "inside networks", "TimeDensity": "a protocol", "Times": "a tuple",
     "Fields": "a reader of one file", "Source": "beside the data of a reader", "Units": "a protocol",
-    "Combination": "a protocol", "Corrector": "a protocol", "PriorMismatch": "two numbers",
+    "Estimate": "a tuple", "TwoSampleTest": "a tuple", "ClassifierTest": "a tuple", "PrecisionRecall": "a tuple",
+    "DensityCoverage": "a tuple", "Combination": "a protocol", "Corrector": "a protocol",
+    "PriorMismatch": "two numbers",
 }  # fmt: skip
 
 
