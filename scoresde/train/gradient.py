@@ -11,7 +11,6 @@ Whatever happens inside, nothing lasts but gradients and the buffers of the netw
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any, Generic
 
 import torch
@@ -22,7 +21,7 @@ from scoresde.data import random_flip
 from scoresde.models.conditions import drop_conditions
 from scoresde.train.batches import Batch, Fetched, MapDataset
 from scoresde.train.compatibility import bin_width, entries
-from scoresde.train.computing import Computing
+from scoresde.train.computing import Computing, pieces
 from scoresde.train.describe import Model
 from scoresde.train.draws import Uniforms, derive, seeded_where, step_noise
 from scoresde.train.objective import Objective
@@ -126,12 +125,6 @@ class GlobalGradient(Generic[Model]):
         lost = {name: sent_along(where[rows], device) for name, where in dropped.items()}
         times = checks.time_beside(sent_along(t[rows], device, narrow=False), x0)
         return x0, times, sent_along(weight[rows], device), drop_conditions(both, task.nulls, lost)
-
-
-def pieces(total: int, accumulate: int) -> list[slice]:
-    """The parts in which ``total`` rows are worked off: ``accumulate`` of them, that differ by one row at most."""
-    cut = [total * i // accumulate for i in range(accumulate + 1)]
-    return [slice(a, b) for a, b in pairwise(cut) if b > a]
 
 
 def sent_along(x: Tensor, device: torch.device, *, narrow: bool = True) -> Tensor:

@@ -59,14 +59,14 @@ class Listening:
     ignores SIGTERM itself is left alone. A second signal changes nothing: schedulers and torchrun may both send one.
 
     Args:
-        at_once: a method that is called when the signal comes; it is held weakly.
+        at_once: a method that is called when the signal comes while nobody is :meth:`at_work`; it is held weakly.
     """
 
     def __init__(self, at_once: Callable[[], None]) -> None:
         assert isinstance(at_once, MethodType)
         self._at_once = weakref.WeakMethod(at_once)
         self._heard = self._listens = False
-        self._process = os.getpid()
+        self._process, self._busy = os.getpid(), 0
 
     def __bool__(self) -> bool:
         return self._heard
@@ -88,6 +88,15 @@ class Listening:
         """What was heard has been heeded."""
         self._heard = False
 
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Inside, what is heard is noted alone."""
+        self._busy += 1
+        try:
+            yield
+        finally:
+            self._busy -= 1
+
     def _hear(self, number: int, frame: FrameType | None) -> None:
         at_once = self._at_once()
         if at_once is None or not self._listens or os.getpid() != self._process:
@@ -96,7 +105,8 @@ class Listening:
             signal.raise_signal(signal.SIGTERM)
             return
         self._heard = True
-        at_once()
+        if not self._busy:
+            at_once()
 
 
 @contextmanager
