@@ -164,6 +164,22 @@ def test_a_run_that_was_let_go_listens_no_more(tmp_path: Path) -> None:
     told.end()
 
 
+@pytest.mark.parametrize("dropped", [True, False])
+def test_a_run_that_was_left_in_the_middle_keeps_no_other_from_hearing(dropped: bool, tmp_path: Path) -> None:
+    left = run(folder=tmp_path / "left")
+    next(left)
+    if dropped:
+        del left
+        gc.collect()
+    with pytest.raises(Terminated) as told:
+        list(run(callbacks=[Sends(2)], folder=tmp_path / "run"))
+    assert told.value.step == 2 and describe(tmp_path / "run").step == 2
+    if not dropped:  # it has its turn again
+        with pytest.raises(Terminated):
+            signal.raise_signal(signal.SIGTERM)
+        assert describe(tmp_path / "left").step == 1
+
+
 def test_it_is_told_in_words_that_travel() -> None:
     told = pickle.loads(pickle.dumps(Terminated(3, Path("a"))))
     assert (told.step, told.path, told.code) == (3, Path("a"), 143) and isinstance(told, SystemExit)
