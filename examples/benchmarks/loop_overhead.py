@@ -152,16 +152,9 @@ def measured(name: str, batch: int, pairs: int, device: str) -> Overhead:
     return Overhead(name, batch, 1e3 * min(a for a, _ in found), middle, low, high, 0.02)
 
 
-def main(config: Config) -> None:
-    """Print and keep the figures."""
-    timing.warm_up()
-    torch.set_num_threads(1)
-    rows = [
-        measured(name, batch, pairs, config.device)
-        for name, batch, pairs in zip(NETWORKS, config.batch, config.pairs, strict=True)
-    ]
-    contest.write_array(config.out, rows)
-    table = (
+def table(rows: list[Overhead]) -> str:
+    """Markdown."""
+    cells = (
         [
             r.network,
             str(r.batch),
@@ -171,7 +164,19 @@ def main(config: Config) -> None:
         ]
         for r in rows
     )
-    print(contest.markdown(["Network", "Batch", "Bare step, ms", "The loop adds (quartiles)", "Bar"], table))
+    return contest.markdown(["Network", "Batch", "Bare step, ms", "The loop adds (quartiles)", "Bar"], cells)
+
+
+def main(config: Config) -> None:
+    """Print and keep the figures."""
+    timing.warm_up()
+    torch.set_num_threads(1)
+    rows = [
+        measured(name, batch, pairs, config.device)
+        for name, batch, pairs in zip(NETWORKS, config.batch, config.pairs, strict=True)
+    ]
+    contest.write_array(config.out, rows)
+    print(table(rows))
 
 
 if __name__ == "__main__":

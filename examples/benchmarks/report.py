@@ -1,4 +1,4 @@
-"""Writes the tables of docs/benchmarks.md from what ode.py, fitted.py, sde.py and overhead.py left in their folder.
+"""Writes the tables of docs/benchmarks.md from what ode.py, fitted.py, sde.py, overhead.py and loop_overhead.py left.
 
     python examples/benchmarks/report.py
 
@@ -15,10 +15,12 @@ from pathlib import Path
 import tyro
 
 import contest
+import loop_overhead
 import ode
 import overhead
 import sde
 from contest import LawResult, Result
+from loop_overhead import Overhead
 from overhead import Ratio
 
 
@@ -51,6 +53,9 @@ def tables(results: Path) -> dict[str, str]:
     ratios = results / "overhead.json"
     if ratios.exists():
         found["overhead"] = overhead.table([Ratio(**row) for row in json.loads(ratios.read_text("utf-8"))])
+    loop = results / "loop_overhead.json"
+    if loop.exists():
+        found["loop overhead"] = loop_overhead.table([Overhead(**row) for row in json.loads(loop.read_text("utf-8"))])
     return found
 
 

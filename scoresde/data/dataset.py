@@ -27,7 +27,7 @@ from scoresde.data.indexing import Index, several, which
 from scoresde.data.labels import classes_of
 from scoresde.data.scaling import Per, Scaling
 from scoresde.data.source import Source, shown
-from scoresde.data.statistics import check_finite
+from scoresde.data.statistics import finite_in_pieces
 from scoresde.data.structure import Channels, arranged, holds_levels, in_words
 from scoresde.data.units import check_condition_rounding, chosen_scaling, scalings_of_conditions
 from scoresde.data.words import checked_vocabularies
@@ -283,7 +283,7 @@ def from_tensors(
         _refuse_conversion(data, levels)
     data = _signed(data.detach().cpu())
     if data.is_floating_point():
-        check_finite(data, hint="Drop them.")
+        finite_in_pieces(data, hint="Drop them.")
     if levels is not None:
         levels = checks.count(levels, name="levels", least=2)
     scaling = chosen_scaling(data, levels, scaling)

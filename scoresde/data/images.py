@@ -24,7 +24,7 @@ from torch import Tensor
 
 from scoresde import checks
 from scoresde.data.foreign import MOST_ENCODED, Unreadable, content
-from scoresde.data.pixels import Pixels
+from scoresde.data.pixels import PixelRows
 from scoresde.data.source import NAMED
 from scoresde.extras import needs
 from scoresde.warning import warn_user
@@ -91,7 +91,7 @@ def read_images(
             "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is set: images that are cut short are filled up with grey, and cannot "
             "be noticed here."
         )
-    images: Pixels | None = None
+    images: PixelRows | None = None
     shape: tuple[int, int, int, int] = (0, 0, 0, 0)
     first, first_mode = "", ""
     kept: list[int] = []
@@ -108,7 +108,7 @@ def read_images(
         if images is None:
             first, first_mode = name, image.mode
             shape = (count, len(image.getbands()), image.height, image.width)
-            images = Pixels(shape, into)
+            images = PixelRows(shape, into)
         if image.mode != first_mode:
             raise ValueError(
                 f"images of mixed modes: {first} is {first_mode}, {name} is {image.mode}. "

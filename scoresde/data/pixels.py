@@ -1,8 +1,8 @@
 """Where decoded pictures go: into memory, or row by row into an ``.npy`` file that is mapped into it afterwards::
 
-pixels = Pixels((count, 3, 32, 32), None)               # or Path("new.npy"), for more than memory holds
-pixels.add(picture)                                     # uint8 (3, 32, 32), at most count times
-pixels.end()                                            # uint8 (n, 3, 32, 32), those that were added
+pixels = PixelRows((count, 3, 32, 32), None)            # or Path("new.npy"), for more than memory holds
+pixels.add(picture)                                 # uint8 (3, 32, 32), at most count times
+pixels.end()                                        # uint8 (n, 3, 32, 32), those that were added
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _HEADER = 128  # bytes: two of the 64 to which NumPy aligns numbers
 _MAGIC = b"\x93NUMPY\x01\x00"
 
 
-class Pixels:
+class PixelRows:
     """Rows of uint8, one after the other.
 
     Args:

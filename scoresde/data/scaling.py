@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
-from scoresde.data.statistics import Spread, check_finite, moments, quartiles
+from scoresde.data.statistics import Spread, finite_in_pieces, moments, quartiles
 from scoresde.warning import warn_user
 
 Per = Literal["tensor", "channel", "coordinate"]
@@ -287,7 +287,7 @@ def _numbers(data: Tensor, per: Per) -> Tensor:
         raise ValueError(f"data must hold some numbers to be standardised, got shape {tuple(data.shape)}.")
     if per != "tensor" and data.ndim < 2:
         raise ValueError(f"per={per!r} needs data (N, *event), at least two axes; got shape {tuple(data.shape)}.")
-    check_finite(data, hint="Drop these samples.")
+    finite_in_pieces(data, hint="Drop these samples.")
     check_integers(data, name="data")
     return data.detach()
 

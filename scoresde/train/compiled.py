@@ -51,7 +51,8 @@ class Compiled:
             )
         check_compiler(device.type)
         self._net = module
-        self._call = torch.compile(module._call_impl, dynamic=False if len(sizes) == 1 else None, backend=BACKEND)
+        module.compile(dynamic=False if len(sizes) == 1 else None, backend=BACKEND)
+        self._call = module.__dict__.pop("_compiled_call_impl")  # put back for the time of a step
         self.seconds: float | None = None
 
     @contextmanager

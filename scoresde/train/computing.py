@@ -13,12 +13,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from scoresde.train.batches import MapDataset
 from scoresde.train.compiled import Compiled
+from scoresde.train.objective import Objective
+from scoresde.train.options import TrainOptions
+from scoresde.train.processes import Processes
 
 _FORMATS = {3: torch.channels_last, 4: torch.channels_last_3d}
 """Orders of memory with the channels innermost, by the axes of an event."""
@@ -67,6 +72,12 @@ def tf32_allowed() -> Iterator[None]:
             setattr(where, name, value)
 
 
+def pieces(total: int, accumulate: int) -> list[slice]:
+    """The parts in which ``total`` rows are worked off: ``accumulate`` of them, that differ by one row at most."""
+    cut = [total * i // accumulate for i in range(accumulate + 1)]
+    return [slice(a, b) for a, b in pairwise(cut) if b > a]
+
+
 class Computing:
     """What is around the loss and its gradient in each step.
 
@@ -108,6 +119,22 @@ class Computing:
             for parameter in net.parameters() if isinstance(net, nn.Module) else ():
                 if parameter.ndim == self._rank:
                     parameter.data = parameter.data.contiguous(memory_format=self.format)
+
+    @classmethod
+    def of(cls, task: Objective[Any], dataset: MapDataset, options: TrainOptions, processes: Processes) -> Computing:
+        """That of a run's own process."""
+        rows = processes.rows(options.batch_size)
+        sizes = {piece.stop - piece.start for piece in pieces(rows.stop - rows.start, options.accumulate)}
+        return cls(
+            task.model.net,
+            dataset[0]["x"].shape,
+            processes.device,
+            sizes,
+            compile=options.compile,
+            channels_last=options.channels_last,
+            tf32=options.tf32,
+            autocast=task.autocast,
+        )
 
     def ordered(self, x0: Tensor, eps: Tensor, given: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """A batch in the run's memory format: what of it has as many axes as x0."""

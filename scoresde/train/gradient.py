@@ -11,7 +11,6 @@ Whatever happens inside, nothing lasts but gradients and the buffers of the netw
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
 from typing import Any, Generic, NamedTuple, cast
 
 import torch
@@ -25,7 +24,7 @@ from scoresde.models.conditions import drop_conditions
 from scoresde.train.adaptation import TimesInTraining
 from scoresde.train.batches import Fetched, MapDataset
 from scoresde.train.compatibility import bin_width, entries
-from scoresde.train.computing import Computing
+from scoresde.train.computing import Computing, pieces
 from scoresde.train.describe import Model
 from scoresde.train.draws import Uniforms, derive, seeded_where, step_noise
 from scoresde.train.objective import Objective
@@ -207,12 +206,6 @@ class GlobalGradient(Generic[Model]):
         eps = step_noise(options.seed, step, rows.start, x0)
         given = drop_conditions(both, task.nulls, lost)
         return _Rows(x0, times, sent_along(weight[rows], device), eps, given)
-
-
-def pieces(total: int, accumulate: int) -> list[slice]:
-    """The parts in which ``total`` rows are worked off: ``accumulate`` of them, that differ by one row at most."""
-    cut = [total * i // accumulate for i in range(accumulate + 1)]
-    return [slice(a, b) for a, b in pairwise(cut) if b > a]
 
 
 def sent_along(x: Tensor, device: torch.device, *, narrow: bool = True) -> Tensor:

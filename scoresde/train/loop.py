@@ -33,7 +33,7 @@ from scoresde.train.draws import derive, is_of_ours
 from scoresde.train.ema import EMA, PowerEMA
 from scoresde.train.feeds import Data, Feed, feed_of
 from scoresde.train.folder import CheckpointError
-from scoresde.train.gradient import GlobalGradient, pieces
+from scoresde.train.gradient import GlobalGradient
 from scoresde.train.held_out import held_out_of
 from scoresde.train.objective import Objective
 from scoresde.train.optimizer import Optimizer
@@ -118,7 +118,7 @@ class Run(Iterator[StepRecord], Generic[Model]):
         self._done: _Done | None = None
         self._applying = self._time_is_up = self._stopping = self._leaving = False
         self._failure: tuple[type[Exception], str] | None = None
-        self._told, self._busy = Listening(self._leave_if_idle), 0
+        self._told = Listening(self._leave)
         try:
             with _own_modes():
                 self._set_up(dataset)
@@ -133,7 +133,7 @@ class Run(Iterator[StepRecord], Generic[Model]):
         return self
 
     def __next__(self) -> StepRecord:
-        with self._at_work():
+        with self._told.at_work():
             return self._next()
 
     def _next(self) -> StepRecord:
@@ -255,7 +255,7 @@ class Run(Iterator[StepRecord], Generic[Model]):
         if self._callbacks.inside and self._processes.count > 1:
             raise RuntimeError("callbacks run on one process, and all have to call run.save(): take save_every.")
         if self._saved is None or self._saved[0] != self.step:
-            with self._at_work():
+            with self._told.at_work():
                 self._saved = (self.step, self._placement.once(lambda: self._write(path)))
             if self._watch is not None:
                 self._watch.saved(*self._saved)
@@ -366,20 +366,6 @@ class Run(Iterator[StepRecord], Generic[Model]):
             return Optimizer(self.model, options.betas, options.weight_decay, self._task.companion)
         return OwnOptimizer(self.model, options.optimizer, self._task.companion)
 
-    def _made_computing(self) -> Computing:
-        options, rows = self._options, self._processes.rows(self._options.batch_size)
-        sizes = {piece.stop - piece.start for piece in pieces(rows.stop - rows.start, options.accumulate)}
-        return Computing(
-            self.model.net,
-            self._dataset[0]["x"].shape,
-            self._device,
-            sizes,
-            compile=options.compile,
-            channels_last=options.channels_last,
-            tf32=options.tf32,
-            autocast=self._task.autocast,
-        )
-
     def _check(self) -> None:
         """Whether all fits together, and what the run will need at its end; the folder is not touched."""
         options, dataset, objective, model = self._options, self._dataset, self._task, self.model
@@ -402,7 +388,8 @@ class Run(Iterator[StepRecord], Generic[Model]):
         check_step(objective, dataset, options.times)
         check_average(objective, dataset, options.times)
         check_coupling(objective, dataset, options.coupling)
-        self._computing = self._made_computing()  # lazy parameters have their shapes now
+        # lazy parameters have their shapes now
+        self._computing = Computing.of(objective, dataset, options, self._processes)
         self._optimizer = self._made_optimizer()
         if options.path is not None:
             check_kept(model, dataset, self._recorded())
@@ -555,14 +542,14 @@ class Run(Iterator[StepRecord], Generic[Model]):
         )
         return stop or self._leaving
 
-    def _leave_if_idle(self) -> None:
-        """When SIGTERM comes: between two steps nobody may ask for another one, so that it is heeded at once."""
-        if not self._busy and self._processes.count == 1 and not self.ema.is_applied:
+    def _leave(self) -> None:
+        """When SIGTERM comes between two steps: nobody may ask for another one, so that it is heeded at once."""
+        if self._processes.count == 1 and not self.ema.is_applied:
             raise self._terminated()
 
     def _terminated(self) -> Terminated:
         """Save, where there is a folder, and close: what to raise then."""
-        with self._at_work():
+        with self._told.at_work():
             try:
                 if self._session is not None and self._session.fetched is not None:
                     with dead_workers_forgiven():
@@ -573,14 +560,6 @@ class Run(Iterator[StepRecord], Generic[Model]):
         self._told.forget()
         self._time_is_up = self._stopping = self._leaving = False
         return Terminated(self.step, path)
-
-    @contextmanager
-    def _at_work(self) -> Iterator[None]:
-        self._busy += 1
-        try:
-            yield
-        finally:
-            self._busy -= 1
 
     def _stop_if_bad(self, lr: float) -> None:
         step = self._window.bad_step()

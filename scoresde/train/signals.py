@@ -59,22 +59,29 @@ class Listening:
     ignores SIGTERM itself is left alone. A second signal changes nothing: schedulers and torchrun may both send one.
 
     Args:
-        at_once: a method that is called when the signal comes; it is held weakly.
+        at_once: a method that is called when the signal comes while nobody is :meth:`at_work`; it is held weakly.
     """
 
     def __init__(self, at_once: Callable[[], None]) -> None:
         assert isinstance(at_once, MethodType)
         self._at_once = weakref.WeakMethod(at_once)
         self._heard = self._listens = False
-        self._process = os.getpid()
+        self._process, self._busy = os.getpid(), 0
+        self._before: Listening | None = None
 
     def __bool__(self) -> bool:
         return self._heard
 
     def begin(self) -> None:
-        """Listen."""
+        """Listen; before any other run that does, which may have been left in the middle."""
         self._process = os.getpid()
-        if _in_main_thread() and signal.getsignal(signal.SIGTERM) in (signal.SIG_DFL, self._hear):
+        if not _in_main_thread():
+            return
+        there = signal.getsignal(signal.SIGTERM)
+        other = getattr(there, "__self__", None)
+        if there is signal.SIG_DFL or isinstance(other, Listening):
+            if other is not self:
+                self._before = other if isinstance(other, Listening) else None
             signal.signal(signal.SIGTERM, self._hear)
             self._listens = True
 
@@ -82,11 +89,29 @@ class Listening:
         """SIGTERM does what it did before, unless somebody has begun to handle it since."""
         self._listens = False
         if _in_main_thread() and signal.getsignal(signal.SIGTERM) == self._hear:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            other = self._before
+            while other is not None and not other.alive:
+                other = other._before
+            signal.signal(signal.SIGTERM, signal.SIG_DFL if other is None else other._hear)
+            self._before = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether it listens for a run that is still there."""
+        return self._listens and self._at_once() is not None
 
     def forget(self) -> None:
         """What was heard has been heeded."""
         self._heard = False
+
+    @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """Inside, what is heard is noted alone."""
+        self._busy += 1
+        try:
+            yield
+        finally:
+            self._busy -= 1
 
     def _hear(self, number: int, frame: FrameType | None) -> None:
         at_once = self._at_once()
@@ -96,7 +121,8 @@ class Listening:
             signal.raise_signal(signal.SIGTERM)
             return
         self._heard = True
-        at_once()
+        if not self._busy:
+            at_once()
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from scipy.integrate import solve_ivp
 from torch import Tensor, distributions
 
 import contest
+import loop_overhead
 import ode
 import overhead
 import report
@@ -240,6 +241,14 @@ def test_the_law_of_a_sampler() -> None:
     assert coarse.distance > 2 * fine.distance and (coarse.nfe, fine.nfe) == (4, 60)
     two = sde.evaluate(ss.PredictorCorrector(), grids.karras, problem, 7, samples=50, repeats=1, slices=4)
     assert two.nfe <= 7
+
+
+def test_the_training_loops_take_turns_on_one_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny = (lambda: UNet(1, width=4, multipliers=(1,), blocks=1, attention_levels=(), num_classes=10), (1, 4, 4))
+    monkeypatch.setattr(loop_overhead, "NETWORKS", {"tiny": tiny})
+    found = loop_overhead.measured("tiny", 4, 3, "cpu")
+    assert found.low <= found.overhead <= found.high and found.bare_ms > 0
+    assert "tiny | 4 |" in loop_overhead.table([found])
 
 
 def test_the_overhead_s_contestants_and_timing() -> None:

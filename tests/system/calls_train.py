@@ -229,6 +229,7 @@ CALLS = [
 NOT_CALLED = {
     "scoresde.train.contents.Description": "what describe answers",
     "scoresde.train.folder.CheckpointError": "an error",
+    "scoresde.train.signals.Terminated": "raised by a run",
     "scoresde.train.loop.Run": "made by train and train_classifier",
     "scoresde.train.record.StepRecord": "what a run yields",
 }

@@ -52,6 +52,7 @@ BOUNDS = {
     "solvers._checkpointing.left_part": "grows as a binomial coefficient up to the number of steps",
     "solvers._checkpointing.reverse": "the stretch gets shorter",
     "solvers._closures.derived": "each node of the graph once",
+    "train.ahead._read": "ends with the batches, or when it is closed",
     "likelihood.__call__": "rows of the Jacobian: each is taken, or the chunk falls to 1 once",
     "fitting.trajectories.reference": "steps double up to 1024",
     "fitting.gauss_newton.descend": "iterations and seconds",

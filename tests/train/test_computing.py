@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from test_train import CLASSES, Plain, classifier, mlp, points, weights
@@ -20,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from scoresde import VP, ScoreModel, checks, sample
 from scoresde import losses as losses_module
 from scoresde.cli.train import TrainConfig
+from scoresde.cli.train import main as train_command
 from scoresde.data import Dataset, from_tensors
 from scoresde.models.conditions import drop_conditions
 from scoresde.train import Callback, Run, load_model, train, train_classifier
@@ -334,6 +336,17 @@ def test_the_loss_reads_nothing_back_that_lies_on_a_device(weighting: Any, monke
 
 
 # -- all of them -------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_line_tells_that_it_compiles(
+    counted: CompileCounter, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    numpy.save(tmp_path / "x.npy", points().data.numpy())
+    flags = {"steps": 2, "batch_size": 8, "width": 8, "depth": 1, "progress": False, "cpu": True}
+    train_command(TrainConfig(data=tmp_path / "x.npy", out=tmp_path / "run", compile=True, **flags))
+    said = capsys.readouterr().out
+    assert "compiling the network: the first step takes a minute" in said and "compiled: the first step took " in said
+    assert counted.frame_count >= 1
 
 
 def test_they_are_flags_of_the_command_line() -> None:

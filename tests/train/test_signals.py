@@ -10,13 +10,16 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from test_train import Plain, mlp, points, weights
 
+from scoresde.cli import train as train_module
 from scoresde.train import Callback, Run, Terminated, describe, load_model, train
 
 OPTIONS: dict[str, Any] = {"steps": 6, "batch_size": 4, "progress": False, "ema": 0.9}
@@ -161,9 +164,40 @@ def test_a_run_that_was_let_go_listens_no_more(tmp_path: Path) -> None:
     told.end()
 
 
+@pytest.mark.parametrize("dropped", [True, False])
+def test_a_run_that_was_left_in_the_middle_keeps_no_other_from_hearing(dropped: bool, tmp_path: Path) -> None:
+    left = run(folder=tmp_path / "left")
+    next(left)
+    if dropped:
+        del left
+        gc.collect()
+    with pytest.raises(Terminated) as told:
+        list(run(callbacks=[Sends(2)], folder=tmp_path / "run"))
+    assert told.value.step == 2 and describe(tmp_path / "run").step == 2
+    if not dropped:  # it has its turn again
+        with pytest.raises(Terminated):
+            signal.raise_signal(signal.SIGTERM)
+        assert describe(tmp_path / "left").step == 1
+
+
 def test_it_is_told_in_words_that_travel() -> None:
     told = pickle.loads(pickle.dumps(Terminated(3, Path("a"))))
     assert (told.step, told.path, told.code) == (3, Path("a"), 143) and isinstance(told, SystemExit)
+
+
+def test_the_command_line_says_how_to_go_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numpy.save(tmp_path / "x.npy", points().data.numpy())
+    flags = {"batch_size": 8, "width": 8, "depth": 1, "progress": False, "cpu": True}
+    config = train_module.TrainConfig(data=tmp_path / "x.npy", out=tmp_path / "run", steps=9, **flags)
+    with monkeypatch.context() as patch, pytest.raises(SystemExit) as told:
+        patch.setattr(train_module.Watch, "done", lambda watch, step: step == 3 and signal.raise_signal(signal.SIGTERM))
+        train_module.main(config)
+    assert told.value.code == 143 and describe(tmp_path / "run").step == 3
+    assert "SIGTERM: step 3 of 9 is saved; go on by the same command with --resume" in capsys.readouterr().out
+    train_module.main(replace(config, resume=True))
+    assert describe(tmp_path / "run").step == 9
 
 
 SCRIPT = """
