@@ -8,7 +8,8 @@
 :func:`train` learns scores and :func:`train_classifier` noise-conditional classifiers, in one loop and with one object
 of options, :class:`TrainOptions`. A run is exact: resumed, it takes the steps that it would have taken, and several
 processes take those of one. Checkpoints are JSON and safetensors; :func:`describe` reads what they say of themselves,
-and :func:`save` writes one of a model that was trained elsewhere.
+and :func:`save` writes one of a model that was trained elsewhere. :func:`sample_sharded` has several processes draw
+samples together.
 """
 
 from scoresde.train.callbacks import Callback
@@ -20,6 +21,7 @@ from scoresde.train.loop import Run
 from scoresde.train.optimizer import learning_rate
 from scoresde.train.options import TrainOptions
 from scoresde.train.record import StepRecord
+from scoresde.train.sharded import Sharded, sample_sharded
 from scoresde.train.start import train, train_classifier
 from scoresde.train.tensorboard import TensorBoard
 
@@ -29,6 +31,7 @@ __all__ = [
     "CheckpointError",
     "Description",
     "Run",
+    "Sharded",
     "StepRecord",
     "TensorBoard",
     "TrainOptions",
@@ -38,6 +41,7 @@ __all__ = [
     "learning_rate",
     "load_classifier",
     "load_model",
+    "sample_sharded",
     "save",
     "train",
     "train_classifier",
