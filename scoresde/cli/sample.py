@@ -43,7 +43,7 @@ from scoresde.solvers.defaults import chosen_solver
 from scoresde.solvers.fitted import Fitted
 from scoresde.train import sample_sharded
 from scoresde.train.processes import Processes
-from scoresde.train.sharded import several_processes
+from scoresde.train.shared_sampling import several_processes
 
 # Up to so many classes are drawn in columns of their own.
 COLUMNS = 16

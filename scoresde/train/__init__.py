@@ -21,7 +21,7 @@ from scoresde.train.loop import Run
 from scoresde.train.optimizer import learning_rate
 from scoresde.train.options import TrainOptions
 from scoresde.train.record import StepRecord
-from scoresde.train.sharded import Sharded, sample_sharded
+from scoresde.train.shared_sampling import SharedSamples, sample_sharded
 from scoresde.train.start import train, train_classifier
 from scoresde.train.tensorboard import TensorBoard
 
@@ -31,7 +31,7 @@ __all__ = [
     "CheckpointError",
     "Description",
     "Run",
-    "Sharded",
+    "SharedSamples",
     "StepRecord",
     "TensorBoard",
     "TrainOptions",

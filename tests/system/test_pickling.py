@@ -67,6 +67,7 @@ ELSEWHERE = {
     "Affine": "by predictions", "Part": "a tuple", "Twist": "a tuple",
     "Context": "a tuple", "Architecture": "inside networks", "TimeDensity": "a protocol", "Times": "a tuple",
     "Fields": "a reader of one file", "Source": "beside the data of a reader", "Units": "a protocol",
+    "SharedSamples": "plain tensors",
     "Combination": "a protocol", "Corrector": "a protocol", "PriorMismatch": "two numbers",
 }  # fmt: skip
 

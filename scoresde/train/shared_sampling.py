@@ -30,7 +30,7 @@ ScoreOfRows = Callable[[slice], Score]
 
 
 @dataclass(frozen=True)
-class Sharded:
+class SharedSamples:
     """What processes have drawn together.
 
     Attributes:
@@ -56,7 +56,7 @@ def sample_sharded(
     around: Callable[[Iterable[slice]], Iterable[slice]] = iter,
     cpu: bool = False,
     **options: Any,
-) -> Sharded:
+) -> SharedSamples:
     """:func:`~scoresde.sample` of a set in batches, shared by all processes, gathered by the main one.
 
     All processes call it with the same arguments, each with its own copy of the model on its own device; of one process
@@ -114,7 +114,7 @@ def sample_sharded(
     nfe = max((solution.nfe for solution in drawn.values()), default=0)
     x = _gathered(processes, {k: solution.x for k, solution in drawn.items()}, batches)
     finite = _gathered(processes, {k: _finite(solution) for k, solution in drawn.items()}, batches)
-    return Sharded(x, finite, nfe, tuple(batches[k] for k in drawn))
+    return SharedSamples(x, finite, nfe, tuple(batches[k] for k in drawn))
 
 
 def several_processes() -> bool:

@@ -23,8 +23,8 @@ from scoresde.nn import MLP, UNet
 from scoresde.noise import BrownianNoise
 from scoresde.sde import VP
 from scoresde.solvers import DDIM, AdaptiveODE, EulerMaruyama, Heun
-from scoresde.train import Sharded, sample_sharded, save
-from scoresde.train.sharded import several_processes
+from scoresde.train import SharedSamples, sample_sharded, save
+from scoresde.train.shared_sampling import several_processes
 
 LABELS = torch.arange(30) % 3
 
@@ -46,7 +46,7 @@ def pictures() -> ScoreModel:
     return ScoreModel(weighted(net), VP(), "v", sigma_data=1.0)
 
 
-def drawn(score: Any, count: int, *, event: tuple[int, ...] = (2,), **options: Any) -> Callable[[], Sharded]:
+def drawn(score: Any, count: int, *, event: tuple[int, ...] = (2,), **options: Any) -> Callable[[], SharedSamples]:
     return lambda: sample_sharded(score, (count, *event), cpu=True, **{"steps": 4, "batch_size": 4, **options})
 
 
