@@ -15,7 +15,8 @@ def with_values(*values: float) -> Tensor:
     """A symmetric matrix of these eigenvalues, with axes drawn at random."""
     draws = torch.randn(len(values), len(values), generator=torch.Generator().manual_seed(0), dtype=F64)
     axes = torch.linalg.qr(draws).Q
-    return ((axes * torch.tensor(values, dtype=F64)) @ axes.mT)[None]
+    matrix = (axes * torch.tensor(values, dtype=F64)) @ axes.mT
+    return 0.5 * (matrix + matrix.mT)[None]
 
 
 MATRICES: dict[str, Tensor] = {
@@ -28,7 +29,9 @@ MATRICES: dict[str, Tensor] = {
     "one number": torch.tensor([[[-0.3]], [[0.7]]], dtype=F64),
     "nothing": torch.zeros(2, 3, 3, dtype=F64),
     "tiny": 1e-150 * with_values(1.0, -1.0),
-    "many": torch.cat([with_values(*torch.linspace(-1, 1, 40).tolist()), with_values(*torch.randn(40).tolist())]),
+    "many": torch.cat(
+        [with_values(*torch.linspace(-1, 1, 40).tolist()), with_values(*torch.linspace(-3, 0.5, 40).tolist())]
+    ),
 }
 
 

@@ -20,7 +20,8 @@ from scoresde.data import Scaling, from_tensors
 from scoresde.guidance import classifier_free
 from scoresde.models import ScoreModel
 from scoresde.nn import MLP, UNet
-from scoresde.noise import BrownianNoise
+from scoresde.noise import BrownianNoise, PerSampleNoise
+from scoresde.sampling import sample
 from scoresde.sde import VP
 from scoresde.solvers import DDIM, AdaptiveODE, EulerMaruyama, Heun
 from scoresde.train import SharedSamples, sample_sharded, save
@@ -170,13 +171,13 @@ def test_the_batch_size_changes_roundings_alone() -> None:
 
 
 def test_the_set_is_that_of_sample_and_any_part_of_it() -> None:
-    from scoresde import sample
-
     score = model().bind(label=1)
     whole = sample(score, (4, 2), solver=Heun(), steps=4, seed=5).x
     assert torch.equal(whole, drawn(score, 4, solver=Heun(), seed=5)().x)
     longer = drawn(score, 9, solver=Heun(), seed=5)().x
     assert longer is not None and torch.equal(whole, longer[:4])
+    rest = sample(score, (4, 2), solver=Heun(), steps=4, noise=PerSampleNoise(5, first=4)).x
+    assert torch.equal(rest, longer[4:8])
 
 
 def test_the_command_line_writes_the_same_files(folder: Path) -> None:
