@@ -84,7 +84,7 @@ def sample_sharded(
         FloatingPointError: no sample of a batch is finite.
     """
     shape = checks.shape(shape)
-    batch_size = checks.count(batch_size, name="batch_size")
+    batch_size, cpu = checks.count(batch_size, name="batch_size"), checks.flag(cpu, name="cpu")
     _refuse({"x", "trajectory", "callback"} & set(options))
     if seed is not None and noise is not None:
         raise ValueError("give seed or noise, not both.")
@@ -94,7 +94,7 @@ def sample_sharded(
     if not isinstance(score, Score):
         checks.function(score, name="score", what="of rows, a slice, answering their Score; or a Score", takes=1)
     batches = [slice(first, min(first + batch_size, shape[0])) for first in range(0, shape[0], batch_size)]
-    processes = Processes(cpu=checks.flag(cpu, name="cpu")) if several_processes() else None
+    processes = Processes(cpu) if several_processes() else None
     count, rank = (processes.count, processes.rank) if processes is not None else (1, 0)
 
     def draw() -> dict[int, Solution]:

@@ -29,9 +29,7 @@ MATRICES: dict[str, Tensor] = {
     "one number": torch.tensor([[[-0.3]], [[0.7]]], dtype=F64),
     "nothing": torch.zeros(2, 3, 3, dtype=F64),
     "tiny": 1e-150 * with_values(1.0, -1.0),
-    "many": torch.cat(
-        [with_values(*torch.linspace(-1, 1, 40).tolist()), with_values(*torch.linspace(-3, 0.5, 40).tolist())]
-    ),
+    "many": torch.cat([with_values(*torch.linspace(*ends, 40).tolist()) for ends in ((-1, 1), (-3, 0.5))]),
 }
 
 

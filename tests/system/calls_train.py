@@ -229,7 +229,7 @@ CALLS = [
     Call(
         sample_sharded,
         lambda: {"score": SCORED, "shape": (3, 3), "batch_size": 2, "seed": 1, "steps": 2, "cpu": False},
-        kinds={"score": SCORE, "batch_size": COUNT, "seed": SEED, "cpu": FLAG},
+        kinds={"score": SCORE, "batch_size": COUNT, "seed": SEED.but("None"), "cpu": FLAG},
         answer=lambda found: found.x,
     ),
     Call(describe, lambda: {"folder": FOLDER / "score"}, answer=lambda told: told.step),

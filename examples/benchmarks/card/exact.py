@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -14,6 +15,7 @@ import scoresde as ss
 from card.running import Bench
 from scoresde import guidance, inverse
 from scoresde.models import captured
+from scoresde.models.network import NoiseLevelNetwork
 from scoresde.nn import MLP, presets
 from scoresde.solvers import catalogue
 
@@ -79,7 +81,7 @@ class Watch:
     def __init__(self, score: ss.Score, bench: Bench) -> None:
         self.calls, self.of_a_run, self._cuda = 0, 0, bench.cuda
         for module in ss.models.modules_of(score):
-            if isinstance(module, ss.models.model.NoiseLevelNetwork) and isinstance(module.net, nn.Module):
+            if isinstance(module, NoiseLevelNetwork) and isinstance(module.net, nn.Module):
                 module.net.register_forward_pre_hook(self._called)
 
     def _called(self, *_: Any) -> None:
@@ -124,14 +126,17 @@ def waits(bench: Bench) -> Iterator[dict[str, Any]]:
     cases += [(name, make(), ss.EulerMaruyama(), 1.0) for name, make in made.items()]
     for kind in (inverse.DiffPIR, inverse.Replacement, inverse.RePaint):
         cases.append((kind.__name__, plain, kind(measured(bench)), 1.0))
-    watched, found, count = {}, [], 0
+    watched: dict[int, Watch] = {}
+    found: list[dict[str, Any]] = []
+    count = 0
     for name, score, solver, eta in bench.among(cases[:: 10 if bench.small else 1], 5.0):
-        watch = watched.setdefault(id(score), Watch(score, bench))
+        if id(score) not in watched:
+            watched[id(score)] = Watch(score, bench)
+        watch = watched[id(score)]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            said = watch.run(
-                lambda s=score, m=solver, e=eta: ss.sample(s, (3, 2), solver=m, eta=e, steps=STEPS, device=bench.device)
-            )
+            work = functools.partial(ss.sample, score, (3, 2), solver=solver, eta=eta, steps=STEPS, device=bench.device)
+            said = watch.run(work)
         count += 1
         if said:
             found.append({"case": f"{name}, eta {eta:g}", "waits": said})

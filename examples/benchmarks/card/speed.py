@@ -46,9 +46,9 @@ def rate_of(bench: Bench) -> tuple[float, str]:
 def flops(net: nn.Module, x: Tensor, label: Tensor | None) -> float:
     """Of forward and backward, for one image."""
     with FlopCounterMode(display=False) as counter:
-        answer(net, x[:2], label).square().mean().backward()
+        torch.autograd.backward(answer(net, x[:2], label).square().mean())
     net.zero_grad(set_to_none=True)
-    return counter.get_total_flops() / 2
+    return float(counter.get_total_flops()) / 2
 
 
 def answer(net: nn.Module, x: Tensor, label: Tensor | None) -> Tensor:
@@ -64,7 +64,10 @@ class Trained:
     def __init__(self, net: nn.Module, bench: Bench, batch: int, size: int, **way: bool) -> None:
         self.way, self.device = way, bench.device
         self.format = torch.channels_last if way.get("channels_last") else torch.contiguous_format
-        self.net = net.to(bench.device, memory_format=self.format).train()
+        self.net = net.to(bench.device).train()
+        for parameter in self.net.parameters():
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.to(memory_format=self.format)
         self.model = ss.ScoreModel(self.net, ss.VP(), "v", sigma_data=0.5)
         self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=1e-5, fused=bench.cuda)
         shape = (batch, 3, size, size)
@@ -79,7 +82,7 @@ class Trained:
         cast = torch.autocast(self.device.type, torch.bfloat16) if self.way.get("bf16") else nullcontext()
         with cast:
             loss = losses.dsm_loss(self.model, self.x, self.t, self.eps, conditions={"label": self.label})
-        loss.mean().backward()
+        torch.autograd.backward(loss.mean())
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -191,7 +194,7 @@ def peers(bench: Bench) -> Iterator[dict[str, Any]]:
     down = ["DownBlock2D"] * len(widths)
     down[1] = "AttnDownBlock2D"
     up = [name.replace("Down", "Up") for name in reversed(down)]
-    net = UNet2DModel(
+    net: Any = UNet2DModel(  # type: ignore[no-untyped-call]
         size, 3, 3, block_out_channels=widths, layers_per_block=2 if bench.small else 3,
         down_block_types=tuple(down), up_block_types=tuple(up), num_class_embeds=11,
     )  # fmt: skip
