@@ -25,9 +25,9 @@ from scoresde.checks.tensors import readable
 _MOST = 4096
 """Questions after which a long run does wait once, so that what it holds does not grow."""
 
-Asked = list[tuple[Tensor, Callable[[], None]]]
+Waiting = list[tuple[Tensor, Callable[[], None]]]
 
-_asked: ContextVar[Asked | None] = ContextVar("what is to be read at the end of this run", default=None)
+_asked: ContextVar[Waiting | None] = ContextVar("what is to be read at the end of this run", default=None)
 
 
 def later(bad: Tensor, then: Callable[[], None]) -> None:
@@ -51,7 +51,7 @@ def answering() -> Iterator[None]:
 
     Of runs inside one another each answers for itself, so that what an inner one raises comes out of it.
     """
-    waiting: Asked = []
+    waiting: Waiting = []
     token = _asked.set(waiting)
     try:
         yield
@@ -60,9 +60,9 @@ def answering() -> Iterator[None]:
     _answer(waiting)
 
 
-def _answer(waiting: Asked) -> None:
+def _answer(waiting: Waiting) -> None:
     asked, waiting[:] = list(waiting), []
-    by_device: dict[torch.device, Asked] = {}
+    by_device: dict[torch.device, Waiting] = {}
     for one in asked:
         by_device.setdefault(one[0].device, []).append(one)
     for group in by_device.values():

@@ -12,7 +12,7 @@ for rows in in_batches(1000, 64):                  # a bar, and after the first 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import nn
@@ -89,20 +89,26 @@ class Watch:
 
 
 def in_batches(total: int, size: int, unit: str = "sample") -> Iterator[slice]:
-    """Rows 0 ... total - 1 in slices of at most ``size``, under a progress bar.
+    """Rows 0 ... total - 1 in slices of at most ``size``, under a progress bar; see :func:`through`."""
+    yield from through([slice(first, min(first + size, total)) for first in range(0, total, size)], unit)
+
+
+def through(batches: Iterable[slice], unit: str = "sample", *, quiet: bool = False) -> Iterator[slice]:
+    """These batches under a progress bar, unless ``quiet``.
 
     After the first of them, where the others will be long, how long they take is told.
     """
-    began = time.perf_counter()
-    with tqdm(total=total, unit=unit) as bar:
-        for first in range(0, total, size):
-            rows = slice(first, min(first + size, total))
+    began, batches, done = time.perf_counter(), list(batches), 0
+    total = sum(rows.stop - rows.start for rows in batches)
+    with tqdm(total=total, unit=unit, disable=quiet) as bar:
+        for rows in batches:
             yield rows
+            first, done = done == 0, done + rows.stop - rows.start
             bar.update(rows.stop - rows.start)
-            left, seconds = total - rows.stop, time.perf_counter() - began
-            if first == 0 and left and seconds * left / rows.stop > LONG:
+            left, seconds = total - done, time.perf_counter() - began
+            if first and not quiet and left and seconds * left / done > LONG:
                 say(
-                    f"the first {rows.stop:,} took {duration(seconds)}: about {duration(seconds * left / rows.stop)} "
+                    f"the first {done:,} took {duration(seconds)}: about {duration(seconds * left / done)} "
                     f"for the {left:,} that are left"
                 )
 

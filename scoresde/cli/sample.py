@@ -7,7 +7,10 @@
     scoresde sample --checkpoint runs/my-images --fitted five.json              # what `scoresde fit` wrote
 
 Sample i depends on the seed and on i alone: the same pictures whatever the batch size (to rounding; adaptive solvers
-agree to their tolerance).
+agree to their tolerance). Under torchrun or `accelerate launch` the processes share the batches, and the main one
+writes the same files as one process would:
+
+    torchrun --nproc-per-node 4 -m scoresde sample --checkpoint runs/my-images --samples 50000 --batch-size 500
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -27,15 +31,19 @@ import scoresde as ss
 from scoresde.cli.choices import SDES, SOLVERS, GridName, SDEName, SolverName, build, grid_named
 from scoresde.cli.conditions import asked_conditions
 from scoresde.cli.config import flags_beside, remember
-from scoresde.cli.costs import expect, in_batches, parameters_of_model
+from scoresde.cli.costs import expect, parameters_of_model, through
 from scoresde.cli.flags import CheckpointFlags, Repeated, at_least
 from scoresde.cli.outputs import brief, save_array, say, told
 from scoresde.cli.pictures import draw_samples
 from scoresde.cli.trained import Trained, trained_of
 from scoresde.data import Scaling, load
 from scoresde.files import make_writable, write_json
+from scoresde.models import captured
 from scoresde.solvers.defaults import chosen_solver
 from scoresde.solvers.fitted import Fitted
+from scoresde.train import sample_sharded
+from scoresde.train.processes import Processes
+from scoresde.train.shared_sampling import several_processes
 
 # Up to so many classes are drawn in columns of their own.
 COLUMNS = 16
@@ -83,6 +91,8 @@ class SampleConfig(CheckpointFlags):
     """Fresh for each step, or one Brownian path for any number of steps."""
     denoise: bool = True
     """End with the denoised sample, one evaluation more."""
+    graphs: bool = False
+    """Replay the network from CUDA graphs, which is faster where batches are small; the samples are the same."""
     drawn: int | None = None
     """How many of the samples samples.png shows; 64, or 2000 vectors, unless told."""
     data: Path | None = None
@@ -186,29 +196,35 @@ def generate(
     times: Tensor | None,
     trained: Trained,
     given: Mapping[str, Tensor],
-) -> tuple[Tensor, int]:
-    """All samples in model units, on the CPU, and evaluations of the network for each of them."""
-    parts, evaluations = [], 0
+    *,
+    quiet: bool = False,
+) -> tuple[Tensor | None, int]:
+    """All samples in model units, on the CPU of the main process, and evaluations of the network for each of them."""
     scale = 1.0 if config.guidance is None else config.guidance
-    expect(trained, (config.steps + config.denoise) * (1 if scale in (0, 1) else 2), config.samples, config.batch_size)
-    for rows in in_batches(config.samples, config.batch_size):
-        score: ss.Score = model
-        if given:
-            score = ss.classifier_free(model, {name: value[rows] for name, value in given.items()}, scale=scale)
-        solution = ss.sample(
+    if not quiet:
+        each = (config.steps + config.denoise) * (1 if scale in (0, 1) else 2)
+        expect(trained, each, config.samples, config.batch_size)
+
+    def score(rows: slice) -> ss.Score:
+        some = {name: value[rows] for name, value in given.items()}
+        return ss.classifier_free(model, some, scale=scale) if some else model
+
+    with captured(model) if config.graphs else nullcontext():
+        found = sample_sharded(
             score,
-            (rows.stop - rows.start, *trained.event),
+            (config.samples, *trained.event),
+            batch_size=config.batch_size,
+            noise=lambda first: noise_of(config, model.sde, first),
+            around=lambda batches: through(batches, quiet=quiet),
+            cpu=config.cpu,
             solver=solver,
             steps=config.steps,
             grid=times,
             eta=config.eta,
-            noise=noise_of(config, model.sde, rows.start),
             denoise=config.denoise,
             device=trained.device,
         )
-        parts.append(solution.x.cpu())
-        evaluations = max(evaluations, solution.nfe)  # adaptive solvers may differ between batches
-    return torch.cat(parts), evaluations
+    return found.x, found.nfe
 
 
 def in_data_units(x: Tensor, scaling: Scaling) -> np.ndarray[Any, Any]:
@@ -228,6 +244,8 @@ def main(config: SampleConfig) -> dict[str, Any]:
         solver = build(SOLVERS, config.solver, config.solver_options)
     elif config.fitted is not None:
         solver = Fitted.load(config.fitted)
+    processes = Processes(config.cpu) if several_processes() else None  # each then has a GPU of its own
+    quiet = processes is not None and not processes.main
     trained = trained_of(config)
     turn = classes_in_turn(config, trained)
     model = trained.model
@@ -240,15 +258,21 @@ def main(config: SampleConfig) -> dict[str, Any]:
         solver.check(process)
     given = conditions_of(config, trained, turn)
     real = real_vectors(config, trained)
-    out = make_writable(trained.home / "samples" if config.out is None else config.out)
-    remember(config, out)
+    out = trained.home / "samples" if config.out is None else config.out
+    if not quiet:
+        remember(config, make_writable(out))
     left_out = [name for name in trained.conditions if name not in given]
     note = f"; {' and '.join(left_out)} left out" if left_out else ""
     size = f"{parameters_of_model(model):,} parameters"
-    say(f"{config.samples} samples of {trained.event} by {size}, {brief(model.sde)}{note}")
+    if not quiet:
+        say(f"{config.samples} samples of {trained.event} by {size}, {brief(model.sde)}{note}")
 
     start = time.perf_counter()
-    x, evaluations = generate(config, model, solver, times, trained, given)
+    x, evaluations = generate(config, model, solver, times, trained, given, quiet=quiet)
+    if x is None:  # the main process has them all, and writes; till then nobody leaves
+        if processes is not None:
+            processes.wait()
+        return {}
     seconds = time.perf_counter() - start
     save_array(out / "samples.npy", in_data_units(x, trained.scaling))
     heads: list[str] = []
@@ -271,4 +295,6 @@ def main(config: SampleConfig) -> dict[str, Any]:
     }
     write_json(out / "report.json", report)
     say(f"{len(x)} samples, {evaluations} evaluations each, {seconds:.1f} s; they are in {out}")
+    if processes is not None:
+        processes.wait()
     return report

@@ -25,17 +25,17 @@ def positive_part(symmetric: Tensor) -> Tensor:
     What is taken away counts as a constant: eigenvectors have no derivative where eigenvalues coincide.
     """
     with torch.no_grad():
-        taken = _by_eigenvectors(symmetric) if checks.readable(symmetric) else _by_polar(symmetric)
+        taken = by_eigenvectors(symmetric) if checks.readable(symmetric) else by_polar(symmetric)
     return symmetric - taken
 
 
-def _by_eigenvectors(symmetric: Tensor) -> Tensor:
+def by_eigenvectors(symmetric: Tensor) -> Tensor:
     """The negative part of S."""
     values, vectors = torch.linalg.eigh(symmetric)
     return (vectors * values.clamp_max(0)[:, None]) @ vectors.mT
 
 
-def _by_polar(symmetric: Tensor) -> Tensor:
+def by_polar(symmetric: Tensor) -> Tensor:
     r"""The same, (S - |S|)/2, by QR-based dynamically weighted Halley iterations (Nakatsukasa, Bai & Gygi 2010,
     doi:10.1137/090774999, eq. 3.5 and 4.2)::
 

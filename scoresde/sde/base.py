@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from scoresde import checks
 from scoresde.noise import Noise, as_noise
 from scoresde.sde.chain import Chain
-from scoresde.sde.host import first_parameter, remember, twin
+from scoresde.sde.host import answered_elsewhere, first_parameter, twin
 
 Time = float | Tensor
 """A number, or a tensor () for all samples or (B,) for each."""
@@ -100,7 +100,7 @@ def _in_float64(method: Callable[[Any, Tensor], Tensor], name: str) -> Callable[
         asked = twin(self) if time.is_cpu else self
         value = method(asked, beside_parameters(asked, time))
         if isinstance(value, Tensor) and value.device != time.device and time.is_cpu:
-            remember(self)
+            answered_elsewhere(self)
         value = torch.as_tensor(value, dtype=torch.float64, device=time.device)
         if value.shape != time.shape:
             value = value.expand(time.shape)
@@ -122,7 +122,7 @@ def _beside(method: Callable[[Any, Time], Tensor]) -> Callable[[Any, Time], Tens
         if not isinstance(log_snr, Tensor):
             log_snr = checks.real(log_snr, name="log_snr")
         if log_snr.is_cpu:
-            remember(self)
+            answered_elsewhere(self)
         asked = twin(self) if log_snr.is_cpu else self
         return method(asked, beside_parameters(asked, log_snr)).to(log_snr.device)
 

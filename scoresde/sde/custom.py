@@ -21,7 +21,7 @@ from scoresde import checks
 from scoresde.checks.lasting import lasting_property
 from scoresde.sde.base import SDE, Time, beside_parameters, derivative, root, signal_left
 from scoresde.sde.chain import Chain
-from scoresde.sde.host import remember, twin
+from scoresde.sde.host import answered_elsewhere, twin
 from scoresde.sde.members import RectifiedFlow
 
 TimeFunction = Callable[[Tensor], Tensor | float]
@@ -33,7 +33,7 @@ def _on(function: TimeFunction | float, u: Tensor) -> Tensor:
     answer = asked(beside_parameters(asked, u.flatten())) if callable(asked) else asked
     value = answer if isinstance(answer, Tensor) else torch.as_tensor(answer, dtype=u.dtype)
     if u.is_cpu and not value.is_cpu:
-        remember(function)
+        answered_elsewhere(function)
     if value.shape not in ((), (1,), (u.numel(),)):
         raise ValueError(
             f"a coefficient must work elementwise on times: it was given ({u.numel()},) and answered "

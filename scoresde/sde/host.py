@@ -26,7 +26,7 @@ _twins: dict[int, tuple[weakref.ref[Any], Seen, Any]] = {}
 """By the identity of an SDE whose answers came from elsewhere: the SDE, its parameters as they were, and its copy."""
 
 
-def remember(sde: Any) -> None:
+def answered_elsewhere(sde: Any) -> None:
     """This SDE has answered from another device than it was asked from: from now on it has a :func:`twin`."""
     key = id(sde)
     if key not in _twins:

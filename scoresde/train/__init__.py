@@ -9,7 +9,8 @@
 of options, :class:`TrainOptions`. A run is exact: resumed, it takes the steps that it would have taken, and several
 processes take those of one. With ``held_out`` the loss on samples that are never trained on tells of convergence:
 :class:`HeldOutLoss`, :class:`EarlyStopping`. Checkpoints are JSON and safetensors; :func:`describe` reads what they say
-of themselves, and :func:`save` writes one of a model that was trained elsewhere.
+of themselves, and :func:`save` writes one of a model that was trained elsewhere. :func:`sample_sharded` has several
+processes draw samples together.
 """
 
 from scoresde.train.callbacks import Callback
@@ -24,6 +25,7 @@ from scoresde.train.options import TrainOptions
 from scoresde.train.posthoc import Snapshots, reconstruct_ema, save_snapshot, snapshot_steps
 from scoresde.train.profiles import ProfileFit, fit_profile
 from scoresde.train.record import StepRecord
+from scoresde.train.shared_sampling import SharedSamples, sample_sharded
 from scoresde.train.signals import Terminated
 from scoresde.train.start import train, train_classifier
 from scoresde.train.tensorboard import TensorBoard
@@ -38,6 +40,7 @@ __all__ = [
     "PowerEMA",
     "ProfileFit",
     "Run",
+    "SharedSamples",
     "Snapshots",
     "StepRecord",
     "TensorBoard",
@@ -52,6 +55,7 @@ __all__ = [
     "load_classifier",
     "load_model",
     "reconstruct_ema",
+    "sample_sharded",
     "save",
     "save_snapshot",
     "snapshot_steps",

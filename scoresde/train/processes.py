@@ -19,7 +19,7 @@ from __future__ import annotations
 import atexit
 import gc
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -188,6 +188,38 @@ class Processes:
             distributed.all_gather_object(everybody, found, group=self._words)
         return everybody
 
+    def to_main(self, parts: Mapping[int, Tensor], sizes: Sequence[int]) -> Tensor | None:
+        """On the main process the rows of all parts in their order, on the others None.
+
+        Args:
+            parts: this process's, by number, in main memory; number k is held by process k modulo their count.
+            sizes: rows of each part, of all processes.
+        """
+        kinds: list[Any] = [None] * self.count
+        mine = next(((tuple(part.shape[1:]), part.dtype) for part in parts.values()), None)
+        distributed.all_gather_object(kinds, mine, group=self._words)
+        if not self.main:
+            for k in sorted(parts):
+                distributed.send(_bytes(parts[k]), 0, self._words)
+            self.wait()
+            return None
+        shape, dtype = next(kind for kind in kinds if kind is not None)
+        whole, first = torch.empty(sum(sizes), *shape, dtype=dtype), 0
+        for k, size in enumerate(sizes):
+            rows = whole[first : first + size]
+            if k in parts:
+                rows.copy_(parts[k])
+            elif size:
+                distributed.recv(_bytes(rows), k % self.count, self._words)
+            first += size
+        self.wait()
+        return whole
+
+    def wait(self) -> None:
+        """Until all have come here."""
+        if self.count > 1:
+            distributed.barrier(group=self._words)
+
     # -- tensors -------------------------------------------------------------------------------------------------------
 
     def share_state(self, model: nn.Module) -> None:
@@ -231,6 +263,11 @@ class Processes:
             value = value.clone()
             distributed.all_reduce(value)
         return value
+
+
+def _bytes(x: Tensor) -> Tensor:
+    """The same memory, flat: not every backend knows every dtype."""
+    return x.reshape(-1).view(torch.uint8)
 
 
 def _by_dtype(tensors: Iterable[Tensor]) -> list[list[Tensor]]:

@@ -17,7 +17,9 @@ from safetensors.torch import save_file
 from scipy.integrate import solve_ivp
 from torch import Tensor, distributions
 
+import card
 import contest
+import gpu
 import loop_overhead
 import ode
 import overhead
@@ -584,3 +586,40 @@ def test_command_lines_explain_themselves(script: str, capsys: pytest.CaptureFix
     shown = capsys.readouterr().out
     assert done.value.code == 0
     assert all(f"--{field.name.replace('_', '-')}" in shown for field in dataclasses.fields(config))
+
+
+def test_the_script_for_a_gpu_keeps_to_its_seconds_and_loses_nothing(tmp_path: Path) -> None:
+    """What fails is told, what does not fit is left out, and the file is whole after each section."""
+
+    def one(bench: card.Bench) -> Any:
+        yield {"figure": 1.0}
+        assert json.loads((tmp_path / "gpu.json").read_text())["sections"] == {}
+
+    def fails(bench: card.Bench) -> Any:
+        yield {"figure": 2.0}
+        assert "one" in json.loads((tmp_path / "gpu.json").read_text())["sections"]
+        raise RuntimeError("out of memory")
+
+    sections = [card.Section("one", 1, one), card.Section("fails", 1, fails), card.Section("long", 1e6, one)]
+    found = card.run_sections(sections, card.Bench(torch.device("cpu"), 60.0, tmp_path))
+    assert found == json.loads((tmp_path / "gpu.json").read_text())
+    of = found["sections"]
+    assert of["one"]["rows"] == [{"figure": 1.0}] and "error" not in of["one"]
+    assert of["fails"]["rows"] == [{"figure": 2.0}] and "out of memory" in of["fails"]["error"]
+    assert of["long"]["rows"] == [] and "were left of 1000000" in of["long"]["left out"]
+
+
+@pytest.mark.parametrize("section", ["graphs", "checkpointing", "sampling"])
+def test_sections_for_a_gpu_run_on_a_cpu(section: str, tmp_path: Path) -> None:
+    """The smoke test; the sections with many cases are `--device cpu --small`."""
+    gpu.main(gpu.Config(device="cpu", small=True, out=tmp_path, sections=(section,)))
+    said = json.loads((tmp_path / "gpu.json").read_text())["sections"][section]
+    assert said["rows"] and "error" not in said
+
+
+def test_the_script_for_a_gpu_says_what_it_lacks() -> None:
+    with pytest.raises(SystemExit, match="there is no section other"):
+        gpu.main(gpu.Config(device="cpu", sections=("other",)))
+    if not torch.cuda.is_available():
+        with pytest.raises(SystemExit, match="there is no GPU here"):
+            gpu.main(gpu.Config())

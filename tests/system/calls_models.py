@@ -236,6 +236,7 @@ CALLS = [
     Call(stored_conditions, lambda: {"conditions": {"label": Y}, "count": 2}, kinds={"count": COUNT_FROM_0}),
 ]
 NOT_CALLED = {
+    "scoresde.models.captured.captured": "of a CUDA device, which the tests have not; tests/models/test_captured.py",
     "scoresde.models.combination.Combination": "a protocol",
     "scoresde.models.evaluation.evaluating": "takes any object",
     "scoresde.models.score.Units": "a protocol",

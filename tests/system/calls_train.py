@@ -37,6 +37,7 @@ from scoresde.train import (
     learning_rate,
     load_classifier,
     load_model,
+    sample_sharded,
     save,
     train,
     train_classifier,
@@ -55,6 +56,9 @@ def model() -> ScoreModel:
 def classifier() -> ClassifierModel:
     torch.manual_seed(0)
     return ClassifierModel(nn.MLP(3, 4, 1, out_dim=2), VP())
+
+
+SCORED = model().bind(label=1)
 
 
 def dataset() -> Dataset:
@@ -224,9 +228,16 @@ CALLS = [
     ),
     Call(load_model, lambda: {"folder": FOLDER / "score", "ema": True}, kinds={"ema": CHOICE}, answer=None),
     Call(load_classifier, lambda: {"folder": FOLDER / "classifier", "ema": True}, kinds={"ema": CHOICE}, answer=None),
+    Call(
+        sample_sharded,
+        lambda: {"score": SCORED, "shape": (3, 3), "batch_size": 2, "seed": 1, "steps": 2, "cpu": False},
+        kinds={"score": SCORE, "batch_size": COUNT, "seed": SEED.but("None"), "cpu": FLAG},
+        answer=lambda found: found.x,
+    ),
     Call(describe, lambda: {"folder": FOLDER / "score"}, answer=lambda told: told.step),
 ]
 NOT_CALLED = {
+    "scoresde.train.shared_sampling.SharedSamples": "what sample_sharded answers",
     "scoresde.train.contents.Description": "what describe answers",
     "scoresde.train.folder.CheckpointError": "an error",
     "scoresde.train.signals.Terminated": "raised by a run",

@@ -49,7 +49,7 @@ ALLOWED: dict[str, set[str]] = {
     "inverse": PROCESS | {"guidance"},
     "particles": PROCESS | {"guidance"},
     "editing": PROCESS | {"guidance", "nn"},
-    "train": CORE | {"nn", "losses", "times", "data"},
+    "train": CORE | {"nn", "losses", "times", "data", "sampling", "solvers"},
     "interop": PROCESS | HELPERS | {"guidance", "nn", "data", "sampling", "inverse", "likelihood"},
     "hub": CORE | {"nn", "data", "train"},
     "__main__": {"cli"},

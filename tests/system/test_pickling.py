@@ -70,6 +70,7 @@ ELSEWHERE = {
     "Estimate": "a tuple", "TwoSampleTest": "a tuple", "ClassifierTest": "a tuple", "PrecisionRecall": "a tuple",
     "DensityCoverage": "a tuple", "Combination": "a protocol", "Corrector": "a protocol",
     "PriorMismatch": "two numbers",
+    "SharedSamples": "plain tensors",
 }  # fmt: skip
 
 
