@@ -1,4 +1,4 @@
-"""Writes the tables of docs/benchmarks.md from what ode.py, fitted.py, sde.py and overhead.py left in their folder.
+"""Writes the tables of docs/benchmarks.md from what ode.py, fitted.py, sde.py, overhead.py and training.py left in their folder.
 
     python examples/benchmarks/report.py
 
@@ -18,6 +18,7 @@ import contest
 import ode
 import overhead
 import sde
+import training
 from contest import LawResult, Result
 from overhead import Ratio
 
@@ -51,6 +52,9 @@ def tables(results: Path) -> dict[str, str]:
     ratios = results / "overhead.json"
     if ratios.exists():
         found["overhead"] = overhead.table([Ratio(**row) for row in json.loads(ratios.read_text("utf-8"))])
+    steps = results / "training.json"
+    if steps.exists():
+        found["training"] = training.table([training.Row(**row) for row in json.loads(steps.read_text("utf-8"))])
     return found
 
 

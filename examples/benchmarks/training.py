@@ -1,7 +1,7 @@
 """Training steps of the U-Net beside those of other libraries: images a second and memory at matched parameters.
 
     python examples/benchmarks/training.py                                        # this CPU, float32
-    python examples/benchmarks/training.py --device cuda --batch 256 --bf16 --channels-last --compile
+    python examples/benchmarks/training.py --device cuda --batch 256 --bf16 --compile
 
 A step is forward, mean squared error, backward and a fused AdamW on pictures 3x32x32 of noise. The contestants take
 turns, so that a ratio is of two steps that ran one after the other; given is the median ratio and its quartiles. Widths
@@ -11,6 +11,7 @@ during the forward and backward pass, beyond weights and input, gradients includ
 
 from __future__ import annotations
 
+import copy
 import gc
 import json
 import statistics
@@ -20,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import tyro
@@ -61,8 +62,8 @@ class Config:
     """Threads of the CPU. With one, processor time is measured, which other programs do not lengthen."""
     bf16: bool = False
     """Autocast to bfloat16."""
-    channels_last: bool = False
-    """Weights and pictures of all contestants in channels-last; the U-Net takes it on the CPU in any case."""
+    formats: tuple[Literal["contiguous", "channels-last"], ...] = ("contiguous", "channels-last")
+    """Memory formats of weights and pictures; each contestant runs in each of them."""
     compile: bool = False
     """torch.compile all contestants."""
     peers: bool = True
@@ -86,7 +87,8 @@ class Row:
         gflop: of a forward and backward pass for one picture.
         images: a second, median.
         memory: MiB, see the head of this file.
-        ratio: images a second of the group's first network over those of this one, median over the turns.
+        ratio: images a second of the group's first network, in the last format, over those of this one, median over
+            the turns.
         low: quartile of that ratio.
         high: the other.
         share: of the card's bfloat16 rate; 0 where it has none that is known.
@@ -125,12 +127,12 @@ def step_of(net: nn.Module, x: Tensor, config: Config) -> Callable[[], None]:
     return step
 
 
-def prepared(net: nn.Module, size: int, config: Config) -> tuple[nn.Module, Tensor]:
-    """The network and pictures of noise, where and as the flags say."""
+def prepared(net: nn.Module, size: int, form: str, config: Config) -> tuple[nn.Module, Tensor]:
+    """A copy of the network, and pictures of noise, where and in the memory format that is asked for."""
     channels = int(net.config["channels"]) if isinstance(net, UNet) else 3
     x = torch.randn(config.batch, channels, size, size, device=config.device)
-    net = net.to(config.device).train()
-    if config.channels_last:
+    net = copy.deepcopy(net).to(config.device).train()
+    if form == "channels-last":
         net, x = net.to(memory_format=torch.channels_last), x.contiguous(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return net, x
 
@@ -196,12 +198,14 @@ def rate_of(config: Config) -> float:
 
 
 def contend(group: str, nets: dict[str, nn.Module], size: int, config: Config) -> list[Row]:
-    """The rows of networks that take turns; ratios are to the first."""
-    made = {name: prepared(net, size, config) for name, net in nets.items()}
+    """The rows of networks that take turns in each memory format; ratios are to the first network in the last."""
+    made = {
+        f"{name}, {form}": prepared(net, size, form, config) for name, net in nets.items() for form in config.formats
+    }
     flops = {name: gflop(net, x) for name, (net, x) in made.items()}
     steps = {name: step_of(net, x, config) for name, (net, x) in made.items()}
     seconds = turns(steps, config)
-    rows, first, rate = [], next(iter(nets)), rate_of(config)
+    rows, first, rate = [], f"{next(iter(nets))}, {config.formats[-1]}", rate_of(config)
     for name, (net, _) in made.items():
         ratios = [theirs / ours for theirs, ours in zip(seconds[name], seconds[first], strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
@@ -272,7 +276,7 @@ def rows_of(config: Config) -> list[Row]:
 def table(rows: list[Row]) -> str:
     """Markdown."""
     heads = ["Group", "Network", "Parameters:", "GFLOP a picture:", "Pictures a second:", "Memory, MiB:"]
-    heads += ["Time, the group's first = 1:", "Share of the card's rate:"]
+    heads += ["Time, ours = 1:", "Share of the card's rate:"]
     return contest.markdown(
         heads,
         (
