@@ -1,4 +1,4 @@
-"""Writes the tables of docs/benchmarks.md from what ode.py, fitted.py, sde.py, overhead.py and training.py left in their folder.
+"""Writes the tables of docs/benchmarks.md from what the scripts beside it left in their folder.
 
     python examples/benchmarks/report.py
 

@@ -92,8 +92,8 @@ def network(
             )
     unknown = [name for name in changes if name not in inspect.signature(kind).parameters]
     if unknown:
+        flag = as_flag(unknown[0] if unknown[0] != "checkpoint" else "recompute")
         raise ValueError(
-            f"{as_flag(unknown[0] if unknown[0] != 'checkpoint' else 'recompute')} says nothing about the {kind.__name__} that learns samples of shape {event}; "
-            "leave it out."
+            f"{flag} says nothing about the {kind.__name__} that learns samples of shape {event}; leave it out."
         )
     return kind(**{**base, **changes, **conditions})

@@ -1,8 +1,8 @@
 """Group norm, scale and shift and SiLU in one step, in the memory format that comes in and with little kept for later::
 
-    h = normalised(norm, x)                                       # what norm(x) is
-    h = normalised(norm, x, silu=True)                            # silu(norm(x))
-    h = normalised(norm, x, scale, shift, silu=True)              # silu(norm(x) (1 + scale) + shift)
+    h = group_normed(norm, x)                                       # what norm(x) is
+    h = group_normed(norm, x, silu=True)                            # silu(norm(x))
+    h = group_normed(norm, x, scale, shift, silu=True)              # silu(norm(x) (1 + scale) + shift)
 
 torch's own group norm answers in contiguous format on a GPU, whatever comes in, so that a network in channels-last
 copies every feature map twice at every norm; and written as three operations, norm, modulation and SiLU keep a feature
@@ -24,7 +24,7 @@ SMALL = 2**19
 """Elements of a feature map that stays in a core's cache, on the CPU."""
 
 
-def normalised(
+def group_normed(
     norm: nn.GroupNorm, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, *, silu: bool = False
 ) -> Tensor:
     r"""Group norm (Wu and He 2018, arXiv:1803.08494), modulated and through a SiLU where asked for.
@@ -110,7 +110,7 @@ Some = Tensor | None
 def _composed(
     x: Tensor, weight: Some, bias: Some, scale: Some, shift: Some, groups: int, eps: float, silu: bool
 ) -> Tensor:
-    """`normalised` of operations that torch differentiates, transforms and compiles."""
+    """`group_normed` of operations that torch differentiates, transforms and compiles."""
     y, _, _ = _normed(x, *_modulation(x, weight, bias, scale, shift), groups, eps)
     return (F.silu(y) if silu else y).to(x.dtype)
 

@@ -1,4 +1,4 @@
-"""`normalised` against its equation: values, derivatives of all kinds, memory formats, and what it keeps."""
+"""`group_normed` against its equation: values, derivatives of all kinds, memory formats, and what it keeps."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from scoresde.nn import norms
-from scoresde.nn.norms import normalised
+from scoresde.nn.norms import group_normed
 
 # In float64, the same sums in another order differ by a few thousand roundings of 2e-16 of numbers of order 1.
 SAME = {"rtol": 1e-10, "atol": 1e-10}
@@ -77,10 +77,10 @@ def test_values_and_gradients_are_the_equation_s(
     norm, plain, extra = case(shape, affine, told)
     x = FORMATS[form](plain).detach().requires_grad_()
     scale, shift = extra if told else (None, None)
-    found, expected = normalised(norm, x, scale, shift, silu=silu), equation(norm, x, scale, shift, silu)
+    found, expected = group_normed(norm, x, scale, shift, silu=silu), equation(norm, x, scale, shift, silu)
     torch.testing.assert_close(found, expected, **SAME)
     with torch.no_grad():
-        torch.testing.assert_close(normalised(norm, x, scale, shift, silu=silu), expected, **SAME)
+        torch.testing.assert_close(group_normed(norm, x, scale, shift, silu=silu), expected, **SAME)
     inputs = [x, *extra, *norm.parameters()]
     for given in (randn(*shape, seed=3), last(randn(*shape, seed=3)), torch.ones(1).double().expand(shape)):
         grads = torch.autograd.grad(found, inputs, given, retain_graph=True)
@@ -93,7 +93,7 @@ def test_values_and_gradients_are_the_equation_s(
 def test_the_memory_format_is_kept(form: str) -> None:
     norm, plain, (scale, shift) = case((2, 8, 4, 5), False, True)
     x = FORMATS[form](plain).requires_grad_()
-    y = normalised(norm, x, scale, shift, silu=True)
+    y = group_normed(norm, x, scale, shift, silu=True)
     (grad,) = torch.autograd.grad(y, x, FORMATS[form](randn(*y.shape)))
     assert y.stride() == x.stride() and grad.stride() == x.stride()
 
@@ -105,7 +105,7 @@ def test_derivatives_beyond_the_first_and_forwards(form: str, told: bool) -> Non
     x = FORMATS[form](plain).detach().requires_grad_()
 
     def call(x: Tensor, *extra: Tensor) -> Tensor:
-        return normalised(norm, x, *extra, silu=True)
+        return group_normed(norm, x, *extra, silu=True)
 
     inputs = (x, *extra)
     assert torch.autograd.gradcheck(call, inputs, check_forward_ad=True)
@@ -126,7 +126,7 @@ def test_vmap_is_a_loop() -> None:
     x, scale, shift = randn(5, 2, 4, 2, 3), randn(5, 2, 4, seed=1), randn(5, 2, 4, seed=2)
 
     def loss(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-        return normalised(norm, x, scale, shift, silu=True).square().sum()
+        return group_normed(norm, x, scale, shift, silu=True).square().sum()
 
     found = torch.vmap(torch.func.grad(loss))(x, scale, shift)
     each = torch.stack([torch.func.grad(loss)(x[i], scale[i], shift[i]) for i in range(5)])
@@ -139,7 +139,7 @@ def test_half_precision_rounds_once(dtype: torch.dtype, centre: float) -> None:
     norm, plain, extra = case((2, 8, 16, 16), True, True)
     scale, shift = (v.detach() for v in extra)
     x = last(plain + centre).to(dtype)
-    found = normalised(norm.to(dtype), x, scale.to(dtype), shift.to(dtype), silu=True)
+    found = group_normed(norm.to(dtype), x, scale.to(dtype), shift.to(dtype), silu=True)
     assert found.dtype == dtype
     exact = equation(norm.double(), x.double(), scale.to(dtype).double(), shift.to(dtype).double(), True)
     # Rounding the answer, at most eps / 2 of it, and float32's rounding of x - mean: 2^-24 of the centre each.
@@ -152,9 +152,9 @@ def test_autocast_changes_nothing_inside() -> None:
     norm = nn.GroupNorm(2, 8)
     x = randn(2, 8, 4, 4).to(torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16):
-        found = normalised(norm, last(x), silu=True)
+        found = group_normed(norm, last(x), silu=True)
     assert found.dtype == torch.bfloat16
-    assert torch.equal(found, normalised(norm, last(x), silu=True))
+    assert torch.equal(found, group_normed(norm, last(x), silu=True))
 
 
 @pytest.mark.parametrize("told", [False, True])
@@ -169,7 +169,7 @@ def test_x_alone_is_kept_for_the_backward_pass(form: str, told: bool) -> None:
         return value
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda value: value):
-        normalised(norm, x, *extra, silu=True)
+        group_normed(norm, x, *extra, silu=True)
     others = sum(size for place, size in kept.items() if place != x.untyped_storage().data_ptr())
     # A gain and an offset, of each sample or of all, and mean and deviation of 2 samples' 2 groups: float64.
     assert x.untyped_storage().data_ptr() in kept and others <= 8 * (2 * 2 * 8 + 2 * 2 * 2)
@@ -178,5 +178,5 @@ def test_x_alone_is_kept_for_the_backward_pass(form: str, told: bool) -> None:
 
 def test_no_samples_and_no_graph() -> None:
     norm = nn.GroupNorm(2, 8)
-    assert normalised(norm, torch.zeros(0, 8, 3, 3)).shape == (0, 8, 3, 3)
-    assert normalised(norm, torch.zeros(0, 8, 3, 3, requires_grad=True), silu=True).sum().backward() is None
+    assert group_normed(norm, torch.zeros(0, 8, 3, 3)).shape == (0, 8, 3, 3)
+    assert group_normed(norm, torch.zeros(0, 8, 3, 3, requires_grad=True), silu=True).sum().backward() is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from bad_calls import (
     COUNT,
+    FLAG,
     LITERAL,
     MAPPING,
     NUMBER,
@@ -95,6 +96,7 @@ ENCODER = {
     "conditioning": LITERAL,
     "time_features": LITERAL,
     "blocks": COUNT.but(for_three_levels=lambda right: (1, 1, 1)),
+    "checkpoint": FLAG,
     "head_width": COUNT,
     "multipliers": SIZES.but(empty=lambda right: ()),
     "attention_levels": SIZES,
