@@ -69,7 +69,8 @@ def _per_level(blocks: Any, levels: int) -> int | tuple[int, ...]:
     found = _whole_numbers(blocks, "blocks")
     if len(found) != levels:
         raise ValueError(
-            f"blocks={list(found)}: expected one number for all levels, or one for each of the {levels} of multipliers."
+            f"blocks has {len(found)} numbers, {list(found)}; expected one for all levels, or one for each of the "
+            f"{levels} of multipliers."
         )
     return tuple(checks.count(count, name=f"blocks[{i}]") for i, count in enumerate(found))
 

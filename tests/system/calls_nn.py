@@ -95,7 +95,7 @@ ENCODER = {
     "pool": LITERAL,
     "conditioning": LITERAL,
     "time_features": LITERAL,
-    "blocks": COUNT.but(for_three_levels=lambda right: (1, 1, 1)),
+    "blocks": COUNT.but("a list", for_three_levels=lambda right: (1, 1, 1)),
     "checkpoint": FLAG,
     "head_width": COUNT,
     "multipliers": SIZES.but(empty=lambda right: ()),
