@@ -1,4 +1,4 @@
-"""Writes the tables of docs/benchmarks.md from what ode.py, fitted.py, sde.py, overhead.py and loop_overhead.py left.
+"""Writes the tables of docs/benchmarks.md from what the scripts beside it left in their folder.
 
     python examples/benchmarks/report.py
 
@@ -19,6 +19,7 @@ import loop_overhead
 import ode
 import overhead
 import sde
+import training
 from contest import LawResult, Result
 from loop_overhead import Overhead
 from overhead import Ratio
@@ -56,6 +57,9 @@ def tables(results: Path) -> dict[str, str]:
     loop = results / "loop_overhead.json"
     if loop.exists():
         found["loop overhead"] = loop_overhead.table([Overhead(**row) for row in json.loads(loop.read_text("utf-8"))])
+    steps = results / "training.json"
+    if steps.exists():
+        found["training"] = training.table([training.Row(**row) for row in json.loads(steps.read_text("utf-8"))])
     return found
 
 

@@ -30,8 +30,8 @@ class NetworkFlags:
     """Width of the network: channels at the finest level, or of all tokens."""
     multipliers: tuple[int, ...] | None = None
     """U-Net: channels of each level, finest first, in units of width; each level halves the sizes."""
-    blocks: int | None = None
-    """U-Net: residual blocks of each level."""
+    blocks: int | tuple[int, ...] | None = None
+    """U-Net: residual blocks of all levels, or of each, finest first."""
     attention_levels: tuple[int, ...] | None = None
     """U-Net: levels with self-attention, 0 the finest, -1 the coarsest; without numbers none."""
     conditioning: Literal["adaptive", "add"] | None = None
@@ -44,6 +44,8 @@ class NetworkFlags:
     """How the noise level is shown to the network."""
     dropout: float | None = None
     """Probability of dropping an activation in training."""
+    recompute: bool = False
+    """U-Net: less than half the memory, a third more time: blocks run again for the backward pass."""
 
 
 def network(
@@ -60,8 +62,10 @@ def network(
     Raises:
         ValueError: a shape that no network takes, or a flag that this network does not have.
     """
-    options = (f.name for f in fields(NetworkFlags) if f.name != "network")
+    options = (f.name for f in fields(NetworkFlags) if f.name not in ("network", "recompute"))
     changes = {name: value for name in options if (value := getattr(flags, name)) is not None}
+    if flags.recompute:
+        changes["checkpoint"] = True  # the network's word, which for commands is a folder
     kind: type[torch.nn.Module]
     base: dict[str, Any]
     if flags.network in PRESETS:
@@ -94,8 +98,8 @@ def network(
             )
     unknown = [name for name in changes if name not in inspect.signature(kind).parameters]
     if unknown:
+        flag = as_flag(unknown[0] if unknown[0] != "checkpoint" else "recompute")
         raise ValueError(
-            f"{as_flag(unknown[0])} says nothing about the {kind.__name__} that learns samples of shape {event}; "
-            "leave it out."
+            f"{flag} says nothing about the {kind.__name__} that learns samples of shape {event}; leave it out."
         )
     return kind(**{**base, **changes, **conditions})

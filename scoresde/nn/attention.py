@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoresde import checks
-from scoresde.nn.norms import normalised
+from scoresde.nn.norms import group_normed
 
 MOST_CHANNELS = 2**20
 """Of a layer: more than any machine can hold the square of."""
@@ -94,8 +94,8 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (B, C, *spatial) to the same shape."""
-        tokens = to_tokens(self.qkv, normalised(self.norm, x))  # (B, N, 3 C)
-        q, k, v = tokens.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+        tokens = to_tokens(self.qkv, group_normed(self.norm, x)).chunk(3, dim=2)  # of (B, N, 3 C)
+        q, k, v = (part.unflatten(2, (self.heads, -1)).transpose(1, 2) for part in tokens)
         mixed = F.scaled_dot_product_attention(q, k, v)  # (B, heads, N, C / heads)
         return x + from_tokens(self.proj, mixed.transpose(1, 2).flatten(2), x)
 
@@ -181,8 +181,8 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Map x (B, C, *spatial) to the same shape."""
-        q = to_tokens(self.query, normalised(self.norm, x)).unflatten(2, (self.heads, -1)).transpose(1, 2)
-        k, v = self.kv(context.tokens).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind()
+        q = to_tokens(self.query, group_normed(self.norm, x)).unflatten(2, (self.heads, -1)).transpose(1, 2)
+        k, v = (z.unflatten(2, (self.heads, -1)).transpose(1, 2) for z in self.kv(context.tokens).chunk(2, dim=2))
         present = context.present[:, None, None, :]
         edit = _edits.get({}).get(id(self)) if _anybody_edits else None
         if edit is None:

@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from scoresde import checks
 from scoresde.nn.attention import Context, CrossAttention, SelfAttention, group_norm, maps_are_edited
 from scoresde.nn.network import check_dropout
-from scoresde.nn.norms import normalised
+from scoresde.nn.norms import group_normed
 
 Conditioning = Literal["add", "adaptive"]
 
@@ -99,19 +99,19 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor, told: Tensor | None = None) -> Tensor:
         """Map x (B, inputs, *spatial) and embedding (B, E) to (B, outputs, *spatial).
 
-        ``told``, if given, is what this block's linear map makes of the embedding, see `tell`.
+        ``told``, if given, is what this block's linear map makes of the embedding, see `told_to_all`.
         """
-        h = self.conv1(normalised(self.norm1, x, silu=True))
+        h = self.conv1(group_normed(self.norm1, x, silu=True))
         told = self.condition(embedding) if told is None else told
         if self.adaptive:
             scale, shift = told.chunk(2, dim=1)
-            h = normalised(self.norm2, h, scale, shift, silu=True)
+            h = group_normed(self.norm2, h, scale, shift, silu=True)
         else:
-            h = normalised(self.norm2, h + told.reshape(told.shape + (1,) * (x.ndim - 2)), silu=True)
+            h = group_normed(self.norm2, h + told.reshape(told.shape + (1,) * (x.ndim - 2)), silu=True)
         return (self.shortcut(x) + self.conv2(self.dropout(h))) * math.sqrt(0.5)
 
 
-def tell(blocks: Sequence[ResidualBlock], embedding: Tensor) -> list[Tensor | None]:
+def told_to_all(blocks: Sequence[ResidualBlock], embedding: Tensor) -> list[Tensor | None]:
     """What the embedding (B, E) tells each block, all in one matrix product; None: the block is to ask for itself.
 
     That is where a map has been replaced, or its weights are not all here but with other processes.
@@ -150,7 +150,7 @@ class ResidualStage(nn.Module):
         """Map x (B, inputs, *spatial), embedding (B, E) and, where there is one, context to (B, outputs, *spatial).
 
         ``skip``, if given, is joined to x along the channels, which make up the inputs together; for ``told`` see
-        `tell`.
+        `told_to_all`.
         """
         inputs = x, skip, embedding, context, told
         # torch.func knows no checkpointing, and maps that are recorded must not be recorded again.

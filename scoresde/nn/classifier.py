@@ -20,7 +20,7 @@ from scoresde.models.conditions import Conditions
 from scoresde.nn.attention import AttentionPool, group_norm
 from scoresde.nn.encoder import Architecture, Encoder, EncoderOptions, with_encoder_options
 from scoresde.nn.network import ConditionalNetwork
-from scoresde.nn.norms import in_fast_format, normalised
+from scoresde.nn.norms import group_normed, in_fast_format
 
 
 class NoiseClassifier(ConditionalNetwork):
@@ -73,5 +73,5 @@ class NoiseClassifier(ConditionalNetwork):
 
     def compute(self, x: Tensor, c: Tensor, given: Mapping[str, Tensor | None]) -> Tensor:
         h, _ = self.encoder(in_fast_format(x.to(self.head.weight.dtype)), self.embedding(c, given))
-        h = normalised(self.norm, h, silu=True)
+        h = group_normed(self.norm, h, silu=True)
         return self.head(h.flatten(2).mean(2) if self.pool is None else self.pool(h))

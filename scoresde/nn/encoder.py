@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from scoresde import checks
 from scoresde.models.conditions import Conditions
 from scoresde.nn.attention import Context
-from scoresde.nn.blocks import BlockStyle, Conditioning, ResidualBlock, ResidualStage, tell
+from scoresde.nn.blocks import BlockStyle, Conditioning, ResidualBlock, ResidualStage, told_to_all
 from scoresde.nn.embeddings import ConditionEmbedding, TimeFeatures
 from scoresde.nn.network import check_dropout
 from scoresde.nn.shapes import check_event
@@ -70,7 +70,8 @@ def _per_level(blocks: Any, levels: int) -> int | tuple[int, ...]:
     found = _whole_numbers(blocks, "blocks")
     if len(found) != levels:
         raise ValueError(
-            f"blocks={list(found)}: expected one number for all levels, or one for each of the {levels} of multipliers."
+            f"blocks has {len(found)} numbers, {list(found)}; expected one for all levels, or one for each of the "
+            f"{levels} of multipliers."
         )
     return tuple(checks.count(count, name=f"blocks[{i}]") for i, count in enumerate(found))
 
@@ -217,9 +218,9 @@ class Encoder(nn.Module):
     ) -> tuple[Tensor, list[Tensor]]:
         """Return the coarsest features and the output of every block of every level, finest first.
 
-        ``told``, if given, is what the embedding tells each of `blocks`, see `tell`.
+        ``told``, if given, is what the embedding tells each of `blocks`, see `told_to_all`.
         """
-        each = iter(tell(self.blocks, embedding) if told is None else told)
+        each = iter(told_to_all(self.blocks, embedding) if told is None else told)
         h = self.stem(x)
         skips = []
         for i, level in enumerate(self.levels):

@@ -1,8 +1,8 @@
 """Group norm, scale and shift and SiLU in one step, in the memory format that comes in and with little kept for later::
 
-    h = normalised(norm, x)                                       # what norm(x) is
-    h = normalised(norm, x, silu=True)                            # silu(norm(x))
-    h = normalised(norm, x, scale, shift, silu=True)              # silu(norm(x) (1 + scale) + shift)
+    h = group_normed(norm, x)                                       # what norm(x) is
+    h = group_normed(norm, x, silu=True)                            # silu(norm(x))
+    h = group_normed(norm, x, scale, shift, silu=True)              # silu(norm(x) (1 + scale) + shift)
 
 torch's own group norm answers in contiguous format on a GPU, whatever comes in, so that a network in channels-last
 copies every feature map twice at every norm; and written as three operations, norm, modulation and SiLU keep a feature
@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._C import _functorch
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 SMALL = 2**19
 """Elements of a feature map that stays in a core's cache, on the CPU."""
 
 
-def normalised(
+def group_normed(
     norm: nn.GroupNorm, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, *, silu: bool = False
 ) -> Tensor:
     r"""Group norm (Wu and He 2018, arXiv:1803.08494), modulated and through a SiLU where asked for.
@@ -42,10 +43,10 @@ def normalised(
         shift: t (B, C), with scale.
         silu: answer silu(y).
     """
-    if x.device.type == "cpu" and x.numel() < SMALL:
+    if x.device.type == "cpu" and x.numel() < SMALL and not _forwards():
         return _plain(norm, x, scale, shift, silu)
     inputs = (x, norm.weight, norm.bias, scale, shift)
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled() or any(map(_wrapped, inputs)):
+    if torch.compiler.is_compiling() or _forwards() or not torch.is_grad_enabled() or any(map(_wrapped, inputs)):
         return _composed(*inputs, norm.num_groups, norm.eps, silu)
     return _Normalised.apply(*inputs, norm.num_groups, norm.eps, silu)
 
@@ -60,13 +61,21 @@ def _plain(norm: nn.GroupNorm, x: Tensor, scale: Tensor | None, shift: Tensor | 
 
 def _wrapped(value: Tensor | None) -> bool:
     """Whether torch.func transforms it."""
-    return value is not None and bool(_functorch.is_functorch_wrapped_tensor(value))
+    if value is None or torch.compiler.is_compiling():
+        return False
+    return bool(_functorch.is_functorch_wrapped_tensor(value))
+
+
+def _forwards() -> bool:
+    """Whether a derivative may be taken forwards, which torch's group norm cannot in channels-last."""
+    return forward_ad._current_level >= 0
 
 
 def in_fast_format(x: Tensor) -> Tensor:
     """x (B, C, *spatial) in channels-last on the CPU, where oneDNN's convolutions take it without reordering."""
-    wrapped = not torch.compiler.is_compiling() and _functorch.is_functorch_wrapped_tensor(x)
-    if x.device.type != "cpu" or x.ndim < 4 or wrapped:  # torch.vmap knows no other format than contiguous
+    if (
+        x.device.type != "cpu" or x.ndim < 4 or _wrapped(x) or _forwards()
+    ):  # torch.vmap knows no other format than contiguous
         return x
     return x.contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
 
@@ -81,7 +90,6 @@ class _Normalised(torch.autograd.Function):
         groups, eps, silu = ctx.options = options
         y, mean, root = _normed(x, *_modulation(x, weight, bias, scale, shift), groups, eps)
         ctx.save_for_backward(x, weight, bias, scale, shift, mean, root)
-        ctx.save_for_forward(x, weight, bias, scale, shift)
         return (F.silu(y) if silu else y).to(x.dtype)
 
     @staticmethod
@@ -95,20 +103,6 @@ class _Normalised(torch.autograd.Function):
             grads = _gradients(given, tuple(inputs), mean, root, *ctx.options)
         return (*grads, None, None, None)
 
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        values, along = ctx.saved_tensors[:5], tangents[:5]
-        moved = [i for i in range(5) if along[i] is not None]
-
-        def at(*some: Tensor) -> Tensor:
-            inputs = list(values)
-            for i, value in zip(moved, some, strict=True):
-                inputs[i] = value
-            return _composed(*inputs, *ctx.options)
-
-        primals, directions = tuple(values[i] for i in moved), tuple(along[i] for i in moved)
-        return torch.func.jvp(at, primals, directions)[1]
-
 
 Some = Tensor | None
 
@@ -116,7 +110,7 @@ Some = Tensor | None
 def _composed(
     x: Tensor, weight: Some, bias: Some, scale: Some, shift: Some, groups: int, eps: float, silu: bool
 ) -> Tensor:
-    """`normalised` of operations that torch differentiates, transforms and compiles."""
+    """`group_normed` of operations that torch differentiates, transforms and compiles."""
     y, _, _ = _normed(x, *_modulation(x, weight, bias, scale, shift), groups, eps)
     return (F.silu(y) if silu else y).to(x.dtype)
 
@@ -133,10 +127,10 @@ def _modulation(x: Tensor, weight: Some, bias: Some, scale: Some, shift: Some) -
 
 def _normed(x: Tensor, gain: Tensor, offset: Tensor, groups: int, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """x̂ gain + offset, the mean and the reciprocal deviation (B, groups); float32 or wider."""
-    if _native(x):
+    if _native(x, gain):
         n, folded = _folded(x, gain, groups)
         y, mean, root = torch.native_group_norm(folded, gain.flatten(), offset.flatten(), *n, eps)
-        return y.view(x.shape), mean.view(-1, groups), root.view(-1, groups)
+        return y.reshape(x.shape), mean.view(-1, groups), root.view(-1, groups)
     wide, positions = gain.dtype, tuple(range(2, x.ndim))
     mean = x.mean(positions, dtype=wide).unflatten(1, (groups, -1)).mean(2)
     if x.dtype == wide:
@@ -151,9 +145,19 @@ def _normed(x: Tensor, gain: Tensor, offset: Tensor, groups: int, eps: float) ->
     return _affine(x, gain, offset, mean, root), mean, root
 
 
-def _native(x: Tensor) -> bool:
+def _native(x: Tensor, gain: Tensor) -> bool:
     """Whether torch's own kernel takes x as it is, without a copy to another memory format or dtype."""
-    return x.dtype in (torch.float32, torch.float64) and x.is_contiguous() and x.numel() > 0
+    if x.dtype not in (torch.float32, torch.float64) or x.numel() == 0:
+        return False
+    if x.is_contiguous():
+        return True
+    # On the CPU it takes channels-last too, but then knows no gain for each sample, see `_folded`.
+    plain = not _wrapped(x) and not _forwards()
+    return len(gain) == 1 and x.device.type == "cpu" and x.ndim > 3 and plain and _is_last(x)
+
+
+def _is_last(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last if x.ndim == 4 else torch.channels_last_3d)
 
 
 def _folded(x: Tensor, gain: Tensor, groups: int) -> tuple[tuple[int, int, int, int], Tensor]:
@@ -196,9 +200,9 @@ def _gradients(
     """By the inputs x, weight, bias, scale and shift; None where there is none."""
     x, weight, bias, scale, shift = inputs
     gain, offset = _modulation(x, weight, bias, scale, shift)
-    if _native(x):
+    if _native(x, gain):
         n, folded = _folded(x, gain, groups)
-        grad = given.contiguous().view(folded.shape)
+        grad = (given if given.stride() == x.stride() else torch.empty_like(x).copy_(given)).view(folded.shape)
         if silu:
             y, _, _ = torch.native_group_norm(folded, gain.flatten(), offset.flatten(), *n, eps)
             grad = torch.ops.aten.silu_backward(grad, y)
@@ -238,7 +242,7 @@ def _backward(
     with g what comes in, γ the gain, ρ the reciprocal deviation, and bars the mean over group and positions.
     ``spare``, of the shape of x, is written over: a new tensor would not be in the cache.
     """
-    positions, size = tuple(range(2, x.ndim)), x[0].numel() // mean.shape[1]
+    positions, size = tuple(range(2, x.ndim)), math.prod(x.shape[1:]) // mean.shape[1]
     root_c = _wide(root, x)
     doffset = grad.sum(positions)
     dgain = torch.addcmul(torch.mul(grad, x, out=spare).sum(positions), _wide(mean, x), doffset, value=-1) * root_c

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from scoresde import checks
 from scoresde.models.conditions import Caption, Conditions, Embedding, Image, Label, Series, Set, Vector, split_absent
 from scoresde.nn.attention import group_norm
-from scoresde.nn.blocks import ResidualStage, Upsample, tell
+from scoresde.nn.blocks import ResidualStage, Upsample, told_to_all
 from scoresde.nn.context import ContextEncoder
 from scoresde.nn.encoder import Architecture, Encoder, EncoderOptions, with_encoder_options
 from scoresde.nn.network import ConditionalNetwork
-from scoresde.nn.norms import in_fast_format, normalised
+from scoresde.nn.norms import group_normed, in_fast_format
 
 
 class UNet(ConditionalNetwork):
@@ -135,7 +135,7 @@ class UNet(ConditionalNetwork):
         joined = torch.cat([z.to(dtype) for z in (x, *images)], 1) if images else x.to(dtype)
         own = self.encoder.blocks
         others = [stage.block for level in self.levels for stage in level]  # type: ignore[attr-defined]
-        told = tell([*own, *others], embedding)
+        told = told_to_all([*own, *others], embedding)
         h, skips = self.encoder(in_fast_format(joined), embedding, context, told=told[: len(own)])
         each = iter(told[len(own) :])
         for i, level in enumerate(self.levels):
@@ -143,7 +143,7 @@ class UNet(ConditionalNetwork):
                 h = self.ups[i - 1](h, skips[-1].shape[2:])
             for stage in level:  # type: ignore[attr-defined]
                 h = stage(h, embedding, context, skip=skips.pop(), told=next(each))
-        out: Tensor = self.head(normalised(self.norm, h, silu=True))
+        out: Tensor = self.head(group_normed(self.norm, h, silu=True))
         return out.contiguous() if x.is_contiguous() else out
 
 

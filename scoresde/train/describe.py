@@ -229,9 +229,15 @@ def _agrees(given: Mapping[str, Any], known: Mapping[str, Any]) -> bool:
     return _fixed(given) == _fixed(known)
 
 
+COMPUTING = ("checkpoint",)
+"""Arguments of networks that change no weight and no answer: a run may go on with others."""
+
+
 def fixed(described: Mapping[str, Any]) -> dict[str, Any]:
-    """A model as ``describe_model`` told of it, without the numbers of its SDE that training found."""
-    return {**described, "sde": _fixed(described["sde"])}
+    """A model as ``describe_model`` told of it, without what training found and what only says how it computes."""
+    net = described["net"]
+    config = {key: value for key, value in (net["config"] or {}).items() if key not in COMPUTING}
+    return {**described, "net": {**net, "config": config}, "sde": _fixed(described["sde"])}
 
 
 def _fixed(described: Mapping[str, Any]) -> Mapping[str, Any]:
