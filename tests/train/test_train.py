@@ -334,11 +334,11 @@ def test_an_option_is_recorded_unless_it_changes_no_number() -> None:
     assert json.loads(json.dumps(recorded)) == recorded
     assert set(inspect.signature(TrainOptions).parameters) - recorded.keys() == {
         "folder", "resume", "save_every", "keep", "log_every", "max_seconds", "num_workers", "cpu", "progress",
-        "callbacks", "optimizer", "scaling",  # the last two are told by name, and with the data
+        "callbacks", "snapshots", "optimizer", "scaling",  # the last two are told by name, and with the data
     }  # fmt: skip
     assert "steps" not in TrainOptions(steps=4, batch_size=8).recorded("score")  # a constant rate does not depend on it
     assert recorded.keys() - TrainOptions(steps=4, batch_size=8, decay="cosine").recorded("classifier").keys() == {
-        "weighting", "condition_dropout", "conditions",
+        "weighting", "condition_dropout", "conditions", "coupling",
     }  # fmt: skip
 
 
