@@ -99,6 +99,8 @@ def save_snapshot(
         CheckpointError: the folder cannot be written.
     """
     step, place = checks.count(step, name="step"), checks.path(folder, name="folder") / SNAPSHOTS
+    if isinstance(averages, str) or not isinstance(averages, Sequence):
+        raise TypeError(f"averages must be a list of PowerEMA(model, width), got {checks.got(averages)}.")
     for one in averages:
         checks.instance(one, PowerEMA, name="averages", hint="A list of PowerEMA(model, width).")
         if one.updates != step:

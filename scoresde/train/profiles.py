@@ -56,7 +56,8 @@ def fit_profile(*, steps: Sequence[int], widths: Sequence[float], step: int, wid
     Raises:
         TypeError, ValueError: lists of different lengths, or none; a step below 1; a width out of range.
     """
-    kept = [checks.count(one, name="each of steps") for one in steps]
+    kept = [checks.count(int(one), name="each of steps") for one in _whole(steps)]
+    widths = checks.numbers(widths, name="widths")
     if len(kept) != len(widths) or not kept:
         raise ValueError(f"steps and widths must be of the same averages, got {len(kept)} and {len(widths)} of them.")
     t = torch.tensor(kept, dtype=torch.float64)
@@ -71,6 +72,13 @@ def fit_profile(*, steps: Sequence[int], widths: Sequence[float], step: int, wid
     solution = free + (1 - ratio @ free) / (ratio @ along) * along  # the least squares among those that sum to 1
     left = 1 - 2 * aim @ solution + solution @ products @ solution
     return ProfileFit(solution * ratio, math.sqrt(max(left.item(), 0.0)))
+
+
+def _whole(steps: Sequence[int]) -> tuple[float, ...]:
+    found = checks.numbers(steps, name="steps", what="a list of whole numbers")
+    if not all(math.isfinite(one) and one % 1 == 0 for one in found):
+        raise ValueError(f"steps must be whole numbers, got {checks.got(steps)}.")
+    return found
 
 
 def _norm(t: Tensor, gamma: Tensor) -> Tensor:
