@@ -186,10 +186,8 @@ def exponent_of(width: float) -> float:
             "it is the deviation of the steps that are averaged, as a part of the run. 0.05 to 0.2 are usual."
         )
     low, high = 0.0, 1 / sigma  # width_of(γ) < 1/(γ + 2), so that the root lies below 1/σ_rel - 2
-    while high - low > 4e-16 * high:
+    for _ in range(100):  # halvings: to rounding, and below it near 0
         middle = 0.5 * (low + high)
-        if middle in (low, high):
-            break
         low, high = (middle, high) if width_of(middle) > sigma else (low, middle)
     return 0.5 * (low + high)
 
