@@ -123,7 +123,7 @@ def test_every_option_of_training_is_a_flag() -> None:
     flags = {field.name for field in dataclasses.fields(train.TrainConfig)}
     options = {field.name for field in dataclasses.fields(TrainOptions)}
     objects = {"optimizer", "callbacks", "columns"}  # of Python; columns of files are named by flags of the readers
-    assert options - flags == {"conditions", "folder"} | objects  # the labels of the data; --out
+    assert options - flags == {"conditions", "folder", "snapshots"} | objects  # labels; --out; --snapshot-every
     assert set(FOUND) == options - ASKED_OTHERWISE
 
 
