@@ -165,7 +165,7 @@ def width_of(exponent: float) -> float:
     """The relative width σ_rel of the profile τ^γ on [0, 1]: (γ + 1)^½ (γ + 2)^-1 (γ + 3)^-½.
 
     It is the standard deviation of a time that is drawn with that density, as a part of the whole (Karras et al. 2024,
-    arXiv:2312.02696, eq. 126).
+    arXiv:2312.02696, eq. 123).
     """
     gamma = checks.number(exponent, name="exponent")
     if not (math.isfinite(gamma) and gamma > -1):
@@ -177,7 +177,7 @@ def exponent_of(width: float) -> float:
     """The exponent γ >= 0 of the profile τ^γ whose relative width is σ_rel, the inverse of :func:`width_of`.
 
     A polynomial of third degree in γ, (γ + 1) = σ_rel² (γ + 2)² (γ + 3), with one root of at least 0 where σ_rel is at
-    most 12^-½, the width of the plain mean of all steps.
+    most 12^-½, the width of the plain mean of all steps (Karras et al. 2024, arXiv:2312.02696, eq. 126).
     """
     sigma = checks.positive(width, name="width")
     if sigma > MOST_WIDTH * (1 + 1e-12):
@@ -198,7 +198,7 @@ MOST_WIDTH = 12**-0.5
 
 class PowerEMA(EMA):
     r"""Average of the parameters with a power of the time as its profile (Karras et al. 2024, arXiv:2312.02696,
-    section 3.1)::
+    section 3.1, eq. 121 and 127)::
 
         after t updates     Σ_k w_k θ_k,   w_k = (k^(γ+1) - (k-1)^(γ+1)) / t^(γ+1)
         update t            average <- d average + (1 - d) parameter,   d = (1 - 1/t)^(γ+1)

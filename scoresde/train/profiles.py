@@ -5,9 +5,10 @@ r"""Averages with power profiles as vectors: their inner products in closed form
     fit.error                                               # what is left of the profile, as a part of its norm
 
 A :class:`~scoresde.train.PowerEMA` of width σ_rel, hence exponent γ, is after t steps the mean of θ(τ) = θ_k
-(k - 1 < τ <= k) with the density p(τ) = (γ + 1) τ^γ / t^(γ+1) on [0, t] (Karras et al. 2024, arXiv:2312.02696, eq. 6),
-exactly: the steps are no approximation of it. So what a sum Σ a_i p_i lacks of the profile wanted, it lacks of the
-average wanted, and a_i by least squares need the inner products of densities alone (appendix C.2)::
+(k - 1 < τ <= k) with the density p(τ) = (γ + 1) τ^γ / t^(γ+1) on [0, t] (Karras et al. 2024, arXiv:2312.02696, eq.
+121), exactly: the steps are no approximation of it. So what a sum Σ a_i p_i lacks of the profile wanted, it lacks of
+the average wanted, and a_i by least squares need the inner products of densities alone (eq. 151 and algorithm 3, which
+scales the a_i to the sum 1 afterwards; here that is a constraint)::
 
     <p_i, p_j> = (γ_i + 1) (γ_j + 1) / (γ_i + γ_j + 1) · min(t_i, t_j)^(γ_i+γ_j+1) / (t_i^(γ_i+1) t_j^(γ_j+1))
 """
