@@ -46,7 +46,8 @@ def step_by_hand(run: Run, *, eps: Any = None) -> tuple[Any, ...]:
 
 def test_a_step_with_a_learned_weighting_is_that_of_the_loss_it_states() -> None:
     """Mean of L e^{-u} + u for each number; its gradient moves the model and u in one step of one optimizer."""
-    run = train(mlp(), points(), steps=2, batch_size=8, weighting=Uncertainty(edm(0.7)), progress=False, **SGD)
+    given: dict[str, Any] = {"weighting": Uncertainty(edm(0.7)), "times": times.LogSNRTime(), "progress": False, **SGD}
+    run = train(mlp(), points(), steps=2, batch_size=8, **given)
     u, model = Uncertainty(edm(0.7)).network(), mlp()
     u.load_state_dict(run._task.companion.state_dict())  # type: ignore[union-attr]
     x0, t, weight, eps, label = step_by_hand(run)
