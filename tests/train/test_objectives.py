@@ -16,6 +16,7 @@ from torch import Tensor
 
 from scoresde import times
 from scoresde.losses import OptimalTransport, Uncertainty, coupled_noise, dsm_loss, edm, simple
+from scoresde.models import ScoreModel
 from scoresde.models.conditions import TrainedWith
 from scoresde.train import CheckpointError, Run, TrainOptions, describe, load_model, train, train_classifier
 from scoresde.train.draws import DataOrder, Uniforms, step_noise
@@ -197,9 +198,9 @@ def test_a_coupled_run_is_resumed_and_says_so(tmp_path: Path) -> None:
     assert torch.equal(weights(again.model), weights(whole.model))
     loaded = load_model(tmp_path)
     assert loaded.coupling == "optimal transport" and loaded.trained_with == whole.model.trained_with
-    assert (
-        json.loads((describe(tmp_path).path / "config.json").read_text())["trained_with"]["coupling"] == loaded.coupling
-    )
+    card = (loaded.save_pretrained(tmp_path.parent / f"{tmp_path.name}-shared") / "README.md").read_text()
+    assert "for solvers of the ODE alone" in card
+    assert ScoreModel.from_pretrained(tmp_path.parent / f"{tmp_path.name}-shared").coupling == "optimal transport"
     with pytest.warns(UserWarning, match="coupling"):
         train(mlp(), points(), batch_size=8, ema=0.9, progress=False, resume=True, steps=4, folder=tmp_path)
 
