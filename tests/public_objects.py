@@ -64,7 +64,7 @@ from scoresde.reverse import Reverse
 from scoresde.sde import EDM, SDE, VE, VP, Chain, ChainSDE, Cosine, LinearSDE, RectifiedFlow, ScheduleSDE, SubVP
 from scoresde.solvers import AdjustedLangevin, Langevin, PredictorCorrector, Solver
 from scoresde.spectrum import Spectrum
-from scoresde.train import Callback, TensorBoard
+from scoresde.train import Callback, Snapshots, TensorBoard
 
 F64 = torch.float64
 
@@ -544,6 +544,13 @@ OTHERS: dict[str, Entry] = {
     "LogitNormalTime": Entry(times.LogitNormalTime, of_density),
     "LogSNRTime": Entry(times.LogSNRTime, of_density),
     "LevelTime": Entry(lambda: times.LevelTime(VP().discretize(100)), of_density),
+    "AdaptiveTimes": Entry(
+        lambda: times.AdaptiveTimes(times.LogSNRTime(), cells=2, squares=(1.0, 9.0), counts=(2.0, 2.0)), of_density
+    ),
+    "OptimalTransport": Entry(losses.OptimalTransport, lambda c: [c(X, -X.flip(0)), c.name]),
+    "Uncertainty": Entry(lambda: losses.Uncertainty(weight, 4), lambda u: [u.network()(X), repr(u), u.base]),
+    "UncertaintyNetwork": Entry(lambda: losses.UncertaintyNetwork(4, seed=1), lambda u: [u(X), u.frequency, u.phase]),
+    "Snapshots": Entry(lambda: Snapshots(every=3), lambda s: [s.every, s.widths, str(s.dtype)]),
     "Stratified": Entry(lambda: times.Stratified(times.LogSNRTime()), of_density),
     **{
         f"rule {name}": Entry(lambda rule=rule: rule, of_rule)  # type: ignore[misc]

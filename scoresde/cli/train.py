@@ -95,7 +95,7 @@ class TrainConfig(ScriptFlags, TrainingFlags, NetworkFlags, DataFlags):
     coupling: CouplingName = "none"
     """Which noise meets which sample of a batch: optimal-transport straightens the paths of the ODE, for few steps; the
     model is no score then, and only samplers of the ODE will do."""
-    coupling_weight: float | None = None
+    condition_weight: float | None = None
     """Of the distance of conditions that are numbers, in that coupling; needed where there are such conditions."""
     snapshot_every: int | None = None
     """Keep averages of the weights every so many steps, of which --ema-width puts together any other afterwards."""
@@ -141,10 +141,10 @@ def coupling_of(config: TrainConfig) -> losses.OptimalTransport | None:
         ValueError: a weight without a coupling, or a negative one.
     """
     if config.coupling == "none":
-        if config.coupling_weight is not None:
-            raise ValueError("--coupling-weight is of --coupling optimal-transport; give that, or leave it out.")
+        if config.condition_weight is not None:
+            raise ValueError("--condition-weight is of --coupling optimal-transport; give that, or leave it out.")
         return None
-    return COUPLINGS[config.coupling](config.coupling_weight)
+    return COUPLINGS[config.coupling](config.condition_weight)
 
 
 def snapshots_of(config: TrainConfig) -> Snapshots | None:

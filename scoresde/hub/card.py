@@ -233,6 +233,9 @@ def _what(model: ScoreModel | ClassifierModel, config: Mapping[str, Any], bytes:
     ]
     if isinstance(model, ScoreModel):
         rows.append(["Predicts", described["predicts"] or "a function of its own"])
+        if model.coupling is not None:
+            told = f"coupled with the data in training ({model.coupling}): for solvers of the ODE alone, no score"
+            rows.append(["Noise", told])
     if described["sigma_data"] is not None:
         rows.append(["sigma_data", f"{described['sigma_data']:.6g}"])
     if described.get("spectrum"):

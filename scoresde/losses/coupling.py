@@ -100,13 +100,16 @@ def coupled_noise(
                       names="x0 and eps")  # fmt: skip
     if condition_weight is not None:
         condition_weight = checks.not_negative(condition_weight, name="condition_weight")
+    given = {} if conditions is None else conditions
+    checks.instance(given, Mapping, name="conditions", hint="By name, as the network takes them.")
     if len(x0) < 2:
         return eps
-    kinds, places = _split(conditions or {}, len(x0))
+    kinds, places = _split(given, len(x0))
     if places is not None and condition_weight is None:
         raise ValueError(
             "condition_weight must be given where conditions are floating: noise is coupled among samples whose "
-            "conditions are near, and it says how near; 0 would skew the prior given a condition, large is independent."
+            "conditions are near, and it says how near; 0 would skew the prior given a condition, and a large one is "
+            "the same as independent noise. Got None."
         )
     order = torch.arange(len(x0))
     for rows in _groups(kinds, len(x0)):
@@ -120,7 +123,6 @@ def coupled_noise(
 def _split(conditions: Mapping[str, Tensor], batch: int) -> tuple[Tensor, Tensor | None]:
     """What must agree, whole numbers (B, n), and what had better be near, float64 (B, m) or None; on the CPU."""
     kinds, places = [torch.zeros(batch, 1, dtype=torch.int64)], []
-    checks.instance(conditions, Mapping, name="conditions", hint="By name, as the network takes them.")
     for name, value in conditions.items():
         checks.instance(value, Tensor, name=f"conditions[{name!r}]")
         if value.ndim == 0 or len(value) != batch:

@@ -79,6 +79,8 @@ class AdaptiveTimes:
             object.__setattr__(self, "every", checks.count(self.every, name="every"))
         if not 0 <= checks.number(self.memory, name="memory") < 1:
             raise ValueError(f"memory must lie in [0, 1), got {self.memory}.")
+        for name in ("floor", "memory"):
+            object.__setattr__(self, name, checks.number(getattr(self, name), name=name))
         for name in ("squares", "counts"):
             values = checks.numbers(getattr(self, name), name=name)
             if len(values) not in (0, self.cells) or not all(0 <= one < math.inf for one in values):

@@ -416,7 +416,7 @@ def average_file(description: Description, wanted: bool | float | None) -> str |
         if math.isclose(1 - decay, 1 - wanted, rel_tol=1e-6):
             return file
     held = ", ".join(f"{decay:g}" for decay in description.decays.values())
-    told = f"those it has are of decay {held}" if held else "it does not tell of any decay; pass ema=True or False"
+    told = f"ema must be one of {held}" if held else "it does not tell of any decay; pass ema=True or ema=False"
     raise CheckpointError(f"{description.path} holds no averages of decay {wanted:g}: {told}.")
 
 

@@ -173,7 +173,7 @@ def width_of(exponent: float) -> float:
     """The relative width σ_rel of the profile τ^γ on [0, 1]: (γ + 1)^½ (γ + 2)^-1 (γ + 3)^-½.
 
     It is the standard deviation of a time that is drawn with that density, as a part of the whole (Karras et al. 2024,
-    arXiv:2312.02696, eq. 126).
+    arXiv:2312.02696, eq. 123).
     """
     gamma = checks.number(exponent, name="exponent")
     if not (math.isfinite(gamma) and gamma > -1):
@@ -185,7 +185,7 @@ def exponent_of(width: float) -> float:
     """The exponent γ >= 0 of the profile τ^γ whose relative width is σ_rel, the inverse of :func:`width_of`.
 
     A polynomial of third degree in γ, (γ + 1) = σ_rel² (γ + 2)² (γ + 3), with one root of at least 0 where σ_rel is at
-    most 12^-½, the width of the plain mean of all steps.
+    most 12^-½, the width of the plain mean of all steps (Karras et al. 2024, arXiv:2312.02696, eq. 126).
     """
     sigma = checks.positive(width, name="width")
     if sigma > MOST_WIDTH * (1 + 1e-12):
@@ -194,10 +194,8 @@ def exponent_of(width: float) -> float:
             "it is the deviation of the steps that are averaged, as a part of the run. 0.05 to 0.2 are usual."
         )
     low, high = 0.0, 1 / sigma  # width_of(γ) < 1/(γ + 2), so that the root lies below 1/σ_rel - 2
-    while high - low > 4e-16 * high:
+    for _ in range(100):  # halvings: to rounding, and below it near 0
         middle = 0.5 * (low + high)
-        if middle in (low, high):
-            break
         low, high = (middle, high) if width_of(middle) > sigma else (low, middle)
     return 0.5 * (low + high)
 
@@ -208,7 +206,7 @@ MOST_WIDTH = 12**-0.5
 
 class PowerEMA(EMA):
     r"""Average of the parameters with a power of the time as its profile (Karras et al. 2024, arXiv:2312.02696,
-    section 3.1)::
+    section 3.1, eq. 121 and 127)::
 
         after t updates     Σ_k w_k θ_k,   w_k = (k^(γ+1) - (k-1)^(γ+1)) / t^(γ+1)
         update t            average <- d average + (1 - d) parameter,   d = (1 - 1/t)^(γ+1)

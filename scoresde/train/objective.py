@@ -173,8 +173,8 @@ class Denoising(Objective[ScoreModel]):
         names = list(nulls if options.conditions is None else options.conditions)
         mirrored = [name for name in names if name in tuple(getattr(model.net, "image_conditions", ()))]
         super().__init__(model, names, nulls, mirrored)
-        self._named, self._asked = words(options.weighting)[:1000], options.condition_dropout
-        base = options.weighting
+        base, self._asked = options.weighting, options.condition_dropout
+        self._named = base if isinstance(base, str) else words(base)[:1000]
         if isinstance(base, Uncertainty):
             self.companion = base.network(seed=derive(options.seed, "weighting"))
             base = base.base

@@ -56,7 +56,7 @@ class Snapshots:
 
     Args:
         every: steps between snapshots, and one at the end. The error of a reconstruction falls with the square of their
-            number: with 100, averages of width 0.05 to 0.15 are met to 1e-4 of their profile.
+            number: with 100, averages of width 0.05 to 0.15 are met to 2.4e-4 of their profile.
         widths: of the averages that are followed, as parts of the run; two are enough.
         dtype: in which they are kept: torch.float32, or torch.float16, half as large and rounded to 5e-4 of a weight.
 
@@ -99,6 +99,8 @@ def save_snapshot(
         CheckpointError: the folder cannot be written.
     """
     step, place = checks.count(step, name="step"), checks.path(folder, name="folder") / SNAPSHOTS
+    if isinstance(averages, str) or not isinstance(averages, Sequence):
+        raise TypeError(f"averages must be a list of PowerEMA(model, width), got {checks.got(averages)}.")
     for one in averages:
         checks.instance(one, PowerEMA, name="averages", hint="A list of PowerEMA(model, width).")
         if one.updates != step:

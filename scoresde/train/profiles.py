@@ -5,9 +5,10 @@ r"""Averages with power profiles as vectors: their inner products in closed form
     fit.error                                               # what is left of the profile, as a part of its norm
 
 A :class:`~scoresde.train.PowerEMA` of width σ_rel, hence exponent γ, is after t steps the mean of θ(τ) = θ_k
-(k - 1 < τ <= k) with the density p(τ) = (γ + 1) τ^γ / t^(γ+1) on [0, t] (Karras et al. 2024, arXiv:2312.02696, eq. 6),
-exactly: the steps are no approximation of it. So what a sum Σ a_i p_i lacks of the profile wanted, it lacks of the
-average wanted, and a_i by least squares need the inner products of densities alone (appendix C.2)::
+(k - 1 < τ <= k) with the density p(τ) = (γ + 1) τ^γ / t^(γ+1) on [0, t] (Karras et al. 2024, arXiv:2312.02696, eq.
+121), exactly: the steps are no approximation of it. So what a sum Σ a_i p_i lacks of the profile wanted, it lacks of
+the average wanted, and a_i by least squares need the inner products of densities alone (eq. 151 and algorithm 3, which
+scales the a_i to the sum 1 afterwards; here that is a constraint)::
 
     <p_i, p_j> = (γ_i + 1) (γ_j + 1) / (γ_i + γ_j + 1) · min(t_i, t_j)^(γ_i+γ_j+1) / (t_i^(γ_i+1) t_j^(γ_j+1))
 """
@@ -42,9 +43,10 @@ class ProfileFit(NamedTuple):
 def fit_profile(*, steps: Sequence[int], widths: Sequence[float], step: int, width: float) -> ProfileFit:
     """The sum of averages that is nearest to the one of ``width`` after ``step`` steps, in float64.
 
-    The error falls with the square of the number of snapshots that are spaced evenly up to ``step``. For two averages
-    of widths 0.05 and 0.10 in each of n snapshots and a width of 0.07 it is 0.25/(n/4)² from n = 8 on: 1.3e-2 for 8,
-    9.8e-4 for 32, 6.2e-5 for 128; for 0.15 it is about twice as much, and it grows beyond 0.2.
+    The error falls with the square of the number n of snapshots that are spaced evenly up to ``step``. For averages of
+    widths 0.05 and 0.10 in each of them it is 1.0/n² for a width of 0.07, 2.4/n² for 0.15 and 7.3/n² for 0.2: 6.2e-5,
+    1.5e-4 and 4.5e-4 for n = 128. At a step between two snapshots the profile ends where none of the others does, and
+    the error is that of the piece between: about the root of its share of the profile's norm.
 
     Args:
         steps: after which each average was kept.
@@ -55,7 +57,8 @@ def fit_profile(*, steps: Sequence[int], widths: Sequence[float], step: int, wid
     Raises:
         TypeError, ValueError: lists of different lengths, or none; a step below 1; a width out of range.
     """
-    kept = [checks.count(one, name="each of steps") for one in steps]
+    kept = [checks.count(int(one), name="each of steps") for one in _whole(steps)]
+    widths = checks.numbers(widths, name="widths")
     if len(kept) != len(widths) or not kept:
         raise ValueError(f"steps and widths must be of the same averages, got {len(kept)} and {len(widths)} of them.")
     t = torch.tensor(kept, dtype=torch.float64)
@@ -70,6 +73,13 @@ def fit_profile(*, steps: Sequence[int], widths: Sequence[float], step: int, wid
     solution = free + (1 - ratio @ free) / (ratio @ along) * along  # the least squares among those that sum to 1
     left = 1 - 2 * aim @ solution + solution @ products @ solution
     return ProfileFit(solution * ratio, math.sqrt(max(left.item(), 0.0)))
+
+
+def _whole(steps: Sequence[int]) -> tuple[float, ...]:
+    found = checks.numbers(steps, name="steps", what="a list of whole numbers")
+    if not all(math.isfinite(one) and one % 1 == 0 for one in found):
+        raise ValueError(f"steps must be whole numbers, got {checks.got(steps)}.")
+    return found
 
 
 def _norm(t: Tensor, gamma: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from scoresde.cli import choices, likelihood, sample, train
 from scoresde.cli.command import command
 from scoresde.cli.flags import use_threads
 from scoresde.cli.networks import network
+from scoresde.cli.trained import open_checkpoint
 from scoresde.cli.training_flags import ASKED_OTHERWISE, FOUND
 from scoresde.nn import presets
 from scoresde.train import TrainOptions, load_model
@@ -123,7 +124,7 @@ def test_every_option_of_training_is_a_flag() -> None:
     flags = {field.name for field in dataclasses.fields(train.TrainConfig)}
     options = {field.name for field in dataclasses.fields(TrainOptions)}
     objects = {"optimizer", "callbacks", "columns"}  # of Python; columns of files are named by flags of the readers
-    assert options - flags == {"conditions", "folder"} | objects  # the labels of the data; --out
+    assert options - flags == {"conditions", "folder", "snapshots"} | objects  # labels; --out; --snapshot-every
     assert set(FOUND) == options - ASKED_OTHERWISE
 
 
@@ -488,9 +489,9 @@ def test_nats_are_those_of_the_density_in_the_units_of_the_data(
 def test_bits_are_those_of_the_library(images: Path, album: Path, tmp_path: Path) -> None:
     flags: dict[str, Any] = {"data": album, "checkpoint": images, "first": 6, "rtol": 1e-3, "atol": 1e-3, "seed": 3}
     report = likelihood.main(likelihood.LikelihoodConfig(out=tmp_path, probes=2, **flags))
-    batch = likelihood.matching_data(
-        likelihood.LikelihoodConfig(**flags), likelihood.open_checkpoint(images, ema=True, cpu=True)
-    )[:6]
+    batch = likelihood.matching_data(likelihood.LikelihoodConfig(**flags), open_checkpoint(images, ema=True, cpu=True))[
+        :6
+    ]
     options: dict[str, Any] = {"probes": 2, "noise": ss.PerSampleNoise(3)}
     options["solver"] = solvers.ProbabilityFlow(rtol=1e-3, atol=1e-3)
     score = load_model(images).bind(label=batch["label"])
@@ -504,7 +505,7 @@ def test_classes_are_matched_by_name(images: Path, album: Path, tmp_path: Path) 
     """A folder that lacks the first class would otherwise call its dogs cats."""
     (tmp_path / "dog").mkdir()
     shutil.copy(album / "dog" / "0.png", tmp_path / "dog")
-    trained = likelihood.open_checkpoint(images, ema=True, cpu=True)
+    trained = open_checkpoint(images, ema=True, cpu=True)
     dataset = likelihood.matching_data(likelihood.LikelihoodConfig(checkpoint=images, data=tmp_path), trained)
     assert dataset.label is not None and dataset.label.tolist() == [1]
 

@@ -329,6 +329,6 @@ CALLS = [
     Call(Reverse(GAUSSIAN.score(VP())).diffusion, lambda: {"t": 0.5}, name="Reverse.diffusion"),
 ]
 NOT_CALLED = {
-    "scoresde.times.TimeDensity": "a protocol",
-    "scoresde.times.Times": "a tuple of results",
+    "scoresde.times.densities.TimeDensity": "a protocol",
+    "scoresde.times.densities.Times": "a tuple of results",
 }

@@ -195,7 +195,9 @@ OPTIONS = [(losses.WEIGHTINGS, "losses."), (predictions.PREDICTIONS, "models.pre
 @pytest.mark.parametrize(("mapping", "prefix"), OPTIONS, ids=["weightings", "predictions"])
 def test_names_of_options(mapping: dict[str, Any], prefix: str) -> None:
     """Each name that stands for a weighting or prediction has a row that says which function it is."""
-    said = {row["Name"].strip('`"'): row["Where"] for row in ROWS if f"`{prefix}" in row.get("Where", "")}
+    said = {
+        row["Name"].strip('`"'): row["Where"] for row in ROWS if f"`{prefix}" in row.get("Where", "") and "Name" in row
+    }
     assert set(said) == set(mapping)
     for name in mapping:
         assert f"`{prefix}{name}`" in said[name]

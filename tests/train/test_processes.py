@@ -24,12 +24,12 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
-from scoresde import times
+from scoresde import losses, times
 from scoresde.data import Scaling, from_tensors
 from scoresde.models import ScoreModel
 from scoresde.nn import MLP, UNet
 from scoresde.sde import VP
-from scoresde.train import Terminated, describe, load_model, train, train_classifier
+from scoresde.train import Snapshots, Terminated, describe, load_model, reconstruct_ema, train, train_classifier
 from scoresde.train.draws import DataOrder, seeded
 from scoresde.train.processes import Processes
 
@@ -292,6 +292,19 @@ def terminated(rank: int, folder: Path) -> dict[str, Any]:
     return {**losses_of(resumed), "step": resumed.step}
 
 
+def fails_later(x0: Tensor, eps: Tensor, conditions: Any) -> Tensor:
+    if len(x0) > 2:
+        raise KeyError("no such coupling")
+    return eps
+
+
+def with_snapshots(rank: int, folder: Path) -> dict[str, Any]:
+    """The main process writes them, and all read the same."""
+    options: dict[str, Any] = {"steps": 4, "batch_size": SIZE, "progress": False, "cpu": True, "folder": folder}
+    found = losses_of(train(mlp(), points(), snapshots=Snapshots(every=2), **options))
+    return {**found, "state": {k: v.clone() for k, v in reconstruct_ema(folder, 0.07).state_dict().items()}}
+
+
 def momentum(parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(parameters, lr=1e-3, momentum=0.9, nesterov=True)
 
@@ -325,6 +338,16 @@ CASES: dict[str, Callable[[int, Path], dict[str, Any]]] = {
     "a stream in a worker, in pieces": case(mlp, lambda: samples, num_workers=1, accumulate=2),
     "a stream with fewer rows than processes": case(mlp, lambda: samples, batch_size=1),
     "a DataLoader that shuffles": case(mlp, shuffled, steps=9),
+    "a learned weighting": case(mlp, weighting=losses.Uncertainty("x0"), accumulate=2),
+    "an adaptive density of times": case(mlp, times=times.Stratified(times.AdaptiveTimes(cells=2, every=2)), steps=6),
+    "the same, with fewer rows than processes": case(
+        mlp, times=times.AdaptiveTimes(cells=2, every=2), batch_size=1, steps=6
+    ),
+    "coupled noises": case(mlp, coupling=losses.OptimalTransport(), batch_size=9, accumulate=3),
+    "coupled by conditions": case(several, both, coupling=losses.OptimalTransport(2.0), condition_dropout=0.3),
+    "coupled, with fewer rows than processes": case(mlp, coupling=losses.OptimalTransport(), batch_size=1),
+    "a coupling that fails": case(mlp, coupling=fails_later),
+    "snapshots": with_snapshots,
     "an optimizer of one's own": case(mlp, optimizer=momentum, warmup=2),
     "a callback that stops": stopped,
     "a callback that sets the optimizer": set_by_main,
