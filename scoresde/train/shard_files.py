@@ -22,7 +22,7 @@ from scoresde.train import folder as folders
 from scoresde.train.folder import Draft, Writer
 from scoresde.train.owner import claimed
 from scoresde.train.processes import Processes
-from scoresde.train.tensors import check_finite, writer
+from scoresde.train.tensors import check_finite, joined, writer
 
 
 def rows_of(length: int, processes: Processes) -> slice:
@@ -100,11 +100,9 @@ def _share(tensors: Mapping[str, Tensor], processes: Processes) -> dict[str, Ten
     owners = _owners({name: value.numel() * value.element_size() for name, value in tensors.items()}, processes.count)
     mine: dict[str, Tensor] = {}
     for name, value in tensors.items():
-        divided = hasattr(value, "full_tensor")
-        full = value.full_tensor() if divided else value
+        full = joined(value)
         if owners[name] == processes.rank:  # tied ones apart, too
-            full = full.detach().cpu().contiguous()
-            mine[name] = full if divided else full.clone()
+            mine[name] = (full.clone() if full is value else full).detach().cpu().contiguous()
     return mine
 
 

@@ -40,7 +40,7 @@ from scoresde.train.placement import Made, Placement
 from scoresde.train.processes import Processes
 from scoresde.train.shard_files import rows_of, write_parts
 from scoresde.train.sums import Sums
-from scoresde.train.tensors import held
+from scoresde.train.tensors import held, joined
 
 SMALLEST_UNIT = 10_000
 """Numbers in the weights of a block that is gathered on its own; smaller ones go with the rest of the network."""
@@ -237,9 +237,7 @@ class Sharded(Placement):
         memo: dict[int, Any] = {}
         with torch.no_grad():
             for name, parameter in whole.named_parameters():
-                full = values[name]
-                full = full.full_tensor() if hasattr(full, "full_tensor") else full.detach().clone()
-                memo[id(parameter)] = nn.Parameter(full.detach().clone(), requires_grad=False)
+                memo[id(parameter)] = nn.Parameter(joined(values[name]).detach().clone(), requires_grad=False)
             made = copy.deepcopy(whole, memo)
             for (_, mine), (_, live) in zip(made.named_buffers(), model.named_buffers(), strict=True):
                 if not is_lazy(live):

@@ -136,6 +136,13 @@ def held(value: Tensor) -> Tensor:
     return value if to_local is None else to_local()
 
 
+@torch.no_grad()
+def joined(value: Tensor) -> Tensor:
+    """The whole of a tensor that processes divide among them, on each; all call it. Of all others, themselves."""
+    full_tensor = getattr(value, "full_tensor", None)
+    return value if full_tensor is None else full_tensor()
+
+
 def check_finite(tensors: Mapping[str, Tensor], what: str, when: str) -> None:
     """Raise where a number is NaN or infinite, or has no value.
 

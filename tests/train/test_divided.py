@@ -11,6 +11,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate.utils import FullyShardedDataParallelPlugin
 from launch import launched
 from test_processes import (
     CLASSES,
@@ -61,6 +63,7 @@ from scoresde.train import (
 from scoresde.train.contents import AVERAGE, MODEL, OPTIMIZER, part_name, parts, read_rows_of, read_tensors
 from scoresde.train.draws import seeded
 from scoresde.train.objective import Denoising
+from scoresde.train.processes import _check_plugin
 from scoresde.train.shard_files import _owners, rows_of
 from scoresde.train.trial import usable_units
 
@@ -346,9 +349,11 @@ def test_a_process_holds_its_part_alone(both: Any) -> None:
 def test_a_checkpoint_goes_from_one_process_to_two_and_back(folder: Path, both: Any, uninterrupted: Any) -> None:
     check_same(both[0]["of one"], uninterrupted, slice(2, None))
     shutil.copytree(folder / "of two", folder / "of two, for one")
+    killed = folder / "of two, for one" / ".partial-step-00000003"  # as a kill in the middle of a save leaves it
+    shutil.copytree(folder / "of two" / "step-00000002", killed, ignore=lambda *_: ["config.json"])
     with pytest.warns(UserWarning, match="processes: 2 -> 1"):
         run = train(wide(1), points(), folder=folder / "of two, for one", resume=True, **OPTIONS)
-    assert run.step == 2
+    assert run.step == 2 and not killed.exists()
     check_same(losses_of(run), uninterrupted, slice(2, None))
 
 
@@ -472,6 +477,28 @@ def test_a_process_that_fails_in_the_middle_of_a_pass_ends_all(both: Any) -> Non
     assert one == "KeyError: 'no such thing'"
     assert first == "RuntimeError: process 1 failed, and the others with it: KeyError: 'no such thing'"
     assert all("this run stopped in step 1 and cannot go on" in text for text in (again, after))
+
+
+@pytest.mark.parametrize(
+    ("settings", "wanted"),
+    [
+        ({"fsdp_version": 2}, None),
+        ({"fsdp_version": 1}, r"with --fsdp_version 2 here"),
+        ({"fsdp_version": 2, "cpu_offload": True}, r"with --fsdp_offload_params false here"),
+        ({"fsdp_version": 2, "reshard_after_forward": False}, r"with --fsdp_reshard_after_forward true here"),
+    ],
+)
+def test_what_accelerate_asks_for_is_done_or_refused(settings: dict[str, Any], wanted: str | None) -> None:
+    """On GPUs ``accelerate launch --use_fsdp`` makes such a plugin; on CPUs it has no effect in Accelerate itself."""
+    plugin = FullyShardedDataParallelPlugin(**settings)
+    with pytest.raises(ValueError, match=wanted) if wanted else nullcontext():
+        _check_plugin(plugin)
+    told = SimpleNamespace(sharded=True, count=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharded, "Sharded", lambda processes: "divided")
+        assert sharded.placed(None, told) == "divided"  # type: ignore[arg-type, comparison-overlap]
+        assert not sharded.placed("no", told).divided  # type: ignore[arg-type]
+        assert not sharded.placed("full", SimpleNamespace(sharded=True, count=1)).divided  # type: ignore[arg-type]
 
 
 def test_blocks_are_found_unless_their_weights_are_used_elsewhere() -> None:
