@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import timedelta
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -210,6 +211,10 @@ def main(folder: Path) -> None:
     found["held"] = [value.numel() for value in map(sharded.held, (*run.model.parameters(), *run.ema.state().values()))]
     found["state"] = [sharded.held(value).numel() for value in run._optimizer.state().values()]
 
+    counted = train(net(counting), points(), **FULL)
+    list(counted)
+    found["counted"] = [int(model.net.calls) for model in (counted.model, counted.ema_model())]  # type: ignore[union-attr]
+
     # What cannot be done says so.
     found["again"] = said(lambda: train(run.model, points(), **FULL))
     found["copied"] = said(lambda: ema_model(run.model, run.ema))
@@ -248,7 +253,7 @@ def main(folder: Path) -> None:
     sums.BUCKET_BYTES = 1
     model = net(lambda n, x: n.second(n.first(x).tanh()))
     model.net.first.weight.register_hook(lambda g: events.append("first layer"))  # type: ignore[union-attr]
-    list(train(model, points(), **{**OPTIONS, "steps": 1, "batch_size": 8, "accumulate": 2, "ema": 0.0}))
+    list(train(model, points(), **{**OPTIONS, "steps": 2, "batch_size": 8, "accumulate": 2, "ema": 0.0}))
     found["events"], sums._Bucket.send = events, send  # type: ignore[method-assign]
     twice = case(lambda: net(lambda n, x: inner(n, inner(n, x))), **{**OPTIONS, "batch_size": 8})
     found["inner passes"] = twice(rank, folder)
@@ -370,6 +375,10 @@ def test_each_process_writes_its_share_of_each_file(folder: Path) -> None:
         assert min(sizes) > copies * (sum(p.numel() for p in model.parameters()) * 2 - largest)
 
 
+def test_a_copy_has_the_buffers_of_the_model(both: Any) -> None:
+    assert both[0]["counted"] == both[1]["counted"] == [OPTIONS["steps"]] * 2
+
+
 def test_one_process_loads_it_and_makes_one_file_of_it(folder: Path, both: Any, tmp_path: Path) -> None:
     model = load_model(folder / "of two")
     assert all(torch.equal(value, both[0]["average"][key]) for key, value in model.state_dict().items())
@@ -443,6 +452,7 @@ def test_rows_are_divided_as_torch_does(count: int) -> None:
 
 def test_tensors_are_given_to_who_has_least() -> None:
     sizes = {f"w{i}": (i * 37) % 101 for i in range(40)}
+    assert _owners({"a": 1, "b": 1, "c": 2}, 2) == {"c": 0, "a": 1, "b": 1}  # the largest first
     owners = _owners(sizes, 3)
     load = [sum(sizes[name] for name, owner in owners.items() if owner == rank) for rank in range(3)]
     # by Graham's bound for the largest first: no load is above the mean by more than the largest size
@@ -530,12 +540,14 @@ def test_blocks_are_found_unless_their_weights_are_used_elsewhere() -> None:
 
 def test_gradients_are_sent_during_the_last_backward_pass_alone(both: Any) -> None:
     """Four buckets of one tensor each: the second layer's are on their way before the first layer's is computed, and
-    none is sent after the first of two pieces.
+    none is sent in the first of two pieces.
     """
     for found in both:
         events = found["events"]
         first = [i for i, event in enumerate(events) if event == "first layer"]
-        assert events.count("sent") == 4 and first[0] == 0 and events[1 : first[1]].count("sent") >= 2
+        sent = [events[a:b].count("sent") for a, b in pairwise([0, *first, None])]
+        assert len(first) == 4 and sent[0] == 0 and sent[1] >= 2 and sent[3] >= 2, events
+        assert sent[1] + sent[2] == sent[3] + sent[4] == 4, events
 
 
 def test_gradients_of_several_inner_backward_passes_are_all_summed(both: Any, tmp_path: Path) -> None:
