@@ -71,7 +71,7 @@ def write_parts(
     def finish() -> Path:
         assert draft is not None
         with claimed(folder), checkpoint.told_of_writing(folder, step):
-            listed.update(folders.written(draft.path, others))
+            listed.update(folders.written_files(draft.path, others))
             path = draft.finish(config, listed)
             folders.prune(folder, keep, path)
         return path
@@ -84,7 +84,7 @@ def write_parts(
             share = _share(values, processes)
             with processes.together(), checkpoint.told_of_writing(folder, step):
                 check_finite(share, "state" if file == contents.OPTIMIZER else "weight", f"after step {step}")
-                mine.update(folders.written(place, {name: writer(share, apart=True)}))
+                mine.update(folders.written_files(place, {name: writer(share, apart=True)}))
             del share
         listed = {name: one for some in processes.gathered(mine) for name, one in some.items()}
         return processes.from_main(finish)

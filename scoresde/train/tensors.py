@@ -125,12 +125,12 @@ def check_equal(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], fail:
 
 def all_finite(value: Tensor) -> bool:
     """Whether no number in it, or in this process's part of it, is NaN or infinite."""
-    value = held(value)
+    value = local_part(value)
     return not (value.is_floating_point() or value.is_complex()) or bool(value.isfinite().all())
 
 
 @torch.no_grad()
-def held(value: Tensor) -> Tensor:
+def local_part(value: Tensor) -> Tensor:
     """What this process holds of a tensor that several divide among them (a DTensor); of all others, themselves."""
     to_local = getattr(value, "to_local", None)
     return value if to_local is None else to_local()

@@ -208,8 +208,10 @@ def main(folder: Path) -> None:
             break
     run.close()
     found["average"] = {k: whole(v) for k, v in run.ema_model().state_dict().items()}
-    found["held"] = [value.numel() for value in map(sharded.held, (*run.model.parameters(), *run.ema.state().values()))]
-    found["state"] = [sharded.held(value).numel() for value in run._optimizer.state().values()]
+    found["held"] = [
+        value.numel() for value in map(sharded.local_part, (*run.model.parameters(), *run.ema.state().values()))
+    ]
+    found["state"] = [sharded.local_part(value).numel() for value in run._optimizer.state().values()]
 
     counted = train(net(counting), points(), **FULL)
     list(counted)
@@ -240,10 +242,10 @@ def main(folder: Path) -> None:
     next(run)
     if rank == 1:
         folders = sharded.contents.folders
-        kept, folders.written = folders.written, lambda *_: (_ for _ in ()).throw(OSError("no space left"))
+        kept, folders.written_files = folders.written_files, lambda *_: (_ for _ in ()).throw(OSError("no space left"))
     found["full disk"] = said(lambda: list(run))
     if rank == 1:
-        folders.written = kept
+        folders.written_files = kept
     found["left"] = sorted(path.name for path in (folder / "full disk").iterdir())
 
     # Sums of whole gradients are on their way before the backward pass is over, and once a step.
