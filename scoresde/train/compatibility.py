@@ -30,7 +30,7 @@ from scoresde.train.describe import describe_model, fixed
 from scoresde.train.folder import CheckpointError
 from scoresde.train.objective import Objective
 from scoresde.train.optimizer import Optimizer
-from scoresde.train.tensors import held
+from scoresde.train.tensors import local_part
 
 
 def check_model(model: nn.Module) -> None:
@@ -47,7 +47,7 @@ def check_model(model: nn.Module) -> None:
             raise ValueError(
                 f"{name} is on the meta device and holds no numbers; build the network on the CPU or a GPU."
             )
-        if held(value) is not value:
+        if local_part(value) is not value:
             raise ValueError(
                 f"{name} is divided among processes, by an earlier run with sharding='full': train what "
                 "run.ema_model() or load_model(folder) returns, or go on from the folder, resume=True."

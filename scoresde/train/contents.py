@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -33,9 +33,7 @@ from scoresde.nn import Vocabulary
 from scoresde.train import folder as folders
 from scoresde.train.describe import read_described
 from scoresde.train.folder import CheckpointError
-from scoresde.train.tensors import read_layout, read_rows, read_values
-
-Found = TypeVar("Found")
+from scoresde.train.tensors import Found, read_layout, read_rows, read_values
 
 Told = TypeVar("Told")
 

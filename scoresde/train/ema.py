@@ -27,7 +27,7 @@ from scoresde import checks
 from scoresde.models.pretrained import Pretrained
 from scoresde.train.atomic import as_it_was
 from scoresde.train.copying import copied
-from scoresde.train.tensors import held
+from scoresde.train.tensors import local_part
 
 Averaged = TypeVar("Averaged", bound=nn.Module)
 
@@ -72,8 +72,8 @@ class EMA:
         self._names = [name for name, _ in model.named_parameters()]
         self._kept = [parameter.detach().clone() for _, parameter in model.named_parameters()]
         # Of weights that several processes divide, each averages its part.
-        self._live: list[Tensor] = [held(parameter) for _, parameter in model.named_parameters()]
-        self._average = [held(average) for average in self._kept]
+        self._live: list[Tensor] = [local_part(parameter) for _, parameter in model.named_parameters()]
+        self._average = [local_part(average) for average in self._kept]
         self._applied = 0
 
     @torch.no_grad()
@@ -248,7 +248,7 @@ def ema_model(model: Averaged, ema: EMA) -> Averaged:
     """
     checks.instance(ema, EMA, name="ema")
     checks.instance(model, nn.Module, name="model")
-    if any(held(parameter) is not parameter for parameter in model.parameters()):
+    if any(local_part(parameter) is not parameter for parameter in model.parameters()):
         raise ValueError(
             "the weights of this model are divided among processes (sharding='full'): take run.ema_model(), which all "
             "of them call, or load_model(folder)."

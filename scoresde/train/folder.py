@@ -204,7 +204,7 @@ def write(folder: Path, step: int, config: Mapping[str, Any], files: Mapping[str
     """
     draft = Draft(folder, step)
     try:
-        return draft.finish(config, written(draft.path, files))
+        return draft.finish(config, written_files(draft.path, files))
     except BaseException:
         draft.drop()
         raise
@@ -262,10 +262,10 @@ def fill(partial: Path, config: Mapping[str, Any], files: Mapping[str, Writer]) 
     Raises:
         OSError: it could not be written.
     """
-    _seal(partial, config, written(partial, files))
+    _seal(partial, config, written_files(partial, files))
 
 
-def written(partial: Path, files: Mapping[str, Writer]) -> dict[str, dict[str, Any]]:
+def written_files(partial: Path, files: Mapping[str, Writer]) -> dict[str, dict[str, Any]]:
     """Write these files into a folder, down to the disk; their sizes and hashes, as config.json lists them.
 
     Raises:

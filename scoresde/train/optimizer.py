@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from scoresde import checks
 from scoresde.files import Fail
-from scoresde.train.tensors import held
+from scoresde.train.tensors import local_part
 
 Decay = Literal["constant", "cosine"]
 
@@ -178,7 +178,7 @@ class Optimizer:
 
     def _gradients(self) -> list[Tensor]:
         """Those there are: of weights that several processes divide, this process's parts."""
-        return [held(p.grad) for p in self.parameters if p.grad is not None]
+        return [local_part(p.grad) for p in self.parameters if p.grad is not None]
 
 
 def laid_out(value: Tensor, like: Tensor) -> Tensor:
@@ -220,7 +220,7 @@ def check_state(parameters: Mapping[str, Tensor], saved: Mapping[str, Tensor], s
                 raise fail(f"{kind}/{name:.200} must be {tuple(like.shape)}, {like.dtype}, got {found}.")
             if value.is_meta:
                 continue
-            value = held(value)
+            value = local_part(value)
             if not bool(value.isfinite().all()) or (kind != "exp_avg" and bool((value < 0).any())):
                 range = "finite" if kind == "exp_avg" else "finite and at least 0"
                 raise fail(f"{kind}/{name:.200} must be {range}.")

@@ -20,7 +20,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -32,10 +32,8 @@ from scoresde.train.folder import Writer
 from scoresde.train.objective import Objective
 from scoresde.train.optimizer import Optimizer
 from scoresde.train.options import TrainOptions
-from scoresde.train.processes import Processes
+from scoresde.train.processes import Made, Processes
 from scoresde.train.sums import Sums
-
-Made = TypeVar("Made")
 
 
 class Placement:

@@ -314,12 +314,12 @@ def _accelerator(cpu: bool) -> Accelerator:
 
 def _check_plugin(plugin: Any) -> None:
     """Raise where Accelerate is asked for a sharding that this loop does not do."""
-    told = {
-        "--fsdp_version 2": getattr(plugin, "fsdp_version", 1) == 2,
-        "--fsdp_offload_params false": not bool(getattr(plugin.cpu_offload, "offload_params", plugin.cpu_offload)),
-        "--fsdp_reshard_after_forward true": plugin.reshard_after_forward in (True, "FULL_SHARD"),
-    }
-    wrong = [word for word, right in told.items() if not right]
+    if plugin.fsdp_version != 2:
+        wrong = ["--fsdp_version 2"]
+    else:
+        stays = type(plugin.cpu_offload).__name__ == "OffloadPolicy"  # of torch, and not one of those derived from it
+        wrong = [] if stays else ["--fsdp_offload_params false"]
+        wrong += [] if plugin.reshard_after_forward is True else ["--fsdp_reshard_after_forward true"]
     if wrong:
         raise ValueError(
             f"accelerate launch --use_fsdp must come with {', '.join(wrong)} here: weights, gradients and the "

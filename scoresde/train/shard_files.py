@@ -22,7 +22,7 @@ from scoresde.train import folder as folders
 from scoresde.train.folder import Draft, Writer
 from scoresde.train.owner import claimed
 from scoresde.train.processes import Processes
-from scoresde.train.tensors import check_finite, writer
+from scoresde.train.tensors import check_finite, joined, writer
 
 
 def rows_of(length: int, processes: Processes) -> slice:
@@ -73,7 +73,7 @@ def write_parts(
     def finish() -> Path:
         assert draft is not None
         with claimed(folder), checkpoint.told_of_writing(folder, step):
-            listed.update(folders.written(draft.path, others))
+            listed.update(folders.written_files(draft.path, others))
             path = draft.finish(config, listed)
             folders.prune(folder, keep, path, spare)
         return path
@@ -86,7 +86,7 @@ def write_parts(
             share = _share(values, processes)
             with processes.together(), checkpoint.told_of_writing(folder, step):
                 check_finite(share, contents.number_in(file), f"after step {step}")
-                mine.update(folders.written(place, {name: writer(share, apart=True)}))
+                mine.update(folders.written_files(place, {name: writer(share, apart=True)}))
             del share
         listed = {name: one for some in processes.gathered(mine) for name, one in some.items()}
         return processes.from_main(finish)
@@ -102,11 +102,9 @@ def _share(tensors: Mapping[str, Tensor], processes: Processes) -> dict[str, Ten
     owners = _owners({name: value.numel() * value.element_size() for name, value in tensors.items()}, processes.count)
     mine: dict[str, Tensor] = {}
     for name, value in tensors.items():
-        divided = hasattr(value, "full_tensor")
-        full = value.full_tensor() if divided else value
+        full = joined(value)
         if owners[name] == processes.rank:  # tied ones apart, too
-            full = full.detach().cpu().contiguous()
-            mine[name] = full if divided else full.clone()
+            mine[name] = (full.clone() if full is value else full).detach().cpu().contiguous()
     return mine
 
 

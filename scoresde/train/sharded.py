@@ -36,11 +36,11 @@ from scoresde.train.objective import Objective
 from scoresde.train.optimizer import Optimizer
 from scoresde.train.option_checks import Sharding
 from scoresde.train.options import TrainOptions
-from scoresde.train.placement import Made, Placement
-from scoresde.train.processes import Processes
+from scoresde.train.placement import Placement
+from scoresde.train.processes import Made, Processes
 from scoresde.train.shard_files import rows_of, write_parts
 from scoresde.train.sums import Sums
-from scoresde.train.tensors import held
+from scoresde.train.tensors import joined, local_part
 
 SMALLEST_UNIT = 10_000
 """Numbers in the weights of a block that is gathered on its own; smaller ones go with the rest of the network."""
@@ -113,16 +113,14 @@ class Sharded(Placement):
         net = model.net
         users: dict[int, int] = {}
         for module in cast(nn.Module, net).modules():
-            for parameter in module._parameters.values():
-                if parameter is not None:
-                    users[id(parameter)] = users.get(id(parameter), 0) + 1
+            for _, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
+                users[id(parameter)] = users.get(id(parameter), 0) + 1
 
         def own(module: nn.Module) -> bool:
             inside: dict[int, int] = {}
             for part in module.modules():
-                for parameter in part._parameters.values():
-                    if parameter is not None:
-                        inside[id(parameter)] = inside.get(id(parameter), 0) + 1
+                for _, parameter in part.named_parameters(recurse=False, remove_duplicate=False):
+                    inside[id(parameter)] = inside.get(id(parameter), 0) + 1
             return all(users[key] == count for key, count in inside.items())
 
         def visit(module: nn.Module) -> Iterator[nn.Module]:
@@ -165,8 +163,8 @@ class Sharded(Placement):
         net.register_forward_pre_hook(refuse, prepend=True)
 
     def follow(self, parameters: Sequence[nn.Parameter]) -> None:
-        self._sums = Sums([p for p in parameters if held(p) is p], self.processes)
-        self._rest = any(held(p) is p for p in parameters)
+        self._sums = Sums([p for p in parameters if local_part(p) is p], self.processes)
+        self._rest = any(local_part(p) is p for p in parameters)
 
     # -- a step --------------------------------------------------------------------------------------------------------
 
@@ -205,7 +203,7 @@ class Sharded(Placement):
         everywhere: list[Tensor] = []
         for parameter in optimizer.parameters:
             if parameter.grad is not None:
-                part = held(parameter.grad)
+                part = local_part(parameter.grad)
                 (everywhere if part is parameter.grad else here).append(part)
         zero = torch.zeros((), device=self.processes.device)
         total = self.processes.sum(_square(here, zero)) + _square(everywhere, zero)
@@ -237,9 +235,7 @@ class Sharded(Placement):
         memo: dict[int, Any] = {}
         with torch.no_grad():
             for name, parameter in whole.named_parameters():
-                full = values[name]
-                full = full.full_tensor() if hasattr(full, "full_tensor") else full.detach().clone()
-                memo[id(parameter)] = nn.Parameter(full.detach().clone(), requires_grad=False)
+                memo[id(parameter)] = nn.Parameter(joined(values[name]).detach().clone(), requires_grad=False)
             made = copy.deepcopy(whole, memo)
             for (_, mine), (_, live) in zip(made.named_buffers(), model.named_buffers(), strict=True):
                 if not is_lazy(live):
@@ -275,7 +271,7 @@ class Sharded(Placement):
         def like(key: str, shape: Sequence[int]) -> Tensor | None:
             """The weight that a tensor belongs to, where it is divided as that is."""
             found = parameters.get(key, parameters.get(key.partition("/")[2]))
-            divided = found is not None and held(found) is not found and tuple(shape) == tuple(found.shape)
+            divided = found is not None and local_part(found) is not found and tuple(shape) == tuple(found.shape)
             return found if divided else None
 
         def rows(key: str, shape: Sequence[int]) -> slice | None:

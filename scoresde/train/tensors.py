@@ -125,15 +125,22 @@ def check_equal(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], fail:
 
 def all_finite(value: Tensor) -> bool:
     """Whether no number in it, or in this process's part of it, is NaN or infinite."""
-    value = held(value)
+    value = local_part(value)
     return not (value.is_floating_point() or value.is_complex()) or bool(value.isfinite().all())
 
 
 @torch.no_grad()
-def held(value: Tensor) -> Tensor:
+def local_part(value: Tensor) -> Tensor:
     """What this process holds of a tensor that several divide among them (a DTensor); of all others, themselves."""
     to_local = getattr(value, "to_local", None)
     return value if to_local is None else to_local()
+
+
+@torch.no_grad()
+def joined(value: Tensor) -> Tensor:
+    """The whole of a tensor that processes divide among them, on each; all call it. Of all others, themselves."""
+    full_tensor = getattr(value, "full_tensor", None)
+    return value if full_tensor is None else full_tensor()
 
 
 def check_finite(tensors: Mapping[str, Tensor], what: str, when: str) -> None:

@@ -31,7 +31,7 @@ def launched(count: int, *command: str, fails: bool = False) -> list[str]:
         for rank in range(count)
     ]
     try:
-        said = [child.communicate(timeout=240)[1] for child in children]
+        said = [child.communicate(timeout=600)[1] for child in children]
     finally:
         for child in children:
             child.kill()
