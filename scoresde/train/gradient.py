@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from scoresde import checks
-from scoresde.data import random_flip
+from scoresde.data import Augmentation, random_flip
+from scoresde.data.augmentation import NAME as AUGMENT
 from scoresde.models.conditions import drop_conditions
 from scoresde.train.batches import Batch, Fetched, MapDataset
 from scoresde.train.compatibility import bin_width, entries
 from scoresde.train.describe import Model
-from scoresde.train.draws import Uniforms, derive, seeded_where, step_noise
+from scoresde.train.draws import Uniforms, derive, named_uniforms, seeded_where, step_noise
 from scoresde.train.objective import Objective
 from scoresde.train.options import TrainOptions
 from scoresde.train.processes import Processes
@@ -114,6 +115,11 @@ class GlobalGradient(Generic[Model]):
         if options.flip:
             coins = checks.sent(uniforms.flip[rows], device)
             both.update({name: random_flip(both[name], coins) for name in ("x", *task.mirrored)})
+        if options.augment is not None:
+            told = self._augmentation(step, options.augment, both["x"])
+            for name in ("x", *task.mirrored):
+                both[name] = options.augment.apply(both[name], told)
+            both[AUGMENT] = checks.sent(told, device).to(both["x"].dtype)
         x0 = both.pop("x")
         if options.dequantize:
             normal = step_noise(options.seed, step, rows.start, x0, name="dequantize")
@@ -122,3 +128,12 @@ class GlobalGradient(Generic[Model]):
         lost = {name: where[rows].to(device) for name, where in dropped.items()}
         times = checks.time_beside(t[rows], x0)
         return x0, times, checks.sent(weight[rows], device), drop_conditions(both, task.nulls, lost)
+
+    def _augmentation(self, step: int, augmentation: Augmentation, x: Tensor) -> Tensor:
+        """What is done to this process's rows, in main memory; drawn for the whole batch, as all else."""
+        options = self._options
+        drawn = [
+            named_uniforms(options.seed, step, options.batch_size, f"augmentation {i}")
+            for i in range(augmentation.draws)
+        ]
+        return augmentation.draw(torch.stack(drawn, 1)[self.rows], x.shape[1:])
