@@ -3,6 +3,7 @@
     scoresde train --data my-images --network cifar-small --steps 100000
     scoresde train --data signals.npy --channels none --sde ve --sde-options sigma_max=80
     scoresde train --data theta.npy --condition obs=x.npy                   # the law of theta given each row of x
+    scoresde train --data theta.npy --condition obs=x.npy --sets obs        # x (N, L, d): L observations for each
     torchrun --nproc-per-node 4 -m scoresde train --data my-images --mixed-precision bf16     # or accelerate launch
     scoresde train --data my-images --network cifar-small --steps 100000 --resume    # go on after a kill
 
@@ -54,6 +55,11 @@ class TrainConfig(ScriptFlags, TrainingFlags, NetworkFlags, DataFlags):
     condition: Repeated = ()
     """What else belongs to each sample, as name=file.npy with a row for each: numbers, which are standardised, tokens
     or images; repeat names for several."""
+    sets: tuple[str, ...] = ()
+    """Names of conditions (N, L, d) whose L members have no order, as several observations of one thing; a member of
+    NaN is padding. Beside vectors others of that shape are series."""
+    series: tuple[str, ...] = ()
+    """Names of conditions (N, L, d) that are series in time."""
     out: Path | None = None
     """Folder for checkpoints, log and loss curve; default runs/ and the name of the data."""
     resume: bool = False
@@ -112,11 +118,11 @@ def first_step_ready(config: TrainConfig, out: Path) -> Run[ss.ScoreModel]:
     """
     sde: ss.SDE = build(SDES, config.sde, config.sde_options)
     dataset = config.load(levels=config.levels, scaling=config.scaling)
-    dataset = with_conditions(dataset, config.condition)
+    dataset = with_conditions(dataset, config.condition, (*config.sets, *config.series))
     event, classes = dataset.event_shape, dataset.num_classes if config.conditional else None
     if config.flip and len(event) == 1:
         raise ValueError("--flip mirrors signals, images and volumes; samples here are vectors.")
-    others = network_conditions(dataset, event)
+    others = network_conditions(dataset, event, config.sets, config.series)
     if config.condition_dropout is not None and classes is None and not others:
         raise ValueError("--condition-dropout hides conditions, and there are none to learn from here; leave it out.")
     augmentation = None if config.augment is None else Augmentation(config.augment)
@@ -146,6 +152,10 @@ def first_step_ready(config: TrainConfig, out: Path) -> Run[ss.ScoreModel]:
     run = training_run(model, dataset, options)
     if is_main():
         say(str(dataset))
+        for kind in ("sets", "series"):
+            if kind in others:
+                hint = " (--sets takes them without their order)" if kind == "series" else ""
+                say(f"{', '.join(others[kind])}: {kind}, of any length{hint}")
         say(f"{type(model.net).__name__}, {size_of_training(model)}; {brief(sde)}, sigma_data {sigma_data:.4g}")
         if len(x) > 1:
             reach, last = ss.sde.suggest_sigma_max(x), math.exp(-0.5 * sde.log_snr(sde.T).item())
