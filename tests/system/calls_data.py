@@ -172,8 +172,15 @@ CALLS = [
     Call(
         Augmentation,
         lambda: {
-            **{"probability": 0.5, "x_flip": True, "y_flip": False, "quarter_turns": False, "whole_shift": 0.5},
-            **{"scale": 0.5, "rotation": 0.5, "stretch": 0.5, "shift": 0.5},
+            "probability": 0.5,
+            "x_flip": True,
+            "y_flip": False,
+            "quarter_turns": False,
+            "whole_shift": 0.5,
+            "scale": 0.5,
+            "rotation": 0.5,
+            "stretch": 0.5,
+            "shift": 0.5,
         },
         kinds={
             **dict.fromkeys(("probability", "whole_shift", "rotation", "shift"), FRACTION),
