@@ -464,6 +464,22 @@ OTHERS: dict[str, Entry] = {
         lambda: nets.UNet(1, width=4, multipliers=(1, 2), blocks=1, embeddings={"clip": 3}).eval(),
         lambda net: [net(numbers(2, 1, 4, 4), torch.zeros(2), clip=numbers(2, 2, 3))],
     ),
+    "MLP of sets and series": Entry(
+        lambda: _net(sets={"obs": {"size": 2, "width": 8, "layers": 1}}, series={"path": 1}),
+        lambda net: [net(X, X[:, 0], obs=numbers(len(X), 3, 2), path=numbers(len(X), 4, 1)), net(X, X[:, 0])],
+    ),
+    "MagnitudeUNet": Entry(
+        lambda: nets.MagnitudeUNet(1, width=4, multipliers=(1, 2), blocks=1, head_width=4).eval(),
+        lambda net: [net.stem.weight, net.embedding(torch.zeros(2), {})],
+    ),
+    "DiT": Entry(
+        lambda: nets.DiT(1, width=8, depth=1, num_classes=2).eval(),
+        lambda net: [net.stem.weight, net.embedding(torch.zeros(2), {"label": torch.tensor([0, 2])})],
+    ),
+    "Augmentation": Entry(
+        lambda: data.Augmentation(0.5),
+        lambda a: list(a(numbers(2, 1, 4, 4), torch.linspace(0.1, 0.9, 38).reshape(2, 19))),
+    ),
     "Reverse": Entry(lambda: Reverse(exact(), 0.5), lambda p: [p.drift(X, T), p.diffusion(T)]),
     "Measurement": Entry(measured, lambda m: [m.residual(X), m.log_prob(X)]),
     "PhaseRetrieval": Entry(lambda: inverse.PhaseRetrieval((1, 4, 4)), lambda a: [a(numbers(2, 1, 4, 4))]),

@@ -136,7 +136,9 @@ def expect(trained: Trained, evaluations: int, total: int, size: int, *, gradien
 def evaluation_seconds(trained: Trained, rows: int = ROWS) -> float:
     """Seconds of one evaluation of a batch, the second time."""
     given = {
-        name: torch.zeros(rows, *told["shape"], dtype=torch.int64 if "int" in str(told["dtype"]) else torch.float32)
+        name: torch.zeros(
+            rows, *(n or 1 for n in told["shape"]), dtype=torch.int64 if "int" in str(told["dtype"]) else torch.float32
+        )
         for name, told in trained.conditions.items()
         if "shape" in told
     }

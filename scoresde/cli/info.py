@@ -118,7 +118,7 @@ def of_model(trained: Trained, *, cost: bool) -> dict[str, Any]:
     }
     for name, told in trained.conditions.items():
         scaling = trained.condition_scalings.get(name)
-        shape = tuple(told.get("shape", ()))
+        shape = tuple("any number" if n is None else n for n in told.get("shape", ()))
         found[f"condition {name}"] = f"{shape} {told.get('dtype', '')}" + (f", {scaling}" if scaling else "")
     if trained.trained_with is not None:
         known = trained.trained_with

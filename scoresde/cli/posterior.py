@@ -1,6 +1,7 @@
 """The posterior p(θ | x) of a simulator, from pairs of parameters and observations, in one command.
 
     scoresde posterior --theta theta.npy --x x.npy --observed x_obs.npy --out runs/posterior
+    scoresde posterior --theta theta.npy --x x.npy --observed x_obs.npy --observations set     # x (N, L, d)
     scoresde sample --checkpoint runs/posterior --condition obs=other_obs.npy        # later, for other observations
 
 ``theta.npy`` holds a row of parameters drawn from the prior for each of N simulations, ``x.npy`` what each of them
@@ -23,7 +24,7 @@ import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -40,6 +41,7 @@ from scoresde.cli.outputs import brief, save_array, say, told
 from scoresde.cli.pictures import draw_pairs, save_losses
 from scoresde.cli.trained import device_for
 from scoresde.data import Dataset, Scaling, from_tensors
+from scoresde.data.condition_files import of_members
 from scoresde.files import make_writable, write_json
 from scoresde.nn import MLP
 from scoresde.times import LogNormalSigma, Stratified
@@ -62,6 +64,9 @@ class PosteriorConfig(MachineFlags):
     """Parameters (N, d), an .npy file: a row for each simulation, drawn from the prior."""
     x: Path
     """What the simulations gave, (N, ...), an .npy file with the same rows."""
+    observations: Literal["vector", "set", "series"] = "vector"
+    """What one simulation gave: numbers, each of which means the same in all (vector); several observations without an
+    order (set) or steps in time (series), (N, L, d) with any number L in use, where members of NaN are padding."""
     observed: Path | None = None
     """Observations: one, of the shape of a row of x, or several; without them the model alone is trained and judged."""
     out: Path = Path("runs/posterior")
@@ -110,7 +115,7 @@ class PosteriorConfig(MachineFlags):
 
 @dataclass(frozen=True)
 class Pairs:
-    """Parameters and observations: (N, d) and (N, m), the shape of an observation, and three parts of the rows."""
+    """Parameters (N, d) and observations (N, m), or (N, L, m) of sets and series; their shape; three parts of rows."""
 
     theta: Tensor
     x: Tensor
@@ -126,7 +131,9 @@ def read_pairs(config: PosteriorConfig) -> Pairs:
     Raises:
         FileNotFoundError, TypeError, ValueError: files that do not go together, or hold too few pairs.
     """
-    theta, x = read_numbers(config.theta, "--theta").double(), read_numbers(config.x, "--x").double()
+    members = config.observations != "vector"
+    theta = read_numbers(config.theta, "--theta").double()
+    x = read_numbers(config.x, "--x", members=members).double()
     theta = theta[:, None] if theta.ndim == 1 else theta
     if theta.ndim != 2:
         raise ValueError(
@@ -137,6 +144,11 @@ def read_pairs(config: PosteriorConfig) -> Pairs:
         raise ValueError(
             f"--x {config.x} has shape {tuple(x.shape)}, and --theta {len(theta)} rows; expected what each of the "
             f"simulations gave, ({len(theta)}, ...)."
+        )
+    if members and x.ndim != 3:
+        raise ValueError(
+            f"--x {config.x} has shape {tuple(x.shape)}; for --observations {config.observations} expected (N, L, d): "
+            "L members of d numbers in each simulation."
         )
     if config.names and len(config.names) != theta.shape[1]:
         raise ValueError(f"--names gives {len(config.names)} names for {theta.shape[1]} parameters.")
@@ -149,16 +161,18 @@ def read_pairs(config: PosteriorConfig) -> Pairs:
     observation = tuple(x.shape[1:])
     order = torch.randperm(len(theta), generator=torch.Generator().manual_seed(config.seed))
     parts = order[2 * aside :], order[:aside], order[aside : 2 * aside]
-    return Pairs(theta, x.reshape(len(x), -1), observation, *parts)
+    return Pairs(theta, x if members else x.reshape(len(x), -1), observation, *parts)
 
 
 def read_observed(config: PosteriorConfig, pairs: Pairs) -> tuple[Tensor, bool]:
-    """The observations (R, m), and whether it was one without an axis for several.
+    """The observations (R, m), or (R, L, m) of sets and series, and whether it was one without an axis for several.
 
     Raises:
         FileNotFoundError, TypeError, ValueError: none, or of another shape than the simulations'.
     """
     assert config.observed is not None
+    if config.observations != "vector":
+        return _read_members(config.observed, pairs)
     found = read_numbers(config.observed, "--observed").double()
     single = tuple(found.shape) == pairs.observation
     several = found.ndim > 0 and tuple(found.shape[1:]) == pairs.observation
@@ -174,8 +188,29 @@ def read_observed(config: PosteriorConfig, pairs: Pairs) -> tuple[Tensor, bool]:
     return rows, single
 
 
+def _read_members(path: Path, pairs: Pairs) -> tuple[Tensor, bool]:
+    """Sets or series of any length, (R, L, m), and whether it was one, (L, m)."""
+    found, size = read_numbers(path, "--observed", members=True).double(), pairs.observation[-1]
+    single = found.ndim == 2
+    rows = found[None] if single else found
+    if rows.ndim != 3 or rows.shape[2] != size or not len(rows):
+        raise ValueError(
+            f"--observed {path} has shape {tuple(found.shape)}; expected one observation (L, {size}) of any length L, "
+            f"as in a row of --x, or several of them, (R, L, {size})."
+        )
+    most, longest = (int((~some.isnan().all(2)).sum(1).max()) for some in (pairs.x, rows))
+    if longest > most:
+        warn_user(
+            f"an observation has {longest} members, and in the simulations there are {most} at most: the posterior is "
+            "a guess there. Simulate as many."
+        )
+    known = pairs.x[pairs.training].flatten(0, 1)
+    _warn_of_far(rows.flatten(0, 1), known[~known.isnan().any(1)])
+    return rows, single
+
+
 def _warn_of_far(rows: Tensor, x: Tensor) -> None:
-    """Say which observations lie outside all simulations: what a network answers there is a guess."""
+    """Say which observations, or members, lie outside all simulations: what a network answers there is a guess."""
     low, high = x.amin(0), x.amax(0)
     outside = (rows < low) | (rows > high)
     for row, column in outside.nonzero()[:5].tolist():
@@ -190,7 +225,7 @@ def data_of(pairs: Pairs) -> Dataset:
     """All pairs, standardised by the statistics of the training ones."""
     theta, x = pairs.theta[pairs.training], pairs.x[pairs.training]
     scaling = from_tensors(theta).scaling
-    units = Scaling.standardise(x, "coordinate")
+    units = of_members(x) if x.ndim == 3 else Scaling.standardise(x, "coordinate")
     return from_tensors(
         pairs.theta, scaling=scaling, conditions={"obs": pairs.x.float()}, condition_scalings={"obs": units}
     )
@@ -205,9 +240,9 @@ def fitted_model(config: PosteriorConfig, pairs: Pairs, out: Path) -> tuple[ss.S
     sde: ss.SDE = build(SDES, config.sde, config.sde_options)
     dataset = data_of(pairs)
     torch.manual_seed(config.seed)  # the initial weights
-    net = MLP(
-        pairs.theta.shape[1], config.width, config.depth, dropout=config.dropout, vectors={"obs": pairs.x.shape[1]}
-    )
+    kind = {"vector": "vectors", "set": "sets", "series": "series"}[config.observations]
+    obs: dict[str, Any] = {kind: {"obs": pairs.x.shape[-1]}}
+    net = MLP(pairs.theta.shape[1], config.width, config.depth, dropout=config.dropout, **obs)
     model = ss.ScoreModel(net, sde, "edm", sigma_data=1.0)
     run = train(
         model,
@@ -262,8 +297,7 @@ class _Look:
         device = next(model.parameters()).device
         times = max(1, 4096 // len(aside))
         noise = torch.Generator().manual_seed(0)
-        self.x0 = batch["x"].repeat(times, 1).to(device)
-        self.obs = batch["obs"].repeat(times, 1).to(device)
+        self.x0, self.obs = (torch.cat([batch[name]] * times).to(device) for name in ("x", "obs"))
         self.eps = torch.randn(self.x0.shape, generator=noise).to(device)
         order = torch.randperm(len(self.x0), generator=noise)
         self.t = TIMES.sample(model.sde, (order + 0.5) / len(order))[0].to(device)

@@ -3,6 +3,7 @@
     scoresde train --data my-images --network cifar-small --steps 100000
     scoresde train --data signals.npy --channels none --sde ve --sde-options sigma_max=80
     scoresde train --data theta.npy --condition obs=x.npy                   # the law of theta given each row of x
+    scoresde train --data theta.npy --condition obs=x.npy --sets obs        # x (N, L, d): L observations for each
     torchrun --nproc-per-node 4 -m scoresde train --data my-images --mixed-precision bf16     # or accelerate launch
     scoresde train --data my-images --network cifar-small --steps 100000 --resume    # go on after a kill
 
@@ -44,7 +45,8 @@ from scoresde.cli.networks import NetworkFlags, network
 from scoresde.cli.outputs import brief, say
 from scoresde.cli.pictures import save_losses
 from scoresde.cli.training_flags import TrainingFlags, training_options
-from scoresde.data import Dataset
+from scoresde.data import Augmentation, Dataset
+from scoresde.data.augmentation import NAME as AUGMENT
 from scoresde.data.scaling import Per
 from scoresde.extras import needs
 from scoresde.files import make_writable
@@ -67,6 +69,11 @@ class TrainConfig(ScriptFlags, TrainingFlags, NetworkFlags, DataFlags):
     condition: Repeated = ()
     """What else belongs to each sample, as name=file.npy with a row for each: numbers, which are standardised, tokens
     or images; repeat names for several."""
+    sets: tuple[str, ...] = ()
+    """Names of conditions (N, L, d) whose L members have no order, as several observations of one thing; a member of
+    NaN is padding. Beside vectors others of that shape are series."""
+    series: tuple[str, ...] = ()
+    """Names of conditions (N, L, d) that are series in time."""
     out: Path | None = None
     """Folder for checkpoints, log and loss curve; default runs/ and the name of the data."""
     resume: bool = False
@@ -103,6 +110,9 @@ class TrainConfig(ScriptFlags, TrainingFlags, NetworkFlags, DataFlags):
     """In which they are kept."""
     condition_dropout: float | None = None
     """Probability that a label is hidden, for classifier-free guidance; 0.1 unless told."""
+    augment: float | None = None
+    """Probability of each transformation of pictures (flips, shifts, scalings, turns, stretches), of which the network
+    is told, so that samples are as the data are; 0.12 suits small data sets of small pictures."""
     dequantize: bool | None = None
     """Fill the bins of quantised data with uniform noise, so that bits/dim mean something; done unless told."""
     warmup: int = 500
@@ -162,13 +172,17 @@ def first_step_ready(config: TrainConfig, out: Path) -> Run[ss.ScoreModel]:
     """
     sde: ss.SDE = build(SDES, config.sde, config.sde_options)
     dataset = config.load(levels=config.levels, scaling=config.scaling)
-    dataset = with_conditions(dataset, config.condition)
+    dataset = with_conditions(dataset, config.condition, (*config.sets, *config.series))
     event, classes = dataset.event_shape, dataset.num_classes if config.conditional else None
     if config.flip and len(event) == 1:
         raise ValueError("--flip mirrors signals, images and volumes; samples here are vectors.")
-    others = network_conditions(dataset, event)
+    others = network_conditions(dataset, event, config.sets, config.series)
     if config.condition_dropout is not None and classes is None and not others:
         raise ValueError("--condition-dropout hides conditions, and there are none to learn from here; leave it out.")
+    augmentation = None if config.augment is None else Augmentation(config.augment)
+    if augmentation is not None:
+        augmentation.check_event(event)
+        others["vectors"] = {**others.get("vectors", {}), AUGMENT: augmentation.size}
     x = some(dataset)
     sigma_data = float(x.std()) if config.sigma_data is None else config.sigma_data
     times = density_of_times(config, sigma_data)
@@ -185,6 +199,7 @@ def first_step_ready(config: TrainConfig, out: Path) -> Run[ss.ScoreModel]:
             "times": times,
             "coupling": coupling_of(config),
             "snapshots": snapshots_of(config),
+            "augment": augmentation,
             "condition_dropout": config.condition_dropout,
             "dequantize": dataset.scaling.levels is not None if config.dequantize is None else config.dequantize,
             "folder": out,
@@ -194,6 +209,10 @@ def first_step_ready(config: TrainConfig, out: Path) -> Run[ss.ScoreModel]:
     run = training_run(model, dataset, options)
     if is_main():
         say(str(dataset))
+        for kind in ("sets", "series"):
+            if kind in others:
+                hint = " (--sets takes them without their order)" if kind == "series" else ""
+                say(f"{', '.join(others[kind])}: {kind}, of any length{hint}")
         say(f"{name}, {size_of_training(model)}; {brief(sde)}, sigma_data {sigma_data:.4g}")
         if len(x) > 1:
             reach, last = ss.sde.suggest_sigma_max(x), math.exp(-0.5 * sde.log_snr(sde.T).item())

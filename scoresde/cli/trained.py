@@ -24,7 +24,7 @@ from scoresde.files import read_json, refusing
 from scoresde.hub import locate
 from scoresde.hub.loading import ships
 from scoresde.interop import from_diffusers
-from scoresde.models.conditions import TrainedWith, Vector, kinds_of, nulls_of
+from scoresde.models.conditions import Series, Set, TrainedWith, Vector, kinds_of, nulls_of
 from scoresde.train import CheckpointError, describe, load_model, reconstruct_ema
 
 PIPELINE = "model_index.json"
@@ -154,11 +154,16 @@ def open_checkpoint(
         )
     model = weights_wanted(found, ema=ema, decay=decay, width=width)
     device = device_for(cpu=cpu)
-    names = nulls_of(model.net)
+    known = description.trained_with  # what training never gave nobody can ask for: how pictures were augmented, say
+    names = [name for name in nulls_of(model.net) if known is None or name == "label" or name in known.names]
     others = {name: description.conditions.get(name, {}) for name in names if name != "label"}
     for name, kind in kinds_of(model.net).items():
+        if name not in others:
+            continue
         if isinstance(kind, Vector) and not others[name]:
             others[name] = {"shape": [kind.size], "dtype": "float32"}
+        if isinstance(kind, (Set, Series)):
+            others[name] = {"shape": [None, kind.size], "dtype": "float32", "members": True}
     return Trained(
         model=model.to(device),
         device=device,

@@ -24,7 +24,7 @@ with needs("cli"):
 # What takes objects, or means something else on the command line.
 ASKED_OTHERWISE = {
     *("weighting", "times", "condition_dropout", "conditions", "dequantize", "folder"),
-    *("optimizer", "callbacks", "columns", "scaling", "snapshots", "coupling", "held_out", "early_stopping"),
+    *("optimizer", "callbacks", "columns", "scaling", "snapshots", "coupling", "held_out", "early_stopping", "augment"),
 }
 # Defaults for data of one's own, which are trained for hours and not minutes.
 DEFAULTS: dict[str, Any] = {

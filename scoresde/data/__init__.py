@@ -8,10 +8,12 @@
     held, training = dataset.subset(slice(0, 500)), dataset.subset(slice(500, None))
 
 :class:`Dataset` holds the numbers as they are stored and converts a batch when it is asked for; :class:`Scaling` is the
-map between the units of the data and those of the model. Another kind of file is a function below :func:`reads`.
+map between the units of the data and those of the model; :class:`Augmentation` moves pictures about, and says how.
+Another kind of file is a function below :func:`reads`.
 """
 
 from scoresde.data.arrays import load_array
+from scoresde.data.augmentation import Augmentation
 from scoresde.data.cifar import load_cifar
 from scoresde.data.dataset import Dataset, from_tensors, random_flip
 from scoresde.data.folders import load_folder
@@ -22,6 +24,7 @@ from scoresde.data.scaling import Scaling
 from scoresde.data.source import Source
 
 __all__ = [
+    "Augmentation",
     "Dataset",
     "Scaling",
     "Source",

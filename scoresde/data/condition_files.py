@@ -4,7 +4,8 @@
     read_conditions({"obs": Path("obs.npy")})                       # {"obs": (N, ...)}, no NaN among them
 
 What lies in files is in units of the world: floating vectors are standardised column by column, and the model keeps
-the way there, so that it is asked in those units: ``model.bind(obs=measured)``.
+the way there, so that it is asked in those units: ``model.bind(obs=measured)``. In an array (N, L, d) of sets, series
+or embeddings, a member of NaN throughout is padding; :func:`of_members` is the scaling of such ones.
 """
 
 from __future__ import annotations
@@ -41,7 +42,11 @@ def _read(name: str, path: Path) -> Tensor:
         found = found[name]
     values = as_tensor(found, path)
     if values.is_floating_point():
-        bad = (~values.isfinite()).reshape(len(values), -1).any(1) if values.ndim else ~values.isfinite()
+        if values.ndim == 3:  # a member of NaN throughout is padding: one observation fewer
+            padding = values.isnan().all(2, keepdim=True)
+            bad = (~values.isfinite() & ~padding).flatten(1).any(1)
+        else:
+            bad = (~values.isfinite()).reshape(len(values), -1).any(1) if values.ndim else ~values.isfinite()
         if bool(bad.any()):
             raise ValueError(
                 f"condition {name!r} holds NaN or infinity in {int(bad.sum())} rows of {path}, the first of them "
@@ -49,6 +54,15 @@ def _read(name: str, path: Path) -> Tensor:
                 "condition is not given, say so by from_tensors(..., conditions=...)."
             )
     return values
+
+
+def of_members(values: Tensor) -> Scaling:
+    """The scaling that standardises each column of all members of sets or series (N, L, d), padding left out."""
+    members = values.flatten(0, 1)
+    known = members[~members.isnan().any(1)].to(torch.float64)
+    if not len(known) or bool((known == known[:1]).all()):  # nothing to measure
+        return Scaling(0.0, 1.0)
+    return Scaling.standardise(known, "coordinate")
 
 
 def standardised(

@@ -1,4 +1,9 @@
-"""What networks for events on a grid, (B, channels, *spatial) of 1, 2 or 3 spatial axes, ask of x."""
+"""What networks for events on a grid, (B, channels, *spatial) of 1, 2 or 3 spatial axes, ask of x.
+
+What was expected is said where x is something else::
+
+    check_event(x, channels=3, event_dims=2, levels=3)      # raises unless x is (B, 3, H, W), with H, W of at least 3
+"""
 
 from __future__ import annotations
 

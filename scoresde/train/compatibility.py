@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from scoresde import checks
-from scoresde.data import Dataset
+from scoresde.data import Augmentation, Dataset
 from scoresde.data.columns import no_sample
 from scoresde.train import checkpoint, contents
 from scoresde.train.batches import MapDataset
@@ -98,7 +98,7 @@ def check_dataset(dataset: MapDataset) -> None:
         raise TypeError(f"dataset[0]['x'] must be floating, in the model's units, got {sample['x'].dtype}.")
 
 
-def check_mirrored(objective: Objective[Any], dataset: MapDataset) -> None:
+def check_mirrored(objective: Objective[Any], dataset: MapDataset, what: str = "flip=True mirrors x") -> None:
     """Raise where x is to be mirrored and nobody has said whether a condition of its shape's rank goes with it.
 
     Raises:
@@ -111,9 +111,27 @@ def check_mirrored(objective: Objective[Any], dataset: MapDataset) -> None:
     unsaid = [name for name in objective.names if axes > 1 and getattr(sample[name], "ndim", 0) == axes]
     if unsaid:
         raise ValueError(
-            f"flip=True mirrors x, and the network does not say whether {', '.join(unsaid)} would have to be mirrored "
+            f"{what}, and the network does not say whether {', '.join(unsaid)} would have to be mirrored "
             f"with it: give it an attribute image_conditions = {tuple(unsaid)!r}, or () to leave them as they are."
         )
+
+
+def check_augmented(objective: Objective[Any], dataset: MapDataset, augmentation: Augmentation) -> None:
+    """Raise unless samples can be augmented, and the conditions that are pictures of them with them.
+
+    Raises:
+        ValueError: no pictures, or ones that do not go with the augmentation.
+    """
+    check_mirrored(objective, dataset, what="augment moves x")
+    sample = dataset[0]
+    event = tuple(sample["x"].shape)
+    augmentation.check_event(event)
+    for name in objective.mirrored if augmentation.whole_shift else ():
+        if sample[name].shape[1:] != event[1:]:
+            raise ValueError(
+                f"whole_shift moves {name} {tuple(sample[name].shape)} with x {event}, by whole pixels of both: leave "
+                f"it out (shift moves by fractions), or enlarge {name} to the sizes of x."
+            )
 
 
 def entries(batch: Mapping[str, Tensor], names: Sequence[str], like: Tensor) -> dict[str, Tensor]:

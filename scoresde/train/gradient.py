@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from scoresde import checks
-from scoresde.data import random_flip
+from scoresde.data import Augmentation, random_flip
+from scoresde.data.augmentation import NAME as AUGMENT
 from scoresde.losses import Coupling
 from scoresde.models.conditions import drop_conditions
 from scoresde.train.adaptation import TimesInTraining
@@ -26,7 +27,7 @@ from scoresde.train.batches import Fetched, MapDataset
 from scoresde.train.compatibility import bin_width, entries
 from scoresde.train.computing import Computing, pieces
 from scoresde.train.describe import Model
-from scoresde.train.draws import Uniforms, derive, seeded_where, step_noise
+from scoresde.train.draws import Uniforms, derive, named_uniforms, seeded_where, step_noise
 from scoresde.train.objective import Objective
 from scoresde.train.options import TrainOptions
 from scoresde.train.placement import Placement
@@ -165,7 +166,10 @@ class GlobalGradient(Generic[Model]):
             return {"x": batch.x0, **batch.given}
         sample = default_collate([self._dataset[0]])
         found = entries(sample, ("x", *self._task.names), self._parameters[0])
-        return {name: value[:0] for name, value in found.items()}
+        none = {name: value[:0] for name, value in found.items()}
+        if self._options.augment is not None:
+            none[AUGMENT] = found["x"].new_zeros((0, self._options.augment.size))
+        return none
 
     def _coupled(self, step: int, batch: _Rows | None, everybody: Mapping[str, Tensor]) -> _Rows | None:
         """These rows with the noises that a coupling of the whole global batch gives them: all know those of all."""
@@ -196,6 +200,11 @@ class GlobalGradient(Generic[Model]):
         if options.flip:
             coins = sent_along(uniforms.flip[rows], device)
             both.update({name: random_flip(both[name], coins) for name in ("x", *task.mirrored)})
+        if options.augment is not None:
+            told = self._augmentation(step, options.augment, both["x"])
+            for name in ("x", *task.mirrored):
+                both[name] = options.augment.apply(both[name], told)
+            both[AUGMENT] = checks.sent(told, device).to(both["x"].dtype)
         x0 = both.pop("x")
         if options.dequantize:
             normal = step_noise(options.seed, step, rows.start, x0, name="dequantize")
@@ -206,6 +215,15 @@ class GlobalGradient(Generic[Model]):
         eps = step_noise(options.seed, step, rows.start, x0)
         given = drop_conditions(both, task.nulls, lost)
         return _Rows(x0, times, sent_along(weight[rows], device), eps, given)
+
+    def _augmentation(self, step: int, augmentation: Augmentation, x: Tensor) -> Tensor:
+        """What is done to this process's rows, in main memory; drawn for the whole batch, as all else."""
+        options = self._options
+        drawn = [
+            named_uniforms(options.seed, step, options.batch_size, f"augmentation {i}")
+            for i in range(augmentation.draws)
+        ]
+        return augmentation.draw(torch.stack(drawn, 1)[self.rows], x.shape[1:])
 
 
 def sent_along(x: Tensor, device: torch.device, *, narrow: bool = True) -> Tensor:

@@ -24,7 +24,14 @@ from scoresde.train import checkpoint, contents
 from scoresde.train.atomic import Buffers, uninterrupted
 from scoresde.train.batches import Fetched, MapDataset
 from scoresde.train.callbacks import Callbacks
-from scoresde.train.compatibility import bin_width, check_dataset, check_mirrored, check_model, continued
+from scoresde.train.compatibility import (
+    bin_width,
+    check_augmented,
+    check_dataset,
+    check_mirrored,
+    check_model,
+    continued,
+)
 from scoresde.train.computing import Computing
 from scoresde.train.contents import Description
 from scoresde.train.convergence import HeldOutLoss, Verdict
@@ -381,6 +388,8 @@ class Run(Iterator[StepRecord], Generic[Model]):
         objective.check_data(dataset)
         if options.flip:
             check_mirrored(objective, dataset)
+        if options.augment is not None:
+            check_augmented(objective, dataset, options.augment)
         objective.autocast = self._processes.bfloat16(options.mixed_precision)
         objective.told(dataset)
         objective.to(self._device)

@@ -22,10 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from scoresde import checks
-from scoresde.data import Dataset
+from scoresde.data import Augmentation, Dataset
+from scoresde.data.augmentation import NAME as AUGMENT
 from scoresde.losses import WEIGHTINGS, Coupling, Uncertainty, UncertaintyNetwork, Weighting, dsm_loss, edm
 from scoresde.models import ClassifierModel, ScoreModel
-from scoresde.models.conditions import Dropout, TrainedWith, check_values, dropped_rows, kinds_of, nulls_of
+from scoresde.models.conditions import Dropout, TrainedWith, Vector, check_values, dropped_rows, kinds_of, nulls_of
 from scoresde.train.batches import Batch, MapDataset
 from scoresde.train.conditions import check_all_values, check_conditions
 from scoresde.train.contents import describe_data
@@ -171,6 +172,9 @@ class Denoising(Objective[ScoreModel]):
             raise TypeError(f"model must be a ScoreModel, got {checks.got(model)}; {hint}.")
         nulls = nulls_of(model.net)
         names = list(nulls if options.conditions is None else options.conditions)
+        if options.augment is not None:  # which the loop gives, and the data set does not hold
+            _check_told(model.net, options.augment)
+            names = [name for name in names if name != AUGMENT]
         mirrored = [name for name in names if name in tuple(getattr(model.net, "image_conditions", ()))]
         super().__init__(model, names, nulls, mirrored)
         base, self._asked = options.weighting, options.condition_dropout
@@ -251,6 +255,21 @@ class Denoising(Objective[ScoreModel]):
 def told_coupling(coupling: Coupling) -> str:
     """A coupling in words."""
     return str(getattr(coupling, "name", None) or words(coupling))[:1000]
+
+
+def _check_told(net: object, augmentation: Augmentation) -> None:
+    """Raise unless a network can be told of an augmentation.
+
+    Raises:
+        ValueError: it has no condition "augment", or one of another size.
+    """
+    kind, size = kinds_of(net).get(AUGMENT), augmentation.size
+    if AUGMENT not in nulls_of(net) or (kind is not None and kind != Vector(size)):
+        had = "no such condition" if kind is None else f"{kind} for it"
+        raise ValueError(
+            f"augment tells the network what was done to each picture, a vector {AUGMENT!r} of {size} numbers, and it "
+            f"has {had}: build it with vectors={{{AUGMENT!r}: Augmentation.size}}, or leave augment out."
+        )
 
 
 def _is_nan(null: Any) -> bool:

@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 from torch import optim
 
 from scoresde import checks, losses
-from scoresde.data import Scaling
+from scoresde.data import Augmentation, Scaling
 from scoresde.data.columns import check_columns
 from scoresde.losses import WEIGHTINGS, Uncertainty
 from scoresde.train.posthoc import Snapshots
@@ -164,6 +164,11 @@ def are_columns(name: str, value: Any) -> None:
 def is_scaling(name: str, value: Any) -> None:
     """A map to model units."""
     checks.instance(value, Scaling, name=name, hint="Such as Scaling(shift=mean, scale=deviation).")
+
+
+def is_augmentation(name: str, value: Any) -> None:
+    """What moves pictures about."""
+    checks.instance(value, Augmentation, name=name, hint="Such as Augmentation(0.12).")
 
 
 def is_optimizer(name: str, value: Any) -> None:

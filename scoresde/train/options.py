@@ -32,7 +32,7 @@ import numpy as np
 from torch import Tensor
 
 from scoresde import checks, losses
-from scoresde.data import Scaling
+from scoresde.data import Augmentation, Scaling
 from scoresde.data.columns import Names
 from scoresde.losses import Coupling, Uncertainty, Weighting
 from scoresde.models.conditions import Dropout
@@ -50,6 +50,7 @@ from scoresde.train.option_checks import (
     are_columns,
     are_decays,
     are_names,
+    is_augmentation,
     is_coupling,
     is_density,
     is_dropout,
@@ -141,6 +142,10 @@ class TrainOptions:
     flip: bool = False
     """Mirror each sample along its last axis with probability 1/2, and with it those conditions that the network lists
     in ``image_conditions``."""
+    augment: Annotated[Augmentation | None, is_augmentation, OnlyFor(SCORE)] = None
+    """Move pictures about, ``scoresde.data.Augmentation(0.12)``, and those conditions that the network lists in
+    ``image_conditions`` with them. The network is told how by its condition "augment", so that what it answers without
+    it is of the data as they are; build it with vectors={"augment": Augmentation.size}."""
     dequantize: bool = False
     """Add uniform noise of one bin to data that are levels, so that they have a density and bits per dimension mean
     something (Theis et al. 2016, arXiv:1511.01844, section 3.1). The data set's ``scaling`` knows the bin."""

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from bad_calls import COUNT, FUNCTION, MAPPING, NUMBER, OPEN_TENSOR, PATH, POSITIVE, TENSOR, Call, Kind
+from bad_calls import COUNT, FLAG, FRACTION, FUNCTION, MAPPING, NUMBER, OPEN_TENSOR, PATH, POSITIVE, TENSOR, Call, Kind
 
 from scoresde.data import (
+    Augmentation,
     Dataset,
     Scaling,
     from_tensors,
@@ -168,6 +169,25 @@ CALLS = [
         answer=lambda part: part[:],
     ),
     Call(dataset().__getitem__, lambda: {"index": [1, 2]}, kinds={"index": INDICES}, name="Dataset.__getitem__"),
+    Call(
+        Augmentation,
+        lambda: {
+            "probability": 0.5,
+            "x_flip": True,
+            "y_flip": False,
+            "quarter_turns": False,
+            "whole_shift": 0.5,
+            "scale": 0.5,
+            "rotation": 0.5,
+            "stretch": 0.5,
+            "shift": 0.5,
+        },
+        kinds={
+            **dict.fromkeys(("probability", "whole_shift", "rotation", "shift"), FRACTION),
+            **dict.fromkeys(("x_flip", "y_flip", "quarter_turns"), FLAG),
+            **dict.fromkeys(("scale", "stretch"), FRACTION.but(above=lambda right: 2.5)),
+        },
+    ),
     Call(
         random_flip,
         lambda: {"x": X, "u": torch.tensor([0.25, 0.75, 0.1])},

@@ -25,9 +25,9 @@ from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from scoresde import losses, times
-from scoresde.data import Scaling, from_tensors
+from scoresde.data import Augmentation, Scaling, from_tensors
 from scoresde.models import ScoreModel
-from scoresde.nn import MLP, UNet
+from scoresde.nn import MLP, MagnitudeUNet, UNet
 from scoresde.sde import VP
 from scoresde.train import Snapshots, Terminated, describe, load_model, reconstruct_ema, train, train_classifier
 from scoresde.train.draws import DataOrder, seeded
@@ -93,6 +93,21 @@ def whole(value: Tensor) -> Tensor:
 def case(model: Callable[[], Any], data: Callable[[], Any] = points, start: Any = train, **options: Any) -> Any:
     given = {"steps": 3, "batch_size": SIZE, "progress": False, "cpu": True, "ema": 0.9, **options}
     return lambda rank, folder: losses_of(start(model(), data(), **given))
+
+
+def pictures() -> Any:
+    return from_tensors(torch.randn(16, 1, 4, 4, generator=torch.Generator().manual_seed(2)), scaling=Scaling(0.0, 1.0))
+
+
+def told() -> ScoreModel:
+    with seeded(torch.device("cpu"), 0):
+        made = UNet(1, width=4, multipliers=(1,), blocks=1, attention_levels=(), vectors={"augment": Augmentation.size})
+    return ScoreModel(made, VP())
+
+
+def magnitudes() -> ScoreModel:
+    with seeded(torch.device("cpu"), 0):
+        return ScoreModel(MagnitudeUNet(1, width=4, multipliers=(1,), blocks=1, attention_levels=()), VP())
 
 
 def frozen() -> ScoreModel:
@@ -332,6 +347,8 @@ CASES: dict[str, Callable[[int, Path], dict[str, Any]]] = {
     "nor its pieces": case(mlp, batch_size=15, accumulate=5),
     "one sample": case(mlp, batch_size=1),
     "float64": case(lambda: mlp().double()),
+    "pictures that are moved about": case(told, pictures, augment=Augmentation(0.5), batch_size=7),
+    "weights of unit length": case(magnitudes, pictures),
     "levels": case(mlp, levels, dequantize=True),
     "a classifier": case(classifier, start=train_classifier, batch_size=7),
     "a stream": case(mlp, lambda: samples),
