@@ -129,7 +129,7 @@ class Watch(Generic[Model]):
             "draws": self._fingerprint,
             "measured": None if self._measured is None else list(self._measured),
             "best_saved": None if self._best_saved is None else list(self._best_saved),
-            "ended_by": [self._rule.tolerance, self._rule.false_alarm] if self.ended else None,
+            "ended_by": self._ended_by() if self.ended else None,
         }, {LOSSES: losses}
 
     def load_state(self, saved: Fields, tensors: dict[str, Tensor], path: Path) -> None:
@@ -149,10 +149,7 @@ class Watch(Generic[Model]):
                 "convergence begins anew."
             )
             return
-        best = saved.whole("best")
-        if steps and best not in steps:
-            raise saved.refused("best", "the evaluation of the lowest loss is not among those that are kept.")
-        self._history.load_state(saved.whole("count"), best, steps, losses)
+        self._history.load_state(saved.whole("count", least=len(steps)), steps, losses)
         if not saved.null("best_saved"):
             name, loss = saved.value("best_saved")
             if isinstance(name, str) and isinstance(loss, float) and (path.parent / Path(name).name).is_dir():
@@ -162,8 +159,10 @@ class Watch(Generic[Model]):
             self._measured = (int(step), loss)
             self.saved(_step_of(path), path)
         if self._stops and not saved.null("ended_by"):  # by another rule it may not have ended
-            given = saved.numbers("ended_by", most_items=2, items=2)
-            self.ended = given == (self._rule.tolerance, self._rule.false_alarm)
+            self.ended = saved.value("ended_by") == self._ended_by()
+
+    def _ended_by(self) -> list[float]:
+        return [self._rule.tolerance, self._rule.patience, self._rule.false_alarm]
 
 
 def _step_of(path: Path) -> int:
