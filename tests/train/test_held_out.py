@@ -143,10 +143,9 @@ def test_levels_end_where_there_is_no_signal() -> None:
     ve = VE(0.01, 50.0)
     ends = [-0.5 * float(ve.log_snr(t)) for t in (ve.t_min, ve.T)]
     assert level_range(ve, 1.0) == pytest.approx(ends) and ends[1] == pytest.approx(math.log(50.0))
-    low, high = level_range(RectifiedFlow(), 2.0)
-    assert high == pytest.approx(math.log(2000.0)) and low == pytest.approx(
-        -0.5 * float(RectifiedFlow().log_snr(1e-3)), abs=3
-    )
+    flow = RectifiedFlow(T=1.0)
+    low, high = level_range(flow, 2.0)
+    assert high == pytest.approx(math.log(2000.0)) and low == pytest.approx(-0.5 * float(flow.log_snr(flow.t_min)))
 
 
 @pytest.mark.parametrize("event", [(), (5,), (2, 7), (1, 4, 4), (1, 2, 3, 4)])

@@ -190,7 +190,7 @@ def broken(wrong: Callable[[dict[str, Any]], dict[str, Any]]) -> Any:
 def held_out(rank: int, folder: Path) -> dict[str, Any]:
     """The held-out losses beside those of training, of a run that ends by them."""
     run = train(
-        mlp(), points(100), steps=40, batch_size=64, progress=False, cpu=True, held_out=0.4, held_out_every=2,
+        mlp(), points(100), steps=40, batch_size=64, progress=False, cpu=True, held_out=0.4, held_out_every=2, lr=1e-5,
         early_stopping=EarlyStopping(), folder=folder,
     )  # fmt: skip
     records = list(run)
