@@ -26,10 +26,12 @@ from bad_calls import (
 )
 
 from scoresde import VP, ClassifierModel, ScoreModel, nn
+from scoresde.curve import LossCurve, in_words
 from scoresde.data import Dataset, from_tensors
 from scoresde.times import UniformTime
 from scoresde.train import (
     EMA,
+    EarlyStopping,
     TrainOptions,
     average_decay,
     describe,
@@ -65,6 +67,7 @@ save(FOLDER / "score", model(), step=1, ema=EMA(model()), dataset=dataset())
 save(FOLDER / "classifier", classifier(), step=1, ema=EMA(classifier()), dataset=dataset())
 
 RATE = NUMBER.but(negative=lambda right: -0.1, one=lambda right: 1.0)
+SHARE = POSITIVE.but(one=lambda right: 1.0)
 BETAS = Kind(
     {
         "None": lambda right: None,
@@ -220,12 +223,39 @@ CALLS = [
         kinds={"model": SCORE, "step": COUNT_FROM_0, "ema": SCORE.but("None")},
         answer=None,
     ),
+    Call(
+        save,
+        lambda: {"folder": FOLDER / "watched", "model": model(), "step": 3, "held_out": {"losses": X}, "spare": ["a"]},
+        kinds={"model": SCORE, "step": COUNT_FROM_0, "held_out": MAPPING.but("None")},
+        name="save what is held out",
+        answer=None,
+    ),
+    Call(
+        EarlyStopping,
+        lambda: {"tolerance": 0.02, "patience": 4, "false_alarm": 0.1},
+        kinds={"tolerance": SHARE, "patience": COUNT, "false_alarm": SHARE},
+    ),
+    Call(
+        LossCurve,
+        lambda: {
+            "levels": (-1.0, 1.0),
+            "loss": (0.5, 0.7),
+            "standard_error": (0.1, 0.2),
+            "count": (3, 4),
+            "sigma_data": 0.5,
+            "step": 7,
+        },
+        kinds={"sigma_data": POSITIVE.but("None"), "step": COUNT_FROM_0},
+    ),
+    Call(LossCurve((-1.0, 1.0), (0.5, 0.7), (0.1, 0.2), (3, 4), 0.5).at, lambda: {"level": X}, name="LossCurve.at"),
+    Call(in_words, lambda: {"curve": LossCurve((0.0,), (0.5,), (0.1,), (3,))}, kinds={"curve": SCORE}),
     Call(load_model, lambda: {"folder": FOLDER / "score", "ema": True}, kinds={"ema": CHOICE}, answer=None),
     Call(load_classifier, lambda: {"folder": FOLDER / "classifier", "ema": True}, kinds={"ema": CHOICE}, answer=None),
     Call(describe, lambda: {"folder": FOLDER / "score"}, answer=lambda told: told.step),
 ]
 NOT_CALLED = {
     "scoresde.train.contents.Description": "what describe answers",
+    "scoresde.train.convergence.HeldOutLoss": "what a run measures",
     "scoresde.train.folder.CheckpointError": "an error",
     "scoresde.train.loop.Run": "made by train and train_classifier",
     "scoresde.train.record.StepRecord": "what a run yields",

@@ -58,6 +58,7 @@ def test_a_noise_comes_back_where_it_stood(name: str, way: str) -> None:
 ELSEWHERE = {
     "Run": "is refused, below",
     "EMA": "follows the parameters of a model: below, together with it",
+    "HeldOutLoss": "plain numbers and a curve", "Judgement": "plain numbers",
     "StepRecord": "below", "TrainOptions": "below", "Description": "below",
     "Certificate": "of certify, below", "CertificateRow": "of certify, below", "Costs": "of certify, below",
     "SampledOrder": "plain numbers", "Slope": "plain numbers", "ToleranceSlope": "plain numbers",
