@@ -63,6 +63,7 @@ from scoresde.train.describe import (
 from scoresde.train.ema import EMA
 from scoresde.train.folder import CheckpointError
 from scoresde.train.optimizer import Optimizer
+from scoresde.train.option_checks import are_names
 from scoresde.train.owner import claimed
 from scoresde.train.tensors import all_finite, check_equal, check_finite, writer
 
@@ -116,6 +117,7 @@ def save(
     tensors: dict[str, Mapping[str, Tensor]] = {MODEL: model.state_dict()}
     if ema is not None:
         tensors[AVERAGE] = ema.state()
+    are_names("spare", spare)
     for argument, file, given in (("optimizer", OPTIMIZER, optimizer), ("held_out", HELD_OUT, held_out)):
         if given is not None:
             _check_named(argument, given)

@@ -24,6 +24,7 @@ from scoresde.files import Fields
 from scoresde.train.convergence import EarlyStopping, HeldOutLoss, History, Judgement
 from scoresde.train.describe import Model
 from scoresde.train.ema import EMA
+from scoresde.train.folder import checkpoints
 from scoresde.train.held_out import HeldOut, HeldOutSamples, warn_not_finite
 from scoresde.train.objective import Objective
 from scoresde.train.options import TrainOptions
@@ -128,7 +129,9 @@ class Watch(Generic[Model]):
             **counters,
             "draws": self._fingerprint,
             "measured": None if self._measured is None else list(self._measured),
-            "best_saved": None if self._best_saved is None else list(self._best_saved),
+            "best_saved": None
+            if self._best_saved is None
+            else dict(zip(("name", "loss"), self._best_saved, strict=True)),
             "ended_by": self._ended_by() if self.ended else None,
         }, {LOSSES: losses}
 
@@ -151,9 +154,10 @@ class Watch(Generic[Model]):
             return
         self._history.load_state(saved.whole("count", least=len(steps)), steps, losses)
         if not saved.null("best_saved"):
-            name, loss = saved.value("best_saved")
-            if isinstance(name, str) and isinstance(loss, float) and (path.parent / Path(name).name).is_dir():
-                self._best_saved = (Path(name).name, loss)
+            best = saved.object("best_saved")
+            name = best.text("name", most=100)
+            if name in [other.name for other in checkpoints(path.parent)]:  # it may have been removed since
+                self._best_saved = (name, best.number("loss"))
         if not saved.null("measured"):
             step, loss = saved.numbers("measured", most_items=2, items=2)
             self._measured = (int(step), loss)
