@@ -226,7 +226,7 @@ CALLS = [
     Call(
         save,
         lambda: {"folder": FOLDER / "watched", "model": model(), "step": 3, "held_out": {"losses": X}, "spare": ["a"]},
-        kinds={"model": SCORE, "step": COUNT_FROM_0, "held_out": MAPPING, "spare": NAMES.but("None")},
+        kinds={"model": SCORE, "step": COUNT_FROM_0, "held_out": MAPPING, "spare": NAMES},
         name="save what is held out",
         answer=None,
     ),
