@@ -67,6 +67,28 @@ save(FOLDER / "score", model(), step=1, ema=EMA(model()), dataset=dataset())
 save(FOLDER / "classifier", classifier(), step=1, ema=EMA(classifier()), dataset=dataset())
 
 RATE = NUMBER.but(negative=lambda right: -0.1, one=lambda right: 1.0)
+LISTED = Kind(
+    {
+        "None": lambda right: None,
+        "a number": lambda right: 0.5,
+        "a text": lambda right: "ab",
+        "texts": lambda right: ("a", "b"),
+        "None inside": lambda right: (None, 1.0),
+        "nan": lambda right: (float("nan"), 1.0),
+        "inf": lambda right: (1.0, float("inf")),
+    },
+    {"a list": list},
+)
+LEVEL = Kind(
+    {
+        "None": lambda right: None,
+        "a text": lambda right: "ab",
+        "True": lambda right: True,
+        "complex": lambda right: right + 1j,
+        "an object": lambda right: object(),
+    },
+    {"a list": lambda right: right.tolist(), "float64": lambda right: right.double()},
+)
 SHARE = POSITIVE.but(one=lambda right: 1.0)
 BETAS = Kind(
     {
@@ -245,9 +267,18 @@ CALLS = [
             "sigma_data": 0.5,
             "step": 7,
         },
-        kinds={"sigma_data": POSITIVE.but("None"), "step": COUNT_FROM_0},
+        kinds={
+            **dict.fromkeys(("levels", "loss", "standard_error", "count"), LISTED),
+            "sigma_data": POSITIVE.but("None"),
+            "step": COUNT_FROM_0,
+        },
     ),
-    Call(LossCurve((-1.0, 1.0), (0.5, 0.7), (0.1, 0.2), (3, 4), 0.5).at, lambda: {"level": X}, name="LossCurve.at"),
+    Call(
+        LossCurve((-1.0, 1.0), (0.5, 0.7), (0.1, 0.2), (3, 4), 0.5).at,
+        lambda: {"level": X},
+        kinds={"level": LEVEL},
+        name="LossCurve.at",
+    ),
     Call(in_words, lambda: {"curve": LossCurve((0.0,), (0.5,), (0.1,), (3,))}, kinds={"curve": SCORE}),
     Call(load_model, lambda: {"folder": FOLDER / "score", "ema": True}, kinds={"ema": CHOICE}, answer=None),
     Call(load_classifier, lambda: {"folder": FOLDER / "classifier", "ema": True}, kinds={"ema": CHOICE}, answer=None),
