@@ -136,7 +136,7 @@ class LossCurve:
         return cls(**given)
 
 
-def in_words(curve: LossCurve) -> str:
+def curve_in_words(curve: LossCurve) -> str:
     """The loss at a few levels, from one end to the other, and what it is measured in."""
     checks.instance(curve, LossCurve, name="curve")
     last = len(curve.levels) - 1

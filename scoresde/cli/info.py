@@ -19,7 +19,7 @@ from scoresde.cli.costs import ROWS, evaluation_seconds, megabytes, parameters_o
 from scoresde.cli.flags import MachineFlags, ReaderFlags
 from scoresde.cli.outputs import brief, say
 from scoresde.cli.trained import PIPELINE, Trained, checkpoints_in, open_checkpoint
-from scoresde.curve import in_words
+from scoresde.curve import curve_in_words
 from scoresde.data import reader_of
 from scoresde.data.readers import READERS
 from scoresde.solvers.fitted import Fitted
@@ -126,7 +126,7 @@ def of_model(trained: Trained, *, cost: bool) -> dict[str, Any]:
         hidden = ", ".join(f"{name} in {p:.0%} of samples" for name, p in known.dropout.items())
         found["trained with"] = f"{', '.join(known.names) or 'no condition'}; hidden: {hidden or 'never'}"
     if model.loss_curve is not None:
-        found["held-out loss"] = in_words(model.loss_curve)
+        found["held-out loss"] = curve_in_words(model.loss_curve)
     if cost:
         seconds = evaluation_seconds(trained)
         found["cost"] = (

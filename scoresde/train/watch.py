@@ -1,8 +1,8 @@
 """The held-out loss of a run as it goes on: measured, judged, logged, kept in checkpoints.
 
-:class:`~scoresde.train.Run` has a :class:`Watch` where samples are held out::
+:class:`~scoresde.train.Run` has a :class:`HeldOutWatch` where samples are held out::
 
-    watch = Watch(task, samples, options, processes)
+    watch = HeldOutWatch(task, samples, options, processes)
     if watch.scheduled(step):
         found = watch.measure(step, ema)                    # a HeldOutLoss, of the averaged weights
         log.write({**line, "held_out": as_line(found)})
@@ -37,7 +37,7 @@ ENDING = ("converged", "overfitting")
 MOST_EVALUATIONS = 1000
 
 
-class Watch(Generic[Model]):
+class HeldOutWatch(Generic[Model]):
     """Measures the held-out loss, and says when a run is to end.
 
     Args:

@@ -26,7 +26,7 @@ from bad_calls import (
 )
 
 from scoresde import VP, ClassifierModel, ScoreModel, nn
-from scoresde.curve import LossCurve, in_words
+from scoresde.curve import LossCurve, curve_in_words
 from scoresde.data import Dataset, from_tensors
 from scoresde.times import UniformTime
 from scoresde.train import (
@@ -279,7 +279,7 @@ CALLS = [
         kinds={"level": LEVEL},
         name="LossCurve.at",
     ),
-    Call(in_words, lambda: {"curve": LossCurve((0.0,), (0.5,), (0.1,), (3,))}, kinds={"curve": SCORE}),
+    Call(curve_in_words, lambda: {"curve": LossCurve((0.0,), (0.5,), (0.1,), (3,))}, kinds={"curve": SCORE}),
     Call(load_model, lambda: {"folder": FOLDER / "score", "ema": True}, kinds={"ema": CHOICE}, answer=None),
     Call(load_classifier, lambda: {"folder": FOLDER / "classifier", "ema": True}, kinds={"ema": CHOICE}, answer=None),
     Call(describe, lambda: {"folder": FOLDER / "score"}, answer=lambda told: told.step),
