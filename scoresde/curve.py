@@ -25,6 +25,7 @@ from torch import Tensor
 from scoresde import checks
 
 MOST_LEVELS = 10_000
+_TOLD = 5
 
 
 @dataclass(frozen=True)
@@ -133,3 +134,13 @@ class LossCurve:
         if not isinstance(given, dict) or set(given) != set(names):
             raise ValueError(f"expected {', '.join(names)}, got {checks.got(given)}")
         return cls(**given)
+
+
+def curve_in_words(curve: LossCurve) -> str:
+    """The loss at a few levels, from one end to the other, and what it is measured in."""
+    checks.instance(curve, LossCurve, name="curve")
+    last = len(curve.levels) - 1
+    some = sorted({round(k * last / (_TOLD - 1)) for k in range(_TOLD)})
+    told = ", ".join(f"{curve.loss[i]:.3g} ± {curve.standard_error[i]:.1g} at {curve.levels[i]:.1f}" for i in some)
+    unit = "nats" if curve.sigma_data is None else f"of the best that knows sigma_data = {curve.sigma_data:.3g} alone"
+    return f"{told} = log σ/α ({unit}; after step {curve.step})"

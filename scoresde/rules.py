@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
+from scoresde.curve import LossCurve
 from scoresde.sde import SDE, Time, has_signal
 from scoresde.spectrum import Spectrum
 
@@ -182,6 +183,63 @@ def by_density(
     part = (target - place[cell - 1]) / (place[cell] - place[cell - 1])
     inside = u[cell - 1] + part * (u[cell] - u[cell - 1])
     return torch.cat([start.reshape(1), sde.t_of_log_snr(-2 * inside), end.reshape(1)])
+
+
+_WIDTH = 0.5  # of log σ/α, over which a measured loss is smoothed before its slope is taken
+
+
+def by_loss(
+    sde: SDE,
+    steps: int,
+    *,
+    curve: LossCurve,
+    power: float = 0.25,
+    rest: float = 0.05,
+    t_start: Time | None = None,
+    t_end: Time | None = None,
+) -> Tensor:
+    r"""Steps as long as a network's own loss at each noise level allows, as training measured it.
+
+    With σ̃ = σ/α, D = E[x_0 | x_t] and m = E|x_0 - D|², the slope of m in log σ̃ tells how much D moves with x::
+
+        r² = dm/d log σ̃ = 2 E tr Cov[x_0 | x_t]² / σ̃² = 2 σ̃² E |∂D/∂x|²
+
+    (Guo et al. 2011, arXiv:1004.3332, and Tweedie's formula). The density of steps in log σ̃ is (r²/max r²)^p + ε, of
+    the curve's losses smoothed by a Gaussian of width 0.5; beyond its levels ε alone. Arguments as in :func:`uniform`,
+    and
+
+    Args:
+        curve: the losses, such as ``model.loss_curve``, of a score model.
+        power: p.
+        rest: ε.
+
+    Raises:
+        TypeError, ValueError: also no curve, or one of cross-entropies.
+    """
+    curve = checks.instance(curve, LossCurve, name="curve", hint="train(..., held_out=0.05) measures model.loss_curve.")
+    power, rest = checks.not_negative(power, name="power"), checks.positive(rest, name="rest")
+    levels = torch.tensor(curve.levels, dtype=torch.float64)
+    errors = curve.x0_error(levels)
+    scale = float(curve.sigma_data or 1.0)
+
+    def slopes(level: Tensor) -> Tensor:
+        # of the smoothed error, by the derivative of the smoothing kernel
+        away = (level[:, None] - levels) / _WIDTH
+        kernel = torch.softmax(-0.5 * away**2, dim=1)
+        mean = (kernel * errors).sum(1, keepdim=True)
+        return -(kernel * away * (errors - mean)).sum(1) / _WIDTH
+
+    most = slopes(levels).max()
+    if len(levels) < 2 or not bool(most > 0):
+        raise ValueError("curve must tell of errors that grow with the noise; these do at none of its levels.")
+
+    def density(ratio: Tensor) -> Tensor:
+        level = ratio.log()
+        inside = (level >= levels[0]) & (level <= levels[-1])
+        slope = (slopes(level.clamp(levels[0], levels[-1])) / most).clamp(0, 1)
+        return torch.where(inside, slope, 0.0) ** power + rest
+
+    return by_density(sde, steps, density, bottom=FLOOR * scale, top=MOST * scale, t_start=t_start, t_end=t_end)
 
 
 def spectral_range(spectrum: Spectrum) -> tuple[float, float]:

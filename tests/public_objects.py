@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from scoresde import data, editing, grids, inverse, losses, particles, sample, solvers, times
 from scoresde import nn as nets
 from scoresde.certify import Floor, FloorCell
+from scoresde.curve import LossCurve
 from scoresde.editing.held import Held
 from scoresde.fitting import fit
 from scoresde.guidance import (
@@ -64,7 +65,7 @@ from scoresde.reverse import Reverse
 from scoresde.sde import EDM, SDE, VE, VP, Chain, ChainSDE, Cosine, LinearSDE, RectifiedFlow, ScheduleSDE, SubVP
 from scoresde.solvers import AdjustedLangevin, Langevin, PredictorCorrector, Solver
 from scoresde.spectrum import Spectrum
-from scoresde.train import Callback, Snapshots, TensorBoard
+from scoresde.train import Callback, EarlyStopping, Snapshots, TensorBoard
 
 F64 = torch.float64
 
@@ -485,6 +486,10 @@ OTHERS: dict[str, Entry] = {
     "PhaseRetrieval": Entry(lambda: inverse.PhaseRetrieval((1, 4, 4)), lambda a: [a(numbers(2, 1, 4, 4))]),
     "Linear": Entry(lambda: Linear(1.0, torch.tensor(2.0, dtype=F64)), of_itself),
     "Expectation": Entry(lambda: Expectation(1.0, 0.5), of_itself),
+    "LossCurve": Entry(
+        lambda: LossCurve((-1.0, 1.0), (0.5, 0.7), (0.1, 0.2), (3, 4), 0.5, 7), lambda c: [c.at(X), c.to_json()]
+    ),
+    "EarlyStopping": Entry(lambda: EarlyStopping(0.02, patience=4), of_itself),
     "Spectrum": Entry(lambda: Spectrum.of(numbers(20, 1, 4, 4)), of_itself),
     "solver DPMSolver2M": Entry(lambda: DPMSolver2M("heun"), of_solver),
     "solver DiffPIR": Entry(lambda: inverse.DiffPIR(measured()), of_measured_solver),

@@ -19,6 +19,7 @@ from scoresde.cli.costs import ROWS, evaluation_seconds, megabytes, parameters_o
 from scoresde.cli.flags import MachineFlags, ReaderFlags
 from scoresde.cli.outputs import brief, say
 from scoresde.cli.trained import PIPELINE, Trained, checkpoints_in, open_checkpoint
+from scoresde.curve import curve_in_words
 from scoresde.data import reader_of
 from scoresde.data.readers import READERS
 from scoresde.solvers.fitted import Fitted
@@ -128,6 +129,8 @@ def of_model(trained: Trained, *, cost: bool) -> dict[str, Any]:
             found["weighting"] = known.weighting
         if known.coupling is not None:
             found["coupling"] = f"{known.coupling}: for samplers of the ODE alone"
+    if model.loss_curve is not None:
+        found["held-out loss"] = curve_in_words(model.loss_curve)
     if cost:
         seconds = evaluation_seconds(trained)
         found["cost"] = (

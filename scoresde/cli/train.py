@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -41,6 +41,7 @@ from scoresde.cli.conditions import network_conditions, with_conditions
 from scoresde.cli.config import remember
 from scoresde.cli.costs import Watch, duration, size_of_training
 from scoresde.cli.flags import DataFlags, Repeated, ScriptFlags
+from scoresde.cli.held_out import in_short, save_held_out
 from scoresde.cli.networks import NetworkFlags, network
 from scoresde.cli.outputs import brief, say
 from scoresde.cli.pictures import save_losses
@@ -51,7 +52,7 @@ from scoresde.data.scaling import Per
 from scoresde.extras import needs
 from scoresde.files import make_writable
 from scoresde.times import AdaptiveTimes, Stratified, TimeDensity
-from scoresde.train import Run, Snapshots, Terminated, TrainOptions
+from scoresde.train import EarlyStopping, Run, Snapshots, Terminated, TrainOptions
 from scoresde.train import train as training_run
 
 
@@ -117,6 +118,13 @@ class TrainConfig(ScriptFlags, TrainingFlags, NetworkFlags, DataFlags):
     """Fill the bins of quantised data with uniform noise, so that bits/dim mean something; done unless told."""
     warmup: int = 500
     """Steps of linear warm-up of the learning rate (fewer in a run shorter than ten times as many)."""
+    held_out: float | Path | None = None
+    """Samples that are never trained on: a share of the data such as 0.05, or a file or folder of its own, read as the
+    data are. Their loss at each noise level is measured as training goes on, logged and drawn."""
+    early_stopping: bool = False
+    """End when the held-out loss has converged, or rises."""
+    tolerance: float = 0.01
+    """Relative change of the held-out loss that early stopping takes for none."""
     seed: int = 0
     """Of everything: weights and training."""
 
@@ -183,6 +191,7 @@ def first_step_ready(config: TrainConfig, out: Path) -> Run[ss.ScoreModel]:
     if augmentation is not None:
         augmentation.check_event(event)
         others["vectors"] = {**others.get("vectors", {}), AUGMENT: augmentation.size}
+    held_out = samples_held_out(config, dataset)
     x = some(dataset)
     sigma_data = float(x.std()) if config.sigma_data is None else config.sigma_data
     times = density_of_times(config, sigma_data)
@@ -203,6 +212,8 @@ def first_step_ready(config: TrainConfig, out: Path) -> Run[ss.ScoreModel]:
             "condition_dropout": config.condition_dropout,
             "dequantize": dataset.scaling.levels is not None if config.dequantize is None else config.dequantize,
             "folder": out,
+            "held_out": held_out,
+            "early_stopping": EarlyStopping(config.tolerance) if config.early_stopping else None,
         }
     )
     name = type(model.net).__name__  # as long as it is not divided
@@ -219,6 +230,19 @@ def first_step_ready(config: TrainConfig, out: Path) -> Run[ss.ScoreModel]:
             say(f"starting from the prior loses at most {ss.sde.prior_mismatch(sde, x).upper:.2g} nats")
             say(f"(noise ends at sigma/alpha = {last:.3g}; two samples lie at most {reach:.3g} apart)")
     return run
+
+
+def samples_held_out(config: TrainConfig, dataset: Dataset) -> float | Dataset | None:
+    """The share of the data that is held out, or the data set of its own, in the units of the data.
+
+    Raises:
+        FileNotFoundError, ValueError: it cannot be read, or conditions would have to be read for it.
+    """
+    if not isinstance(config.held_out, Path):
+        return config.held_out
+    if config.condition:
+        raise ValueError("--held-out of a file of its own would need its own --condition: give a share, such as 0.05.")
+    return replace(config, data=config.held_out).load(levels=config.levels, scaling=dataset.scaling)
 
 
 def log_sigma(sigma_data: float) -> float:
@@ -263,5 +287,8 @@ def main(config: TrainConfig) -> Path:
         raise
     if is_main():
         save_losses(out / "loss.png", out / "log.jsonl")
+        if run.held_out is not None:
+            save_held_out(out / "held-out.png", out / "log.jsonl")
+            say(in_short(run.held_out))
         say(f"step {run.step} of {config.steps}; generate with: scoresde sample --checkpoint {out}")
     return out

@@ -18,6 +18,7 @@ import torch
 
 import scoresde
 from scoresde import checks
+from scoresde.curve import curve_in_words
 from scoresde.data import Scaling
 from scoresde.models import ClassifierModel, ScoreModel
 from scoresde.models.conditions import nulls_of
@@ -241,6 +242,8 @@ def _what(model: ScoreModel | ClassifierModel, config: Mapping[str, Any], bytes:
     if described.get("spectrum"):
         spectrum = described["spectrum"]
         rows.append(["Spectrum", f"deviation {spectrum['scale']:.6g}, largest {spectrum['largest']:.6g}"])
+    if model.loss_curve is not None:
+        rows.append(["Held-out loss", curve_in_words(model.loss_curve)])
     rows.append(["Weights", _stored(model, config, bytes)])
     return "## Model\n\n" + _table([["", ""], *rows])
 

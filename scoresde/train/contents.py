@@ -35,7 +35,7 @@ from scoresde.train.describe import read_described
 from scoresde.train.folder import CheckpointError
 from scoresde.train.tensors import Found, read_layout, read_rows, read_values
 
-Told = TypeVar("Told")
+Noted = TypeVar("Noted")
 
 FORMAT = 1
 MODEL, AVERAGE = "model.safetensors", "ema.safetensors"
@@ -242,7 +242,7 @@ def _read_scaling(given: Fields, name: str, event: Sequence[int] | None) -> Scal
     return scaling
 
 
-def _read_told(config: Fields, name: str, from_json: Callable[[Any], Told]) -> Told | None:
+def _read_told(config: Fields, name: str, from_json: Callable[[Any], Noted]) -> Noted | None:
     if config.null(name):  # files of before it was noted do not say
         return None
     config.object(name)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -33,32 +33,36 @@ SPACING = 32
 class EarlyStopping:
     """When a run ends before its steps are done: as soon as its held-out loss has converged, or rises.
 
-    With losses L at evaluation k, and L' at the last one that half of the steps were done at, the run has
+    After evaluation k, b is the lowest loss of those that were measured until half of the present steps were done. Then
+    the run
 
-    - *converged* where L' - L < tolerance |L|: in the second half of the steps the loss fell by less than the
-      tolerance. It must be below by z standard errors of the paired difference, so that a held-out set that is too
-      small to tell says "undecided" and never this;
-    - been *overfitting* where L is above the lowest loss so far by z standard errors of that difference, and by more
-      than the tolerance of it.
+    - has *converged* where no loss L since is below b by the tolerance: b - L < tolerance |L| for each of them, by z
+      standard errors of the paired difference;
+    - is *overfitting* where each of the last ``patience`` losses is above the lowest of all by z standard errors of
+      that difference, and by more than the tolerance of it.
 
-    z grows with k as the quantile of Student's t of probability ``false_alarm`` / (k (k - 1)), over k - 1 more for the
-    second, whose lowest loss is one of k - 1. These sum to ``false_alarm`` over all evaluations that may ever come
-    (Bonferroni), so that each of the two statements is made with that probability at most in a whole run where it is
-    never true, however often is evaluated.
+    Either takes ``patience`` evaluations since. What is not known to be below is not called so: a held-out set that is
+    too small to tell says "undecided" for ever. z is the quantile of Student's t of probability ``false_alarm`` /
+    (k (k - 1)²): the lowest loss is one of k - 1, and 1/(k (k - 1)) sums to 1 (Bonferroni). So each of the two is said
+    with probability ``false_alarm`` at most in a whole run in which it is never true of the networks' expected losses,
+    however often is evaluated.
 
     Args:
         tolerance: relative change of the loss that is taken for none.
+        patience: evaluations that must agree.
         false_alarm: probability of either statement in a run where it is never true.
 
     Raises:
-        TypeError, ValueError: no numbers, or not between 0 and 1.
+        TypeError, ValueError: no numbers, or out of their range.
     """
 
     tolerance: float = 0.01
+    patience: int = 3
     false_alarm: float = 0.05
 
     def __post_init__(self) -> None:
         checks.fields(self)
+        checks.count(self.patience, name="patience", most=SPACING)
         for name in ("tolerance", "false_alarm"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie between 0 and 1, got {getattr(self, name):g}.")
@@ -71,15 +75,15 @@ class Judgement:
     Attributes:
         best_step: of the lowest loss so far, this one included.
         above_best, above_best_error: this loss less that one, and the standard error of the paired difference.
-        since: the step that it is compared with, half way or before; None where there is none yet.
-        fall, fall_error: by how much the loss fell since, and the standard error of the paired difference.
+        before: the step of the lowest loss until half of the steps were done; None where there is none yet.
+        fall, fall_error: that loss less the lowest since, and the standard error of the paired difference.
         verdict: see :class:`EarlyStopping`; "falling" where the fall is above 0 by z standard errors.
     """
 
     best_step: int
     above_best: float
     above_best_error: float
-    since: int | None
+    before: int | None
     fall: float
     fall_error: float
     verdict: Verdict
@@ -117,69 +121,89 @@ class History:
     Attributes:
         count: evaluations so far.
         steps: of those that are kept, increasing.
-        best: the step of the lowest loss.
     """
 
     def __init__(self, design: Design, rule: EarlyStopping, *, samples: int, begin: int = 0) -> None:
         self._design, self._rule, self._freedom, self._begin = design, rule, samples - 1, begin
-        self.count, self.best = 0, 0
+        self.count = 0
         self.steps: list[int] = []
         self._losses: list[Tensor] = []
 
+    @property
+    def best(self) -> int:
+        """The step of the lowest loss so far, 0 before there is any."""
+        means = [one.mean().item() for one in self._losses]
+        return self.steps[min(range(len(means)), key=means.__getitem__)] if means else 0
+
     def judge(self, step: int, losses: Tensor, *, kept: bool = True) -> Judgement:
         """Compare an evaluation (M,) with those before; with ``kept`` it is one of them from now on."""
-        k = self.count + 1
-        found = self._judged(k, step, losses)
+        steps, all_losses = [*self.steps, step], [*self._losses, losses]
+        found = self._judged(self.count + 1, steps, all_losses)
         if kept:
-            self.count, self.best = k, found.best_step
-            self.steps.append(step)
-            self._losses.append(losses)
-            self._thin(step)
+            self.count += 1
+            kept_ones = self._worth(steps, [one.mean().item() for one in all_losses])
+            self.steps, self._losses = [steps[i] for i in kept_ones], [all_losses[i] for i in kept_ones]
         return found
 
-    def _judged(self, k: int, step: int, losses: Tensor) -> Judgement:
-        mean, tolerance = losses.mean().item(), self._rule.tolerance
-        lowest = self._losses[self.steps.index(self.best)] if self.steps else losses
-        below = lowest.mean().item()
-        best = step if not self.steps or mean < below else self.best
-        above, above_error = self._design.mean(losses - lowest) if best != step else (0.0, 0.0)
-        earlier = [i for i, other in enumerate(self.steps) if self._begin <= other and 2 * other <= step]
-        if not earlier:
-            return Judgement(best, above, above_error, None, 0.0, 0.0, "undecided")
-        before = self._losses[earlier[-1]]
-        fall, fall_error = self._design.mean(before - losses)
-        probability = self._rule.false_alarm / (k * (k - 1))
-        z = quantile(probability, self._freedom)
-        # one contrast of the draws: the tolerance of a loss that is itself uncertain
-        margin, margin_error = self._design.mean(before - losses - math.copysign(tolerance, mean) * losses)
+    def _judged(self, k: int, steps: list[int], losses: list[Tensor]) -> Judgement:
+        rule, now = self._rule, len(steps) - 1
+        means = [one.mean().item() for one in losses]
+        best = min(range(now + 1), key=means.__getitem__)
+        above, above_error = self._design.mean(losses[now] - losses[best]) if best != now else (0.0, 0.0)
+        until = [i for i, one in enumerate(steps) if self._begin <= one and 2 * one <= steps[now]]
+        if not until:
+            return Judgement(steps[best], above, above_error, None, 0.0, 0.0, "undecided")
+        before = min(until, key=means.__getitem__)
+        since = [i for i, one in enumerate(steps) if 2 * one > steps[now]]
+        lowest = min(since, key=means.__getitem__)
+        fall, fall_error = self._design.mean(losses[before] - losses[lowest])
+        z = quantile(rule.false_alarm / (k * (k - 1) ** 2), self._freedom)
+        last = range(max(0, now + 1 - rule.patience), now + 1)
         verdict: Verdict = "undecided"
-        if above > quantile(probability / (k - 1), self._freedom) * above_error and above > tolerance * abs(below):
+        if best < last[0] and all(self._above(losses[i], losses[best], z) for i in last):
             verdict = "overfitting"
-        elif margin + z * margin_error < 0:
+        elif len(since) >= rule.patience and all(self._not_below(losses[i], losses[before], z) for i in since):
             verdict = "converged"
         elif fall > z * fall_error:
             verdict = "falling"
-        return Judgement(best, above, above_error, self.steps[earlier[-1]], fall, fall_error, verdict)
+        return Judgement(steps[best], above, above_error, steps[before], fall, fall_error, verdict)
 
-    def _thin(self, step: int) -> None:
-        """Drop what no later evaluation will be compared with, and what stands closer than 1/32 of the steps."""
-        half = max((other for other in self.steps if 2 * other <= step), default=0)
+    def _above(self, losses: Tensor, best: Tensor, z: float) -> bool:
+        """Whether they are surely above the best, by more than the tolerance of it."""
+        rise, error = self._design.mean(losses - best)
+        return rise > z * error and rise > self._rule.tolerance * abs(best.mean().item())
+
+    def _not_below(self, losses: Tensor, before: Tensor, z: float) -> bool:
+        """Whether they are surely not below those before by the tolerance."""
+        # one contrast of the draws: the loss of which the tolerance is a share is itself uncertain
+        tolerance = math.copysign(self._rule.tolerance, losses.mean().item())
+        margin, error = self._design.mean(before - losses - tolerance * losses)
+        return margin + z * error < 0
+
+    def _worth(self, steps: list[int], means: list[float]) -> list[int]:
+        """Which evaluations later ones may be compared with, of those that do not stand closer than 1/32 of the steps.
+
+        Of those before half way that is the lowest alone.
+        """
+        now = len(steps) - 1
+        best = min(range(now + 1), key=means.__getitem__)
+        until = [i for i, one in enumerate(steps) if 2 * one <= steps[now]]
+        counted = [i for i in until if steps[i] >= self._begin]
+        must = {best, *range(max(0, now + 1 - self._rule.patience), now + 1)}
+        must |= {min(counted, key=means.__getitem__)} if counted else set()
         kept: list[int] = []
-        for i, one in enumerate(self.steps):
-            if one == self.best or one == step:
+        for i in range(now + 1):
+            near = bool(kept) and i < now and (steps[i + 1] - steps[kept[-1]]) * SPACING <= steps[now]
+            if i in must or not (i in until or near):
                 kept.append(i)
-            elif one >= half:
-                previous = self.steps[kept[-1]] if kept else 0
-                if one == half or (self.steps[i + 1] - previous) * SPACING > step:
-                    kept.append(i)
-        self.steps, self._losses = [self.steps[i] for i in kept], [self._losses[i] for i in kept]
+        return kept
 
-    def state(self) -> tuple[dict[str, int | list[int]], Tensor]:
+    def state(self) -> tuple[dict[str, Any], Tensor]:
         """What a resumed run goes on with: counters, and the losses of the draws (n, M)."""
         losses = torch.stack(self._losses) if self._losses else torch.zeros(0, len(self._design.samples)).double()
-        return {"count": self.count, "best": self.best, "steps": list(self.steps)}, losses
+        return {"count": self.count, "steps": list(self.steps)}, losses
 
-    def load_state(self, count: int, best: int, steps: Sequence[int], losses: Tensor) -> None:
+    def load_state(self, count: int, steps: Sequence[int], losses: Tensor) -> None:
         """The inverse of ``state``."""
-        self.count, self.best, self.steps = count, best, list(steps)
+        self.count, self.steps = count, list(steps)
         self._losses = list(losses)

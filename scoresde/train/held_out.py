@@ -101,9 +101,10 @@ def held_out_of(feed: Feed, options: TrainOptions, processes: Processes) -> tupl
             f"held_out must be a share, or a data set with len(d) and d[i], got {checks.got(held)}: a list of its "
             "first samples is one."
         )
-    check_dataset(own.look)
-    _enough(len(own.look), f"held_out has {len(own.look)} samples")
-    _same_data(feed.look, own.look)
+    with own.seeded(derive(options.seed, "checks")), feed.seeded(derive(options.seed, "checks")):
+        check_dataset(own.look)
+        _enough(len(own.look), f"held_out has {len(own.look)} samples")
+        _same_data(feed.look, own.look)
     return feed, HeldOutSamples(own.look, None)
 
 
@@ -170,7 +171,10 @@ class HeldOut(Generic[Model]):
         self._dataset, self._places = samples.dataset, samples.places
         self._seed = derive(options.seed, "held out")
         self.samples = len(samples)
-        task.check_data(samples.dataset)
+        self._kept: dict[int, dict[str, Any]] = {}
+        self._bytes = 0
+        with seeded_everywhere(derive(self._seed, "checks")):
+            task.check_data(samples.dataset)
         if options.dequantize:
             bin_width(samples.dataset)
         rounds = -(-LEAST_DRAWS // self.samples)
@@ -194,6 +198,8 @@ class HeldOut(Generic[Model]):
         sde: SDE = task.model.sde
         # of the times too, whatever the density: it may be one that training changes
         self._times, self._weight = options.times.sample(sde, cells[1])
+        uniforms = named_uniforms(self._seed, 0, 2 * self.count, "condition dropout")
+        self._dropped = task.dropped(uniforms, seed=self._seed, step=0)
         self._sigma_data = self._scale()
         low, high = level_range(sde, self._sigma_data)
         self._levels = low + (high - low) * cells[0]
@@ -204,8 +210,6 @@ class HeldOut(Generic[Model]):
         # a step of training costs as much as three evaluations of the network for each of its samples
         default = math.ceil(total / (3 * SHARE * options.batch_size))
         self.every: int = default if options.held_out_every is None else options.held_out_every
-        self._kept: dict[int, Batch] = {}
-        self._bytes = 0
 
     def evaluate(self) -> DrawLosses:
         """The losses of the model as it is now, in evaluation mode, without gradients; the same on all processes.
@@ -300,9 +304,7 @@ class HeldOut(Generic[Model]):
         if self._options.dequantize:
             normal = step_noise(self._seed, 0, first, x0, name="dequantize")
             x0 = x0 + bin_width(self._dataset) * (torch.special.ndtr(normal) - 0.5)
-        uniforms = named_uniforms(self._seed, 0, 2 * self.count, "condition dropout")
-        dropped = task.dropped(uniforms, seed=self._seed, step=0)
-        lost = {name: where[draws].to(x0.device) for name, where in dropped.items()}
+        lost = {name: where[draws].to(x0.device) for name, where in self._dropped.items()}
         return x0, drop_conditions(both, task.nulls, lost)
 
     def _read(self, samples: list[int]) -> Batch:

@@ -54,7 +54,7 @@ from scoresde.train.run_folder import RunFolder
 from scoresde.train.sharded import placed
 from scoresde.train.signals import Listening, Terminated, dead_workers_forgiven, worker_died
 from scoresde.train.trial import check_average, check_coupling, check_kept, check_step, check_weights, usable_units
-from scoresde.train.watch import Watch, as_line
+from scoresde.train.watch import HeldOutWatch, as_line
 from scoresde.warning import warn_user
 
 
@@ -309,9 +309,9 @@ class Run(Iterator[StepRecord], Generic[Model]):
             self._dataset: MapDataset = self._feed.look
             with self._feed.seeded(derive(options.seed, "checks")):
                 self._check()
-            self._watch: Watch[Model] | None = None
+            self._watch: HeldOutWatch[Model] | None = None
             if held is not None:
-                self._watch = Watch(self._task, held, options, self._processes)
+                self._watch = HeldOutWatch(self._task, held, options, self._processes)
         model.loss_curve = None  # until it is measured, of the weights as they will be
         resumed = self._place.opened(
             resume=options.resume,

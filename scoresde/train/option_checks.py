@@ -191,6 +191,11 @@ def is_held_out(name: str, value: Any) -> None:
     axes: int | None = getattr(value, "ndim", None)
     if hasattr(value, "__len__") and hasattr(value, "__getitem__") and axes != 0:
         return
+    if hasattr(value, "__iter__") and axes != 0:
+        raise TypeError(
+            f"{name} must be a share in (0, 1), or a data set with len(d) and d[i], as a list of the first samples of "
+            f"a stream is one; got {checks.got(value)}."
+        )
     share = checks.number(value, name=name)
     if not 0 < share < 1:
         raise ValueError(f"{name} must be a share in (0, 1), or a data set with len(d) and d[i]; got {share:g}.")

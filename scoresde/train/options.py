@@ -28,9 +28,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, get_args
 
-import numpy as np
-from torch import Tensor
-
 from scoresde import checks, losses
 from scoresde.data import Augmentation, Scaling
 from scoresde.data.columns import Names
@@ -235,7 +232,8 @@ class TrainOptions:
                         f"{name}={getattr(self, name)} is AdamW's, and optimizer brings its own: say it there, and "
                         f"leave {name} out."
                     )
-        if isinstance(self.held_out, (int, np.number, np.ndarray, Tensor)):
+        axes = getattr(self.held_out, "ndim", None)
+        if axes == 0 or isinstance(self.held_out, float):  # of NumPy or torch, which a checkpoint records as plain
             object.__setattr__(self, "held_out", checks.number(self.held_out, name="held_out"))
         if self.held_out is None:
             for name in ("held_out_every", "early_stopping"):

@@ -11,6 +11,7 @@ between levels is no error of the mean. A sample that was drawn several times, a
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -47,17 +48,21 @@ class Design:
         5A.12); s/(s - 1) makes of e the residual about the others of the stratum.
         """
         values = values.double()
-        count = len(values)
-        _, stratum = self.strata.unique(return_inverse=True)
-        _, sample = self.samples.unique(return_inverse=True)
-        sizes = torch.bincount(stratum).double()
+        stratum, sizes, sample, samples = self._places
         means = torch.zeros_like(sizes).index_add_(0, stratum, values) / sizes
         size = sizes[stratum]
         residual = (values - means[stratum]) * size / (size - 1)
         own = (residual.square() * (size - 1) / size).sum().item()
-        sums = torch.zeros(int(sample.max()) + 1, dtype=torch.float64).index_add_(0, sample, residual)
+        sums = values.new_zeros(samples).index_add_(0, sample, residual)
         shared = (sums.square().sum() - residual.square().sum()).item()
-        return values.mean().item(), math.sqrt(own + max(0.0, shared)) / count
+        return values.mean().item(), math.sqrt(own + max(0.0, shared)) / len(values)
+
+    @functools.cached_property
+    def _places(self) -> tuple[Tensor, Tensor, Tensor, int]:
+        """Strata and samples numbered from 0, with the sizes of the former and the number of the latter."""
+        strata, stratum = self.strata.unique(return_inverse=True)
+        samples, sample = self.samples.unique(return_inverse=True)
+        return stratum, torch.bincount(stratum, minlength=len(strata)).double(), sample, len(samples)
 
 
 def strata_of(count: int, size: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""A run in TensorBoard: loss, learning rate, norm of the gradient, steps per second, and pictures of samples::
+"""A run in TensorBoard: losses, learning rate, norm of the gradient, steps per second, and pictures of samples::
 
     pictures = lambda run: sample(run.ema_model(), (16, 1, 8, 8), steps=10)
     train(model, dataset, steps=2000, batch_size=128, callbacks=[TensorBoard("logs", pictures=pictures)])
@@ -8,6 +8,7 @@ Needs the package ``tensorboard``; ``tensorboard --logdir logs`` shows what is w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
+from scoresde.curve import LossCurve
 from scoresde.data import Scaling
 from scoresde.extras import needs
 from scoresde.files import PathName, make_writable
@@ -82,6 +84,16 @@ class TensorBoard(Callback):
         if self.pictures_every is not None and record.step % self.pictures_every == 0:
             self._show(run)
 
+    def held_out(self, run: Any, record: StepRecord) -> None:
+        found = record.held_out
+        if found is None or self._writer is None:
+            return
+        if math.isfinite(found.loss):
+            self._writer.add_scalar("held_out/loss", found.loss, record.step)
+            self._writer.add_scalar("held_out/standard_error", found.standard_error, record.step)
+        for name, value in by_levels(found.curve).items():
+            self._writer.add_scalar(f"held_out/{name}", value, record.step)
+
     def checkpoint(self, run: Any, path: Any) -> None:
         if self.pictures_every is None:
             self._show(run)
@@ -101,6 +113,19 @@ class TensorBoard(Callback):
             return
         self._shown = run.step
         self._writer.add_images("samples", as_pictures(self.pictures(run), run.model), run.step)
+
+
+def by_levels(curve: LossCurve | None, groups: int = 8) -> dict[str, float]:
+    """The mean loss of neighbouring levels, some groups of them, by a name that sorts."""
+    if curve is None:
+        return {}
+    found = {}
+    for k in range(min(groups, len(curve.levels))):
+        rows = slice(len(curve.levels) * k // groups, len(curve.levels) * (k + 1) // groups)
+        levels, losses = curve.levels[rows], curve.loss[rows]
+        if levels:
+            found[f"{k} log sigma {levels[0]:.1f} to {levels[-1]:.1f}"] = sum(losses) / len(losses)
+    return found
 
 
 def as_pictures(made: Any, model: Any) -> Tensor:

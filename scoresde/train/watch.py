@@ -1,8 +1,8 @@
 """The held-out loss of a run as it goes on: measured, judged, logged, kept in checkpoints.
 
-:class:`~scoresde.train.Run` has a :class:`Watch` where samples are held out::
+:class:`~scoresde.train.Run` has a :class:`HeldOutWatch` where samples are held out::
 
-    watch = Watch(task, samples, options, processes)
+    watch = HeldOutWatch(task, samples, options, processes)
     if watch.scheduled(step):
         found = watch.measure(step, ema)                    # a HeldOutLoss, of the averaged weights
         log.write({**line, "held_out": as_line(found)})
@@ -24,6 +24,7 @@ from scoresde.files import Fields
 from scoresde.train.convergence import EarlyStopping, HeldOutLoss, History, Judgement
 from scoresde.train.describe import Model
 from scoresde.train.ema import EMA
+from scoresde.train.folder import checkpoints
 from scoresde.train.held_out import HeldOut, HeldOutSamples, warn_not_finite
 from scoresde.train.objective import Objective
 from scoresde.train.options import TrainOptions
@@ -36,7 +37,7 @@ ENDING = ("converged", "overfitting")
 MOST_EVALUATIONS = 1000
 
 
-class Watch(Generic[Model]):
+class HeldOutWatch(Generic[Model]):
     """Measures the held-out loss, and says when a run is to end.
 
     Args:
@@ -128,8 +129,10 @@ class Watch(Generic[Model]):
             **counters,
             "draws": self._fingerprint,
             "measured": None if self._measured is None else list(self._measured),
-            "best_saved": None if self._best_saved is None else list(self._best_saved),
-            "ended_by": [self._rule.tolerance, self._rule.false_alarm] if self.ended else None,
+            "best_saved": None
+            if self._best_saved is None
+            else dict(zip(("name", "loss"), self._best_saved, strict=True)),
+            "ended_by": self._ended_by() if self.ended else None,
         }, {LOSSES: losses}
 
     def load_state(self, saved: Fields, tensors: dict[str, Tensor], path: Path) -> None:
@@ -149,21 +152,21 @@ class Watch(Generic[Model]):
                 "convergence begins anew."
             )
             return
-        best = saved.whole("best")
-        if steps and best not in steps:
-            raise saved.refused("best", "the evaluation of the lowest loss is not among those that are kept.")
-        self._history.load_state(saved.whole("count"), best, steps, losses)
+        self._history.load_state(saved.whole("count", least=len(steps)), steps, losses)
         if not saved.null("best_saved"):
-            name, loss = saved.value("best_saved")
-            if isinstance(name, str) and isinstance(loss, float) and (path.parent / Path(name).name).is_dir():
-                self._best_saved = (Path(name).name, loss)
+            best = saved.object("best_saved")
+            name = best.text("name", most=100)
+            if name in [other.name for other in checkpoints(path.parent)]:  # it may have been removed since
+                self._best_saved = (name, best.number("loss"))
         if not saved.null("measured"):
             step, loss = saved.numbers("measured", most_items=2, items=2)
             self._measured = (int(step), loss)
             self.saved(_step_of(path), path)
         if self._stops and not saved.null("ended_by"):  # by another rule it may not have ended
-            given = saved.numbers("ended_by", most_items=2, items=2)
-            self.ended = given == (self._rule.tolerance, self._rule.false_alarm)
+            self.ended = saved.value("ended_by") == self._ended_by()
+
+    def _ended_by(self) -> list[float]:
+        return [self._rule.tolerance, self._rule.patience, self._rule.false_alarm]
 
 
 def _step_of(path: Path) -> int:

@@ -41,6 +41,7 @@ from scoresde import (
     metrics,
     times,
 )
+from scoresde.curve import LossCurve
 from scoresde.models import Expectation
 from scoresde.problems import EmpiricalScore, LabelLogProb, MixtureScore
 from scoresde.sde import Chain
@@ -270,6 +271,19 @@ CALLS = [
         grids.spectral,
         lambda: {"sde": VP(), "steps": 3, "spectrum": Spectrum(1.0, 2.0), "t_start": 0.9, "t_end": 0.1},
         kinds={"spectrum": SCORE.but("None"), **ENDS},
+    ),
+    Call(
+        grids.by_loss,
+        lambda: {
+            "sde": VP(),
+            "steps": 3,
+            "curve": LossCurve((-3.0, -1.0, 1.0), (0.9, 0.5, 0.8), (0.1, 0.1, 0.1), (9, 9, 9), 0.7),
+            "power": 0.5,
+            "rest": 0.1,
+            "t_start": 0.9,
+            "t_end": 0.1,
+        },
+        kinds={"curve": SCORE, "power": NOT_NEGATIVE, "rest": POSITIVE, **ENDS},
     ),
     Call(
         grids.by_density,

@@ -26,10 +26,12 @@ from bad_calls import (
 )
 
 from scoresde import VP, ClassifierModel, ScoreModel, nn
+from scoresde.curve import LossCurve, curve_in_words
 from scoresde.data import Dataset, from_tensors
 from scoresde.times import UniformTime
 from scoresde.train import (
     EMA,
+    EarlyStopping,
     TrainOptions,
     average_decay,
     describe,
@@ -69,6 +71,29 @@ save(FOLDER / "score", model(), step=1, ema=EMA(model()), dataset=dataset())
 save(FOLDER / "classifier", classifier(), step=1, ema=EMA(classifier()), dataset=dataset())
 
 RATE = NUMBER.but(negative=lambda right: -0.1, one=lambda right: 1.0)
+LISTED = Kind(
+    {
+        "None": lambda right: None,
+        "a number": lambda right: 0.5,
+        "a text": lambda right: "ab",
+        "texts": lambda right: ("a", "b"),
+        "None inside": lambda right: (None, 1.0),
+        "nan": lambda right: (float("nan"), 1.0),
+        "inf": lambda right: (1.0, float("inf")),
+    },
+    {"a list": list},
+)
+LEVEL = Kind(
+    {
+        "None": lambda right: None,
+        "a text": lambda right: "ab",
+        "True": lambda right: True,
+        "complex": lambda right: right + 1j,
+        "an object": lambda right: object(),
+    },
+    {"a list": lambda right: right.tolist(), "float64": lambda right: right.double()},
+)
+SHARE = POSITIVE.but(one=lambda right: 1.0)
 BETAS = Kind(
     {
         "None": lambda right: None,
@@ -226,6 +251,41 @@ CALLS = [
         kinds={"model": SCORE, "step": COUNT_FROM_0, "ema": SCORE.but("None")},
         answer=None,
     ),
+    Call(
+        save,
+        lambda: {"folder": FOLDER / "watched", "model": model(), "step": 3, "held_out": {"losses": X}, "spare": ["a"]},
+        kinds={"model": SCORE, "step": COUNT_FROM_0, "held_out": MAPPING, "spare": NAMES},
+        name="save what is held out",
+        answer=None,
+    ),
+    Call(
+        EarlyStopping,
+        lambda: {"tolerance": 0.02, "patience": 4, "false_alarm": 0.1},
+        kinds={"tolerance": SHARE, "patience": COUNT, "false_alarm": SHARE},
+    ),
+    Call(
+        LossCurve,
+        lambda: {
+            "levels": (-1.0, 1.0),
+            "loss": (0.5, 0.7),
+            "standard_error": (0.1, 0.2),
+            "count": (3, 4),
+            "sigma_data": 0.5,
+            "step": 7,
+        },
+        kinds={
+            **dict.fromkeys(("levels", "loss", "standard_error", "count"), LISTED),
+            "sigma_data": POSITIVE.but("None"),
+            "step": COUNT_FROM_0,
+        },
+    ),
+    Call(
+        LossCurve((-1.0, 1.0), (0.5, 0.7), (0.1, 0.2), (3, 4), 0.5).at,
+        lambda: {"level": X},
+        kinds={"level": LEVEL},
+        name="LossCurve.at",
+    ),
+    Call(curve_in_words, lambda: {"curve": LossCurve((0.0,), (0.5,), (0.1,), (3,))}, kinds={"curve": SCORE}),
     Call(load_model, lambda: {"folder": FOLDER / "score", "ema": True}, kinds={"ema": CHOICE}, answer=None),
     Call(load_classifier, lambda: {"folder": FOLDER / "classifier", "ema": True}, kinds={"ema": CHOICE}, answer=None),
     Call(
@@ -239,6 +299,7 @@ CALLS = [
 NOT_CALLED = {
     "scoresde.train.shared_sampling.SharedSamples": "what sample_sharded answers",
     "scoresde.train.contents.Description": "what describe answers",
+    "scoresde.train.convergence.HeldOutLoss": "what a run measures",
     "scoresde.train.folder.CheckpointError": "an error",
     "scoresde.train.signals.Terminated": "raised by a run",
     "scoresde.train.loop.Run": "made by train and train_classifier",

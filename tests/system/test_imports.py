@@ -33,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "models": {"checks", "warning", "noise", "sde", "spectrum", "curve"},
     "nn": {"checks", "models.conditions"},
     "times": {"checks", "sde", "curve"},
-    "rules": {"checks", "sde", "spectrum"},
+    "rules": {"checks", "sde", "spectrum", "curve"},
     "grids": {"rules", "solvers", "fitting"},
     "metrics": HELPERS | {"noise", "data", "train"},
     "data": HELPERS | {"noise", "models.conditions"},

@@ -59,6 +59,7 @@ ELSEWHERE = {
     "Run": "is refused, below",
     "EMA": "follows the parameters of a model: below, together with it",
     "PowerEMA": "an EMA", "ProfileFit": "a tuple",
+    "HeldOutLoss": "plain numbers and a curve", "Judgement": "plain numbers",
     "StepRecord": "below", "TrainOptions": "below", "Description": "below",
     "Certificate": "of certify, below", "CertificateRow": "of certify, below", "Costs": "of certify, below",
     "SampledOrder": "plain numbers", "Slope": "plain numbers", "ToleranceSlope": "plain numbers",

@@ -29,7 +29,16 @@ from scoresde.data import Augmentation, Scaling, from_tensors
 from scoresde.models import ScoreModel
 from scoresde.nn import MLP, MagnitudeUNet, UNet
 from scoresde.sde import VP
-from scoresde.train import Snapshots, Terminated, describe, load_model, reconstruct_ema, train, train_classifier
+from scoresde.train import (
+    EarlyStopping,
+    Snapshots,
+    Terminated,
+    describe,
+    load_model,
+    reconstruct_ema,
+    train,
+    train_classifier,
+)
 from scoresde.train.draws import DataOrder, seeded
 from scoresde.train.processes import Processes
 
@@ -218,6 +227,19 @@ def broken(wrong: Callable[[dict[str, Any]], dict[str, Any]], **options: Any) ->
     return run
 
 
+def held_out(rank: int, folder: Path) -> dict[str, Any]:
+    """The held-out losses beside those of training, of a run that ends by them."""
+    run = train(
+        mlp(), points(100), steps=40, batch_size=64, progress=False, cpu=True, held_out=0.4, held_out_every=2, lr=1e-5,
+        early_stopping=EarlyStopping(), folder=folder,
+    )  # fmt: skip
+    records = list(run)
+    assert run.verdict == "converged" and run.step == 10 and (folder / "step-00000010").is_dir()
+    measured = [record.held_out for record in records if record.held_out is not None]
+    losses = [value for one in measured for value in (one.loss, one.standard_error, *(one.curve or one).loss)]  # type: ignore[misc]
+    return {**losses_of(run), "losses": [record.loss for record in records] + losses}
+
+
 def unwritable(rank: int, folder: Path) -> dict[str, Any]:
     run = train(mlp(), points(), steps=2, batch_size=SIZE, progress=False, cpu=True, folder=folder)
     next(run)
@@ -374,6 +396,7 @@ CASES: dict[str, Callable[[int, Path], dict[str, Any]]] = {
     "under no_grad": without_gradients,
     "out of time, and again": out_of_time,
     "saved in mid-run and resumed": resumed,
+    "samples held out": held_out,
     "labels out of range": broken(lambda sample: {**sample, "label": CLASSES + 5}),
     "a sample that cannot be read": broken(unreadable),
     "Ctrl-C in one of them": broken(interrupting),
