@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from scoresde import (
         certify,
         cli,
+        curve,
         data,
         editing,
         fitting,
@@ -125,6 +126,7 @@ __all__ = [
     "classifier",
     "classifier_free",
     "cli",
+    "curve",
     "data",
     "dsm_loss",
     "editing",
