@@ -95,8 +95,9 @@ class HeldOutLoss(Judgement):
 
     Attributes:
         step: optimizer steps done.
-        loss: the training's own loss, its density of times and weighting, on the held-out samples; NaN where the loss
-            of a draw is not finite.
+        loss: the training's own loss on the held-out samples: its density of times, as it was at the beginning, its
+            weighting, without what an ``Uncertainty`` learns of it, and its coupling; NaN where the loss of a draw is
+            not finite.
         standard_error: of it, over samples.
         curve: the loss at each noise level; None where no level has finite losses.
         seconds: that the evaluation took.

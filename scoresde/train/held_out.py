@@ -1,13 +1,14 @@
 r"""The loss on samples that are never trained on, at each noise level, with the same noise at every evaluation::
 
     feed, samples = held_out_of(feed, options, processes)   # what is trained on, and what is not
-    held = HeldOut(task, samples, options, processes)
+    held = HeldOut(task, samples, options, placement)
     losses = held.evaluate()                                # of each draw, the same on all processes
     held.curve(losses.level, step=100), held.design.mean(losses.training)
 
 Each held-out sample is drawn twice or more: at levels that are spread evenly over log(σ/α), for the loss at each level,
 and at times of the training's own density, for the training's own loss. Samples, times, noise, dequantisation and which
-conditions are dropped are functions of the seed and of the number of the draw alone. Nothing is mirrored.
+conditions are dropped are functions of the seed and of the number of the draw alone. Nothing is mirrored or moved
+about. A coupling gives its noises to as many draws at a time as a step of training has samples.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ from scoresde.train.batches import Batch, MapDataset, seeded_everywhere
 from scoresde.train.compatibility import bin_width, check_dataset, entries
 from scoresde.train.contents import describe_data
 from scoresde.train.describe import Model
-from scoresde.train.draws import derive, named_uniforms, seeded_where, step_noise
+from scoresde.train.draws import derive, is_of_ours, named_uniforms, seeded_where, step_noise
 from scoresde.train.feeds import Feed, feed_of
 from scoresde.train.objective import Objective
 from scoresde.train.options import TrainOptions
+from scoresde.train.placement import Placement
 from scoresde.train.processes import Processes
 from scoresde.train.standard_errors import Design, strata_of
 from scoresde.warning import warn_user
@@ -151,7 +153,7 @@ class HeldOut(Generic[Model]):
         task: a model and its loss.
         samples: that are not trained on.
         options: of the run.
-        processes: that share the draws.
+        placement: how the processes that share the draws hold the weights.
 
     Attributes:
         count: draws M of each kind.
@@ -164,15 +166,16 @@ class HeldOut(Generic[Model]):
     """
 
     def __init__(
-        self, task: Objective[Model], samples: HeldOutSamples, options: TrainOptions, processes: Processes
+        self, task: Objective[Model], samples: HeldOutSamples, options: TrainOptions, placement: Placement
     ) -> None:
         self._task: Objective[Model] = task
-        self._options, self._processes = options, processes
+        self._options, self._placement, self._processes = options, placement, placement.processes
         self._dataset, self._places = samples.dataset, samples.places
         self._seed = derive(options.seed, "held out")
         self.samples = len(samples)
         self._kept: dict[int, dict[str, Any]] = {}
         self._bytes = 0
+        self._group: tuple[int, Tensor] | None = None
         with seeded_everywhere(derive(self._seed, "checks")):
             task.check_data(samples.dataset)
         if options.dequantize:
@@ -204,7 +207,7 @@ class HeldOut(Generic[Model]):
         low, high = level_range(sde, self._sigma_data)
         self._levels = low + (high - low) * cells[0]
         self._edges = low + (high - low) * torch.arange(LEVELS + 1, dtype=torch.float64) / LEVELS
-        parts = processes.count * options.accumulate
+        parts = self._processes.count * options.accumulate
         self._block = max(1, -(-options.batch_size // parts))
         total = 2 * self.count
         # a step of training costs as much as three evaluations of the network for each of its samples
@@ -220,15 +223,12 @@ class HeldOut(Generic[Model]):
         processes, total = self._processes, 2 * self.count
         kind = torch.float64 if checks.has_float64(processes.device) else torch.float32
         losses = torch.zeros(total, dtype=kind, device=processes.device)
-        rows = processes.rows(total)
-        with processes.together(), torch.no_grad(), as_it_was(self._task):
+        with self._placement.passes(), torch.no_grad(), as_it_was(self._task):
             sde = self._task.model.sde
             times = torch.cat([sde.t_of_log_snr(-2 * self._levels).clamp(sde.t_min, sde.T).cpu(), self._times.cpu()])
-            first = rows.start
-            while first < rows.stop:
-                end = min(first + self._block, rows.stop, self.count if first < self.count else total)
+            for first, end in self._own_blocks():
                 losses[first:end] = self._losses(first, times)[: end - first]
-                first = end
+        self._group = None
         found = processes.sum(losses).cpu().double()
         return DrawLosses(found[: self.count], found[self.count :])
 
@@ -270,6 +270,19 @@ class HeldOut(Generic[Model]):
 
     # -- one block of draws --------------------------------------------------------------------------------------------
 
+    def _own_blocks(self) -> list[tuple[int, int]]:
+        """First and end of the blocks of this process, each of draws of one kind.
+
+        All processes have as many, for they may have to call the network together: where blocks are left over, some do
+        the last one for nothing.
+        """
+        processes, step = self._processes, self._block
+        kinds = ((0, self.count), (self.count, 2 * self.count))
+        blocks = [(first, min(first + step, end)) for start, end in kinds for first in range(start, end, step)]
+        own = blocks[processes.rank :: processes.count]
+        first = blocks[-1][0]
+        return own + [(first, first)] * (-(-len(blocks) // processes.count) - len(own))
+
     def _losses(self, first: int, times: Tensor) -> Tensor:
         """The losses (block,) of draws of one kind, from ``first`` on; those past the last are not used.
 
@@ -277,9 +290,10 @@ class HeldOut(Generic[Model]):
         """
         task = self._task
         draws = (first + torch.arange(self._block)) % (2 * self.count)
-        x0, given = self._prepared(draws, first)
+        with self._placement.reading():
+            x0, given = self._prepared(draws, first)
+            eps = self._noise(first, x0)
         t = checks.time_beside(times[draws], x0)
-        eps = step_noise(self._seed, 0, first, x0)
         with (
             seeded_where(task.draws, x0.device, derive(self._seed, "network", first)),
             torch.autocast(x0.device.type, dtype=torch.bfloat16, enabled=task.autocast),
@@ -306,6 +320,30 @@ class HeldOut(Generic[Model]):
             x0 = x0 + bin_width(self._dataset) * (torch.special.ndtr(normal) - 0.5)
         lost = {name: where[draws].to(x0.device) for name, where in self._dropped.items()}
         return x0, drop_conditions(both, task.nulls, lost)
+
+    def _noise(self, first: int, x0: Tensor) -> Tensor:
+        """That of the draws from ``first`` on, of one kind."""
+        eps = step_noise(self._seed, 0, first, x0)
+        if self._options.coupling is None:
+            return eps
+        start, size = (0 if first < self.count else self.count), self._options.batch_size
+        row, last = first, min(first + len(x0), start + self.count)
+        while row < last:
+            begin = start + (row - start) // size * size
+            end = min(begin + size, start + self.count)
+            coupled, until = self._coupled(begin, end), min(end, last)
+            eps[row - first : until - first] = coupled[row - begin : until - begin]
+            row = until
+        return eps
+
+    def _coupled(self, begin: int, end: int) -> Tensor:
+        """The noises of a batch's worth of draws, as the coupling of the options gives them."""
+        if self._group is None or self._group[0] != begin:
+            coupling: Any = self._options.coupling
+            x0, given = self._prepared(torch.arange(begin, end), begin)
+            with seeded_where(not is_of_ours(coupling), x0.device, derive(self._seed, "coupling", begin)):
+                self._group = begin, coupling(x0, step_noise(self._seed, 0, begin, x0), given)
+        return self._group[1]
 
     def _read(self, samples: list[int]) -> Batch:
         """Held-out samples as a batch, on the CPU."""

@@ -47,7 +47,7 @@ from scoresde.train.optimizer import Optimizer
 from scoresde.train.options import TrainOptions, differences
 from scoresde.train.own_optimizer import OwnOptimizer
 from scoresde.train.placement import Placement
-from scoresde.train.posthoc import check_power_averages, drop_snapshots, save_snapshot, snapshot_steps
+from scoresde.train.posthoc import check_power_averages, drop_snapshots, snapshot_steps, write_snapshot
 from scoresde.train.processes import Processes
 from scoresde.train.record import Log, LossWindow, StepRecord
 from scoresde.train.run_folder import RunFolder
@@ -311,7 +311,7 @@ class Run(Iterator[StepRecord], Generic[Model]):
                 self._check()
             self._watch: HeldOutWatch[Model] | None = None
             if held is not None:
-                self._watch = HeldOutWatch(self._task, held, options, self._processes)
+                self._watch = HeldOutWatch(self._task, held, options, self._placement)
         model.loss_curve = None  # until it is measured, of the weights as they will be
         resumed = self._place.opened(
             resume=options.resume,
@@ -396,7 +396,7 @@ class Run(Iterator[StepRecord], Generic[Model]):
         check_weights(objective, options.times)
         check_step(objective, dataset, options.times)
         check_average(objective, dataset, options.times)
-        check_coupling(objective, dataset, options.coupling)
+        check_coupling(objective, dataset, options.coupling, options.augment)
         # lazy parameters have their shapes now
         self._computing = Computing.of(objective, dataset, options, self._processes)
         self._optimizer = self._made_optimizer()
@@ -494,15 +494,16 @@ class Run(Iterator[StepRecord], Generic[Model]):
 
     def _keeps_snapshot(self) -> bool:
         snapshots = self._options.snapshots
-        return snapshots is not None and (self.step % snapshots.every == 0 or self.step == self._options.steps)
+        end = self.step == self._options.steps or self._has_ended
+        return snapshots is not None and (self.step % snapshots.every == 0 or end)
 
     def _keep_snapshot(self) -> None:
         """Write the averages with power profiles: before the checkpoint of the step, so that it never lacks them."""
         snapshots, path = self._options.snapshots, self._options.path
         if snapshots is None or path is None:
             return
-        averages, dtype = self._power_averages, snapshots.dtype
-        self._processes.from_main(lambda: save_snapshot(path, averages, step=self.step, dtype=dtype))
+        states = {one.width: self._placement.whole(one.state()) for one in self._power_averages}
+        self._processes.from_main(lambda: write_snapshot(path, states, step=self.step, dtype=snapshots.dtype))
 
     def _measure(self, done: _Done, *, save: bool) -> None:
         """Measure the held-out loss, where it is time."""
@@ -553,7 +554,7 @@ class Run(Iterator[StepRecord], Generic[Model]):
 
     def _leave(self) -> None:
         """When SIGTERM comes between two steps: nobody may ask for another one, so that it is heeded at once."""
-        if self._processes.count == 1 and not self.ema.is_applied:
+        if self._processes.count == 1 and not any(average.is_applied for average in self._followed):
             raise self._terminated()
 
     def _terminated(self) -> Terminated:

@@ -82,7 +82,11 @@ class Optimizer:
     ) -> None:
         named = trained_parameters(model, companion)
         self._names, self.parameters = list(named), list(named.values())
-        self.rule = torch.optim.AdamW(self.parameters, betas=betas, weight_decay=weight_decay, fused=True)
+        # Fused kernels take divided weights or whole ones, not both at once: those beside the network are whole.
+        divided = [p for p in self.parameters if local_part(p) is not p]
+        whole = [p for p in self.parameters if local_part(p) is p]
+        groups = [{"params": some} for some in (divided, whole) if some]
+        self.rule = torch.optim.AdamW(groups, betas=betas, weight_decay=weight_decay, fused=True)
 
     @property
     def name(self) -> str | None:
@@ -102,7 +106,8 @@ class Optimizer:
 
     def rates(self, step: int, *, lr: float, steps: int, warmup: int, decay: Decay) -> list[float]:
         """The learning rate of each group of parameters at a step (from 0)."""
-        return [learning_rate(step, lr=lr, steps=steps, warmup=warmup, decay=decay)]
+        rate = learning_rate(step, lr=lr, steps=steps, warmup=warmup, decay=decay)
+        return [rate] * len(self.rule.param_groups)
 
     def gradient_norm(self) -> Tensor:
         """The Euclidean norm of all gradients together, ()."""
@@ -169,11 +174,13 @@ class Optimizer:
             Exception: what ``fail`` makes (a ValueError): not the state of these parameters, see ``check_state``.
         """
         self.check_saved(dict(zip(self._names, self.parameters, strict=True)), saved, steps, fail)
-        position = {name: i for i, name in enumerate(self._names)}
+        own = dict(zip(self._names, self.parameters, strict=True))
+        held = [id(p) for group in self.rule.param_groups for p in group["params"]]
+        position = {name: held.index(id(p)) for name, p in own.items()}
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in saved.items():
             kind, _, name = key.partition("/")
-            state.setdefault(position[name], {})[kind] = laid_out(value, self.parameters[position[name]])
+            state.setdefault(position[name], {})[kind] = laid_out(value, own[name])
         self.rule.load_state_dict({"state": state, "param_groups": self.rule.state_dict()["param_groups"]})
 
     def _gradients(self) -> list[Tensor]:

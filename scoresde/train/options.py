@@ -159,8 +159,9 @@ class TrainOptions:
 
     held_out: Annotated[float | MapDataset | None, is_held_out, UNRECORDED] = None
     """Samples that are never trained on, at least 32: a share of the data set in (0, 1), chosen by the seed, or a data
-    set of its own in the same units. Every so many steps the loss of the averaged model is measured on them, at each
-    noise level and in all, always with the same noise: see ``HeldOutLoss``. Training itself is not changed by it."""
+    set of its own in the same units. Every so many steps the loss of the averaged model, by the first of several
+    averages, is measured on them, at each noise level and in all, always with the same noise: see ``HeldOutLoss``.
+    Training itself is not changed by it."""
     held_out_every: Annotated[int | None, is_whole(1), UNRECORDED] = None
     """Steps between such measurements; as many unless given that they take about 1/20 of the time. There is one at
     each checkpoint of ``save_every``, too, and at the end."""

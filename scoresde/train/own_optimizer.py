@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from scoresde import checks
 from scoresde.files import Fail
 from scoresde.train.optimizer import Decay, Optimizer, laid_out, learning_rate, trained_parameters
-from scoresde.train.tensors import all_finite
+from scoresde.train.tensors import all_finite, local_part
 
 OwnRule = torch.optim.Optimizer | Callable[[Sequence[nn.Parameter]], torch.optim.Optimizer]
 """An instance over the model's parameters, or a function that makes one of them."""
@@ -184,7 +184,7 @@ class OwnOptimizer(Optimizer):
         try:
             twin.step()
         except Exception as error:  # of whatever class
-            raise ValueError(f"a step of {type(made).__qualname__} failed in a trial: {error}") from error
+            raise ValueError(f"a step of {type(made).__qualname__} failed in a trial: {error}{_mixed(twin)}") from error
         layout: dict[str, _Layouts] = {}
         for name, parameter in zip(self._names, self.parameters, strict=True):
             state = twin.state.get(memo[id(parameter)], {})
@@ -203,6 +203,16 @@ class OwnOptimizer(Optimizer):
         }
         rates = {key: float(value) for key, value in settings.items() if isinstance(value, Tensor) and not value.ndim}
         return layout, moving, {**_layouts(settings), **_layouts(rates)}  # a callback may set a number in their place
+
+
+def _mixed(rule: torch.optim.Optimizer) -> str:
+    """What to do where a group holds divided weights and whole ones, which fused and foreach kernels do not take."""
+    if all(len({local_part(p) is p for p in group["params"]}) == 1 for group in rule.param_groups):
+        return ""
+    return (
+        ". Some weights are divided among processes (sharding='full') and others, of a learned weighting or schedule, "
+        "are not: let them be two groups, as by isinstance(p, DTensor), or take foreach=False and fused=False."
+    )
 
 
 class _Layout(NamedTuple):

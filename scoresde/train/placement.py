@@ -82,8 +82,16 @@ class Placement:
         """
         return self._sums.step()
 
+    def passes(self) -> AbstractContextManager[None]:
+        """Inside, the network is called without gradients, by all processes and by each as often.
+
+        Raises:
+            TypeError, ValueError, FloatingPointError, CheckpointError, RuntimeError: another process failed.
+        """
+        return self.processes.together()
+
     def reading(self) -> AbstractContextManager[None]:
-        """Inside ``step``, around what comes before the first call of the network."""
+        """Inside ``step`` and ``passes``, around what comes before a call of the network."""
         return nullcontext()
 
     def last_piece(self) -> None:
@@ -107,6 +115,10 @@ class Placement:
     def once(self, action: Callable[[], Made]) -> Made:
         """What ``action``, which calls ``write``, returns on the process that writes, or on all that do."""
         return self.processes.from_main(action)
+
+    def whole(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """These tensors on the main process, put together where they are divided; all call it."""
+        return tensors
 
     def write(
         self,

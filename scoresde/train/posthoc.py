@@ -37,7 +37,7 @@ from scoresde.train.contents import Description, describe
 from scoresde.train.ema import PowerEMA, exponent_of
 from scoresde.train.folder import CheckpointError
 from scoresde.train.profiles import fit_profile
-from scoresde.train.tensors import all_finite, check_equal, read_layout, read_values, writer
+from scoresde.train.tensors import all_finite, check_equal, local_part, read_layout, read_values, writer
 from scoresde.warning import warn_user
 
 SNAPSHOTS = "snapshots"
@@ -98,25 +98,37 @@ def save_snapshot(
             it cannot hold.
         CheckpointError: the folder cannot be written.
     """
-    step, place = checks.count(step, name="step"), checks.path(folder, name="folder") / SNAPSHOTS
+    step = checks.count(step, name="step")
     if isinstance(averages, str) or not isinstance(averages, Sequence):
         raise TypeError(f"averages must be a list of PowerEMA(model, width), got {checks.got(averages)}.")
     for one in averages:
         checks.instance(one, PowerEMA, name="averages", hint="A list of PowerEMA(model, width).")
         if one.updates != step:
             raise ValueError(f"step must be the number of updates of each average, {one.updates}, got {step}.")
+        if any(local_part(value) is not value for value in one.state().values()):
+            raise ValueError(
+                "a file holds averages whole, and these are divided: train(..., snapshots=...) keeps them."
+            )
     kept = Snapshots(every=1, widths=tuple(one.width for one in averages), dtype=dtype)
+    return write_snapshot(folder, {one.width: one.state() for one in averages}, step=step, dtype=kept.dtype)
+
+
+def write_snapshot(
+    folder: PathName, averages: Mapping[float, Mapping[str, Tensor]], *, step: int, dtype: torch.dtype
+) -> Path:
+    """What :func:`save_snapshot` writes, of averages that are whole tensors, by width and name."""
+    place = checks.path(folder, name="folder") / SNAPSHOTS
     path = place / f"snapshot-{step:08d}"
     if path.is_dir():
         return path
     files, widths = {}, {}
-    for i, one in enumerate(averages):
-        state = {name: value.to(kept.dtype) for name, value in one.state().items()}
+    for i, (width, values) in enumerate(averages.items()):
+        state = {name: value.to(dtype) for name, value in values.items()}
         for name, value in state.items():
             if not all_finite(value):
                 raise ValueError(f"the average of {name} is beyond {dtype}; take Snapshots(dtype=torch.float32).")
         file = f"width-{i + 1}.safetensors"
-        files[file], widths[file] = writer(state), one.width
+        files[file], widths[file] = writer(state), width
     config = {"format": _FORMAT, "step": step, "widths": widths}
     partial = place / f"{PARTIAL}{path.name}"
     try:

@@ -170,12 +170,17 @@ class Sharded(Placement):
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        self._heard = False
-        try:
+        with self.passes():
             yield
             if self._rest:
                 with self._sums.step():
                     pass
+
+    @contextmanager
+    def passes(self) -> Iterator[None]:
+        self._heard = False
+        try:
+            yield
         except BaseException as error:
             if self._heard:
                 raise
@@ -249,6 +254,16 @@ class Sharded(Placement):
 
     def once(self, action: Callable[[], Made]) -> Made:
         return action()
+
+    @torch.no_grad()
+    def whole(self, tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """One at a time, into main memory; nothing on the other processes."""
+        found: dict[str, Tensor] = {}
+        for name, value in tensors.items():
+            full = joined(value)
+            if self.processes.main:
+                found[name] = full.detach().cpu()
+        return found
 
     def write(
         self,

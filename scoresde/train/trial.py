@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from torch.utils.data import default_collate
 
 from scoresde import checks
+from scoresde.data import Augmentation
+from scoresde.data.augmentation import NAME as AUGMENT
 from scoresde.losses import Coupling
 from scoresde.models.conditions import drop_conditions
 from scoresde.sde import SDE, signal_left
@@ -144,7 +146,9 @@ def check_step(objective: Objective[Any], dataset: MapDataset, times: TimeDensit
         )
 
 
-def check_coupling(objective: Objective[Any], dataset: MapDataset, coupling: Coupling | None) -> None:
+def check_coupling(
+    objective: Objective[Any], dataset: MapDataset, coupling: Coupling | None, augment: Augmentation | None = None
+) -> None:
     """Raise unless a coupling of data and noise answers noises for two copies of the first sample.
 
     Raises:
@@ -153,10 +157,14 @@ def check_coupling(objective: Objective[Any], dataset: MapDataset, coupling: Cou
     if coupling is None:
         return
     x0, _, _, given = _batch(objective, dataset, UniformTime())
+    if augment is not None:  # a condition like the others: one row is not given
+        given[AUGMENT] = x0.new_tensor([[torch.nan], [0.0]]).expand(-1, augment.size).contiguous()
     eps = torch.tensor([1.0, -1.0], device=x0.device, dtype=x0.dtype).reshape(-1, *[1] * (x0.ndim - 1)).expand_as(x0)
     try:
         found = coupling(x0, eps.contiguous(), given)
-    except (TypeError, ValueError, ModuleNotFoundError):
+    except (TypeError, ValueError, ModuleNotFoundError) as error:
+        if augment is not None:
+            error.add_note(f"With augment, what was done to each picture is one more condition, {AUGMENT!r}.")
         raise
     except Exception as error:  # of whatever function of a user's own
         raise ValueError(f"coupling failed for dataset[0], taken twice: {error or type(error).__name__}") from error

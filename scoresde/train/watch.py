@@ -2,7 +2,7 @@
 
 :class:`~scoresde.train.Run` has a :class:`HeldOutWatch` where samples are held out::
 
-    watch = HeldOutWatch(task, samples, options, processes)
+    watch = HeldOutWatch(task, samples, options, placement)
     if watch.scheduled(step):
         found = watch.measure(step, ema)                    # a HeldOutLoss, of the averaged weights
         log.write({**line, "held_out": as_line(found)})
@@ -28,7 +28,7 @@ from scoresde.train.folder import checkpoints
 from scoresde.train.held_out import HeldOut, HeldOutSamples, warn_not_finite
 from scoresde.train.objective import Objective
 from scoresde.train.options import TrainOptions
-from scoresde.train.processes import Processes
+from scoresde.train.placement import Placement
 from scoresde.warning import warn_user
 
 LOSSES = "losses"
@@ -44,7 +44,7 @@ class HeldOutWatch(Generic[Model]):
         task: a model and its loss.
         samples: that are not trained on.
         options: of the run.
-        processes: that share the evaluations.
+        placement: how the processes that share the evaluations hold the weights.
 
     Attributes:
         latest: what was measured last; None before.
@@ -52,12 +52,12 @@ class HeldOutWatch(Generic[Model]):
     """
 
     def __init__(
-        self, task: Objective[Model], samples: HeldOutSamples, options: TrainOptions, processes: Processes
+        self, task: Objective[Model], samples: HeldOutSamples, options: TrainOptions, placement: Placement
     ) -> None:
         self._task: Objective[Model] = task
-        self._processes, self._stops = processes, options.early_stopping is not None
+        self._processes, self._stops = placement.processes, options.early_stopping is not None
         self._rule = options.early_stopping or EarlyStopping()
-        self._held: HeldOut[Model] = HeldOut(task, samples, options, processes)
+        self._held: HeldOut[Model] = HeldOut(task, samples, options, placement)
         self._history = History(self._held.design, self._rule, samples=self._held.samples, begin=options.warmup)
         self._fingerprint = self._held.fingerprint()
         self._best_saved: tuple[str, float] | None = None

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde.data import Augmentation, from_tensors
+from scoresde.losses import OptimalTransport
 from scoresde.models import ScoreModel
 from scoresde.models.conditions import Conditions, Image, Vector
 from scoresde.nn import UNet
@@ -207,6 +208,21 @@ def test_a_network_that_cannot_be_told_is_refused(change: dict[str, Any], messag
     with pytest.raises(ValueError, match=message):
         train(ScoreModel(net, VP()), from_tensors(torch.randn(8, 1, 4, 4)), steps=1, batch_size=2, progress=False,
               augment=Augmentation(), cpu=True)  # fmt: skip
+
+
+def test_a_coupling_is_asked_before_the_first_step_how_near_what_was_done_must_be() -> None:
+    net = UNet(1, **SMALL, vectors={"augment": Augmentation.size})
+    options: dict[str, Any] = {
+        "steps": 1,
+        "batch_size": 4,
+        "progress": False,
+        "cpu": True,
+        "augment": Augmentation(0.5),
+    }
+    with pytest.raises(ValueError, match="condition_weight must be given") as told:
+        train(ScoreModel(net, VP()), from_tensors(torch.randn(8, 1, 4, 4)), coupling=OptimalTransport(), **options)
+    assert "one more condition, 'augment'" in told.value.__notes__[0]
+    list(train(ScoreModel(net, VP()), from_tensors(torch.randn(8, 1, 4, 4)), coupling=OptimalTransport(1.0), **options))
 
 
 def test_data_that_cannot_be_moved_are_refused() -> None:

@@ -21,6 +21,7 @@ from scoresde.models import ScoreModel
 from scoresde.train import (
     EMA,
     CheckpointError,
+    EarlyStopping,
     PowerEMA,
     Snapshots,
     describe,
@@ -291,6 +292,17 @@ def test_snapshots_of_another_run_are_not_overwritten(tmp_path: Path) -> None:
         trained(folder=tmp_path, snapshots=Snapshots(every=2))
     trained(folder=tmp_path, snapshots=Snapshots(every=4), resume=True)
     assert snapshot_steps(tmp_path) == [4]
+
+
+def test_a_run_that_ends_early_keeps_its_end(tmp_path: Path) -> None:
+    """Its last step is not a multiple of ``every``, and is not that of its options."""
+    run = train(
+        mlp(), points(100), steps=40, batch_size=64, lr=1e-5, held_out=0.4, held_out_every=2, progress=False, cpu=True,
+        early_stopping=EarlyStopping(), folder=tmp_path, snapshots=Snapshots(every=3),
+    )  # fmt: skip
+    list(run)
+    assert run.step == 10 and run.verdict == "converged"
+    assert snapshot_steps(tmp_path) == [3, 6, 9, 10]
 
 
 def test_a_loop_of_ones_own_keeps_them(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
 from datetime import timedelta
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,12 +31,15 @@ from test_processes import (
     counting,
     frozen,
     losses_of,
+    magnitudes,
     momentum,
     net,
     normalised,
+    pictures,
     points,
     samples,
     tied,
+    told,
     unreadable,
     whole,
 )
@@ -43,19 +47,22 @@ from test_train import classifier
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from scoresde.data import from_tensors
+from scoresde import losses
+from scoresde.data import Augmentation, Scaling, from_tensors
 from scoresde.hub import save_pretrained
 from scoresde.models import ScoreModel
 from scoresde.nn import MLP, UNet
 from scoresde.sde import VP
-from scoresde.times import UniformTime
+from scoresde.times import AdaptiveTimes, UniformTime
 from scoresde.train import (
     CheckpointError,
     Run,
+    Snapshots,
     TrainOptions,
     describe,
     ema_model,
     load_model,
+    reconstruct_ema,
     sharded,
     sums,
     train,
@@ -142,13 +149,52 @@ def looked_at(rank: int, folder: Path) -> dict[str, Any]:
     return losses_of(run) | {"losses": seen.flatten().tolist()}
 
 
-def resumed(rank: int, folder: Path) -> dict[str, Any]:
-    for step in (run := train(wide(), points(), folder=folder, **FULL)):
+def measured(
+    model: Callable[[], ScoreModel], data: Callable[[], Any], rank: int, folder: Path, **options: Any
+) -> dict[str, Any]:
+    """Held-out losses are beside those of training, and reconstructed averages beside the weights."""
+    given: dict[str, Any] = {**FULL, "held_out": 0.6, "held_out_every": 2, "ema": (0.9, 0.5), "folder": folder}
+    run = train(model(), data(), **{**given, **options})
+    records = list(run)
+    losses = [record.loss for record in records] + [r.held_out.loss for r in records if r.held_out is not None]
+    found = losses_of(run) | {"losses": losses}
+    for i, decay in enumerate(run.averages):
+        found["state"] |= {f"{i} {name}": whole(value) for name, value in run.ema_model(decay).state_dict().items()}
+    if "snapshots" in options:
+        made = reconstruct_ema(folder, 0.07).state_dict()
+        found["state"] |= {f"reconstructed {name}": value.clone() for name, value in made.items()}
+    return found
+
+
+def pictures_held() -> Any:
+    return from_tensors(torch.randn(64, 1, 4, 4, generator=torch.Generator().manual_seed(2)), scaling=Scaling(0.0, 1.0))
+
+
+class Unreadable(list[Any]):
+    """The last samples cannot be read when some have been."""
+
+    read = 0
+
+    def __getitem__(self, place: Any) -> Any:
+        self.read += 1
+        if self.read > 50 and place > 90:
+            raise OSError("this sample cannot be read")
+        return super().__getitem__(place)
+
+
+def unreadable_later(rank: int, folder: Path) -> dict[str, Any]:
+    data = points(100)
+    return losses_of(train(wide(), data, **FULL, held_out=Unreadable(data[i] for i in range(100)), held_out_every=2))
+
+
+def resumed(rank: int, folder: Path, **options: Any) -> dict[str, Any]:
+    given: dict[str, Any] = {**FULL, **options}
+    for step in (run := train(wide(), points(), folder=folder, **given)):
         if step.step == 2:
             assert run.save() == folder / "step-00000002"
             break
     run.close()
-    again = train(wide(seed=1), points(), folder=folder, resume=True, **FULL)
+    again = train(wide(seed=1), points(), folder=folder, resume=True, **given)
     assert again.step == 2
     return losses_of(again)
 
@@ -170,6 +216,30 @@ CASES: dict[str, Callable[[int, Path], dict[str, Any]]] = {
     "float64": case(lambda: wide().double(), **FULL),
     "a classifier": case(classifier, start=train_classifier, **FULL),
     "a stream": case(wide, lambda: samples, **FULL),
+    "a learned weighting": case(wide, **FULL, weighting=losses.Uncertainty("x0")),
+    "a learned weighting, resumed": partial(resumed, weighting=losses.Uncertainty("x0"), ema=(0.9, 0.5)),
+    "an optimizer of one's own with a learned weighting": case(
+        wide, **FULL, weighting=losses.Uncertainty("x0"), optimizer=momentum
+    ),
+    "an adaptive density of times": case(wide, **FULL, times=AdaptiveTimes(cells=2, every=2)),
+    "coupled noises": case(wide, **FULL, coupling=losses.OptimalTransport()),
+    "a U-Net of magnitudes": case(magnitudes, pictures, **FULL),
+    "samples held out": partial(measured, wide, lambda: points(100)),
+    "snapshots": partial(measured, wide, lambda: points(100), snapshots=Snapshots(every=2)),
+    "all at once": partial(
+        measured,
+        told,
+        pictures_held,
+        snapshots=Snapshots(every=2),
+        augment=Augmentation(0.5),
+        accumulate=3,
+        batch_size=30,
+        coupling=losses.OptimalTransport(2.0),
+        weighting=losses.Uncertainty(),
+        channels_last=True,
+        times=AdaptiveTimes(cells=2, every=2),
+    ),
+    "a held-out sample that cannot be read": unreadable_later,
     "looked at between steps": looked_at,
     "saved in mid-run and resumed": resumed,
     "a sample that cannot be read": broken(unreadable, sharding="full"),
@@ -224,6 +294,8 @@ def main(folder: Path) -> None:
     sgd = torch.optim.SGD(own.parameters(), lr=0.1)
     found["instance"] = said(lambda: train(own, points(), optimizer=sgd, **FULL))
     found["adafactor"] = said(lambda: train(wide(), points(), optimizer=torch.optim.Adafactor, **FULL))
+    fused: dict[str, Any] = {"weighting": losses.Uncertainty(), "optimizer": lambda p: torch.optim.AdamW(p, fused=True)}
+    found["mixed"] = said(lambda: train(wide(), points(), **FULL, **fused))
     found["few"] = said(lambda: train(wide(), points(), **{**FULL, "batch_size": 3, "accumulate": 3}))
     alone: list[str] = []
 
@@ -484,6 +556,7 @@ def test_what_cannot_be_divided_is_refused(both: Any) -> None:
         assert "take run.ema_model(), which all of them call" in found["copied"]
         assert "give optimizer=lambda p: SGD(p, ...)" in found["instance"]
         assert "Adafactor keeps row_var/" in found["adafactor"] and "cannot be divided" in found["adafactor"]
+        assert "let them be two groups, as by isinstance(p, DTensor)" in found["mixed"]
         assert "batch_size of at least 2 processes x accumulate=3, 6; got 3" in found["few"]
     assert len(both[0]["alone"]) == 2 and both[1]["alone"] == []
     assert all("callbacks run on one process" in one for one in both[0]["alone"])

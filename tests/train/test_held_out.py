@@ -30,10 +30,11 @@ from scoresde.train import (
     train_classifier,
 )
 from scoresde.train.classification import Classification
-from scoresde.train.draws import seeded
+from scoresde.train.draws import seeded, step_noise
 from scoresde.train.feeds import feed_of
 from scoresde.train.held_out import LEVELS, HeldOut, HeldOutSamples, held_out_of, level_range
 from scoresde.train.objective import Denoising
+from scoresde.train.placement import Placement
 from scoresde.train.processes import Processes
 
 OPTIONS: dict[str, Any] = {"steps": 12, "batch_size": 64, "progress": False, "ema": 0.9, "cpu": True}
@@ -44,10 +45,15 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def alone() -> Placement:
+    """One process, which holds all weights."""
+    return Placement(Processes(cpu=True))
+
+
 def held(model: ScoreModel, dataset: Any, **options: Any) -> HeldOut[ScoreModel]:
     """Samples with their noise, all of a data set."""
     given = TrainOptions(**{**OPTIONS, **options})
-    return HeldOut(Denoising(model, given), HeldOutSamples(dataset, None), given, Processes(cpu=True))
+    return HeldOut(Denoising(model, given), HeldOutSamples(dataset, None), given, alone())
 
 
 # -- the figures -------------------------------------------------------------------------------------------------------
@@ -225,11 +231,74 @@ def test_conditions_go_with_their_samples_and_are_dropped_as_often_as_in_trainin
     assert abs(share - 0.25) < 4 * math.sqrt(0.25 * 0.75 / len(dropped.training))
 
 
+def by_rank(x0: Tensor, eps: Tensor, conditions: Any = None) -> Tensor:
+    """The optimal transport of numbers: the k-th smallest noise meets the k-th smallest sample."""
+    order = x0[:, 0].argsort().argsort()
+    return eps[eps[:, 0].argsort()][order]
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_a_coupling_gives_its_noises_to_groups_of_a_batch(accumulate: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each group has its independent noises in the order of its samples, however it is worked off."""
+    data = from_tensors(numbers(100, 1), scaling=Scaling(0.0, 1.0))
+    seen: list[tuple[Tensor, Tensor]] = []
+    model = ScoreModel(MLP(1, width=4, depth=1), VP())
+    one = held(model, data, coupling=by_rank, batch_size=48, accumulate=accumulate)
+    losses = Denoising.at_levels
+
+    def look(task: Any, x0: Tensor, t: Tensor, eps: Tensor, given: Any, scale: float) -> Tensor:
+        seen.append((x0[:, 0], eps[:, 0]))
+        return losses(task, x0, t, eps, given, scale)
+
+    monkeypatch.setattr(Denoising, "at_levels", look)
+    found = one.evaluate()
+    x0, eps = (torch.cat(part)[: one.count] for part in zip(*seen, strict=True))
+    independent = step_noise(one._seed, 0, 0, x0[:, None])[:, 0]
+    groups = [x.split(48) for x in (x0, eps, independent)]
+    assert len(groups[0]) == -(-one.count // 48) > 20
+    for x, e, drawn in zip(*groups, strict=True):
+        assert torch.equal(e[x.argsort()], e.sort().values) and torch.equal(e.sort().values, drawn.sort().values)
+    again = held(model, data, coupling=by_rank, batch_size=48).evaluate()
+    assert torch.allclose(again.level, found.level) and torch.allclose(again.training, found.training)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 7, 40])
+@pytest.mark.parametrize("size", [40, 1024, 1050])
+def test_all_processes_call_the_network_as_often(count: int, size: int) -> None:
+    """Where weights are divided, one that calls it once more waits for the others for ever."""
+    data = from_tensors(numbers(size, 1), scaling=Scaling(0.0, 1.0))
+    done: list[int] = []
+    calls = set()
+    for rank in range(count):
+        placement = alone()
+        placement.processes.count, placement.processes.rank = count, rank
+        given = TrainOptions(**{**OPTIONS, "batch_size": 50})
+        task = Denoising(ScoreModel(MLP(1, width=4, depth=1), VP()), given)
+        one = HeldOut(task, HeldOutSamples(data, None), given, placement)
+        blocks = one._own_blocks()
+        calls.add(len(blocks))
+        done += [row for first, end in blocks for row in range(first, end)]
+        assert all(end <= one.count or first >= one.count for first, end in blocks)
+        assert all(end - first <= one._block for first, end in blocks)
+    assert len(calls) == 1 and sorted(done) == list(range(2 * one.count))
+
+
+def test_a_learned_weighting_is_not_in_the_loss_that_says_convergence() -> None:
+    """What u has learnt by then would make two losses of one network different."""
+    plain, learned = (held(mlp(), points(), weighting=weighting) for weighting in ("x0", losses.Uncertainty("x0")))
+    before = learned.evaluate()
+    with torch.no_grad():
+        for parameter in learned._task.companion.parameters():  # type: ignore[union-attr]
+            parameter.add_(1.0)
+    assert torch.equal(before.training, learned.evaluate().training)
+    assert torch.equal(before.training, plain.evaluate().training)
+
+
 def test_a_classifier_has_cross_entropies() -> None:
     """Logits that are all alike: log K at every level, without an error."""
     model = ClassifierModel(MLP(2, width=8, depth=1, out_dim=CLASSES), VP())
     options = TrainOptions(**OPTIONS)
-    one = HeldOut(Classification(model), HeldOutSamples(points(), None), options, Processes(cpu=True))
+    one = HeldOut(Classification(model), HeldOutSamples(points(), None), options, alone())
     found = one.evaluate()
     curve = one.curve(found.level, step=0)
     assert curve is not None and curve.sigma_data is None
@@ -263,7 +332,7 @@ def test_in_bfloat16_the_loss_is_that_of_bfloat16() -> None:
     options = TrainOptions(**OPTIONS)
     task = Denoising(model, options)
     task.autocast = True
-    narrow = HeldOut(task, HeldOutSamples(points(), None), options, Processes(cpu=True)).evaluate()
+    narrow = HeldOut(task, HeldOutSamples(points(), None), options, alone()).evaluate()
     assert not torch.equal(plain.training, narrow.training)
     # of one answer 2^-8, and of squares twice that; 1024 of them
     assert torch.allclose(plain.training.mean(), narrow.training.mean(), rtol=2**-6)

@@ -86,10 +86,11 @@ def test_between_two_steps_it_is_heeded_at_once(tmp_path: Path) -> None:
     assert [record.step for record in made] == [3, 4, 5, 6]
 
 
-def test_while_the_averages_are_applied_it_waits_for_the_next_step(tmp_path: Path) -> None:
-    made = run(folder=tmp_path)
+@pytest.mark.parametrize("decay", [0.9, 0.5])
+def test_while_an_average_is_applied_it_waits_for_the_next_step(decay: float, tmp_path: Path) -> None:
+    made = run(folder=tmp_path, ema=(0.9, 0.5))
     next(made)
-    with made.ema.applied():
+    with made.averages[decay].applied():
         signal.raise_signal(signal.SIGTERM)
     with pytest.raises(Terminated):
         next(made)
