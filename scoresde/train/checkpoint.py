@@ -541,6 +541,11 @@ def check_resumable(
         _check_averages(dict(model.named_parameters()), layout, description, file)
     layout = read_layout_of(description, OPTIMIZER)
     fail, before = misplaced(description, OPTIMIZER), options.get("optimizer")
+    if companion is None and parts(description.files, WEIGHTING):
+        raise fail(
+            "a part of the state is that of a weighting that was learned along: give weighting=losses.Uncertainty(...) "
+            "as before, or train anew."
+        )
     if before != optimizer.name:
         words = (
             f"the state is that of {before or 'AdamW, the default'}, and optimizer is {optimizer.name or 'AdamW'} now"

@@ -13,6 +13,7 @@ about. A coupling gives its noises to as many draws at a time as a step of train
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -53,6 +54,16 @@ SHARE = 0.05
 """Of the time of training, which evaluations take unless ``held_out_every`` says more, or less."""
 MOST_KEPT = 1 << 28
 """Bytes of samples of a data set of somebody's own that are kept; more are read at each evaluation."""
+OF_THE_LOSS = (
+    "weighting",
+    "times",
+    "coupling",
+    "condition_dropout",
+    "conditions",
+    "dequantize",
+    "ema_warmup",
+)
+"""Options that make it another loss, or of other weights: what was measured before them does not compare."""
 BEYOND = 1000.0
 """σ/α in deviations of the data, at which levels end where there is no signal at T."""
 
@@ -263,10 +274,15 @@ class HeldOut(Generic[Model]):
         return self._sigma_data if self._task.of_squares else None
 
     def fingerprint(self) -> list[int]:
-        """Numbers that tell these draws from others: of a resumed run's the same."""
+        """Numbers that tell these draws, and the loss of them, from others: of a resumed run's the same."""
         x = self._read([0, self.samples // 2, self.samples - 1])["x"].detach().float().flatten()
         words = [x.sum(dtype=torch.float64).item(), x.square().sum(dtype=torch.float64).item()]
-        return [self.samples, self.count, derive(self._seed, *map(repr, words), repr(self._levels[0].item()))]
+        known: dict[str, Any] = self._options.recorded(self._task.kind)
+        first = known["ema"][0] if isinstance(known["ema"], list) else known["ema"]
+        group = known["batch_size"] if known.get("coupling") else None
+        told = [first, group, self._task.autocast, *(known.get(name) for name in OF_THE_LOSS)]
+        levels = repr(self._levels[0].item())
+        return [self.samples, self.count, derive(self._seed, *map(repr, words), levels, json.dumps(told))]
 
     # -- one block of draws --------------------------------------------------------------------------------------------
 

@@ -599,7 +599,8 @@ class Run(Iterator[StepRecord], Generic[Model]):
 
     def _load(self, resumed: Description) -> None:
         training = contents.read_training(resumed)
-        differ = differences(training["options"], json.loads(json.dumps(self._recorded())))
+        recorded = json.loads(json.dumps(self._recorded()))
+        differ = differences(training["options"], recorded)
         if differ:
             warn_user(
                 f"resuming {resumed.path} with other settings ({'; '.join(differ)}): the run will differ from an "
@@ -615,7 +616,8 @@ class Run(Iterator[StepRecord], Generic[Model]):
         self._seconds = training["seconds"]
         self._window.load_state(training)
         try:
-            self._gradient.times.load_state(training)
+            if training["options"].get("times") == recorded["times"]:  # else what was learned is of other cells
+                self._gradient.times.load_state(training)
         except (TypeError, ValueError, KeyError) as error:
             raise contents.misplaced(resumed, contents.TRAINING)(str(error)) from error
         self.model.loss_curve = resumed.loss_curve

@@ -148,8 +148,8 @@ class HeldOutWatch(Generic[Model]):
             raise saved.refused("steps", f"{len(steps)} steps do not belong to the losses of the draws.")
         if draws != self._fingerprint:
             warn_user(
-                f"the samples or the noise of the held-out loss are others than those of {path}: what is said of "
-                "convergence begins anew."
+                f"the samples, the noise, the weighting or the average of the held-out loss are others than those of "
+                f"{path}: what is said of convergence begins anew."
             )
             return
         self._history.load_state(saved.whole("count", least=len(steps)), steps, losses)

@@ -519,6 +519,40 @@ def test_a_loss_that_is_not_finite_is_told_loudly_and_training_goes_on(tmp_path:
     assert lines[0]["step"] == 3 and lines[0]["held_out"]["loss"] is None and math.isfinite(lines[0]["loss"])
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weighting": "x0"},
+        {"weighting": losses.Uncertainty("x0")},
+        {"times": LogNormalSigma()},
+        {"coupling": losses.OptimalTransport()},
+        {"condition_dropout": 0.5},
+        {"ema": (0.5, 0.9)},
+        {"mixed_precision": "bf16"},
+    ],
+    ids=str,
+)
+def test_another_loss_is_not_compared_with_that_of_before(change: dict[str, Any], tmp_path: Path) -> None:
+    """It would be called overfitting for having other units."""
+    options: dict[str, Any] = {**OPTIONS, "folder": tmp_path, "held_out": points(), "held_out_every": 3}
+    list(train(mlp(), points(), **options))
+    with pytest.warns(UserWarning) as told:
+        run = train(mlp(), points(), resume=True, **{**options, "steps": 15, **change})
+    assert any("begins anew" in str(one.message) for one in told)
+    list(run)
+    assert run._watch is not None and run._watch._history.count == 1
+
+
+def test_other_averages_beside_the_first_are_compared_on(tmp_path: Path) -> None:
+    options: dict[str, Any] = {**OPTIONS, "folder": tmp_path, "held_out": points(), "held_out_every": 3}
+    list(train(mlp(), points(), **options))
+    with pytest.warns(UserWarning, match="ema: 0.9") as told:
+        run = train(mlp(), points(), resume=True, **{**options, "steps": 15, "ema": (0.9, 0.5), "lr": 1e-4})
+    assert len(told) == 1
+    list(run)
+    assert run._watch is not None and run._watch._history.count == 5
+
+
 def test_other_samples_begin_what_is_said_anew(tmp_path: Path) -> None:
     options = {**OPTIONS, "folder": tmp_path, "held_out_every": 3}
     list(train(mlp(), points(), held_out=points(), **options))

@@ -78,6 +78,12 @@ def test_it_is_resumed_and_not_in_the_model(tmp_path: Path) -> None:
         trained(folder=tmp_path, resume=True, **options)
 
 
+def test_a_weighting_that_was_learned_must_be_given_again(tmp_path: Path) -> None:
+    trained(steps=2, folder=tmp_path, weighting=Uncertainty())
+    with pytest.raises(CheckpointError, match=r"learned along: give weighting=losses\.Uncertainty"):
+        trained(steps=4, folder=tmp_path, resume=True)
+
+
 def test_a_weighting_that_was_not_learned_before_begins_with_a_warning(tmp_path: Path) -> None:
     trained(folder=tmp_path)
     with pytest.warns(UserWarning, match="weighting: 'simple' -> 'Uncertainty"):
@@ -122,6 +128,14 @@ def test_the_density_learns_from_the_losses_of_the_run_and_is_resumed(tmp_path: 
     again = trained(mlp(seed=1), folder=tmp_path, resume=True, **options)
     assert again._gradient.times.density == learned
     assert torch.equal(weights(again.model), weights(whole.model))
+
+
+def test_a_density_of_other_cells_begins_anew_with_a_warning(tmp_path: Path) -> None:
+    trained(times=times.AdaptiveTimes(cells=4, every=2), folder=tmp_path)
+    with pytest.warns(UserWarning, match="cells=4.*cells=8"):
+        again = trained(times=times.AdaptiveTimes(cells=8, every=2), folder=tmp_path, resume=True, steps=7)
+    learned: Any = again._gradient.times.density
+    assert len(learned.squares) == 8
 
 
 def test_it_starts_as_its_base() -> None:
