@@ -245,7 +245,7 @@ class Sharded(Placement):
             for (_, mine), (_, live) in zip(made.named_buffers(), model.named_buffers(), strict=True):
                 if not is_lazy(live):
                     mine.copy_(live)
-        for name in ("scaling", "condition_scalings", "trained_with"):
+        for name in ("scaling", "condition_scalings", "trained_with", "loss_curve"):
             if hasattr(model, name):
                 setattr(made, name, copy.copy(getattr(model, name)))
         if isinstance(made, Pretrained):

@@ -159,6 +159,7 @@ def measured(
     losses = [record.loss for record in records] + [r.held_out.loss for r in records if r.held_out is not None]
     found = losses_of(run) | {"losses": losses}
     for i, decay in enumerate(run.averages):
+        assert run.ema_model(decay).loss_curve == run.model.loss_curve is not None
         found["state"] |= {f"{i} {name}": whole(value) for name, value in run.ema_model(decay).state_dict().items()}
     if "snapshots" in options:
         made = reconstruct_ema(folder, 0.07).state_dict()
