@@ -225,6 +225,25 @@ def test_a_coupling_is_asked_before_the_first_step_how_near_what_was_done_must_b
     list(train(ScoreModel(net, VP()), from_tensors(torch.randn(8, 1, 4, 4)), coupling=OptimalTransport(1.0), **options))
 
 
+def test_held_out_pictures_are_as_they_are_and_the_network_is_told_nothing() -> None:
+    told: list[tuple[bool, bool]] = []
+
+    class Listens(UNet):
+        def forward(self, x: Tensor, c: Tensor, **conditions: Any) -> Tensor:
+            given = conditions.get("augment")
+            told.append((self.training, given is None or bool(given.isnan().all())))
+            return super().forward(x, c, **conditions)
+
+    net = Listens(1, **SMALL, vectors={"augment": Augmentation.size})
+    data = from_tensors(torch.randn(64, 1, 4, 4))
+    run = train(ScoreModel(net, VP()), data, steps=1, batch_size=16, progress=False, cpu=True, held_out=0.5,
+                augment=Augmentation(1.0))  # fmt: skip
+    told.clear()
+    list(run)
+    assert (True, False) in told and (True, True) not in told  # in training, all are told
+    assert (False, True) in told and (False, False) not in told
+
+
 def test_data_that_cannot_be_moved_are_refused() -> None:
     told = {"augment": Augmentation.size}
     options: dict[str, Any] = {"steps": 1, "batch_size": 2, "progress": False, "cpu": True}

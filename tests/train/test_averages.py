@@ -16,8 +16,11 @@ import torch
 from test_train import mlp, points, trained, weights
 from torch import Tensor, nn
 
+from scoresde.data import Scaling, from_tensors
 from scoresde.files import PARTIAL
 from scoresde.models import ScoreModel
+from scoresde.nn import MagnitudeUNet
+from scoresde.sde import VP
 from scoresde.train import (
     EMA,
     CheckpointError,
@@ -292,6 +295,18 @@ def test_snapshots_of_another_run_are_not_overwritten(tmp_path: Path) -> None:
         trained(folder=tmp_path, snapshots=Snapshots(every=2))
     trained(folder=tmp_path, snapshots=Snapshots(every=4), resume=True)
     assert snapshot_steps(tmp_path) == [4]
+
+
+def test_what_is_averaged_are_the_weights_as_layers_want_them_after_a_step() -> None:
+    """An average without memory, and one with a power profile after its first update, is the last weights."""
+    data = from_tensors(torch.randn(16, 1, 4, 4, generator=torch.Generator().manual_seed(0)), scaling=Scaling(0.0, 1.0))
+    net = MagnitudeUNet(1, width=4, multipliers=(1,), blocks=1, attention_levels=())
+    run = train(ScoreModel(net, VP()), data, steps=2, batch_size=8, lr=0.1, ema=0.0, progress=False, cpu=True)
+    power = PowerEMA(run.model, 0.1)
+    run._followed.append(power)
+    next(run)
+    assert torch.equal(weights(run.ema_model()), weights(run.model))
+    assert all(torch.equal(power.state()[name], value) for name, value in run.model.named_parameters())
 
 
 def test_a_run_that_ends_early_keeps_its_end(tmp_path: Path) -> None:
