@@ -112,9 +112,7 @@ def is_weighting(name: str, value: Any) -> None:
         maker = words(value)
         raise TypeError(f"losses.{maker} makes a weighting: call it, {name}=losses.{maker}(...).")
     elif not (callable(value) or isinstance(value, Uncertainty)) or isinstance(value, type):
-        raise TypeError(
-            f"{name} must be a name or a function (sde, t) -> (B,), or losses.Uncertainty(), got {value!r}."
-        )
+        raise TypeError(f"{name} must be a name, a function (sde, t) -> (B,), or losses.Uncertainty(), got {value!r}.")
 
 
 def is_coupling(name: str, value: Any) -> None:

@@ -339,7 +339,7 @@ def test_an_option_is_recorded_unless_it_changes_no_number() -> None:
     }  # fmt: skip
     assert "steps" not in TrainOptions(steps=4, batch_size=8).recorded("score")  # a constant rate does not depend on it
     assert recorded.keys() - TrainOptions(steps=4, batch_size=8, decay="cosine").recorded("classifier").keys() == {
-        "weighting", "condition_dropout", "conditions", "coupling",
+        "weighting", "condition_dropout", "conditions", "coupling", "augment",
     }  # fmt: skip
 
 
