@@ -71,7 +71,6 @@ from scoresde.train.describe import (
 from scoresde.train.ema import EMA, PowerEMA
 from scoresde.train.folder import CheckpointError, Writer
 from scoresde.train.optimizer import Optimizer, trained_parameters
-from scoresde.train.option_checks import are_names
 from scoresde.train.owner import claimed
 from scoresde.train.tensors import all_finite, check_equal, check_finite, writer
 
@@ -174,7 +173,7 @@ def save_by(
     tensors.update({file: one.state() for file, one in averages.items()})
     if weighting is not None:
         tensors[WEIGHTING] = checks.instance(weighting, nn.Module, name="weighting").state_dict()
-    are_names("spare", spare)
+    checks.names(spare, name="spare")
     for argument, file, given in (("optimizer", OPTIMIZER, optimizer), ("held_out", HELD_OUT, held_out)):
         if given is not None:
             _check_named(argument, given)
