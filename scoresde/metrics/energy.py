@@ -6,7 +6,6 @@ energy_distance(samples, data, unbiased=True)   # 0 on average where they agree
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from scoresde import checks

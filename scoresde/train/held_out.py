@@ -7,15 +7,18 @@ r"""The loss on samples that are never trained on, at each noise level, with the
 
 Each held-out sample is drawn twice or more: at levels that are spread evenly over log(σ/α), for the loss at each level,
 and at times of the training's own density, for the training's own loss. Samples, times, noise, dequantisation and which
-conditions are dropped are functions of the seed and of the number of the draw alone. Nothing is mirrored.
+conditions are dropped are functions of the seed and of the number of the draw alone. Nothing is mirrored. Noise that
+training couples with the data (:mod:`scoresde.losses.coupling`) is coupled here too, among about as many draws as a
+step has samples: pairs that are independent are of another law than those that such a network learns from.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Generic
+from typing import Any, Generic, cast
 
 import torch
 from torch import Tensor
@@ -24,6 +27,7 @@ from torch.utils.data import default_collate
 from scoresde import checks
 from scoresde.curve import LossCurve
 from scoresde.data import Dataset
+from scoresde.losses import Coupling
 from scoresde.models.conditions import drop_conditions
 from scoresde.sde import SDE, has_signal
 from scoresde.train.atomic import as_it_was
@@ -31,7 +35,7 @@ from scoresde.train.batches import Batch, MapDataset, seeded_everywhere
 from scoresde.train.compatibility import bin_width, check_dataset, entries
 from scoresde.train.contents import describe_data
 from scoresde.train.describe import Model
-from scoresde.train.draws import derive, named_uniforms, seeded_where, step_noise
+from scoresde.train.draws import derive, is_of_ours, named_uniforms, seeded_where, step_noise
 from scoresde.train.feeds import Feed, feed_of
 from scoresde.train.objective import Objective
 from scoresde.train.options import TrainOptions
@@ -204,6 +208,9 @@ class HeldOut(Generic[Model]):
         low, high = level_range(sde, self._sigma_data)
         self._levels = low + (high - low) * cells[0]
         self._edges = low + (high - low) * torch.arange(LEVELS + 1, dtype=torch.float64) / LEVELS
+        groups = max(1, round(self.count / options.batch_size))
+        self._groups = [kind * self.count + k * self.count // groups for kind in (0, 1) for k in range(groups)]
+        self._coupled: tuple[int, Tensor] | None = None  # of the group that was looked at last
         parts = processes.count * options.accumulate
         self._block = max(1, -(-options.batch_size // parts))
         total = 2 * self.count
@@ -279,7 +286,7 @@ class HeldOut(Generic[Model]):
         draws = (first + torch.arange(self._block)) % (2 * self.count)
         x0, given = self._prepared(draws, first)
         t = checks.time_beside(times[draws], x0)
-        eps = step_noise(self._seed, 0, first, x0)
+        eps = step_noise(self._seed, 0, first, x0) if self._options.coupling is None else self._coupled_noise(draws)
         with (
             seeded_where(task.draws, x0.device, derive(self._seed, "network", first)),
             torch.autocast(x0.device.type, dtype=torch.bfloat16, enabled=task.autocast),
@@ -288,6 +295,24 @@ class HeldOut(Generic[Model]):
                 return task.at_levels(x0, t, eps, given, self._sigma_data)
             losses = task.per_sample(x0, t, eps, given) / task.divisor(x0)
             return losses * checks.sent(self._weight[draws % self.count], losses.device).to(losses.dtype)
+
+    def _coupled_noise(self, draws: Tensor) -> Tensor:
+        """The noises of these draws, dealt out in groups of neighbouring draws, whichever process asks for them."""
+        place, size = int(draws[0]), len(draws)
+        stop = min(place + size, self.count if place < self.count else 2 * self.count)
+        found: list[Tensor] = []
+        while place < stop:
+            group = bisect_right(self._groups, place) - 1
+            begin, end = self._groups[group], (*self._groups, 2 * self.count)[group + 1]
+            if self._coupled is None or self._coupled[0] != group:
+                x0, given = self._prepared(torch.arange(begin, end), begin)
+                coupling = cast(Coupling, self._options.coupling)
+                with seeded_where(not is_of_ours(coupling), x0.device, derive(self._seed, "coupling", begin)):
+                    self._coupled = group, coupling(x0, step_noise(self._seed, 0, begin, x0), given)
+            found.append(self._coupled[1][place - begin : stop - begin])
+            place = end
+        eps = torch.cat(found)
+        return torch.cat([eps, eps[-1:].expand(size - len(eps), *eps.shape[1:])])  # past the last: not used
 
     def _prepared(self, draws: Tensor, first: int) -> tuple[Tensor, dict[str, Tensor]]:
         """x_0 and conditions of these draws, on the device."""
