@@ -38,7 +38,7 @@ class TwoSampleTest(NamedTuple):
 
     Attributes:
         statistic: of the sets as they are.
-        p_value: P(statistic at least as large), at most the true one in law: P(p <= a) <= a for all a.
+        p_value: of one as large or larger, never too small on average: P(p <= a) <= a for all a where the laws are one.
     """
 
     statistic: float
