@@ -209,7 +209,8 @@ def by_loss(
     and
 
     Args:
-        curve: the losses, such as ``model.loss_curve``, of a score model.
+        curve: the losses, such as ``model.loss_curve``, of a score model. Of one that was trained with data and noise
+            coupled r² is not this, and the steps are no more than plausible.
         power: p.
         rest: ε.
 

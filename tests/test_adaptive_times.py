@@ -171,6 +171,16 @@ def test_a_measured_curve_gives_the_density_that_its_losses_would() -> None:
         assert bool(made.sample(Cosine(T=1.0), even(9)).weight.isfinite().all())
 
 
+def test_a_curve_s_errors_tell_the_spread_of_its_losses() -> None:
+    """Losses of mean 1 and deviation 3 = 0.3 sqrt(100) above the middle: masses as 1 to sqrt(1 + 9)."""
+    sde = VP()
+    ends = (-0.5 * sde.log_snr(torch.tensor([sde.t_min, 0.4999, 0.5001, sde.T], dtype=torch.float64))).tolist()
+    curve = LossCurve(tuple(ends), (1.0,) * 4, (0.0, 0.0, 0.3, 0.3), (100,) * 4, 1.0)
+    masses = AdaptiveTimes.from_curve(curve, sde, cells=4, floor=0.2).masses
+    expected = 0.2 / 4 + 0.8 * torch.tensor([1.0, 1.0, math.sqrt(10), math.sqrt(10)]).double() / (2 + 2 * math.sqrt(10))
+    torch.testing.assert_close(masses, expected, rtol=0.01, atol=0)  # half of 16 points of a cell at the step
+
+
 @pytest.mark.parametrize(
     "bad",
     [

@@ -10,15 +10,16 @@ import torch
 from torch import Tensor
 
 import scoresde
+from scoresde.editing import diffedit_mask, sdedit
 from scoresde.guidance import autoguidance, classifier, classifier_free
 from scoresde.inverse import Measurement, dps
-from scoresde.losses import OptimalTransport, coupled_noise
+from scoresde.losses import OptimalTransport, coupled_noise, coupling
 from scoresde.models import ScoreModel
 from scoresde.models.conditions import TrainedWith
 from scoresde.nn import MLP
 from scoresde.particles import tilted
 from scoresde.reverse import Reverse
-from scoresde.sde import VP, RectifiedFlow
+from scoresde.sde import SDE, VE, VP, RectifiedFlow
 from scoresde.solvers import DDIM, EulerMaruyama, Heun, PredictorCorrector
 
 F64 = torch.float64
@@ -173,6 +174,26 @@ def test_a_reverse_sde_with_it_goes_wrong_and_is_refused() -> None:
     assert abs(float(wrong.std()) / S - 1) > 0.2  # 4000 samples tell the deviation to 1 %
     with pytest.raises(ValueError, match=r"EulerMaruyama, which draws noise.*coupled \(optimal transport\)"):
         scoresde.sample(coupled_model(), (4, 1), grid=grid, **options)
+
+
+def test_noise_of_its_own_half_way_goes_wrong_and_is_refused() -> None:
+    """x_t = α x_0 + σ z has the variance α² s² + σ², that of the path (α s + σ)²; the ODE scales by s/(α s + σ)."""
+    x0, t = S * normal(20_000, 1, dtype=F64), 0.5
+    options: dict[str, Any] = {"t": t, "solver": DDIM(), "steps": 3, "seed": 1, "denoise": False}
+    wrong = sdedit(coupled_model(told=False), x0, **options).x
+    assert float(wrong.std()) == pytest.approx(S * (0.25 * S**2 + 0.25) ** 0.5 / (0.5 * S + 0.5), rel=0.02)
+    with pytest.raises(ValueError, match=r"sdedit, which mixes.*coupled \(optimal transport\)"):
+        sdedit(coupled_model(), x0, **options)
+    with pytest.raises(ValueError, match=r"mask, which mixes.*coupled"):
+        diffedit_mask(coupled_model(), coupled_model(told=False), torch.ones(2, 1, 4, dtype=F64), t=t)
+
+
+@pytest.mark.parametrize(("sde", "lost"), [(VP(), 0.0066), (VE(0.01, 50.0), 0.0196)], ids=["VP", "VE"])
+def test_what_is_lost_where_the_signal_does_not_end(sde: SDE, lost: float) -> None:
+    """1 - σ/(α s + σ) at T with s = 1, as the top of the file says."""
+    end = sde.alpha(sde.T) / (sde.alpha(sde.T) + sde.sigma(sde.T))
+    assert float(end) == pytest.approx(lost, rel=0.02)
+    assert f"{lost:.1%}".replace(".0", "").replace("%", " %") in (coupling.__doc__ or "")
 
 
 def conditional() -> ScoreModel:

@@ -51,6 +51,26 @@ def test_the_steps_follow_the_slope_of_the_error(power: float) -> None:
     assert torch.allclose(found.log(), expected.log(), atol=0.02)
 
 
+def test_near_the_ends_the_slope_is_that_of_the_smoothed_error() -> None:
+    """Of a line on levels that end inside the grid, by automatic differentiation of its mean under the kernel."""
+    levels = torch.linspace(-3, 2, 11, dtype=torch.float64)
+    errors = 4.0 + levels
+
+    def slope(level: Tensor) -> Tensor:
+        level = level.clamp(levels[0], levels[-1]).detach().requires_grad_()
+        smooth = torch.softmax(-0.5 * ((level[:, None] - levels) / 0.5) ** 2, 1) @ errors
+        return torch.autograd.grad(smooth.sum(), level)[0]
+
+    def density(ratio: Tensor) -> Tensor:
+        level = ratio.log()
+        inside = (level >= levels[0]) & (level <= levels[-1])
+        return torch.where(inside, slope(level) / slope(levels).max(), 0.0).clamp(0, 1) + 0.05
+
+    found = grids.by_loss(EDM(), 40, curve=curve_of(levels, errors), power=1.0, rest=0.05)
+    expected = grids.by_density(EDM(), 40, density, bottom=0.002 * SCALE, top=1000 * SCALE)
+    torch.testing.assert_close(found.log(), expected.log(), rtol=1e-6, atol=1e-6)
+
+
 def test_of_few_levels_with_noise_they_serve_as_well_as_of_many() -> None:
     """32 levels with errors of 5 %, as training measures them: the steps move by a tenth of the range at most."""
     levels = torch.linspace(-5, 5, 32, dtype=torch.float64)

@@ -83,6 +83,13 @@ def test_it_is_finite_at_every_time(sde: VP) -> None:
     assert bool(u.weigh(torch.ones(3), sde, t).isfinite().all())
 
 
+def test_the_features_are_those_of_edm2() -> None:
+    """cos(2 pi f c/4 + phase), f ~ N(0, 1): frequencies of deviation pi/2 to 4/sqrt(2 C), and phases all around."""
+    u = UncertaintyNetwork(4096, seed=3)
+    assert float(u.frequency.square().mean().sqrt()) == pytest.approx(math.pi / 2, rel=4 / math.sqrt(2 * 4096))
+    assert 0 <= float(u.phase.min()) < 0.01 and 2 * math.pi - 0.01 < float(u.phase.max()) <= 2 * math.pi
+
+
 def test_seeds_and_names() -> None:
     same = [Uncertainty().network(seed=5).frequency for _ in range(2)]
     assert torch.equal(*same) and not torch.equal(same[0], Uncertainty().network(seed=6).frequency)

@@ -115,8 +115,8 @@ class Augmentation:
             raise ValueError(f"u must be uniforms (B, {self.draws}), floating, got {checks.got(u)}.")
         height, width = self.check_event(event_shape)
         on, free = u[:, :8] < self.probability, u[:, 8:]
-        # a uniform of 0 is one of 2^53, and would be an infinite normal
-        normal = torch.special.ndtri(free.clamp(torch.finfo(u.dtype).tiny, 1 - torch.finfo(u.dtype).eps / 2))
+        # a uniform of 0 would be an infinite normal: it stands for those that torch.rand rounds to it
+        normal = torch.special.ndtri(free.clamp(torch.finfo(u.dtype).eps / 4, 1 - torch.finfo(u.dtype).eps / 2))
         quarter = torch.tensor(_QUARTERS, dtype=u.dtype, device=u.device)[(4 * free[:, 2]).long().clamp(max=3)]
         angle = math.pi * self.rotation * (2 * free[:, 6] - 1)
         toward = 2 * math.pi * free[:, 7]

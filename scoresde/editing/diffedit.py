@@ -21,7 +21,7 @@ from scoresde.editing.held import Held
 from scoresde.editing.inputs import as_mask, check_rule, check_scores, edit_time, graph, source_of, widened
 from scoresde.editing.inversion import Inversion, Way, invert
 from scoresde.models.evaluation import in_evaluation_mode
-from scoresde.models.score import Score
+from scoresde.models.score import Score, check_independent
 from scoresde.noise import Noise
 from scoresde.reverse import Reverse
 from scoresde.sde import Time
@@ -71,9 +71,11 @@ def diffedit_mask(
         scores agree everywhere it is empty.
 
     Raises:
-        TypeError, ValueError: bad input.
+        TypeError, ValueError: bad input, or a model that was trained with data and noise coupled.
     """
     check_scores(source_score=source_score, target_score=target_score)
+    for one in (source_score, target_score):
+        check_independent(one, what="DiffEdit's mask, which mixes x0 with noise of its own,")
     checks.state(x0, name="x0", values=True)
     time = edit_time(source_score.sde, t)
     samples = checks.count(samples, name="samples", most=_MOST_DRAWS)

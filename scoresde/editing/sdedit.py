@@ -19,7 +19,7 @@ from scoresde.checks.later import answering
 from scoresde.editing.held import Held
 from scoresde.editing.inputs import as_mask, blend, check_rule, check_scores, edit_grid, graph, source_of, widened
 from scoresde.models.evaluation import in_evaluation_mode
-from scoresde.models.score import Score
+from scoresde.models.score import Score, check_independent
 from scoresde.noise import Noise
 from scoresde.reverse import Reverse
 from scoresde.rules import Rule
@@ -79,9 +79,11 @@ def sdedit(
 
     Raises:
         TypeError, ValueError: neither or both of t and level, or one out of range; a mask that does not fit, or
-            with nothing to edit; a solver without steps of the grid where there is a mask; see :meth:`Solver.solve`.
+            with nothing to edit; a solver without steps of the grid where there is a mask; a model that was trained
+            with data and noise coupled; see :meth:`Solver.solve`.
     """
     check_scores(score=score)
+    check_independent(score, what="sdedit, which mixes x0 with noise of its own,")
     checks.state(x0, name="x0", values=True)
     check_rule(grid, "sdedit")
     denoise, trajectory = checks.flag(denoise, name="denoise"), checks.flag(trajectory, name="trajectory")

@@ -43,8 +43,9 @@ def by_polar(symmetric: Tensor) -> Tensor:
 
     which is stable for every condition. Their weights depend on the bound of the least eigenvalue alone: numbers.
     """
-    size = torch.linalg.vector_norm(symmetric, dim=(-2, -1), keepdim=True)  # not below the largest eigenvalue
-    x = symmetric / torch.where(size > 0, size, 1.0)
+    greatest = symmetric.abs().amax((-2, -1), keepdim=True)
+    x = symmetric / torch.where(greatest > 0, greatest, 1.0)  # squares of what is very small or large have no place
+    x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp_min(1)  # not below the largest eigenvalue
     eye = torch.eye(x.shape[-1], dtype=x.dtype, device=x.device).expand_as(x)
     for a, b, c in _weights():
         q, _ = torch.linalg.qr(torch.cat([math.sqrt(c) * x, eye], dim=-2))

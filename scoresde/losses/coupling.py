@@ -13,7 +13,13 @@ path between them is another one: p(x_t | x_0) is not N(α x_0, σ² I), and E[�
 ε being independent of x_0, no longer holds. For x_0 ~ N(0, s²) and large batches ε = x_0/s and x_t = (α s + σ) ε, so
 that -E[ε | x_t]/σ = -x/(σ (α s + σ)), while the score of that path is -x/(α s + σ)². What such a network answers is
 right for η = 0 alone; it is no score, and reverse SDEs, Langevin steps, the score of a classifier and posteriors, which
-take it for one, are refused (``model.trained_with.coupling`` says so, and so does the checkpoint).
+take it for one, are refused, and so is what mixes a sample with noise of its own half way, as SDEdit does: x_t would be
+of another law than that of the path (``model.trained_with.coupling`` says so, and so does the checkpoint).
+
+**At the end of the path** x_T = α x_0 + σ ε has the deviation α s + σ where data and noise are coupled, and
+sqrt(α² s² + σ²) where they are not. Samples that start from N(0, σ²) come out narrower by the factor σ/(α s + σ), of
+first order in α(T): take an SDE with α(T) = 0, such as RectifiedFlow. VP loses 0.7 % of the deviation (s = 1), EDM
+0.6 % (s = ½), VE up to σ = 50 2 %.
 
 **Conditions.** A plain coupling lets x_0 choose its noise, and with it its condition: noise on the side of class 1 is
 given to class 1, p(ε | label) is not N(0, I), and samples that start there, as all samplers do, are skewed (Cheng &

@@ -31,7 +31,7 @@ class Uncertainty:
     """Learned uncertainty weighting: L is replaced by L / exp(u(c)) + u(c), c = log(σ/α), u learned along.
 
     L is the loss under ``base``, divided by the size of an event. What ``base`` is matters little: u takes its place,
-    for the minimiser over u of the mean is 1 + log E[L | c], in which a factor of L is a constant. A base that keeps L
+    for the least mean over u is 1 + log E[L | c], in which a factor of L is a constant. A base that keeps L
     near 1 at the start lets u start near its place.
 
     Args:

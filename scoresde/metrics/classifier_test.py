@@ -31,7 +31,7 @@ class ClassifierTest(NamedTuple):
     Attributes:
         accuracy: cross-validated, the mean of that on x and that on y: 1/2 where the laws are equal.
         error: its standard error, as if the folds' classifiers were one.
-        p_value: P(at least as well told apart | one law), at most the true one.
+        p_value: of sets as well told apart or better; P(p <= a) <= a where the laws are one, mostly far below.
     """
 
     accuracy: float

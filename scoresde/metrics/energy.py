@@ -6,11 +6,10 @@ energy_distance(samples, data, unbiased=True)   # 0 on average where they agree
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from scoresde import checks
-from scoresde.metrics.sets import CHUNK, check_sizes, two_sets
+from scoresde.metrics.sets import CHUNK, check_sizes, distances, two_sets
 
 
 def energy_distance(x: Tensor, y: Tensor, *, unbiased: bool = False, chunk: int = CHUNK) -> float:
@@ -37,4 +36,4 @@ def energy_distance(x: Tensor, y: Tensor, *, unbiased: bool = False, chunk: int 
 
 
 def _sum_of_distances(x: Tensor, y: Tensor, chunk: int) -> float:
-    return sum(float(torch.cdist(a, b).sum()) for a in x.split(chunk) for b in y.split(chunk))
+    return sum(float(distances(a, b).sum()) for a in x.split(chunk) for b in y.split(chunk))

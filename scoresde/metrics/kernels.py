@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from scoresde import checks
-from scoresde.metrics.sets import two_sets
+from scoresde.metrics.sets import distances, two_sets
 
 MOST_FOR_MEDIAN = 4000
 """Samples of two sets together whose distances the median is of."""
@@ -45,7 +45,7 @@ class GaussianKernel(Kernel):
         object.__setattr__(self, "bandwidth", checks.positive(self.bandwidth, name="bandwidth"))
 
     def matrix(self, a: Tensor, b: Tensor) -> Tensor:
-        return torch.exp(torch.cdist(a, b).square() / (-2 * self.bandwidth**2))
+        return torch.exp(distances(a, b).square() / (-2 * self.bandwidth**2))
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class DistanceKernel(Kernel):
     """
 
     def matrix(self, a: Tensor, b: Tensor) -> Tensor:
-        return -torch.cdist(a, b)
+        return -distances(a, b)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
-from scoresde.metrics.sets import CHUNK, blocks, check_sizes, two_sets
+from scoresde.metrics.sets import CHUNK, blocks, check_sizes, distances, two_sets
 
 
 def nearest_distance(x: Tensor, data: Tensor, *, chunk: int = CHUNK) -> Tensor:
@@ -24,7 +24,7 @@ def nearest_distance(x: Tensor, data: Tensor, *, chunk: int = CHUNK) -> Tensor:
 
 def _nearest(x: Tensor, data: Tensor, chunk: int, names: tuple[str, str]) -> Tensor:
     a, b = two_sets(x, data, names=names)
-    return torch.cat([torch.cdist(part, b).min(1).values for part in a.split(chunk)])
+    return torch.cat([distances(part, b).min(1).values for part in a.split(chunk)])
 
 
 def memorised_share(x: Tensor, train: Tensor, held_out: Tensor, *, quantile: float = 0.05) -> float:
@@ -77,7 +77,7 @@ def _nearest_of(rows: Tensor, data: Tensor, chunk: int) -> tuple[Tensor, Tensor]
     far = rows.new_full((len(rows),), math.inf)
     which = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
     for there in blocks(len(data), chunk):
-        best = torch.cdist(rows, data[there]).min(1)
+        best = distances(rows, data[there]).min(1)
         closer = best.values < far
         far, which = torch.where(closer, best.values, far), torch.where(closer, best.indices + there.start, which)
     return far, which
@@ -87,7 +87,7 @@ def _distance_to_others(rows: Tensor, data: Tensor, which: Tensor, chunk: int) -
     """Of rows that are data[which]: the distance to the nearest other of the data."""
     far = rows.new_full((len(rows),), math.inf)
     for there in blocks(len(data), chunk):
-        found = torch.cdist(rows, data[there])
+        found = distances(rows, data[there])
         itself = which[:, None] == torch.arange(there.start, there.stop, device=rows.device)
         far = torch.minimum(far, found.masked_fill(itself, math.inf).min(1).values)
     return far

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
-from scoresde.metrics.sets import CHUNK, blocks, check_sizes, two_sets
+from scoresde.metrics.sets import CHUNK, blocks, check_sizes, distances, two_sets
 
 _TIE = 1 + 1e-7
 """A sample that is a copy of a neighbour lies on the sphere: inside, whichever way products of matrices are rounded."""
@@ -112,7 +112,7 @@ def _radii(rows: Tensor, k: int, chunk: int) -> Tensor:
     for here in blocks(len(rows), chunk):
         best = rows.new_full((here.stop - here.start, k), math.inf)
         for there in blocks(len(rows), chunk):
-            far = torch.cdist(rows[here], rows[there])
+            far = distances(rows[here], rows[there])
             if here == there:
                 far.fill_diagonal_(math.inf)
             best = torch.cat([best, far], 1).topk(k, largest=False).values
@@ -126,7 +126,7 @@ def _balls(centres: Tensor, radii: Tensor, points: Tensor, chunk: int) -> tuple[
     hit = torch.zeros(len(centres), dtype=torch.bool, device=points.device)
     for here in blocks(len(points), chunk):
         for there in blocks(len(centres), chunk):
-            inside = torch.cdist(points[here], centres[there]) <= radii[there] * _TIE
+            inside = distances(points[here], centres[there]) <= radii[there] * _TIE
             held[here] += inside.sum(1)
             hit[there] |= inside.any(0)
     return held, hit

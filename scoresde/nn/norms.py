@@ -133,12 +133,13 @@ def _normed(x: Tensor, gain: Tensor, offset: Tensor, groups: int, eps: float) ->
         return y.reshape(x.shape), mean.view(-1, groups), root.view(-1, groups)
     wide, positions = gain.dtype, tuple(range(2, x.ndim))
     mean = x.mean(positions, dtype=wide).unflatten(1, (groups, -1)).mean(2)
-    if x.dtype == wide:
+    if x.dtype == wide or x.device.type == "cpu":
         centred = x - _spread(mean, x)
         square = (centred * centred).mean(positions).unflatten(1, (groups, -1)).mean(2)
         root = (square + eps).rsqrt()
         return torch.addcmul(_spread(offset, x), centred, _spread(_wide(root, x) * gain, x)), mean, root
-    # One pass without a wide copy of x: what is lost to cancellation in float32 is less than x's own rounding.
+    # One pass without a wide copy of x, on a device, which sums by trees: what float32 loses to cancellation is less
+    # than the rounding of x in bfloat16. The CPU sums in order, and would lose a hundred times as much.
     norms = torch.linalg.vector_norm(x, 2, positions, dtype=wide).unflatten(1, (groups, -1))
     square = norms.square().mean(2) / math.prod(x.shape[2:])
     root = (torch.addcmul(square, mean, mean, value=-1).clamp_min(0) + eps).rsqrt()

@@ -67,8 +67,8 @@ class SeriesEncoder(nn.Module):
     before is missing: zeros, and a 0 in place of the 1 beside it. A series without steps is a learned vector, "not
     given". Steps are taken to be evenly spaced; where they are not, the time is one more column of the series.
 
-    Each block halves the steps, and sees 2^layers + 1 of them more than the one before: take more layers for
-    dependences over longer times.
+    Each block halves the steps, and what is pooled has seen 2^(layers + 1) - 1 neighbouring ones of the series: take
+    more layers for dependences over longer times.
 
     Args:
         size: numbers in a step.

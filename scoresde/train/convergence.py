@@ -45,7 +45,8 @@ class EarlyStopping:
     too small to tell says "undecided" for ever. z is the quantile of Student's t of probability ``false_alarm`` /
     (k (k - 1)²): the lowest loss is one of k - 1, and 1/(k (k - 1)) sums to 1 (Bonferroni). So each of the two is said
     with probability ``false_alarm`` at most in a whole run in which it is never true of the networks' expected losses,
-    however often is evaluated.
+    however often is evaluated, as far as means of paired differences are normal; and seldom even that, for all
+    evaluations of the second half, or of the last, must agree.
 
     Args:
         tolerance: relative change of the loss that is taken for none.

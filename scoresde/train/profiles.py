@@ -32,8 +32,9 @@ class ProfileFit(NamedTuple):
     Attributes:
         coefficients: of each of the others, float64; they sum to 1, so that weights that never moved come out exactly.
         error: the norm of what is left, in L², as a part of that of the profile wanted. An average of weights whose
-            steps have the deviation s about any centre is missed by at most error (γ + 1)/sqrt(2γ + 1) s (Cauchy and
-            Schwarz), by far less where they move smoothly.
+            steps have the deviation s about any centre is missed by at most error (γ + 1)/sqrt(2γ + 1) sqrt(T/t) s
+            (Cauchy and Schwarz), by far less where they move smoothly; t is the step wanted, T the last of those kept
+            or t, whichever is later, and s that up to T.
     """
 
     coefficients: Tensor

@@ -216,6 +216,15 @@ def test_probabilities_and_laws_of_what_is_drawn() -> None:
     assert abs(joint - 0.09) < 0.011  # independent
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_a_uniform_of_zero_is_the_mean_of_those_rounded_to_it(dtype: torch.dtype) -> None:
+    """torch.rand has 24 or 53 bits: 0 is met once in 2^24 draws, and stands for 2^-25, or 2^-54, and not for 1e-38."""
+    row = Augmentation(1.0).draw(torch.zeros(1, 19, dtype=dtype), (1, 8, 8))[0]
+    bits = 24 if dtype == torch.float32 else 53
+    assert float(row[6]) == pytest.approx(stats.norm.ppf(2.0 ** -(bits + 1)), rel=1e-5)
+    assert torch.isfinite(row).all()
+
+
 def test_what_is_untouched_does_not_depend_on_the_picture_and_is_left_as_it_is() -> None:
     x, u = pictures(400, 6, 6), uniforms(400)
     augmentation = Augmentation(0.2, quarter_turns=True, whole_shift=0.3)

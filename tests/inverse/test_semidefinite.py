@@ -29,6 +29,8 @@ MATRICES: dict[str, Tensor] = {
     "one number": torch.tensor([[[-0.3]], [[0.7]]], dtype=F64),
     "nothing": torch.zeros(2, 3, 3, dtype=F64),
     "tiny": 1e-150 * with_values(1.0, -1.0),
+    "whose square is 0": 1e-200 * with_values(1.0, -1.0, 0.3, -0.1),
+    "whose square is infinite": 1e200 * with_values(1.0, -1.0, 0.3, -0.1),
     "many": torch.cat([with_values(*torch.linspace(*ends, 40).tolist()) for ends in ((-1, 1), (-3, 0.5))]),
 }
 

@@ -149,6 +149,16 @@ def test_the_mean_is_that_of_the_laws(name: str, apart: bool) -> None:
     assert 0.6 < ratio < 3.0
 
 
+@pytest.mark.parametrize("kernel", [GaussianKernel(1.5), PolynomialKernel()], ids=["gaussian", "cubic"])
+def test_the_error_is_the_jackknife_s(kernel: Kernel) -> None:
+    """Σ over both sets of (n - 1)/n Σ_i (θ_i - mean)², θ_i the estimate without sample i, one by one."""
+    x, y = normals(9, 2, seed=1), normals(7, 2, seed=2) + 0.5
+    keep = [torch.arange(n) != torch.arange(n)[:, None] for n in (9, 7)]
+    without = [[mmd(x[k], y, kernel).value for k in keep[0]], [mmd(x, y[k], kernel).value for k in keep[1]]]
+    variance = sum((len(v) - 1) / len(v) * (torch.tensor(v) - sum(v) / len(v)).square().sum() for v in without)
+    assert mmd(x, y, kernel).error == pytest.approx(math.sqrt(float(variance)), rel=1e-5)
+
+
 # ---- p-values ----
 
 

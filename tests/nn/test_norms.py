@@ -180,3 +180,23 @@ def test_no_samples_and_no_graph() -> None:
     norm = nn.GroupNorm(2, 8)
     assert group_normed(norm, torch.zeros(0, 8, 3, 3)).shape == (0, 8, 3, 3)
     assert group_normed(norm, torch.zeros(0, 8, 3, 3, requires_grad=True), silu=True).sum().backward() is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("form", ["contiguous", "channels-last"])
+@pytest.mark.parametrize("offset", [0.0, 100.0, 1000.0])
+def test_a_large_mean_costs_half_precision_nothing_but_its_own_rounding(
+    dtype: torch.dtype, form: str, offset: float
+) -> None:
+    """The answer for the x that is given, rounded: E x² - μ² in float32 loses 1e6 · 1e-5 beside a variance of 1."""
+    norm = nn.GroupNorm(2, 8)
+    x = FORMATS[form]((offset + randn(2, 8, 64, 64)).to(dtype)).requires_grad_()
+    exact = x.detach().double().requires_grad_()
+    given = randn(2, 8, 64, 64, seed=1).to(dtype)
+    y, wanted = group_normed(norm, x), equation(norm, exact, None, None, False)
+    y.backward(given)
+    wanted.backward(given.double())
+    assert x.grad is not None and exact.grad is not None
+    # The last operation rounds to half an eps of what may be 5 or so; sums of float32 are a hundredth of that.
+    for found, truth in ((y.detach(), wanted.detach()), (x.grad, exact.grad)):
+        assert float((found.double() - truth).abs().max() / truth.abs().max()) < torch.finfo(dtype).eps

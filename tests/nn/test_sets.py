@@ -14,7 +14,7 @@ from scoresde.losses import edm
 from scoresde.models import ScoreModel
 from scoresde.models.conditions import Conditions, Series, Set
 from scoresde.nn import MLP, DiT, MagnitudeUNet, SeriesEncoder, SetEncoder, UNet
-from scoresde.nn.series import step_waves
+from scoresde.nn.series import SeriesBlock, step_waves
 from scoresde.nn.sets import pooled
 from scoresde.sde import EDM
 from scoresde.times import LogNormalSigma, Stratified
@@ -236,3 +236,16 @@ def test_the_posterior_of_a_mean_given_any_number_of_observations() -> None:
             # best. One that takes the mean of the observations and not their number (2 always) is 12 % above it at
             # sigma = 3, for 1 of them as for 4; one that is told nothing is 80 % and more above it there.
             assert error**2 * precision < 0.05, (number, sigma, error, precision**-0.5)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_a_series_block_sees_as_many_steps_as_is_said(layers: int) -> None:
+    """2^(layers + 1) - 1: a convolution of 3 steps adds two, each of as many of the series as it has been halved to."""
+    blocks = [SeriesBlock(4).double() for _ in range(layers)]
+    x = torch.randn(1, 64, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64).requires_grad_()
+    h, there = x, torch.ones(1, 64, 1, dtype=torch.float64)
+    for i, block in enumerate(blocks):
+        torch.nn.init.normal_(block.linear2.weight, generator=torch.Generator().manual_seed(i))
+        h, there = block(h, there)
+    h[0, h.shape[1] // 2].sum().backward()
+    assert x.grad is not None and int((x.grad.abs().sum(2) > 0).sum()) == 2 ** (layers + 1) - 1

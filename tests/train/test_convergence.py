@@ -12,7 +12,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from scoresde.train import EarlyStopping
+from scoresde.train import EarlyStopping, convergence
 from scoresde.train.convergence import History, Judgement
 from scoresde.train.standard_errors import Design, quantile, strata_of
 
@@ -138,6 +138,18 @@ def test_overfitting_is_seldom_said_of_a_loss_that_rests(walk: float) -> None:
     runs = [judged(lambda step: 1.0, seed=seed, walk=walk, rule=rule)[0] for seed in range(RUNS)]
     said = sum(run[-1].verdict == "overfitting" for run in runs)
     assert said <= 4 + 3 * math.sqrt(4)
+
+
+def test_the_alarms_of_all_evaluations_sum_to_false_alarm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At evaluation k each of k - 1 losses may be the lowest: Σ_k (k - 1) p_k = a Σ 1/(k (k - 1)) = a (1 - 1/n).
+
+    Simulated runs do not tell: as all evaluations must agree, far fewer are wrong.
+    """
+    asked: list[float] = []
+    monkeypatch.setattr(convergence, "quantile", lambda p, freedom: asked.append(p) or quantile(p, freedom))
+    judged(lambda step: 1 + 1000 / step, seed=0, evaluations=40, rule=EarlyStopping(false_alarm=0.03))
+    assert len(asked) == 39  # from the second on
+    assert sum((k - 1) * p for k, p in enumerate(asked, 2)) == pytest.approx(0.03 * (1 - 1 / 40), rel=1e-9)
 
 
 def test_what_is_so_is_said_soon() -> None:
