@@ -39,6 +39,7 @@ from scoresde.cli.trained import Trained, trained_of
 from scoresde.data import Scaling, load
 from scoresde.files import make_writable, write_json
 from scoresde.models import captured
+from scoresde.models.score import check_independent
 from scoresde.solvers.defaults import chosen_solver
 from scoresde.solvers.fitted import Fitted
 from scoresde.train import sample_sharded
@@ -253,9 +254,11 @@ def main(config: SampleConfig) -> dict[str, Any]:
         model = model.under(build(SDES, config.sde, config.sde_options))
     rule = None if config.grid is None else grid_named(config.grid, config.grid_options)
     times = None if rule is None else rule(model.sde, config.steps)
-    process = ss.Reverse(model, 0.0 if config.eta is None else config.eta)  # refuses a bad eta before work starts
-    if isinstance(solver, Fitted):
-        solver.check(process)
+    runs = chosen_solver(solver, model, config.eta)  # what it refuses it refuses before anything is written
+    process = ss.Reverse(model, runs.default_eta if config.eta is None else config.eta)
+    runs.check(process)
+    if runs.draws_noise(process):
+        check_independent(model, what=f"{type(runs).__name__}, which draws noise,")
     given = conditions_of(config, trained, turn)
     real = real_vectors(config, trained)
     out = trained.home / "samples" if config.out is None else config.out
@@ -288,7 +291,7 @@ def main(config: SampleConfig) -> dict[str, Any]:
         "config": told(config, out),
         **trained.told(),
         "sde": repr(model.sde),
-        "solver": repr(chosen_solver(solver, model, config.eta)),
+        "solver": repr(runs),
         "samples": len(x),
         "nfe": evaluations,
         "seconds": seconds,

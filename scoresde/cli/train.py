@@ -13,6 +13,7 @@ itself: `scoresde sample`, `likelihood` and the others need nothing else.
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from dataclasses import dataclass, replace
@@ -46,7 +47,7 @@ from scoresde.cli.networks import NetworkFlags, network
 from scoresde.cli.outputs import brief, say
 from scoresde.cli.pictures import save_losses
 from scoresde.cli.training_flags import TrainingFlags, training_options
-from scoresde.data import Augmentation, Dataset
+from scoresde.data import Augmentation, Dataset, reader_of
 from scoresde.data.augmentation import NAME as AUGMENT
 from scoresde.data.scaling import Per
 from scoresde.extras import needs
@@ -240,9 +241,16 @@ def samples_held_out(config: TrainConfig, dataset: Dataset) -> float | Dataset |
     """
     if not isinstance(config.held_out, Path):
         return config.held_out
-    if config.condition:
-        raise ValueError("--held-out of a file of its own would need its own --condition: give a share, such as 0.05.")
-    return replace(config, data=config.held_out).load(levels=config.levels, scaling=dataset.scaling)
+    for flag in ("condition", "label"):
+        if getattr(config, flag):
+            raise ValueError(
+                f"--held-out of a file of its own would need its own --{flag}: give a share, such as 0.05."
+            )
+    decoded = config.decoded and config.decoded.with_stem(f"{config.decoded.stem}-held-out")
+    units: dict[str, object] = {"levels": config.levels}
+    if "scaling" in inspect.signature(reader_of(config.held_out)).parameters:  # pictures bring theirs
+        units["scaling"] = dataset.scaling
+    return replace(config, data=config.held_out, decoded=decoded).load(**units)
 
 
 def log_sigma(sigma_data: float) -> float:

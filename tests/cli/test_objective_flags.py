@@ -91,3 +91,4 @@ def test_a_coupling_is_told_and_its_weight_asked_for(data: Path, tmp_path: Path)
     with pytest.raises(ValueError, match="draws noise"):
         sample.main(sample.SampleConfig(checkpoint=str(tmp_path / "b"), solver="euler-maruyama", eta=1.0, samples=2,
                                         steps=2, cpu=True, out=tmp_path / "out", condition=("y=0.5",)))  # fmt: skip
+    assert not (tmp_path / "out").exists()  # before anything is written
