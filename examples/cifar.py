@@ -1,6 +1,6 @@
 """Natural images from data to a table: train, judge, draw with many samplers, and leave results that can be carried.
 
-    python examples/cifar.py --data cifar/train.parquet --test cifar/test.parquet --quick     # all of it, in a minute
+    python examples/cifar.py --data cifar/train.parquet --test cifar/test.parquet --quick    # all of it, in minutes
     python examples/cifar.py --data cifar/train.parquet --test cifar/test.parquet --train-seconds 480 \
         --table-seconds 300 --steps 12000 --compile --bf16                                    # a quarter of an hour
     python examples/cifar.py --data cifar/train.parquet --test cifar/test.parquet --checkpoint runs/cifar/model
@@ -417,15 +417,16 @@ def bits(config: Config, trained: Trained, held: Dataset, rows: Rows, end: float
             with torch.no_grad():
                 found.append(ss.bits_per_dim(score, x, width, noise=config.seed + part.start, solver=solver).cpu())
         values = torch.cat(found).double()
-        rows.add(key, {"bits/dim": values.mean().item(), "standard error": values.std().item() / count**0.5})
+        error = {"standard error": values.std().item() / count**0.5} if count > 1 else {}
+        rows.add(key, {"bits/dim": values.mean().item(), **error})
         print(f"{kind}: {values.mean().item():.3f} bits/dim of {count} test pictures", flush=True)
 
 
 def main(config: Config) -> dict[str, Any]:
     """Train, judge, draw, measure, gather."""
     start = time.perf_counter()
-    config = config.in_small()
     config.ready()
+    config = config.in_small()
     known, held = pictures(config)
     out = config.begin(config.folder)
     rows, likelihoods = Rows(out / "table.jsonl"), Rows(out / "bits.jsonl")
@@ -447,7 +448,8 @@ def main(config: Config) -> dict[str, Any]:
                 seed=config.seed,
                 device=trained.device,
             )
-            real = {"samples": len(judge.training), "features": judge.name, "kind": "training pictures"}
+            count = {"samples": len(judge.training), "features": judge.name}
+            real = {**about(config, trained), **count, "kind": "training pictures"}
             if not rows.has(real):
                 rows.add(real, judge(judge.training))
             bits(config, trained, held, likelihoods, end)

@@ -101,3 +101,4 @@ WEIGHTINGS: Mapping[str, Weighting] = {
     "min_snr": min_snr(),
     "edm": edm(),
 }
+"""Those without parameters, by name."""

@@ -173,7 +173,9 @@ def save_by(
     tensors.update({file: one.state() for file, one in averages.items()})
     if weighting is not None:
         tensors[WEIGHTING] = checks.instance(weighting, nn.Module, name="weighting").state_dict()
-    checks.names(spare, name="spare")
+    names: object = spare
+    if isinstance(names, str) or not (isinstance(names, Collection) and all(isinstance(name, str) for name in names)):
+        raise TypeError(f"spare must be a list of names of checkpoints, got {checks.got(spare)}.")
     for argument, file, given in (("optimizer", OPTIMIZER, optimizer), ("held_out", HELD_OUT, held_out)):
         if given is not None:
             _check_named(argument, given)

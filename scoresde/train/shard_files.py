@@ -25,7 +25,7 @@ from scoresde.train.processes import Processes
 from scoresde.train.tensors import check_finite, joined, writer
 
 
-def share_of_rows(length: int, processes: Processes) -> slice:
+def rows_held(length: int, processes: Processes) -> slice:
     """The rows of this process of a tensor that is divided along its first axis, as torch.chunk divides it."""
     each = -(-length // processes.count)
     start = min(processes.rank * each, length)

@@ -38,7 +38,7 @@ from scoresde.train.option_checks import Sharding
 from scoresde.train.options import TrainOptions
 from scoresde.train.placement import Placement
 from scoresde.train.processes import Made, Processes
-from scoresde.train.shard_files import share_of_rows, write_parts
+from scoresde.train.shard_files import rows_held, write_parts
 from scoresde.train.sums import Sums
 from scoresde.train.tensors import joined, local_part
 
@@ -275,7 +275,7 @@ class Sharded(Placement):
             return found if divided else None
 
         def rows(key: str, shape: Sequence[int]) -> slice | None:
-            return None if like(key, shape) is None else share_of_rows(shape[0], self.processes)
+            return None if like(key, shape) is None else rows_held(shape[0], self.processes)
 
         found = contents.read_rows_of(description, name, rows)
         for key, (value, shape) in found.items():

@@ -575,7 +575,9 @@ def test_a_reader_of_ones_own_is_found_by_its_ending(tmp_path: Path, monkeypatch
     assert reader_of(tmp_path / "a.CSV") is load_csv
     assert load(tmp_path / "a.CSV", delimiter=";")[:]["x"].tolist() == [[1, 2], [3, 4]]
     (tmp_path / "b.zip").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"a folder .* one of \.csv, \.npy, \.npz, \.parquet, \.txt, got '\.zip'"):
+    with pytest.raises(
+        ValueError, match=r"a folder .* one of \.bin, \.csv, \.npy, \.npz, \.parquet, \.txt, got '\.zip'"
+    ):
         load(tmp_path / "b.zip")
 
 

@@ -65,7 +65,7 @@ from scoresde.train.contents import AVERAGE, MODEL, OPTIMIZER, part_name, parts,
 from scoresde.train.draws import seeded
 from scoresde.train.objective import Denoising
 from scoresde.train.processes import _check_plugin
-from scoresde.train.shard_files import _owners, share_of_rows
+from scoresde.train.shard_files import _owners, rows_of
 from scoresde.train.trial import usable_units
 
 OPTIONS: dict[str, Any] = {"steps": 4, "batch_size": 9, "progress": False, "cpu": True, "ema": 0.9}
@@ -451,7 +451,7 @@ def test_rows_are_read_as_the_whole_has_them(folder: Path) -> None:
 def test_rows_are_divided_as_torch_does(count: int) -> None:
     for length in range(1, 20):
         here = [SimpleNamespace(count=count, rank=rank) for rank in range(count)]
-        rows = [torch.arange(length)[share_of_rows(length, one)] for one in here]  # type: ignore[arg-type]
+        rows = [torch.arange(length)[rows_of(length, one)] for one in here]  # type: ignore[arg-type]
         chunks = torch.arange(length).chunk(count)
         assert all(torch.equal(*pair) for pair in zip(rows, chunks, strict=False))
         assert all(len(one) == 0 for one in rows[len(chunks) :])
