@@ -250,10 +250,12 @@ def small(name: str) -> dict[str, Any]:
 
 
 def fingerprint(model: torch.nn.Module) -> str:
-    """Of the weights, so that rows of two models are told apart."""
+    """Of the weights as results/ has them, in bfloat16: so that rows of two models are told apart."""
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
-        digest.update(name.encode() + value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        held = value.detach().cpu()
+        held = held.bfloat16() if held.is_floating_point() else held
+        digest.update(name.encode() + held.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:12]
 
 
@@ -380,7 +382,6 @@ def fill(
 def about(config: Config, trained: Trained) -> dict[str, Any]:
     """What all rows of one model have in common."""
     return {
-        "step": trained.step,
         "weights": fingerprint(trained.model),
         "drawn in": "bfloat16" if config.bf16 else "float32",
     }

@@ -76,7 +76,8 @@ def _in_a_line(
 def _parsed(config: type[Config], words: list[str], description: str | None, prog: str) -> Config:
     more = "\n\n--config FILE takes flags from a YAML file of lines name: value; those given here win."
     try:
-        return tyro.cli(config, args=words, description=(description or "") + more, prog=prog or None)
+        told = [part for part in (description or "").split("\n\n") if ":func:" not in part]  # what is for Python
+        return tyro.cli(config, args=words, description="\n\n".join(told) + more, prog=prog or None)
     except SystemExit as stopped:
         raise SystemExit(1 if stopped.code else 0) from None
 

@@ -17,7 +17,7 @@ import inspect
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -46,7 +46,7 @@ from scoresde.cli.costs import Watch, duration, size_of_training
 from scoresde.cli.flags import DataFlags, Repeated, ScriptFlags, as_flag, at_least
 from scoresde.cli.held_out import in_short, save_held_out
 from scoresde.cli.networks import NetworkFlags, network
-from scoresde.cli.outputs import brief, say
+from scoresde.cli.outputs import brief, gone_if_empty, say
 from scoresde.cli.pictures import save_losses
 from scoresde.cli.training_flags import TrainingFlags, training_options
 from scoresde.data import Augmentation, Dataset, reader_of
@@ -297,14 +297,8 @@ def main(config: TrainConfig) -> Path:
     out = Path("runs") / config.data.stem if config.out is None else config.out.expanduser()
     there = out.exists()
     make_writable(out)
-    try:
-        with compiler_told():
-            run = first_step_ready(config, out)
-    except BaseException:
-        if not there:
-            with suppress(OSError):  # something is in it
-                out.rmdir()
-        raise
+    with gone_if_empty(out, there=there), compiler_told():
+        run = first_step_ready(config, out)
     if is_main():
         remember(config, out)
     watch, began = Watch(config.steps, "step"), time.perf_counter()

@@ -168,6 +168,9 @@ def test_each_command_has_its_help(name: str, capsys: pytest.CaptureFixture[str]
     assert not stopped.value.code
     shown = capsys.readouterr().out
     assert f"usage: scoresde {name}" in shown and "--config FILE" in shown
+    assert ":func:" not in shown and ":class:" not in shown
+    if "--ema, --no-ema" in shown:  # what opens a checkpoint opens any of its averages
+        assert "--ema-decay" in shown and "--ema-width" in shown
 
 
 def test_the_program_runs_and_loads_little_for_its_help() -> None:
