@@ -103,4 +103,4 @@ def _names_as_flags(text: str, known: set[str]) -> str:
     text = re.sub(rf"(?<![\w.-])({names})=True\b", lambda found: as_flag(found[1]), text)
     text = re.sub(rf"(?<![\w.-])({names})=(['\"])(.*?)\2", lambda found: f"{as_flag(found[1])} {found[3]}", text)
     text = re.sub(rf"(?<![\w.-])({names})=(-?\d)", lambda found: f"{as_flag(found[1])} {found[2]}", text)
-    return re.sub(rf"(?<![\w.(/-])({several})\b(?![=(./])", lambda found: as_flag(found[1]), text)
+    return re.sub(rf"(?<![\w.(/'\"-])({several})\b(?![=(./'\"])", lambda found: as_flag(found[1]), text)

@@ -248,6 +248,8 @@ def main(config: SampleConfig) -> dict[str, Any]:
     processes = Processes(config.cpu) if several_processes() else None  # each then has a GPU of its own
     quiet = processes is not None and not processes.main
     trained = trained_of(config)
+    if config.graphs and trained.device.type != "cuda":
+        raise ValueError(f"--graphs are CUDA's, and the model is on {trained.device}: leave it out.")
     turn = classes_in_turn(config, trained)
     model = trained.model
     if config.sde is not None:

@@ -216,7 +216,7 @@ def test_warnings_and_interrupts_are_one_line(capsys: pytest.CaptureFixture[str]
         ("use skip_bad=True, frames='first'", "use --skip-bad, --frames first"),
         ("sharding='full' needs torch", "--sharding full needs torch"),
         # what is no flag, or a part of a Python call, a path or another name, stays
-        ("load_model(folder, steps=3) of runs/held_out/x, my_batch_size", ) * 2,
+        ("load_model(folder, steps=3) of runs/held_out/x, my_batch_size, {'batch_size': 3}", ) * 2,
     ],
 )  # fmt: skip
 def test_errors_are_told_in_words_of_flags(words: str, told: str) -> None:

@@ -46,6 +46,7 @@ def test_what_the_flags_say_is_what_is_trained(run: Path) -> None:
     assert options["ema"] == [0.2, 0.5] and snapshot_steps(run) == [2, 4, 6]
     told = info.main(info.InfoConfig(path=str(run), cost=False, cpu=True))
     assert told["weighting"].startswith("Uncertainty") and "coupling" not in told
+    assert "0.2, 0.5" in told["averages"] and told["snapshots"].startswith("3, of steps 2 to 6")
 
 
 def test_a_command_opens_the_average_that_it_is_told(run: Path, tmp_path: Path) -> None:
