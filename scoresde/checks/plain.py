@@ -15,7 +15,7 @@ import os
 import sys
 import types
 import typing
-from collections.abc import Callable, Collection, Iterable, Sequence, Set
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -269,21 +269,6 @@ def numbers(values: object, *, name: str, what: str = "a list of numbers") -> tu
     if any(map(math.isnan, found)):
         raise ValueError(f"{name} must be {what}; got {got(values)}, with NaN.")
     return found
-
-
-def names(value: object, *, name: str) -> Collection[str]:
-    """A list, tuple or set of texts, none of them twice.
-
-    Raises:
-        TypeError: one text, or other things. ValueError: one that stands there twice.
-    """
-    if isinstance(value, str):
-        raise TypeError(f"{name} must be a list of names, got {value!r}; write [{value!r}].")
-    if not isinstance(value, (Sequence, Set)) or not all(isinstance(one, str) for one in value):
-        raise TypeError(f"{name} must be a list of names, got {got(value)}.")
-    if len(set(value)) < len(value):
-        raise ValueError(f"{name} must name each condition once, got {value}.")
-    return value
 
 
 def function(value: object, *, name: str, what: str, takes: int = 0) -> None:

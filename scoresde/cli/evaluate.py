@@ -33,7 +33,7 @@ from scoresde.cli.costs import expect, in_batches
 from scoresde.cli.figures import ALL, FIGURES, FigureName, result_of
 from scoresde.cli.flags import DataFlags, MachineFlags, at_least
 from scoresde.cli.likelihood import matching_data
-from scoresde.cli.outputs import say, told
+from scoresde.cli.outputs import gone_if_empty, say, told
 from scoresde.cli.pictures import draw_samples
 from scoresde.cli.shared_work import SharedWork
 from scoresde.cli.spaces import space_of
@@ -57,6 +57,10 @@ class EvaluateConfig(MachineFlags, DataFlags):
     them."""
     ema: bool = True
     """Use the averaged weights of the model."""
+    ema_decay: float | None = None
+    """Those of the average of this decay, as of `scoresde sample`."""
+    ema_width: float | None = None
+    """Those of an average of this width, put together of snapshots, as of `scoresde sample`."""
     steps: int = 25
     """Steps of the sampler."""
     training: Path | None = None
@@ -91,6 +95,8 @@ class EvaluateConfig(MachineFlags, DataFlags):
             raise ValueError("give --samples, a file, or --checkpoint, a model, and not both.")
         if self.seeds > 1 and self.checkpoint is None:
             raise ValueError("--seeds draws from a model several times: give --checkpoint, or one file of samples.")
+        if self.checkpoint is None and (self.ema_decay is not None or self.ema_width is not None):
+            raise ValueError("--ema-decay and --ema-width are of the weights of a --checkpoint; leave them out.")
         if not self.features or not self.figures:
             raise ValueError("--features and --figures must name one each at least.")
         if self.permute_all and not self.permutations:
@@ -104,7 +110,8 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     work = SharedWork(cpu=config.cpu)
     trained = None
     if config.checkpoint is not None:
-        trained = open_checkpoint(config.checkpoint, ema=config.ema, cpu=config.cpu)
+        weights = {"decay": config.ema_decay, "width": config.ema_width}
+        trained = open_checkpoint(config.checkpoint, ema=config.ema, cpu=config.cpu, **weights)
         if work.device is not None:  # a GPU of its own for each process
             trained = replace(trained, model=trained.model.to(work.device), device=work.device)
         if trained.conditions:
@@ -122,17 +129,21 @@ def main(config: EvaluateConfig) -> dict[str, Any]:
     dataset = dataset.subset(order[: config.most])
     real = dataset[:]["x"]
     training = None if config.training is None else read_set(config, config.training, dataset, "training")
-    out = make_writable(results_folder(config, trained) if config.out is None else config.out)
+    out = results_folder(config, trained) if config.out is None else config.out
+    there = out.exists()
+    out = make_writable(out)
     device = device_for(cpu=config.cpu) if work.device is None else work.device
-    with work.main_first():
-        spaces = [
-            space_of(word, training, out, steps=config.features_steps, seed=config.seed, device=device)
-            for word in config.features
-        ]
-    if trained is None:
-        drawn = [read_samples(config, dataset)]
-    else:
-        drawn = [drawn_samples(config, trained, dataset, config.seed + k, work) for k in range(config.seeds)]
+    with gone_if_empty(out, there=there):
+        with work.main_first():  # learned last: what is wrong with the others is found before that is trained
+            found_spaces = {
+                word: space_of(word, training, out, steps=config.features_steps, seed=config.seed, device=device)
+                for word in sorted(config.features, key=lambda word: word == "learned")
+            }
+        spaces = [found_spaces[word] for word in config.features]
+        if trained is None:
+            drawn = [read_samples(config, dataset)]
+        else:
+            drawn = [drawn_samples(config, trained, dataset, config.seed + k, work) for k in range(config.seeds)]
     if work.main:
         remember(config, out)
     figures: dict[str, dict[str, Any]] = {}

@@ -119,7 +119,7 @@ def of_model(trained: Trained, *, cost: bool) -> dict[str, Any]:
     }
     for name, told in trained.conditions.items():
         scaling = trained.condition_scalings.get(name)
-        shape = tuple("any number" if n is None else n for n in told.get("shape", ()))
+        shape = f"({', '.join('any number' if n is None else str(n) for n in told.get('shape', ()))})"
         found[f"condition {name}"] = f"{shape} {told.get('dtype', '')}" + (f", {scaling}" if scaling else "")
     if trained.trained_with is not None:
         known = trained.trained_with
@@ -129,6 +129,11 @@ def of_model(trained: Trained, *, cost: bool) -> dict[str, Any]:
             found["weighting"] = known.weighting
         if known.coupling is not None:
             found["coupling"] = f"{known.coupling}: for samplers of the ODE alone"
+    if trained.decays:
+        found["averages"] = f"of decay {', '.join(map(str, trained.decays))}: --ema-decay"
+    if trained.snapshots:
+        count, first, last = len(trained.snapshots), trained.snapshots[0], trained.snapshots[-1]
+        found["snapshots"] = f"{count}, of steps {first} to {last}: --ema-width puts any average together"
     if model.loss_curve is not None:
         found["held-out loss"] = curve_in_words(model.loss_curve)
     if cost:

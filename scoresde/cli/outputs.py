@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,23 @@ def say(line: str = "") -> None:
 def brief(value: object) -> str:
     """The repr of something for a line: cut where it is long, as of a schedule of a thousand numbers."""
     return " ".join(shown(" ".join(repr(value).split())).split())
+
+
+@contextmanager
+def gone_if_empty(folder: Path, *, there: bool) -> Iterator[None]:
+    """After an error inside a folder that was made for it goes again, where nothing came into it.
+
+    Args:
+        folder: for results.
+        there: whether it was there before.
+    """
+    try:
+        yield
+    except BaseException:
+        if not there:
+            with suppress(OSError):  # something is in it
+                folder.rmdir()
+        raise
 
 
 def save_array(path: Path, array: np.ndarray[Any, Any]) -> None:

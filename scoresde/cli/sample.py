@@ -39,6 +39,7 @@ from scoresde.cli.trained import Trained, trained_of
 from scoresde.data import Scaling, load
 from scoresde.files import make_writable, write_json
 from scoresde.models import captured
+from scoresde.models.score import check_independent
 from scoresde.solvers.defaults import chosen_solver
 from scoresde.solvers.fitted import Fitted
 from scoresde.train import sample_sharded
@@ -247,15 +248,19 @@ def main(config: SampleConfig) -> dict[str, Any]:
     processes = Processes(config.cpu) if several_processes() else None  # each then has a GPU of its own
     quiet = processes is not None and not processes.main
     trained = trained_of(config)
+    if config.graphs and trained.device.type != "cuda":
+        raise ValueError(f"--graphs are CUDA's, and the model is on {trained.device}: leave it out.")
     turn = classes_in_turn(config, trained)
     model = trained.model
     if config.sde is not None:
         model = model.under(build(SDES, config.sde, config.sde_options))
     rule = None if config.grid is None else grid_named(config.grid, config.grid_options)
     times = None if rule is None else rule(model.sde, config.steps)
-    process = ss.Reverse(model, 0.0 if config.eta is None else config.eta)  # refuses a bad eta before work starts
-    if isinstance(solver, Fitted):
-        solver.check(process)
+    runs = chosen_solver(solver, model, config.eta)  # what it refuses it refuses before anything is written
+    process = ss.Reverse(model, runs.default_eta if config.eta is None else config.eta)
+    runs.check(process)
+    if runs.draws_noise(process):
+        check_independent(model, what=f"{type(runs).__name__}, which draws noise,")
     given = conditions_of(config, trained, turn)
     real = real_vectors(config, trained)
     out = trained.home / "samples" if config.out is None else config.out
@@ -288,7 +293,7 @@ def main(config: SampleConfig) -> dict[str, Any]:
         "config": told(config, out),
         **trained.told(),
         "sde": repr(model.sde),
-        "solver": repr(chosen_solver(solver, model, config.eta)),
+        "solver": repr(runs),
         "samples": len(x),
         "nfe": evaluations,
         "seconds": seconds,

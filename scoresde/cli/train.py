@@ -13,8 +13,11 @@ itself: `scoresde sample`, `likelihood` and the others need nothing else.
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -40,13 +43,13 @@ from scoresde.cli.choices import (
 from scoresde.cli.conditions import network_conditions, with_conditions
 from scoresde.cli.config import remember
 from scoresde.cli.costs import Watch, duration, size_of_training
-from scoresde.cli.flags import DataFlags, Repeated, ScriptFlags
+from scoresde.cli.flags import DataFlags, Repeated, ScriptFlags, as_flag, at_least
 from scoresde.cli.held_out import in_short, save_held_out
 from scoresde.cli.networks import NetworkFlags, network
-from scoresde.cli.outputs import brief, say
+from scoresde.cli.outputs import brief, gone_if_empty, say
 from scoresde.cli.pictures import save_losses
 from scoresde.cli.training_flags import TrainingFlags, training_options
-from scoresde.data import Augmentation, Dataset
+from scoresde.data import Augmentation, Dataset, reader_of
 from scoresde.data.augmentation import NAME as AUGMENT
 from scoresde.data.scaling import Per
 from scoresde.extras import needs
@@ -54,6 +57,7 @@ from scoresde.files import make_writable
 from scoresde.times import AdaptiveTimes, Stratified, TimeDensity
 from scoresde.train import EarlyStopping, Run, Snapshots, Terminated, TrainOptions
 from scoresde.train import train as training_run
+from scoresde.train.compiled import NotCompiled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +131,14 @@ class TrainConfig(ScriptFlags, TrainingFlags, NetworkFlags, DataFlags):
     """Relative change of the held-out loss that early stopping takes for none."""
     seed: int = 0
     """Of everything: weights and training."""
+
+    def check(self) -> None:
+        at_least(self, snapshot_every=1)
+        if self.augment is not None and not 0 <= self.augment <= 1:
+            raise ValueError(f"--augment must be a probability, from 0 to 1, got {self.augment:g}.")
+        for name, other in (("tolerance", "early_stopping"), ("snapshot_dtype", "snapshot_every")):
+            if getattr(self, name) != getattr(TrainConfig, name) and not getattr(self, other):
+                raise ValueError(f"{as_flag(name)} does nothing without {as_flag(other)}; give both or neither.")
 
 
 def some(dataset: Dataset, count: int = 2048) -> Tensor:
@@ -240,9 +252,16 @@ def samples_held_out(config: TrainConfig, dataset: Dataset) -> float | Dataset |
     """
     if not isinstance(config.held_out, Path):
         return config.held_out
-    if config.condition:
-        raise ValueError("--held-out of a file of its own would need its own --condition: give a share, such as 0.05.")
-    return replace(config, data=config.held_out).load(levels=config.levels, scaling=dataset.scaling)
+    for flag in ("condition", "label"):
+        if getattr(config, flag):
+            raise ValueError(
+                f"--held-out of a file of its own would need its own --{flag}: give a share, such as 0.05."
+            )
+    decoded = config.decoded and config.decoded.with_stem(f"{config.decoded.stem}-held-out")
+    units: dict[str, object] = {"levels": config.levels}
+    if "scaling" in inspect.signature(reader_of(config.held_out)).parameters:  # pictures bring theirs
+        units["scaling"] = dataset.scaling
+    return replace(config, data=config.held_out, decoded=decoded).load(**units)
 
 
 def log_sigma(sigma_data: float) -> float:
@@ -251,6 +270,15 @@ def log_sigma(sigma_data: float) -> float:
     Karras et al. 2022 (arXiv:2206.00364, table 1) take -1.2 for a deviation of 0.5, which is log 0.5 - 0.5.
     """
     return math.log(sigma_data) - 0.5
+
+
+@contextmanager
+def compiler_told() -> Iterator[None]:
+    """Inside, what a compiler cannot do is an error of the flags: it is told in a line."""
+    try:
+        yield
+    except NotCompiled as error:
+        raise ValueError(str(error)) from error
 
 
 def is_main() -> bool:
@@ -266,8 +294,11 @@ def main(config: TrainConfig) -> Path:
     config.ready()
     if not config.data.expanduser().exists():
         raise FileNotFoundError(f"no data at {config.data}.")
-    out = make_writable(Path("runs") / config.data.stem if config.out is None else config.out)
-    run = first_step_ready(config, out)
+    out = Path("runs") / config.data.stem if config.out is None else config.out.expanduser()
+    there = out.exists()
+    make_writable(out)
+    with gone_if_empty(out, there=there), compiler_told():
+        run = first_step_ready(config, out)
     if is_main():
         remember(config, out)
     watch, began = Watch(config.steps, "step"), time.perf_counter()
@@ -275,12 +306,13 @@ def main(config: TrainConfig) -> Path:
     if compiling and is_main():
         say("compiling the network: the first step takes a minute")
     try:
-        for step in run:
-            if compiling and is_main():
-                say(f"compiled: the first step took {duration(time.perf_counter() - began)}")
-                compiling = False
-            if is_main():
-                watch.done(step.step)
+        with compiler_told():
+            for step in run:
+                if compiling and is_main():
+                    say(f"compiled: the first step took {duration(time.perf_counter() - began)}")
+                    compiling = False
+                if is_main():
+                    watch.done(step.step)
     except Terminated as told:
         if is_main():
             say(f"SIGTERM: step {told.step} of {config.steps} is saved; go on by the same command with --resume")

@@ -25,7 +25,7 @@ from scoresde.hub import locate
 from scoresde.hub.loading import ships
 from scoresde.interop import from_diffusers
 from scoresde.models.conditions import Series, Set, TrainedWith, Vector, kinds_of, nulls_of
-from scoresde.train import CheckpointError, describe, load_model, reconstruct_ema
+from scoresde.train import CheckpointError, describe, load_model, reconstruct_ema, snapshot_steps
 
 PIPELINE = "model_index.json"
 """What says that a folder is a pipeline of diffusers."""
@@ -48,6 +48,8 @@ class Trained:
         conditions: shape and dtype of each further condition of one sample, by name.
         condition_scalings: the maps to the network's units, of those that have one.
         trained_with: how often training left conditions out, where it is known.
+        decays: of the averages that are kept.
+        snapshots: steps of those of which any other average is put together.
     """
 
     model: ss.ScoreModel
@@ -62,6 +64,8 @@ class Trained:
     conditions: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     condition_scalings: Mapping[str, Scaling] = field(default_factory=dict)
     trained_with: TrainedWith | None = None
+    decays: tuple[float, ...] = ()
+    snapshots: tuple[int, ...] = ()
 
     @property
     def name(self) -> str:
@@ -177,6 +181,8 @@ def open_checkpoint(
         conditions=others,
         condition_scalings=description.condition_scalings,
         trained_with=description.trained_with,
+        decays=tuple(description.decays.values()),
+        snapshots=tuple(step for step in snapshot_steps(found.parent) if step <= (description.step or 0)),
     )
 
 

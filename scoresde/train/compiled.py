@@ -26,6 +26,10 @@ BACKEND = "inductor"
 """Of ``torch.compile``."""
 
 
+class NotCompiled(RuntimeError):
+    """What ``compile=True`` asks for cannot be done: no compiler, or a network that torch fails on."""
+
+
 class Compiled:
     """A network that is compiled when it is first called inside :meth:`used`.
 
@@ -60,14 +64,14 @@ class Compiled:
         """Inside, the network computes in its compiled form.
 
         Raises:
-            RuntimeError: it cannot be compiled.
+            NotCompiled: it cannot be compiled.
         """
         start = time.perf_counter()
         self._net._compiled_call_impl = self._call
         try:
             yield
         except torch._dynamo.exc.TorchDynamoException as error:
-            raise RuntimeError(
+            raise NotCompiled(
                 f"compile=True: torch.compile failed on {type(self._net).__name__}: {error}. Leave compile out; or "
                 "compile those parts of it that can be, by their own .compile(), before training."
             ) from error
@@ -82,7 +86,7 @@ def check_compiler(device: str) -> None:
     """Raise unless ``torch.compile`` makes a function of one line run on this kind of device; takes seconds, once.
 
     Raises:
-        RuntimeError: it does not; which usually is for want of a C++ compiler, or of Triton.
+        NotCompiled: it does not; which usually is for want of a C++ compiler, or of Triton.
     """
     try:
         with torch.no_grad():
@@ -90,7 +94,7 @@ def check_compiler(device: str) -> None:
     except Exception as error:  # of Python, of a compiler, of the system: whatever is missing
         wanted = "a C++ compiler (g++ or clang++) in PATH" if device == "cpu" else "Triton and a C compiler"
         line = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise RuntimeError(
+        raise NotCompiled(
             f"compile=True: torch.compile does not work here on {device!r}: {line}. It needs {wanted}; without, leave "
             "compile out: the run is the same but for rounding."
         ) from error

@@ -9,7 +9,7 @@ A check is called with the name of the option and its value, and raises TypeErro
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Any, Literal, get_args
 
 from torch import optim
@@ -141,7 +141,12 @@ def is_dropout(name: str, value: Any) -> None:
 
 def are_names(name: str, value: Any) -> None:
     """A list of names, each once."""
-    checks.names(value, name=name)
+    if isinstance(value, str):
+        raise TypeError(f"{name} must be a list of names, got {value!r}; write [{value!r}].")
+    if not isinstance(value, (Sequence, Set)) or not all(isinstance(one, str) for one in value):
+        raise TypeError(f"{name} must be a list of names, got {checks.got(value)}.")
+    if len(set(value)) < len(value):
+        raise ValueError(f"{name} must name each condition once, got {value}.")
 
 
 def is_path(name: str, value: Any) -> None:

@@ -13,9 +13,10 @@ from typing import Any, get_type_hints
 import pytest
 
 from scoresde.cli import main as program
-from scoresde.cli.command import command
+from scoresde.cli.command import as_flags, command
 from scoresde.cli.config import effective, flags_from, remember
 from scoresde.cli.flags import Repeated, ScriptFlags
+from scoresde.cli.train import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +168,9 @@ def test_each_command_has_its_help(name: str, capsys: pytest.CaptureFixture[str]
     assert not stopped.value.code
     shown = capsys.readouterr().out
     assert f"usage: scoresde {name}" in shown and "--config FILE" in shown
+    assert ":func:" not in shown and ":class:" not in shown
+    if "--ema, --no-ema" in shown:  # what opens a checkpoint opens any of its averages
+        assert "--ema-decay" in shown and "--ema-width" in shown
 
 
 def test_the_program_runs_and_loads_little_for_its_help() -> None:
@@ -200,6 +204,23 @@ def test_warnings_and_interrupts_are_one_line(capsys: pytest.CaptureFixture[str]
     assert capsys.readouterr().err == "warning: --condition obs is odd\n" and warnings.formatwarning is usual
     with pytest.raises(SystemExit, match=r"^stopped\.$"):
         command(stopped, ToyConfig, ["--data=x"])
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("early_stopping needs samples; give held_out=0.05 or leave it out.", "--early-stopping needs samples; give "
+         "--held-out 0.05 or leave it out."),
+        ("held_out must be a share in (0, 1), or a data set with len(d) and d[i]; got 2.", "--held-out must be a share "
+         "in (0, 1), or a file or folder; got 2."),
+        ("use skip_bad=True, frames='first'", "use --skip-bad, --frames first"),
+        ("sharding='full' needs torch", "--sharding full needs torch"),
+        # what is no flag, or a part of a Python call, a path or another name, stays
+        ("load_model(folder, steps=3) of runs/held_out/x, my_batch_size, {'batch_size': 3}", ) * 2,
+    ],
+)  # fmt: skip
+def test_errors_are_told_in_words_of_flags(words: str, told: str) -> None:
+    assert as_flags(words, TrainConfig) == told
 
 
 def test_a_missing_package_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from scoresde import metrics
-from scoresde.cli import evaluate, train
+from scoresde.cli import evaluate, spaces, train
 
 
 def sums(x: Tensor) -> Tensor:
@@ -75,8 +75,8 @@ def test_figures_say_in_which_space_they_are(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    spaces = ("pixels", "learned", "test_evaluate:make", "test_evaluate:Sums")
-    report = run(folder, tmp_path, features=spaces, features_steps=2, training=folder / "training.npy")
+    words = ("pixels", "learned", "test_evaluate:make", "test_evaluate:Sums")
+    report = run(folder, tmp_path, features=words, features_steps=2, training=folder / "training.npy")
     names = {name.rpartition("/")[0] for name in report["figures"]}
     assert names == {"", "learned-views", "sums", "Sums"} == {"" if n == "pixels" else n for n in report["features"]}
     for name, one in report["figures"].items():
@@ -94,6 +94,21 @@ def test_figures_say_in_which_space_they_are(
     assert again["figures"]["learned-views/energy_distance"]["value"] == pytest.approx(expected, rel=1e-6)
 
 
+def test_what_is_refused_trains_nothing_and_leaves_no_folder(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spaces, "train_features", lambda *_, **__: pytest.fail("was trained"))
+    for features, message in (
+        (("learned", "nowhere"), "there is no such folder"),
+        (("learned", "no_such:make"), "that Python can import"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(folder, tmp_path / "out", features=features, training=folder / "training.npy")
+    with pytest.raises(ValueError, match="are of the weights of a --checkpoint"):
+        run(folder, tmp_path / "out", ema_width=0.1)
+    assert not (tmp_path / "out").exists()
+
+
 def test_copies_are_found(folder: Path, tmp_path: Path) -> None:
     report = run(folder, tmp_path, "training", training=folder / "training.npy", figures=("energy",))
     assert report["figures"]["memorised_share"]["value"] == 1.0 and report["figures"]["authenticity"]["value"] == 0.0
@@ -109,6 +124,8 @@ def test_seeds_draw_a_model_anew(tmp_path: Path) -> None:
         "figures": ("energy",), "cpu": True,
     }  # fmt: skip
     single = [evaluate.main(evaluate.EvaluateConfig(**given, seed=seed, out=tmp_path / f"o{seed}")) for seed in (0, 1)]
+    other = evaluate.main(evaluate.EvaluateConfig(**given, ema=False, out=tmp_path / "last"))["figures"]
+    assert other["energy_distance"]["value"] != single[0]["figures"]["energy_distance"]["value"]  # other weights
     both = evaluate.main(evaluate.EvaluateConfig(**given, seeds=2, out=tmp_path / "both"))["figures"]["energy_distance"]
     # the same splits of the data for both draws, those of seed 0
     assert both["std_over_seeds"] > 0 and "std_over_seeds" not in single[0]["figures"]["energy_distance"]

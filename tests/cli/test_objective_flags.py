@@ -46,6 +46,7 @@ def test_what_the_flags_say_is_what_is_trained(run: Path) -> None:
     assert options["ema"] == [0.2, 0.5] and snapshot_steps(run) == [2, 4, 6]
     told = info.main(info.InfoConfig(path=str(run), cost=False, cpu=True))
     assert told["weighting"].startswith("Uncertainty") and "coupling" not in told
+    assert "0.2, 0.5" in told["averages"] and told["snapshots"].startswith("3, of steps 2 to 6")
 
 
 def test_a_command_opens_the_average_that_it_is_told(run: Path, tmp_path: Path) -> None:
@@ -91,3 +92,4 @@ def test_a_coupling_is_told_and_its_weight_asked_for(data: Path, tmp_path: Path)
     with pytest.raises(ValueError, match="draws noise"):
         sample.main(sample.SampleConfig(checkpoint=str(tmp_path / "b"), solver="euler-maruyama", eta=1.0, samples=2,
                                         steps=2, cpu=True, out=tmp_path / "out", condition=("y=0.5",)))  # fmt: skip
+    assert not (tmp_path / "out").exists()  # before anything is written

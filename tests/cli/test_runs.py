@@ -27,7 +27,7 @@ from scoresde.cli.networks import network
 from scoresde.cli.trained import open_checkpoint
 from scoresde.cli.training_flags import ASKED_OTHERWISE, FOUND
 from scoresde.nn import presets
-from scoresde.train import TrainOptions, load_model
+from scoresde.train import TrainOptions, compiled, load_model
 
 # -- data and checkpoints that several tests use -----------------------------------------------------------------------
 
@@ -329,6 +329,10 @@ def test_resumed_training_equals_uninterrupted_training(points: tuple[Path, Path
         ({"data": "x.npy", "levels": 4}, "outside 0 ... 3"),
         ({"data": "x.npy", "label": "label.npy", "label_column": "y"}, "--label-column says nothing"),
         ({"data": "x.npy", "times_options": ("mean=100",)}, "choose a mean inside"),
+        ({"data": "album", "augment": 1.5}, "--augment must be a probability"),
+        ({"data": "x.npy", "snapshot_every": 0}, "--snapshot-every must be at least 1"),
+        ({"data": "x.npy", "snapshot_dtype": "float16"}, "--snapshot-dtype does nothing without --snapshot-every"),
+        ({"data": "x.npy", "held_out": 0.2, "tolerance": 0.1}, "--tolerance does nothing without --early-stopping"),
     ],
     ids=lambda value: "-".join(map(str, value)) if isinstance(value, dict) else "",
 )
@@ -344,7 +348,21 @@ def test_training_refuses_before_it_starts(
     given = {"out": tmp_path / "run", "cpu": True, **given}
     with pytest.raises((ValueError, TypeError, FileNotFoundError), match=message):
         train.main(train.TrainConfig(**given))
-    assert not list(tmp_path.rglob("step-*"))
+    assert not list(tmp_path.rglob("step-*")) and not (tmp_path / "run").exists()
+
+
+def test_a_missing_compiler_is_an_error_in_one_line(
+    points: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(*_: Any, **__: Any) -> None:
+        raise OSError("no g++")
+
+    compiled.check_compiler.cache_clear()
+    monkeypatch.setattr(torch, "compile", absent)
+    words = ["--data", str(points[0]), "--out", str(tmp_path / "run"), "--compile", "--cpu", "--steps", "1"]
+    with pytest.raises(SystemExit, match=r"error: --compile: .*no g\+\+.*leave compile out"):
+        command(train.main, train.TrainConfig, words)
+    compiled.check_compiler.cache_clear()
 
 
 # -- sample.py ---------------------------------------------------------------------------------------------------------
@@ -445,6 +463,7 @@ def test_only_some_samples_are_drawn(images: Path, tmp_path: Path) -> None:
         ({"grid_options": ("rho=3",)}, "name it by --grid"),
         ({"fitted": Path("five.json"), "solver": "heun"}, "leave --solver out"),
         ({"condition": ("obs=1",)}, "--condition obs: .* takes none"),
+        ({"graphs": True}, "--graphs are CUDA's"),
         ({"threads": -1}, "--threads"),
         ({"out": Path(__file__) / "out"}, "cannot write into"),
     ],
@@ -454,7 +473,7 @@ def test_sampling_refuses_before_it_starts(flags: dict[str, Any], message: str, 
     given = {"checkpoint": str(vectors), "out": tmp_path / "out", "cpu": True, **flags}
     with pytest.raises(ValueError, match=message):
         sample.main(sample.SampleConfig(**given))
-    assert not list(tmp_path.rglob("*.npy"))
+    assert not list(tmp_path.iterdir())  # nothing half written
 
 
 @pytest.mark.parametrize("flags", [{"labels": ("0",)}, {"guidance": 1.0}], ids=str)

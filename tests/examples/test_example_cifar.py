@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,12 @@ import torch
 
 import cifar
 import scoresde as ss
+from scoresde.cli.choices import NETWORKS, PRESETS
+from scoresde.cli.networks import NetworkFlags, network
+from scoresde.cli.trained import Trained
+from scoresde.data import load
+from scoresde.nn import UNet
+from scoresde.train import Terminated
 from shared.recipe import pieces, samplers
 from shared.recipe.table import Rows, markdown
 
@@ -101,9 +108,9 @@ def test_pieces_come_together_again_and_damage_is_found(tmp_path: Path) -> None:
 
 @pytest.fixture
 def config(tmp_path: Path) -> cifar.Config:
-    """Pictures of 8x8 of two classes, bright and dark, 96 to learn and 64 held out."""
+    """Pictures of 8x8 of two classes, bright and dark, 96 to learn and 80 held out."""
     draw = np.random.default_rng(0)
-    for name, count in (("train", 96), ("test", 64)):
+    for name, count in (("train", 96), ("test", 80)):
         label = np.arange(count) % 2
         x = draw.integers(0, 128, (count, 3, 8, 8)) + 127 * label[:, None, None, None]
         np.savez(tmp_path / f"{name}.npz", x=x.astype(np.uint8), label=label)
@@ -111,44 +118,151 @@ def config(tmp_path: Path) -> cifar.Config:
         data=tmp_path / "train.npz",
         test=tmp_path / "test.npz",
         out=tmp_path / "run",
-        samplers=("default", "ddim", "EDM Heun karras"),
-        nfe=(4,),
-        bits=2,
-        samples=64,
+        network="unet",
+        held_out=0.4,
+        samplers=("default", "EDM Heun karras"),
+        nfe=(2,),
+        bits=0,
+        samples=72,
+        guidance=(2.0,),
         quick=True,
         cpu=True,
         most_bytes=50_000,
     )
 
 
+@pytest.fixture
+def trained(config: cifar.Config, monkeypatch: pytest.MonkeyPatch) -> ss.ScoreModel:
+    """In place of a training: a network of no size, for pictures of two classes."""
+    torch.manual_seed(0)
+    net = UNet(3, num_classes=2, width=8, multipliers=(1,), blocks=1, attention_levels=(), dropout=0.0)
+    model = ss.ScoreModel(net, ss.VP(), "edm", sigma_data=0.5)
+    known = load(config.data)
+    opened = Trained(model.eval(), torch.device("cpu"), config.data, (3, 8, 8), known.scaling, config.data.parent,
+                     step=7, classes=("0", "1"))  # fmt: skip
+    monkeypatch.setattr(cifar, "trained_model", lambda config, known: opened)
+    return model
+
+
 def test_all_of_it_in_small_and_a_second_call_measures_nothing_again(
     config: cifar.Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    config = dataclasses.replace(config, bits=1)
     cifar.main(config)
-    out = config.out
+    out = config.folder
     rows = Rows(out / "table.jsonl").all()
-    assert len(rows) == 1 + 3 * 3  # real pictures, and three kinds of score by three samplers
+    assert len(rows) == 1 + 3 * 2  # real pictures, and three kinds of score by two samplers
     for row in rows[1:]:
-        assert row["figures"]["nfe"] <= 4 and all(math.isfinite(value) for value in row["figures"].values())
-    assert {"conditional.png", "guided-2.png", "unconditional.png", "table.md"} <= {file.name for file in out.iterdir()}
+        assert row["figures"]["nfe"] <= 2 and all(math.isfinite(value) for value in row["figures"].values())
+        assert row["key"]["samples"] == 72
+    pictures = {"conditional.png", "guided-2.png", "unconditional.png", "held-out.png"}
     index = json.loads((out / "results" / pieces.INDEX).read_text())
+    assert pictures | {"table.md", "table.jsonl", "bits.jsonl", "log.jsonl"} <= set(index)
     assert len(index["model.safetensors"]["pieces"]) > 1
     pieces.joined(out / "results", out / "back")
     before = (out / "table.jsonl").read_bytes()
     drawn: list[Any] = []
     monkeypatch.setattr(cifar, "drawn", lambda *args: drawn.append(args))
     cifar.main(config)
+    # What was carried away is a model, and that of these rows.
+    cifar.main(dataclasses.replace(config, checkpoint=str(out / "back")))
     assert not drawn and (out / "table.jsonl").read_bytes() == before
 
 
-def test_what_is_wrong_is_said_before_any_work(config: cifar.Config) -> None:
+def test_what_time_does_not_allow_is_left_for_the_next_call(
+    config: cifar.Config, trained: ss.ScoreModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    report = cifar.main(dataclasses.replace(config, table_seconds=1e-9))
+    assert report["rows missing"] == 3 * 2 and {"model.safetensors", "table.md"} <= set(report["pieces"])
+    report = cifar.main(config)
+    assert report["rows missing"] == 0 and len(Rows(config.folder / "table.jsonl").all()) == 1 + 3 * 2
+    # Weights that are others are other rows, though step and name are the same.
+    next(trained.net.parameters()).data += 1
+    assert cifar.main(dataclasses.replace(config, table_seconds=1e-9))["rows missing"] == 3 * 2
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "an error"])
+def test_results_are_there_however_it_ends(
+    how: str, config: cifar.Config, trained: ss.ScoreModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+    draw = cifar.drawn
+
+    def ended(*args: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 2:
+            if how == "SIGTERM":
+                signal.raise_signal(signal.SIGTERM)
+            raise MemoryError
+        return draw(*args)
+
+    monkeypatch.setattr(cifar, "drawn", ended)
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit if how == "SIGTERM" else MemoryError) as told:
+        cifar.main(config)
+    assert how != "SIGTERM" or told.value.code == 143  # type: ignore[attr-defined]
+    assert signal.getsignal(signal.SIGTERM) == handler
+    pieces.joined(config.folder / "results", config.folder / "back")
+    assert len(Rows(config.folder / "back" / "table.jsonl").all()) == 2  # real pictures, and the row that was done
+    assert (config.folder / "back" / "model.safetensors").stat().st_size > 0
+
+
+def test_a_run_that_is_told_to_end_leaves_its_model(config: cifar.Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = cifar.training.main
+
+    def told(given: Any) -> Any:
+        train(given)
+        raise Terminated(20, config.folder)
+
+    monkeypatch.setattr(cifar.training, "main", told)
+    with pytest.raises(Terminated):
+        cifar.main(dataclasses.replace(config, held_out=0.0))
+    assert "model.safetensors" in json.loads((config.folder / "results" / pieces.INDEX).read_text())
+
+
+def test_a_sampler_that_diverges_costs_its_row_alone(
+    config: cifar.Config, trained: ss.ScoreModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = cifar.samplers.sampler
+    wild = lambda at, nfe: (torch.full_like(at.x, math.nan), nfe)  # noqa: E731
+    monkeypatch.setattr(cifar.samplers, "sampler", lambda name: wild if name == "default" else real(name))
+    cifar.main(config)
+    assert {row["key"].get("sampler") for row in Rows(config.folder / "table.jsonl").all()} == {None, "EDM Heun karras"}
+
+
+def test_pictures_of_sorted_folders_are_compared_at_random(config: cifar.Config, tmp_path: Path) -> None:
+    found = np.load(config.test)
+    order = np.argsort(found["label"], kind="stable")
+    np.savez(tmp_path / "sorted.npz", x=found["x"][order], label=found["label"][order])
+    _, held = cifar.pictures(dataclasses.replace(config, test=tmp_path / "sorted.npz", samples=40))
+    # 40 of 80 without replacement, half of them of each class: a mean of 20, a variance of 40/4 · 40/79 = 5.1.
+    assert abs(int(held.label.sum()) - 20) <= 4 * 5.1**0.5  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", ["auto", *NETWORKS, *PRESETS])
+def test_every_network_has_a_small_form(name: str) -> None:
+    net = network(NetworkFlags(network=name, **cifar.small(name)), (3, 32, 32), 10)
+    assert sum(p.numel() for p in net.parameters()) < 1_000_000
+
+
+def test_what_is_wrong_is_said_before_any_work(config: cifar.Config, tmp_path: Path) -> None:
+    grey = tmp_path / "grey.npz"
+    np.savez(grey, x=np.zeros((80, 1, 8, 8), np.uint8), label=np.arange(80) % 2)
+    other = tmp_path / "other.npz"
+    np.savez(other, x=np.zeros((80, 3, 8, 8), np.uint8), label=np.arange(80) % 3)
     for change, message in (
         ({"samplers": ("huen",)}, "no sampler 'huen'"),
         ({"nfe": ()}, "--nfe"),
         ({"samples": 2}, "--samples must be at least"),
+        ({"train_seconds": -1.0}, "--train-seconds must be positive"),
+        ({"table_seconds": math.nan}, "--table-seconds must be positive"),
+        ({"guidance": (math.inf,)}, "--guidance must be finite"),
+        ({"held_out": 0.0, "early_stopping": True}, "--early-stopping looks at"),
+        ({"test": grey}, "must be of one kind: their event_shape"),
+        ({"test": other}, "must be of one kind: their class_names"),
     ):
         with pytest.raises(ValueError, match=message):
             cifar.main(dataclasses.replace(config, **change))
     with pytest.raises(FileNotFoundError):
         cifar.main(dataclasses.replace(config, test=Path("none.npz")))
-    assert not config.out.exists()
+    assert not config.folder.exists()

@@ -1,6 +1,6 @@
 """Figures of pictures against held-out ones, in a feature space that is trained on real pictures alone, and in pixels.
 
-    judge = Judge.trained(training, held, folder, steps=2000, seed=0, most=10_000)      # or read from the folder
+    judge = Judge.trained(training, held, folder, steps=2000, seed=0, device=cpu)      # or read from the folder
     judge(x)                            # {"frechet": ..., "kernel x 1000": ..., "precision": ..., ...}
 
 Nobody else's network is needed: the space is that of a small classifier of the training pictures (of two views of each
@@ -10,6 +10,7 @@ not with published ones.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,28 +40,29 @@ class Judge:
 
     @classmethod
     def trained(
-        cls, training: Dataset, held: Dataset, folder: Path, *, steps: int, seed: int, most: int, device: torch.device
+        cls, training: Dataset, held: Dataset, folder: Path, *, steps: int, seed: int, device: torch.device
     ) -> Judge:
         """The feature space of the folder, trained on ``training`` first where there is none yet.
 
         Args:
             training: real pictures, none of the held-out ones.
-            held: what samples are compared with; ``most`` of them at most.
+            held: what samples are compared with.
             folder: for the feature space.
             steps: of its training.
             seed: of its weights and order.
-            most: pictures on each side.
             device: where features are computed.
         """
         if not folder.exists():
             learned = metrics.train_features(training, steps=steps, seed=seed, device=device)
             print(f"the judge: {learned}, {learned.trained}", flush=True)
-            metrics.save_features(learned, folder)
+            partial = folder.with_name(f"{folder.name}.part")  # a kill leaves no half of it under its name
+            shutil.rmtree(partial, ignore_errors=True)
+            metrics.save_features(learned, partial).rename(folder)
         features = metrics.load_features(folder, device=device)
-        count = min(most, len(held), len(training))
+        count = min(len(held), len(training))
         rows = torch.randperm(len(training), generator=torch.Generator().manual_seed(seed))[:count]
         measured = cls(features, torch.empty(0), training[rows]["x"])
-        return cls(features, measured.of(held[:count]["x"]), measured.training)
+        return cls(features, measured.of(held[: len(held)]["x"]), measured.training)
 
     @property
     def name(self) -> str:

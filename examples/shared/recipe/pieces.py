@@ -34,23 +34,22 @@ def gather(folder: Path, files: Sequence[Path], *, most: int) -> dict[str, Any]:
     if len(set(names)) < len(names):
         raise ValueError(f"files are told apart by their names, and two of these have one: {', '.join(sorted(names))}.")
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / INDEX).unlink(missing_ok=True)
+    before = read_json(folder / INDEX, ValueError) if (folder / INDEX).exists() else {}
     index: dict[str, Any] = {}
     for file in files:
+        size, cut = file.stat().st_size, []
+        for part in range(max(1, -(-size // most))):
+            cut.append(file.name if size <= most else f"{file.name}.part-{part:03d}")
+        index[file.name] = {"bytes": size, "sha256": _digest([file]), "pieces": cut}
+        if before.get(file.name) == index[file.name] and all((folder / piece).exists() for piece in cut):
+            continue  # large ones are copied once
+        with file.open("rb") as whole:
+            for piece in cut:
+                with replacing(folder / piece) as partial:
+                    partial.write_bytes(whole.read(most))
         for old in (folder / file.name, *folder.glob(f"{file.name}.part-*")):
-            old.unlink(missing_ok=True)
-        size = file.stat().st_size
-        if size <= most:
-            shutil.copyfile(file, folder / file.name)
-            pieces = [file.name]
-        else:
-            pieces = []
-            with file.open("rb") as whole:
-                while chunk := whole.read(most):
-                    pieces.append(f"{file.name}.part-{len(pieces):03d}")
-                    with replacing(folder / pieces[-1]) as partial:
-                        partial.write_bytes(chunk)
-        index[file.name] = {"bytes": size, "sha256": _digest([file]), "pieces": pieces}
+            if old.name not in cut:
+                old.unlink(missing_ok=True)
     write_json(folder / INDEX, index)
     return index
 
