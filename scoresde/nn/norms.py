@@ -58,8 +58,13 @@ def untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
     Not so where it has been replaced by another kind, or somebody looks on or steps in by a hook or a ``forward`` of
     its own, as adapters, quantisers, pruning and offloading do.
     """
-    hooks = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    return type(module) is kind and not hooks and "forward" not in module.__dict__ and not _hooks_of_all()
+    if type(module) is not kind or _hooks_of_all():
+        return False
+    own = module.__dict__
+    return not any(own.get(name) for name in _STEPS_IN)
+
+
+_STEPS_IN = ("forward", "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def _hooks_of_all() -> bool:
