@@ -18,6 +18,7 @@ from torch import Tensor
 
 from scoresde import checks
 from scoresde.checks.lasting import outlasting, without_graph
+from scoresde.checks.later import answering
 from scoresde.models.score import Score, check_score
 from scoresde.noise import Noise, chosen_noise
 from scoresde.reverse import Reverse
@@ -28,6 +29,7 @@ from scoresde.solvers.defaults import chosen_grid, chosen_solver, prior_draw
 from scoresde.solvers.fitted import Fitted
 
 
+@answering()
 def sample(
     score: Score,
     shape: tuple[int, ...],

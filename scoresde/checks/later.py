@@ -6,6 +6,8 @@ for the host. On the CPU nothing waits, and whatever is asked is answered at onc
     with answering():                                   # a run: what was asked inside is read at its end, together
         later(lost.any(), lambda: warn_user("..."))     # on the CPU at once
 
+    kept = of_this_run()                                # a dict that lasts as long as the outermost run; else None
+
     running = Lagging()
     while running.any(flags):                           # of a device the answer of the question before
         ...
@@ -16,11 +18,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from scoresde.checks.tensors import readable
+from scoresde.checks.tensors import hidden, readable
 
 _MOST = 4096
 """Questions after which a long run does wait once, so that what it holds does not grow."""
@@ -29,16 +32,26 @@ Waiting = list[tuple[Tensor, Callable[[], None]]]
 
 _asked: ContextVar[Waiting | None] = ContextVar("what is to be read at the end of this run", default=None)
 
+_kept: ContextVar[dict[Any, Any] | None] = ContextVar("what is kept as long as this run", default=None)
+
+
+def of_this_run() -> dict[Any, Any] | None:
+    """What is kept until the outermost run of this thread has ended; None outside of runs."""
+    return _kept.get()
+
 
 def later(bad: Tensor, then: Callable[[], None]) -> None:
     """Call ``then``, which warns or raises, if ``bad``, a bool (): at once on the CPU, else when the run has ended.
 
-    Outside of :func:`answering` it is read at once, wherever it is.
+    Outside of :func:`answering` it is read at once, wherever it is; under ``torch.vmap`` and ``torch.compile``, where
+    nothing can be read, not at all.
     """
     waiting = _asked.get()
     if waiting is None or readable(bad):
-        if not torch.compiler.is_compiling() and bool(bad):
+        if not hidden(bad) and bool(bad):
             then()
+        return
+    if hidden(bad):
         return
     waiting.append((bad.detach(), then))
     if len(waiting) >= _MOST:
@@ -52,11 +65,13 @@ def answering() -> Iterator[None]:
     Of runs inside one another each answers for itself, so that what an inner one raises comes out of it.
     """
     waiting: Waiting = []
-    token = _asked.set(waiting)
+    token, outermost = _asked.set(waiting), None if _kept.get() is not None else _kept.set({})
     try:
         yield
     finally:
         _asked.reset(token)
+        if outermost is not None:
+            _kept.reset(outermost)
     _answer(waiting)
 
 

@@ -25,13 +25,18 @@ _functorch = torch._C._functorch
 
 def readable(x: Tensor) -> bool:
     """Whether the values of ``x`` can be looked at without stalling a device or breaking a transform."""
-    if torch.compiler.is_compiling() or not x.is_cpu:
-        return False
+    return not torch.compiler.is_compiling() and x.is_cpu and not hidden(x)
+
+
+def hidden(x: Tensor) -> bool:
+    """Whether nobody may look at the values of ``x``, wherever they are: they are traced, or many at once."""
+    if torch.compiler.is_compiling():
+        return True
     while _functorch.is_functorch_wrapped_tensor(x):  # vmap may sit below a derivative
         if _functorch.is_batchedtensor(x):
-            return False
+            return True
         x = _functorch.get_unwrapped(x)
-    return True
+    return False
 
 
 def single(x: Tensor) -> float | None:

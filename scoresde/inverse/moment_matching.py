@@ -132,6 +132,7 @@ class MomentMatching(LikelihoodScore):
         total = covariance_of(images.to(wide)) + variance * torch.eye(m, dtype=wide, device=x.device)
         lower, failed = torch.linalg.cholesky_ex(total)
         later((failed != 0).any(), _refuse)
+        lower = lower.masked_fill((failed != 0)[:, None, None], math.nan)  # half a factor looks like one
         whitened = torch.cholesky_solve(residual.to(wide)[..., None], lower)[..., 0]
         log_det = 2 * lower.diagonal(dim1=1, dim2=2).log().sum(1)
         log_psi = -0.5 * ((residual * whitened).sum(1) + log_det + m * math.log(2 * math.pi))

@@ -91,14 +91,15 @@ class Replays:
     """A function of tensors whose work is recorded for each kind of call, and then replayed.
 
     A kind is the shapes, dtypes, devices and memory formats of all tensors among the arguments, every other argument,
-    autocast, and where the parameters lie: what is in their memory may change. A call in which a gradient may be
+    autocast, and of the network its modules, their modes, and where the parameters lie: what is in their memory may
+    change. Other attributes of a module are as they were when it was recorded. A call in which a gradient may be
     wanted, or with a tensor that is not on ``device``, runs as ever. Answers are copies.
 
     Args:
         function: called with tensors, numbers, texts and None, in tuples, lists and mappings by name.
         device: where its work is done.
         record: what records it.
-        parameters: what it reads beside its arguments.
+        network: whose parameters and buffers it reads beside its arguments.
         most: how many kinds are kept; of more the one that was not used for longest is forgotten.
 
     Attributes:
@@ -112,21 +113,22 @@ class Replays:
         device: torch.device,
         record: Recorder,
         *,
-        parameters: Sequence[Tensor] = (),
+        network: nn.Module | None = None,
         most: int = 8,
     ) -> None:
         self.function, self.device, self.record = function, device, record
-        self.parameters, self.most = tuple(parameters), checks.count(most, name="most")
+        self.network, self.most = network, checks.count(most, name="most")
         self.recorded = self.replayed = 0
         self._kinds: OrderedDict[Any, _Recorded] = OrderedDict()
         self._lock = threading.RLock()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         given = _tensors((args, kwargs))
-        if not self._may(given):
+        state, held = _read_by(self.network)
+        if not self._may(given, held):
             return self.function(*args, **kwargs)
         with self._lock:
-            kind = self._kind(args, kwargs)
+            kind = self._autocast(), state, _key((args, kwargs))
             if kind not in self._kinds:
                 self._kinds[kind] = _Recorded(self.function, args, kwargs, self.record, self._uncached)
                 self.recorded += 1
@@ -136,9 +138,9 @@ class Replays:
             self.replayed += 1
             return self._kinds[kind](given)
 
-    def _may(self, given: Sequence[Tensor]) -> bool:
+    def _may(self, given: Sequence[Tensor], held: Sequence[Tensor]) -> bool:
         """Whether a recording can answer: no gradient, no transform, and all tensors where the work is."""
-        grad = torch.is_grad_enabled() and any(one.requires_grad for one in (*given, *self.parameters))
+        grad = torch.is_grad_enabled() and any(one.requires_grad for one in (*given, *held))
         return not grad and all(one.device == self.device and not checks.transformed(one) for one in given)
 
     def _uncached(self) -> AbstractContextManager[Any]:
@@ -148,10 +150,26 @@ class Replays:
             return nullcontext()
         return torch.autocast(place, torch.get_autocast_dtype(place), cache_enabled=False)
 
-    def _kind(self, args: Any, kwargs: Any) -> Any:
+    def _autocast(self) -> torch.dtype | None:
         place = self.device.type
-        cast = torch.get_autocast_dtype(place) if torch.is_autocast_enabled(place) else None
-        return cast, tuple(one.data_ptr() for one in self.parameters), _key((args, kwargs))
+        return torch.get_autocast_dtype(place) if torch.is_autocast_enabled(place) else None
+
+
+def _read_by(network: nn.Module | None) -> tuple[Any, list[Tensor]]:
+    """What a recording of a network rests on, and the tensors that it reads, as they are now."""
+    held: list[Tensor] = []
+    modes: list[Any] = []
+    known = {} if network is None else {id(network): network}
+    waiting = list(known.values())
+    for module in waiting:  # asked at every call: torch's own walk takes four times as long
+        own = vars(module)
+        modes += (id(module), own["training"])
+        held += [one for kind in ("_parameters", "_buffers") for one in own[kind].values() if one is not None]
+        for one in own["_modules"].values():
+            if one is not None and id(one) not in known:
+                known[id(one)] = one
+                waiting.append(one)
+    return (*modes, *(one.data_ptr() for one in held)), held
 
 
 @contextmanager
@@ -160,7 +178,9 @@ def captured(*scores: object, most: int = 8) -> Iterator[None]:
 
     The first call of a shape costs four evaluations, and a graph holds the memory of one. Calls that gradients are
     taken of (classifier guidance, posteriors by backward passes, training) run as ever. A network must not read numbers
-    back, nor go other ways by them: torch refuses to capture one that does. Weights may change in place.
+    back, nor go other ways by them: torch refuses to capture one that does. Weights may change in place; with
+    other weights, modules or modes (``train``, ``eval``) a network is recorded anew. Threads may share
+    it on one stream.
 
     Where the network compiles, ``model.net.compile(mode="reduce-overhead")`` also fuses its kernels, and is faster
     once a minute of compiling is paid; this costs no compiling, and its numbers are those of the network as it is.
@@ -191,7 +211,7 @@ def replaying(network: nn.Module, record: Recorder, *, most: int = 8) -> Iterato
     """Inside, calls of this module are replays by ``record``; for recorders of other devices than CUDA."""
     held = [*network.parameters(), *network.buffers()]
     device = held[0].device if held else torch.device("cpu")
-    replays = Replays(network.forward, device, record, parameters=held, most=most)
+    replays = Replays(network.forward, device, record, network=network, most=most)
     before = vars(network).get("forward")
     vars(network)["forward"] = replays
     try:

@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 from scoresde import checks
 from scoresde.nn.attention import Context, CrossAttention, SelfAttention, group_norm, maps_are_edited
 from scoresde.nn.network import check_dropout
-from scoresde.nn.norms import group_normed
+from scoresde.nn.norms import group_normed, untouched
 
 Conditioning = Literal["add", "adaptive"]
 
@@ -114,18 +114,19 @@ class ResidualBlock(nn.Module):
 def told_to_all(blocks: Sequence[ResidualBlock], embedding: Tensor) -> list[Tensor | None]:
     """What the embedding (B, E) tells each block, all in one matrix product; None: the block is to ask for itself.
 
-    That is where a map has been replaced, or its weights are not all here but with other processes.
+    That is where a map has been replaced, somebody looks on, or its weights are not all here but with other processes.
     """
     maps = [block.condition for block in blocks]
-    if not all(map(_whole, maps)):
+    if not all(map(_whole, maps)) or len({(one.weight.dtype, one.weight.device) for one in maps}) > 1:
         return [None] * len(maps)
     weight, bias = torch.cat([one.weight for one in maps]), torch.cat([one.bias for one in maps])
     return list(F.linear(embedding, weight, bias).split([one.out_features for one in maps], dim=1))
 
 
 def _whole(linear: nn.Module) -> bool:
-    plain = type(linear) is nn.Linear and type(linear.weight) is nn.Parameter
-    return plain and linear.weight.shape == (linear.out_features, linear.in_features)
+    if not isinstance(linear, nn.Linear) or not untouched(linear, nn.Linear) or type(linear.weight) is not nn.Parameter:
+        return False
+    return linear.bias is not None and linear.weight.shape == (linear.out_features, linear.in_features)
 
 
 class ResidualStage(nn.Module):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch._C import _functorch
 from torch.autograd import forward_ad
 from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
 
 SMALL = 2**19
 """Elements of a feature map that stays in a core's cache, on the CPU."""
@@ -43,12 +44,32 @@ def group_normed(
         shift: t (B, C), with scale.
         silu: answer silu(y).
     """
-    if x.device.type == "cpu" and x.numel() < SMALL and not _forwards():
+    if (x.device.type == "cpu" and x.numel() < SMALL and not _forwards()) or not untouched(norm, nn.GroupNorm):
         return _plain(norm, x, scale, shift, silu)
     inputs = (x, norm.weight, norm.bias, scale, shift)
     if torch.compiler.is_compiling() or _forwards() or not torch.is_grad_enabled() or any(map(_wrapped, inputs)):
         return _composed(*inputs, norm.num_groups, norm.eps, silu)
     return _Normalised.apply(*inputs, norm.num_groups, norm.eps, silu)
+
+
+def untouched(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a call of ``module`` does what its class says and nothing else, so that another kernel may do it.
+
+    Not so where it has been replaced by another kind, or somebody looks on or steps in by a hook or a ``forward`` of
+    its own, as adapters, quantisers, pruning and offloading do.
+    """
+    if type(module) is not kind or _hooks_of_all():
+        return False
+    own = module.__dict__
+    return not any(own.get(name) for name in _STEPS_IN)
+
+
+_STEPS_IN = ("forward", "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def _hooks_of_all() -> bool:
+    """Whether there are hooks for every module, as profilers register."""
+    return not torch.compiler.is_compiling() and bool(_has_any_global_hook())
 
 
 def _plain(norm: nn.GroupNorm, x: Tensor, scale: Tensor | None, shift: Tensor | None, silu: bool) -> Tensor:
@@ -96,9 +117,11 @@ class _Normalised(torch.autograd.Function):
     def backward(ctx: Any, given: Tensor) -> Any:
         *inputs, mean, root = ctx.saved_tensors
         if torch.is_grad_enabled():  # a derivative of this derivative is wanted
-            wanted = [value for value in inputs if value is not None and value.requires_grad]
-            found = iter(torch.autograd.grad(_composed(*inputs, *ctx.options), wanted, given, create_graph=True))
-            grads = [None if value is None or not value.requires_grad else next(found) for value in inputs]
+            # by views: one of the inputs may have been made from another, and ways between them are not this norm's
+            views: Any = [None if value is None else value.view_as(value) for value in inputs]
+            wanted = [value for value in views if value is not None and value.requires_grad]
+            found = iter(torch.autograd.grad(_composed(*views, *ctx.options), wanted, given, create_graph=True))
+            grads = [None if value is None or not value.requires_grad else next(found) for value in views]
         else:
             grads = _gradients(given, tuple(inputs), mean, root, *ctx.options)
         return (*grads, None, None, None)

@@ -166,6 +166,25 @@ def test_autocast_and_moved_parameters_are_other_kinds() -> None:
         assert not torch.equal(plain, net(x))
 
 
+def test_modes_and_replaced_parts_are_other_kinds() -> None:
+    """Dropout of one mode is not replayed in the other, nor weights that the network no longer has."""
+    net, tape, x = nn.Sequential(nn.Linear(2, 2), nn.Dropout(1.0)), Tape(), torch.ones(3, 2)
+    with replaying(net, tape), torch.no_grad():
+        assert not net.train()(x).any() and tape.recordings == 1
+        assert net.eval()(x).any() and tape.recordings == 2
+        assert not net.train()(x).any() and tape.recordings == 2
+        net.eval()[0].weight = nn.Parameter(torch.eye(2))
+        net[0].load_state_dict({"weight": torch.eye(2), "bias": torch.zeros(2)}, assign=True)
+        assert torch.equal(net(x), x) and tape.recordings == 3
+        net[0] = nn.Identity()
+        assert torch.equal(net(x), x) and tape.recordings == 4
+    net[0] = nn.Linear(2, 2).requires_grad_(False)
+    with replaying(net, tape) as replays:
+        net[0].requires_grad_()  # a gradient is wanted from now on
+        net(x).sum().backward()
+        assert net[0].weight.grad is not None and replays.replayed == 0
+
+
 def test_the_oldest_kind_is_forgotten() -> None:
     tape = Tape()
     replays = Replays(doubled, CPU, tape, most=2)

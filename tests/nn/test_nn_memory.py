@@ -164,6 +164,79 @@ def test_all_blocks_are_told_in_one_product() -> None:
     assert products.count == 2 + len(blocks)
 
 
+def _hooked(module: nn.Module, seen: list[nn.Module]) -> None:
+    module.register_forward_hook(lambda one, *_: seen.append(one))
+
+
+def _hooked_before(module: nn.Module, seen: list[nn.Module]) -> None:
+    module.register_forward_pre_hook(lambda one, *_: seen.append(one))
+
+
+def _hooked_backwards(module: nn.Module, seen: list[nn.Module]) -> None:
+    module.register_full_backward_hook(lambda one, *_: seen.append(one))
+
+
+def _patched(module: nn.Module, seen: list[nn.Module]) -> None:
+    own = module.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        seen.append(module)
+        return own(*args, **kwargs)
+
+    module.forward = forward  # type: ignore[method-assign]
+
+
+@pytest.mark.usefixtures("size")
+@pytest.mark.parametrize("step_in", [_hooked, _hooked_before, _hooked_backwards, _patched])
+def test_who_looks_on_or_steps_in_sees_every_layer(step_in: Callable[[nn.Module, list[nn.Module]], None]) -> None:
+    """Adapters, quantisers and offloading hook layers, or replace their forward: no faster way goes round them."""
+    net, given = awake(unet(**CAPTIONED)), {"text": torch.tensor([[1, 2, 0], [0, 0, 0], [3, 4, 1]])}
+    x, c = randn(BATCH, 2, 8, 8).requires_grad_(), torch.linspace(-1, 1, BATCH).double()
+    plain = net(x, c, **given)
+    seen: list[nn.Module] = []
+    layers = [one for one in net.modules() if isinstance(one, (nn.Linear, nn.Conv2d, nn.GroupNorm))]
+    for layer in layers:
+        step_in(layer, seen)
+    out = net(x, c, **given)
+    torch.testing.assert_close(out, plain, **SAME)
+    out.sum().backward()
+    assert {id(one) for one in layers} == {id(one) for one in seen}
+
+
+def test_hooks_of_all_modules_see_every_layer() -> None:
+    net, seen = awake(unet(attention_levels=(0,))), set[int]()
+    handle = nn.modules.module.register_module_forward_hook(lambda one, *_: seen.add(id(one)))
+    try:
+        net(randn(BATCH, 2, 8, 8), torch.zeros(BATCH).double())
+    finally:
+        handle.remove()
+    assert {id(one) for one in net.modules() if isinstance(one, (nn.Linear, nn.GroupNorm))} <= seen
+
+
+@pytest.mark.usefixtures("size")
+@pytest.mark.parametrize("other", [nn.Identity(), nn.BatchNorm2d(8).double()])
+def test_norms_and_maps_may_be_replaced(other: nn.Module) -> None:
+    """By layers of another kind, and by a linear map without an offset."""
+    net = awake(unet(attention_levels=(0,)))
+    x, c = randn(BATCH, 2, 8, 8), torch.linspace(-1, 1, BATCH).double()
+    block = net.encoder.levels[0][0].block
+    block.norm1 = other
+    called: list[int] = []
+    other.register_forward_hook(lambda *_: called.append(1))
+    plain = net(x, c)
+    assert called
+    old = block.condition
+    block.condition = nn.Linear(old.in_features, old.out_features, bias=False).double()
+    with torch.no_grad():
+        block.condition.weight.copy_(old.weight)
+    without = net(x, c)
+    with torch.no_grad():
+        old.bias.zero_()
+    block.condition = old
+    torch.testing.assert_close(net(x, c), without, **SAME)
+    assert not torch.allclose(plain, without)
+
+
 def test_the_classifier_is_told_in_one_product() -> None:
     net = NoiseClassifier(2, 4, width=8, blocks=2, attention_levels=())
     with Products() as products, torch.no_grad():

@@ -121,6 +121,24 @@ def test_derivatives_beyond_the_first_and_forwards(form: str, told: bool) -> Non
         torch.testing.assert_close(forward_ad.unpack_dual(dual).tangent, wanted, **SAME)
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_inputs_that_depend_on_one_another(again: bool) -> None:
+    """Gradients that are differentiated again are the same numbers: ways between the inputs are counted once.
+
+    As where a network is applied to its own answer, so that x depends on this norm's weights, in a run of a solver.
+    """
+    norm, plain, (scale, _) = case((2, 8, 4, 5), True, True)
+
+    def grads(call: Any) -> tuple[Tensor, ...]:
+        x = call(norm, plain * scale[..., None, None], scale, scale.sin(), True)
+        y = call(norm, x, scale.cos(), scale, True)
+        return torch.autograd.grad(y.square().sum(), [scale, *norm.parameters()], create_graph=again)
+
+    found = grads(lambda norm, x, scale, shift, silu: group_normed(norm, x, scale, shift, silu=silu))
+    for one, other in zip(found, grads(equation), strict=True):
+        torch.testing.assert_close(one, other, **SAME)
+
+
 def test_vmap_is_a_loop() -> None:
     norm, _, _ = case((1, 4, 2, 3), True, False)
     x, scale, shift = randn(5, 2, 4, 2, 3), randn(5, 2, 4, seed=1), randn(5, 2, 4, seed=2)
