@@ -169,7 +169,8 @@ def test_a_coupling_of_ones_own_is_asked_for_conditions_and_all_draws() -> None:
     data = from_tensors(numbers(1100, 2), torch.arange(1100) % 2, scaling=Scaling(0.0, 1.0))
     one, other = held(model, data, coupling=coupling, batch_size=300), held(model, data, batch_size=300)
     assert torch.equal(one.evaluate().training, other.evaluate().training)
-    assert seen == [(275, ("label",))] * 8  # four groups of about a step's samples, for levels and for times
+    # 1100 draws for levels and as many for times, in groups of a step's samples
+    assert sorted(seen) == [(200, ("label",))] * 2 + [(300, ("label",))] * 6
 
 
 def test_of_the_other_units_the_curve_tells_the_same() -> None:
