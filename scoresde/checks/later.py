@@ -36,8 +36,8 @@ _kept: ContextVar[dict[Any, Any] | None] = ContextVar("what is kept as long as t
 
 
 def of_this_run() -> dict[Any, Any] | None:
-    """What is kept until the outermost run of this thread has ended; None outside of runs."""
-    return _kept.get()
+    """What is kept until the outermost run of this thread has ended; None outside of runs, and in traced code."""
+    return None if torch.compiler.is_compiling() else _kept.get()
 
 
 def later(bad: Tensor, then: Callable[[], None]) -> None:
@@ -46,12 +46,12 @@ def later(bad: Tensor, then: Callable[[], None]) -> None:
     Outside of :func:`answering` it is read at once, wherever it is; under ``torch.vmap`` and ``torch.compile``, where
     nothing can be read, not at all.
     """
+    if hidden(bad):
+        return
     waiting = _asked.get()
     if waiting is None or readable(bad):
-        if not hidden(bad) and bool(bad):
+        if bool(bad):
             then()
-        return
-    if hidden(bad):
         return
     waiting.append((bad.detach(), then))
     if len(waiting) >= _MOST:

@@ -241,7 +241,7 @@ def _averages(ema: EMA | Sequence[EMA] | None) -> dict[str, EMA]:
     """The averages to be saved, by file."""
     if ema is None:
         return {}
-    several = list(ema) if isinstance(ema, Sequence) else [ema]
+    several = list(ema) if isinstance(ema, Sequence) and not isinstance(ema, str) else [ema]
     for one in several:
         checks.instance(one, EMA, name="ema", hint="Or a list of them.")
     if len(several) > MOST_AVERAGES:

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
 
 
 def launched(count: int, *command: str, fails: bool = False) -> list[str]:
@@ -37,3 +43,16 @@ def launched(count: int, *command: str, fails: bool = False) -> list[str]:
             child.kill()
     assert all((child.returncode != 0) == fails for child in children), said
     return said
+
+
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Path:
+    """A folder that ``make`` has filled, the same for all workers of pytest-xdist: the first to come makes it."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "made").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+            make(folder)
+            (folder / "made").touch()
+    return folder

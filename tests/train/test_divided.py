@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
-from launch import launched
+from launch import launched, made_once
 from test_processes import (
     CLASSES,
     Net,
@@ -369,14 +369,16 @@ def compiled(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("divided")
+    return made_once(tmp_path_factory, "divided", of_two_processes)
+
+
+def of_two_processes(made: Path) -> None:
     for step in (run := train(wide(), points(), folder=made / "of one", **OPTIONS)):
         if step.step == 2:
             run.save()
             break
     run.close()
     launched(2, __file__, str(made))
-    return made
 
 
 @pytest.fixture(scope="module")

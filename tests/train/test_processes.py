@@ -16,7 +16,7 @@ from typing import Any
 import datasets
 import pytest
 import torch
-from launch import launched
+from launch import launched, made_once
 from test_train import CLASSES, Plain, classifier, levels, mlp, points
 from torch import Tensor, nn
 from torch.nn.utils import weight_norm
@@ -490,8 +490,7 @@ class WithBatchNorm(nn.Module):
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """What each of two processes met."""
-    folder = tmp_path_factory.mktemp("two")
-    launched(2, __file__, str(folder))
+    folder = made_once(tmp_path_factory, "two", lambda made: launched(2, __file__, str(made)))
     read = [[torch.load(folder / f"{name}{rank}.pt") for rank in (0, 1)] for name in ("", "found-")]
     return read[0], read[1]
 
