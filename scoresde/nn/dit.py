@@ -80,7 +80,7 @@ class DiTBlock(nn.Module):
 class DiT(ConditionalNetwork):
     """Diffusion transformer for events (B, channels, *spatial) of 1, 2 or 3 spatial axes of any sizes.
 
-    Patches of x become tokens by a linear map, `DiTBlock`s let each look at all, and a last adaptive layer norm and
+    Patches of x become tokens by a linear map, each `DiTBlock` lets all look at all, and a last adaptive norm and
     linear map, which start at zero, make patches of the output of them (Peebles and Xie 2022, arXiv:2212.09748). Sizes
     that are no multiple of the patch are filled up with zeros, and the output is cut again. Positions are sines and
     cosines of the number of a patch along each axis, computed and so there for sizes that it was not trained on, too;

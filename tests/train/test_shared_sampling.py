@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from launch import made_once
 from torch import Tensor
 
 from scoresde.cli.main import main as command
@@ -118,7 +119,10 @@ def sampling(folder: Path, name: str) -> list[str]:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What each of two processes answered: 0.pt and 1.pt; and what `scoresde sample` wrote, in many."""
-    folder = tmp_path_factory.mktemp("sharded")
+    return made_once(tmp_path_factory, "sharded", by_two_processes)
+
+
+def by_two_processes(folder: Path) -> None:
     dataset = from_tensors(torch.zeros(3, 2), torch.arange(3), scaling=Scaling(0.0, 1.0))
     save(folder / "model", model(), step=1, dataset=dataset)
     with socket.socket() as free:
@@ -143,7 +147,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             child.kill()
     assert [child.returncode for child in children] == [0, 0], said
     assert "7 samples" in said[0][0] and said[1][0] == ""  # the main process alone talks
-    return folder
 
 
 @pytest.mark.parametrize("name", CASES)
