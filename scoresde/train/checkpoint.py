@@ -19,10 +19,9 @@ What is in the folder of a run::
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +49,6 @@ from scoresde.train.contents import (
     describe_data,
     ill_fitting,
     misplaced,
-    number_in,
     parts,
     read_layout_of,
     read_tensors,
@@ -71,8 +69,8 @@ from scoresde.train.describe import (
 from scoresde.train.ema import EMA, PowerEMA
 from scoresde.train.folder import CheckpointError, Writer
 from scoresde.train.optimizer import Optimizer, trained_parameters
-from scoresde.train.owner import claimed
-from scoresde.train.tensors import all_finite, check_equal, check_finite, writer
+from scoresde.train.tensors import all_finite, check_equal
+from scoresde.train.writing import Content, write_whole
 
 
 def save(
@@ -130,23 +128,8 @@ def save(
     )
 
 
-class TensorWriter(Protocol):
-    """What writes a checkpoint: of tensors by file and name, and other files; its folder."""
-
-    def __call__(
-        self,
-        folder: Path,
-        step: int,
-        config: Mapping[str, Any],
-        tensors: Mapping[str, Mapping[str, Tensor]],
-        others: Mapping[str, Writer],
-        keep: int,
-        spare: Collection[str],
-    ) -> Path: ...
-
-
 def save_by(
-    write: TensorWriter,
+    write: Callable[[Path, Content], Path],
     folder: PathName,
     model: ScoreModel | ClassifierModel,
     *,
@@ -193,48 +176,7 @@ def save_by(
             file: {"width": one.width} if isinstance(one, PowerEMA) else {"decay": one.decay}
             for file, one in averages.items()
         }
-    return write(folder, step, config, tensors, others, keep, spare)
-
-
-def write_whole(
-    folder: Path,
-    step: int,
-    config: Mapping[str, Any],
-    tensors: Mapping[str, Mapping[str, Tensor]],
-    others: Mapping[str, Writer],
-    keep: int,
-    spare: Collection[str] = (),
-) -> Path:
-    """Write all of a checkpoint, one file for each set of tensors, then remove all but the last ``keep``.
-
-    Raises:
-        CheckpointError, FloatingPointError: as of ``save``.
-    """
-    for file, values in tensors.items():
-        check_finite(values, number_in(file), f"after step {step}")
-    files = {name: writer(values) for name, values in tensors.items()}
-    folders.prepare(folder)
-    with claimed(folder):
-        folders.sweep(folder)
-        with told_of_writing(folder, step):
-            path = folders.write(folder, step, config, {**files, **others})
-            folders.prune(folder, keep, path, spare)
-    return path
-
-
-@contextmanager
-def told_of_writing(folder: Path, step: int) -> Iterator[None]:
-    """Inside, what the system cannot write is a CheckpointError.
-
-    Raises:
-        CheckpointError: an OSError was met.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise CheckpointError(
-            f"could not write the checkpoint of step {step} into {folder}: {error}. Earlier checkpoints are intact."
-        ) from error
+    return write(folder, Content(step, config, tensors, others, keep, spare))
 
 
 def _averages(ema: EMA | Sequence[EMA] | None) -> dict[str, EMA]:

@@ -17,23 +17,23 @@ optimizer and the averages, as with any tensors::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from scoresde.train import checkpoint, contents
+from scoresde.train import contents
 from scoresde.train.contents import Description
 from scoresde.train.describe import Model
 from scoresde.train.ema import EMA, ema_model
-from scoresde.train.folder import Writer
 from scoresde.train.objective import Objective
 from scoresde.train.optimizer import Optimizer
 from scoresde.train.options import TrainOptions
 from scoresde.train.processes import Made, Processes
 from scoresde.train.sums import Sums
+from scoresde.train.writing import Content, write_whole
 
 
 class Placement:
@@ -120,18 +120,9 @@ class Placement:
         """These tensors on the main process, put together where they are divided; all call it."""
         return tensors
 
-    def write(
-        self,
-        folder: Path,
-        step: int,
-        config: Mapping[str, Any],
-        tensors: Mapping[str, Mapping[str, Tensor]],
-        others: Mapping[str, Writer],
-        keep: int,
-        spare: Collection[str],
-    ) -> Path:
-        """Write a checkpoint of these tensors and other files, by file; its folder."""
-        return checkpoint.write_whole(folder, step, config, tensors, others, keep, spare)
+    def write(self, folder: Path, content: Content) -> Path:
+        """Write a checkpoint; its folder."""
+        return write_whole(folder, content)
 
     def read(self, description: Description, name: str, model: nn.Module) -> dict[str, Tensor]:
         """The tensors of a file of averages or of an optimizer's state, held as those of the model are."""

@@ -5,24 +5,25 @@ place of ``model.safetensors``, and likewise for averages and the optimizer's st
 as published models have it. config.json lists all with size and hash, and the folder gets its name when all are there.
 Any number of processes, and one without the others, goes on from it: the files do not tell how weights were divided::
 
-    write_parts(processes, folder, step, config, tensors, others, keep)         # on all processes
+    write_parts(processes, folder, content)                         # on all processes
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from scoresde.train import checkpoint, contents
+from scoresde.train import contents
 from scoresde.train import folder as folders
-from scoresde.train.folder import Draft, Writer
+from scoresde.train.folder import Draft
 from scoresde.train.owner import claimed
 from scoresde.train.processes import Processes
-from scoresde.train.tensors import check_finite, joined, writer
+from scoresde.train.tensors import joined, writer
+from scoresde.train.writing import Content, told_of_writing
 
 
 def rows_held(length: int, processes: Processes) -> slice:
@@ -32,26 +33,14 @@ def rows_held(length: int, processes: Processes) -> slice:
     return slice(start, min(start + each, length))
 
 
-def write_parts(
-    processes: Processes,
-    folder: Path,
-    step: int,
-    config: Mapping[str, Any],
-    tensors: Mapping[str, Mapping[str, Tensor]],
-    others: Mapping[str, Writer],
-    keep: int,
-    spare: Collection[str],
-) -> Path:
-    """Write a checkpoint together, then remove all but the last ``keep``; all processes call it.
+def write_parts(processes: Processes, folder: Path, content: Content) -> Path:
+    """Write a checkpoint together, then remove all but the last ones; all processes call it.
 
     Args:
         processes: that hold the tensors.
         folder: of the run, the same for all.
-        step, config: as for ``folder.write``.
-        tensors: by file, then by name: whole, the same on all processes, or divided among them.
-        others: a function for each other file, which the main process calls.
-        keep: how many checkpoints to leave.
-        spare: names of checkpoints that are left besides.
+        content: of the checkpoint; its tensors are whole, the same on all processes, or divided among them. The main
+            process writes the other files.
 
     Returns:
         The checkpoint's folder.
@@ -65,27 +54,27 @@ def write_parts(
     def begin() -> str:
         nonlocal draft
         folders.prepare(folder)
-        with claimed(folder), checkpoint.told_of_writing(folder, step):
+        with claimed(folder), told_of_writing(folder, content.step):
             folders.sweep(folder)
-            draft = Draft(folder, step)
+            draft = Draft(folder, content.step)
         return str(draft.path)
 
     def finish() -> Path:
         assert draft is not None
-        with claimed(folder), checkpoint.told_of_writing(folder, step):
-            listed.update(folders.written_files(draft.path, others))
-            path = draft.finish(config, listed)
-            folders.prune(folder, keep, path, spare)
+        with claimed(folder), told_of_writing(folder, content.step):
+            listed.update(folders.written_files(draft.path, content.others))
+            path = draft.finish(content.config, listed)
+            folders.prune(folder, content.keep, path, content.spare)
         return path
 
     place = Path(processes.from_main(begin))
     try:
         mine: dict[str, Any] = {}
-        for file, values in tensors.items():
+        for file, values in content.tensors.items():
             name = contents.part_name(file, processes.rank, processes.count)
             share = _share(values, processes)
-            with processes.together(), checkpoint.told_of_writing(folder, step):
-                check_finite(share, contents.number_in(file), f"after step {step}")
+            with processes.together(), told_of_writing(folder, content.step):
+                content.check(file, share)
                 mine.update(folders.written_files(place, {name: writer(share, apart=True)}))
             del share
         listed = {name: one for some in processes.gathered(mine) for name, one in some.items()}

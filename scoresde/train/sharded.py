@@ -15,7 +15,7 @@ its reason where the others find it, and raises at once. Theirs end when it is g
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -31,7 +31,6 @@ from scoresde.train.contents import Description
 from scoresde.train.copying import copied
 from scoresde.train.describe import Model
 from scoresde.train.ema import EMA
-from scoresde.train.folder import Writer
 from scoresde.train.objective import Objective
 from scoresde.train.optimizer import Optimizer
 from scoresde.train.option_checks import Sharding
@@ -41,6 +40,7 @@ from scoresde.train.processes import Made, Processes
 from scoresde.train.shard_files import rows_held, write_parts
 from scoresde.train.sums import Sums
 from scoresde.train.tensors import joined, local_part
+from scoresde.train.writing import Content
 
 SMALLEST_UNIT = 10_000
 """Numbers in the weights of a block that is gathered on its own; smaller ones go with the rest of the network."""
@@ -265,17 +265,8 @@ class Sharded(Placement):
                 found[name] = full.detach().cpu()
         return found
 
-    def write(
-        self,
-        folder: Path,
-        step: int,
-        config: Mapping[str, Any],
-        tensors: Mapping[str, Mapping[str, Tensor]],
-        others: Mapping[str, Writer],
-        keep: int,
-        spare: Collection[str],
-    ) -> Path:
-        return write_parts(self.processes, folder, step, config, tensors, others, keep, spare)
+    def write(self, folder: Path, content: Content) -> Path:
+        return write_parts(self.processes, folder, content)
 
     def read(self, description: Description, name: str, model: nn.Module) -> dict[str, Tensor]:
         """The rows of this process alone are read, whatever number of processes wrote them."""
