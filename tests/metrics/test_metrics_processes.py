@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from launch import launched
 
 from scoresde.cli import evaluate
 from scoresde.metrics import RunningMoments, frechet_of_moments
@@ -55,27 +53,7 @@ def work(folder: Path) -> None:
 def test_two_processes_are_one(tmp_path: Path) -> None:
     for seed, name in enumerate(("samples", "data", "training")):
         np.save(tmp_path / f"{name}.npy", points(seed))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    here = {**os.environ, **group, "OMP_NUM_THREADS": "1"}
-    children = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(tmp_path)],
-            env={**here, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    try:
-        said = [child.communicate(timeout=240) for child in children]
-    finally:
-        for child in children:
-            child.kill()
-    assert [child.returncode for child in children] == [0, 0], said
+    said = launched(2, __file__, str(tmp_path))
     one, other = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1))
     assert one == other
     whole = frechet_of_moments(moments(points(0)), moments(points(1)))

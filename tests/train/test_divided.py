@@ -687,7 +687,7 @@ def test_where_a_process_is_gone_the_others_end(dies: str, tmp_path: Path) -> No
     wanted = (
         "process 1 failed, and the others with it: KeyError" if dies == "exits" else "remote worker"
     )  # of the transport
-    assert wanted in said[0]
+    assert wanted in said[0].err
 
 
 def dying(how: str) -> None:

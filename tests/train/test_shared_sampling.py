@@ -4,8 +4,6 @@ by two, which are started once and go through all of it."""
 from __future__ import annotations
 
 import os
-import socket
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from launch import made_once
+from launch import launched, made_once
 from torch import Tensor
 
 from scoresde.cli.main import main as command
@@ -125,28 +123,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def by_two_processes(folder: Path) -> None:
     dataset = from_tensors(torch.zeros(3, 2), torch.arange(3), scaling=Scaling(0.0, 1.0))
     save(folder / "model", model(), step=1, dataset=dataset)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
-    here = {**os.environ, **group, "OMP_NUM_THREADS": "1"}
-    children = [
-        subprocess.Popen(
-            [sys.executable, __file__, str(folder)],
-            env={**here, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
-    try:
-        said = [child.communicate(timeout=240) for child in children]
-    finally:
-        for child in children:
-            child.kill()
-    assert [child.returncode for child in children] == [0, 0], said
-    assert "7 samples" in said[0][0] and said[1][0] == ""  # the main process alone talks
+    said = launched(2, __file__, str(folder))
+    assert "7 samples" in said[0].out and said[1].out == ""  # the main process alone talks
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -9,13 +9,21 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from filelock import FileLock
 
 
-def launched(count: int, *command: str, fails: bool = False) -> list[str]:
-    """Run ``python command`` in each of so many processes; what they wrote to stderr, in order of rank.
+class Said(NamedTuple):
+    """What a process wrote."""
+
+    out: str
+    err: str
+
+
+def launched(count: int, *command: str, fails: bool = False) -> list[Said]:
+    """Run ``python command`` in each of so many processes; what they wrote, in order of rank.
 
     Args:
         count: of processes.
@@ -27,17 +35,20 @@ def launched(count: int, *command: str, fails: bool = False) -> list[str]:
         port = free.getsockname()[1]
     world = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count)}
     here = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **world, "OMP_NUM_THREADS": "1"}
+    # A script has its own folder on the path, and not this one.
+    here["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH"))))
     children = [
         subprocess.Popen(
             [sys.executable, *command],
             env={**here, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
         for rank in range(count)
     ]
     try:
-        said = [child.communicate(timeout=600)[1] for child in children]
+        said = [Said(*child.communicate(timeout=600)) for child in children]
     finally:
         for child in children:
             child.kill()
