@@ -47,7 +47,7 @@ from scoresde.cli.costs import in_batches
 from scoresde.cli.evaluate import rounded
 from scoresde.cli.flags import MachineFlags, as_flag, at_least
 from scoresde.cli.outputs import finish, told
-from scoresde.cli.pictures import draw_samples
+from scoresde.cli.pictures import by_class, draw_samples
 from scoresde.cli.trained import Trained, open_checkpoint
 from scoresde.data import Dataset, load
 from scoresde.files import replacing
@@ -392,11 +392,10 @@ def draw(trained: Trained, x: Tensor, labels: Tensor | None, title: str, path: P
     if labels is None or trained.classes is None:
         draw_samples(path, x[:64], trained.scaling, [], title)
         return
-    columns = [x[labels == k][:8] for k in range(len(trained.classes))]
-    height = min(map(len, columns))
+    classes = len(trained.classes)
+    height = min(8, int(labels.bincount(minlength=classes).min()))
     if height:
-        sheet = torch.stack([column[:height] for column in columns], 1).flatten(0, 1)
-        draw_samples(path, sheet, trained.scaling, list(trained.classes), title)
+        draw_samples(path, by_class(x, labels, classes, height), trained.scaling, list(trained.classes), title)
 
 
 def bits(config: Config, trained: Trained, held: Dataset, rows: Rows, end: float) -> None:
