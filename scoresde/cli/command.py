@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar
 
+from scoresde.cli.allocator import keep_freed_memory
 from scoresde.cli.config import flags_from, taken_out
 from scoresde.cli.flags import DataFlags, as_flag
 from scoresde.extras import needs
@@ -57,6 +58,7 @@ def command(
     try:
         words, file = taken_out(sys.argv[1:] if arguments is None else arguments)
         words = words if file is None else [*flags_from(file, config, words), *words]  # type: ignore[arg-type]
+        keep_freed_memory()
         main(_parsed(config, words, inspect.getdoc(inspect.getmodule(main)), prog))
     except EXPECTED as error:
         raise SystemExit(f"error: {as_flags(str(error), config)}") from error
