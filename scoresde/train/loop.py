@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from scoresde.train import checkpoint, contents
 from scoresde.train.atomic import Buffers, uninterrupted
+from scoresde.train.averages import Averages
 from scoresde.train.batches import Fetched, MapDataset
 from scoresde.train.callbacks import Callbacks
 from scoresde.train.compatibility import (
@@ -37,7 +38,6 @@ from scoresde.train.contents import Description
 from scoresde.train.convergence import HeldOutLoss, Verdict
 from scoresde.train.describe import Model
 from scoresde.train.draws import derive, is_of_ours
-from scoresde.train.ema import EMA, PowerEMA
 from scoresde.train.feeds import Data, Feed, feed_of
 from scoresde.train.folder import CheckpointError
 from scoresde.train.gradient import GlobalGradient
@@ -47,7 +47,7 @@ from scoresde.train.optimizer import Optimizer
 from scoresde.train.options import TrainOptions, differences
 from scoresde.train.own_optimizer import OwnOptimizer
 from scoresde.train.placement import Placement
-from scoresde.train.posthoc import check_power_averages, drop_snapshots, snapshot_steps, write_snapshot
+from scoresde.train.posthoc import check_power_averages
 from scoresde.train.processes import Processes
 from scoresde.train.record import Log, LossWindow, StepRecord
 from scoresde.train.run_folder import RunFolder
@@ -150,8 +150,7 @@ class Run(Iterator[StepRecord], Generic[Model]):
         if self._done is None and (self.step >= self._options.steps or self._time_is_up or self._has_ended):
             self.close()
             raise StopIteration
-        for average in self._followed:
-            average.refuse_if_applied("iterating the run")
+        self._averages.refuse_if_applied("iterating the run")
         if self._told and self._processes.count == 1:  # between two steps
             raise self._terminated()
         with _own_modes():
@@ -233,12 +232,7 @@ class Run(Iterator[StepRecord], Generic[Model]):
         Raises:
             ValueError: there is none of this decay.
         """
-        if decay is None:
-            return self._placement.ema_model(self.model, self.ema)
-        if decay not in self.averages:
-            held = ", ".join(f"{one:g}" for one in self.averages)
-            raise ValueError(f"decay must be one of {held}, those of the option ema, got {decay!r}.")
-        return self._placement.ema_model(self.model, self.averages[decay])
+        return self._placement.ema_model(self.model, self._averages.of(decay))
 
     def save(self) -> Path:
         """Write a checkpoint of the present step, if there is none yet, and return its folder.
@@ -255,8 +249,7 @@ class Run(Iterator[StepRecord], Generic[Model]):
         path = self._options.path
         if path is None:
             raise ValueError("this run has no folder; pass folder=... to train, or use scoresde.train.save.")
-        for average in self._followed:
-            average.refuse_if_applied("saving the run")
+        self._averages.refuse_if_applied("saving the run")
         if self._applying:
             raise RuntimeError(f"the run stopped in the middle of applying step {self.step + 1}; that is not saved.")
         if self._callbacks.inside and self._processes.count > 1:
@@ -277,7 +270,7 @@ class Run(Iterator[StepRecord], Generic[Model]):
             path,
             self.model,
             step=self.step,
-            ema=self._followed,
+            ema=list(self._averages),
             dataset=self._dataset,
             optimizer=self._optimizer.state(),
             training={
@@ -331,19 +324,15 @@ class Run(Iterator[StepRecord], Generic[Model]):
         self._gradient: GlobalGradient[Any] = GlobalGradient(
             self._task, self._dataset, options, self._placement, self._optimizer.parameters, self._computing
         )
-        decays = [options.ema] if isinstance(options.ema, float) else options.ema
-        self.averages = {decay: EMA(model, decay, warmup=options.ema_warmup) for decay in decays}
-        self.ema = next(iter(self.averages.values()))
-        widths = () if options.snapshots is None else options.snapshots.widths
-        self._power_averages: list[PowerEMA] = [PowerEMA(model, width) for width in widths]
-        self._followed: list[EMA] = [*self.averages.values(), *self._power_averages]
+        self._averages = Averages(model, options)
+        self.averages, self.ema = self._averages.by_decay, self._averages.first
         self._seconds, self._window = 0.0, LossWindow(self._device)
         self._log: Log | None = None
         with together():
             if resumed is not None:
                 self._load(resumed)
             if options.path is not None and self._processes.main:
-                self._place_snapshots(options.path, resumed)
+                self._averages.claim(options.path, self.step, anew=resumed is None and not options.resume)
                 self._log = Log(options.path / "log.jsonl", self.step)
         self._undo = Buffers(model)
         steps = (getattr(module, "after_step", None) for module in model.modules())
@@ -357,15 +346,6 @@ class Run(Iterator[StepRecord], Generic[Model]):
         description = continued(path, self.model, self._dataset, options.steps, self._optimizer, companion)
         check_power_averages(description, options.snapshots)
         return description
-
-    def _place_snapshots(self, path: Path, resumed: Description | None) -> None:
-        """Only those that this run wrote up to its present step are left in its folder."""
-        if resumed is None and not self._options.resume and snapshot_steps(path):
-            raise CheckpointError(
-                f"{path} holds snapshots of another run already. Choose another folder, remove them, or pass "
-                "resume=True to begin anew over them."
-            )
-        drop_snapshots(path, self.step)
 
     def _made_optimizer(self) -> Optimizer:
         options = self._options
@@ -448,8 +428,7 @@ class Run(Iterator[StepRecord], Generic[Model]):
             self._optimizer.step(rates, norm, options.clip)
             for restore in self._after_step:
                 restore()
-            for average in self._followed:
-                average.update()
+            self._averages.update()
             self.step += 1
             self._seconds = time.perf_counter() - session.start
             self._window.add(loss)
@@ -475,7 +454,8 @@ class Run(Iterator[StepRecord], Generic[Model]):
         last = self._time_is_up or self.step == options.steps or self._has_ended
         save = last or save
         log = last or self.step % options.log_every == 0 or done.record.held_out is not None
-        if log or save or self._keeps_snapshot():
+        keep = self._averages.due(self.step, last=self.step == options.steps or self._has_ended)
+        if log or save or keep:
             self._stop_if_bad(done.record.lr)
         if log and not done.logged:
             with uninterrupted():
@@ -485,25 +465,12 @@ class Run(Iterator[StepRecord], Generic[Model]):
             session.progress.set_postfix(loss=f"{done.mean:.4f}")
             self._tell("log", done.record, done.mean)
         session.progress.update(self.step - session.progress.n)
-        if self._keeps_snapshot():
-            self._keep_snapshot()
+        if keep and options.path is not None:  # before the checkpoint of the step, so that it never lacks them
+            self._averages.keep(options.path, self.step, self._placement, self._processes)
         if save and options.folder is not None:
             self.save()
         self._done = None
         return done.record
-
-    def _keeps_snapshot(self) -> bool:
-        snapshots = self._options.snapshots
-        end = self.step == self._options.steps or self._has_ended
-        return snapshots is not None and (self.step % snapshots.every == 0 or end)
-
-    def _keep_snapshot(self) -> None:
-        """Write the averages with power profiles: before the checkpoint of the step, so that it never lacks them."""
-        snapshots, path = self._options.snapshots, self._options.path
-        if snapshots is None or path is None:
-            return
-        states = {one.width: self._placement.whole(one.state()) for one in self._power_averages}
-        self._processes.from_main(lambda: write_snapshot(path, states, step=self.step, dtype=snapshots.dtype))
 
     def _measure(self, done: _Done, *, save: bool) -> None:
         """Measure the held-out loss, where it is time."""
@@ -554,7 +521,7 @@ class Run(Iterator[StepRecord], Generic[Model]):
 
     def _leave(self) -> None:
         """When SIGTERM comes between two steps: nobody may ask for another one, so that it is heeded at once."""
-        if self._processes.count == 1 and not any(average.is_applied for average in self._followed):
+        if self._processes.count == 1 and not self._averages.any_applied:
             raise self._terminated()
 
     def _terminated(self) -> Terminated:
@@ -608,8 +575,7 @@ class Run(Iterator[StepRecord], Generic[Model]):
             )
         self.step, self._saved = resumed.step, (resumed.step, resumed.path)
         read, model = self._placement.read, self.model
-        for average, file in self._saved_averages(resumed):
-            average.load_state(read(resumed, file, model), training["ema_updates"])
+        self._averages.load(resumed, lambda file: read(resumed, file, model), training["ema_updates"])
         checkpoint.load_optimizer(self._optimizer, resumed, read(resumed, contents.OPTIMIZER, model))
         if self._task.companion is not None and contents.parts(resumed.files, contents.WEIGHTING):
             self._task.companion.load_state_dict(contents.read_tensors(resumed, contents.WEIGHTING))
@@ -625,17 +591,6 @@ class Run(Iterator[StepRecord], Generic[Model]):
             self._watch.load_state(
                 training["held_out"], contents.read_tensors(resumed, contents.HELD_OUT), resumed.path
             )
-
-    def _saved_averages(self, resumed: Description) -> list[tuple[EMA, str]]:
-        """Each average with the file that it goes on from; one of a new decay goes on from the first."""
-        decays = {decay: file for file, decay in resumed.decays.items()}
-        widths = {width: file for file, width in resumed.widths.items()}
-        found: list[tuple[EMA, str]] = []
-        for decay, average in self.averages.items():
-            found.append((average, decays.get(decay, contents.AVERAGE)))
-        for power in self._power_averages:
-            found.append((power, widths[power.width]))
-        return found
 
     def _recorded(self) -> dict[str, Any]:
         """What a resumed run must have in common with the first session to be its continuation."""

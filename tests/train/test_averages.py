@@ -249,7 +249,7 @@ def test_a_step_between_snapshots_is_told_to_be_worse(kept: tuple[Path, Tensor])
 
 def test_half_precision_rounds_each_weight(tmp_path: Path) -> None:
     run = trained(steps=8, folder=tmp_path, snapshots=Snapshots(every=4, dtype=torch.float16))
-    exact = torch.cat([v.flatten() for v in run._power_averages[0].state().values()])
+    exact = torch.cat([v.flatten() for v in next(iter(run._averages.by_width.values())).state().values()])
     found = weights(reconstruct_ema(tmp_path, 0.05))
     torch.testing.assert_close(found, exact, rtol=2**-11, atol=2**-24)  # half a unit of 11 bits, or a subnormal
     assert not torch.equal(found, exact)
@@ -303,7 +303,7 @@ def test_what_is_averaged_are_the_weights_as_layers_want_them_after_a_step() -> 
     net = MagnitudeUNet(1, width=4, multipliers=(1,), blocks=1, attention_levels=())
     run = train(ScoreModel(net, VP()), data, steps=2, batch_size=8, lr=0.1, ema=0.0, progress=False, cpu=True)
     power = PowerEMA(run.model, 0.1)
-    run._followed.append(power)
+    run._averages.by_width[power.width] = power
     next(run)
     assert torch.equal(weights(run.ema_model()), weights(run.model))
     assert all(torch.equal(power.state()[name], value) for name, value in run.model.named_parameters())
