@@ -228,9 +228,10 @@ def contend(group: str, nets: dict[str, nn.Module], size: int, config: Config) -
     return rows
 
 
-def usual(**options: Any) -> UNet:
-    """Three levels of two blocks, the usual shape, at the small preset's width."""
-    return UNet(3, width=96, multipliers=(1, 2, 2), **{"blocks": 2, "attention_levels": (1, 2), **options})
+def unet(**options: Any) -> UNet:
+    """Three levels, of two blocks each at the width of the small preset unless told."""
+    usual: dict[str, Any] = {"width": 96, "blocks": (2, 2, 2), "attention_levels": (1, 2)}
+    return UNet(3, multipliers=(1, 2, 2), **{**usual, **options})
 
 
 def peer(name: str, build: networks.Build, parameters: int) -> dict[str, nn.Module]:
@@ -246,17 +247,20 @@ def peer(name: str, build: networks.Build, parameters: int) -> dict[str, nn.Modu
 def rows_of(config: Config) -> list[Row]:
     """Everything that the flags ask for."""
     rows = []
-    shapes = {"the usual shape": (2, 2, 2), "few blocks where pictures are large": (1, 2, 4)}
-    for shape, blocks in shapes.items():
-        looking = usual(blocks=blocks)
-        blind = usual(blocks=blocks, attention_levels=())
+    shapes: dict[str, dict[str, Any]] = {  # as many parameters, in wider levels
+        "the usual shape": {"blocks": (2, 2, 2), "width": 96},
+        "one block where pictures are large": {"blocks": (1, 1, 2), "width": 108},
+    }
+    for shape, options in shapes.items():
+        blocks, unseeing = options["blocks"], {**options, "attention_levels": ()}
+        looking, blind = unet(**options), unet(**unseeing)
         with_attention: dict[str, nn.Module] = {
             f"scoresde, blocks {blocks}": looking,
-            f"scoresde, blocks {blocks}, checkpoint": usual(blocks=blocks, checkpoint=True),
+            f"scoresde, blocks {blocks}, checkpoint": unet(**options, checkpoint=True),
         }
         without: dict[str, nn.Module] = {
             f"scoresde, blocks {blocks}": blind,
-            f"scoresde, blocks {blocks}, checkpoint": usual(blocks=blocks, attention_levels=(), checkpoint=True),
+            f"scoresde, blocks {blocks}, checkpoint": unet(**unseeing, checkpoint=True),
         }
         if config.peers:
             size = networks.size(looking)

@@ -51,6 +51,10 @@ class DigitFlags(PictureFlags):
     """Training steps."""
     batch_size: int = 128
     """Pictures in a training step."""
+    lr: float = 1e-2
+    """Peak learning rate of AdamW; it falls to 0 by a cosine."""
+    dropout: float = 0.0
+    """Dropout inside the U-Net."""
     seed: int = 0
     """Of everything: split, weights, training, sampling."""
 

@@ -16,12 +16,13 @@ from scoresde.nn.unet import UNet
 
 
 def digits(channels: int = 1, num_classes: int | None = None, dropout: float = 0.0) -> UNet:
-    """Return a U-Net for 8x8 pictures: 8, 4, 2; no attention; width 32.
+    """Return a U-Net for 8x8 pictures: 8, 4, 2; one block a level; no attention; width 32.
 
-    1 303 105 parameters for 1 channel: small enough to learn scikit-learn's digits in minutes on two CPU
-    cores. The convolutions at 2x2 see the whole picture already, so that attention would only cost time.
+    785 633 parameters for 1 channel: small enough to learn scikit-learn's digits in a minute or two on two CPU
+    cores. The convolutions at 2x2 see the whole picture already, so that attention would only cost time; two blocks
+    a level cost twice as much, for 0.4 % fewer bits.
     """
-    return UNet(channels, width=32, attention_levels=(), num_classes=num_classes, dropout=dropout)
+    return UNet(channels, width=32, blocks=1, attention_levels=(), num_classes=num_classes, dropout=dropout)
 
 
 def digits_edm2(channels: int = 1, num_classes: int | None = None, dropout: float = 0.0) -> MagnitudeUNet:
