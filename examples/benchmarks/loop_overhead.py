@@ -33,7 +33,7 @@ from scoresde.times import LogNormalSigma, Stratified
 from scoresde.train import EMA, train
 
 NETWORKS: dict[str, tuple[Callable[[], UNet], tuple[int, int, int]]] = {
-    "digits, 1.3 M": (lambda: presets.digits(num_classes=10, dropout=0.1), (1, 8, 8)),
+    "digits, 0.8 M": (lambda: presets.digits(num_classes=10, dropout=0.1), (1, 8, 8)),
     "CIFAR, 13 M": (lambda: presets.cifar_small(num_classes=10, dropout=0.1), (3, 32, 32)),
 }
 LR, BETAS, DECAY, CLIP = 2e-3, (0.9, 0.99), 0.9999, 1.0
