@@ -9,6 +9,7 @@ global state of it is used.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -98,7 +99,7 @@ def save_gif(path: Path, frames: Sequence[Pixels], *, milliseconds: int = 60, ho
 
 
 def save_grid(path: Path, pixels: Tensor, heads: Sequence[str], title: str) -> None:
-    """A PNG of uint8 (N, C, H, W), one column for each of ``heads``."""
+    """A PNG of uint8 (N, C, H, W), one column for each of ``heads``, which lean where they are wider than columns."""
     columns = len(heads)
     sheet = tile(pixels, columns, zoom=max(1, 48 // pixels.shape[-1]))
     figure, axes = new_figure(1, 1, size=sheet.shape[0] / 100 + 0.4, width=sheet.shape[1] / 100)
@@ -111,7 +112,18 @@ def save_grid(path: Path, pixels: Tensor, heads: Sequence[str], title: str) -> N
     axis.set_yticks([])
     axis.set_frame_on(False)
     axis.set_title(title, fontsize=9)
+    _keep_apart(figure, axis.get_xticklabels())
     save_figure(path, figure)
+
+
+def _keep_apart(figure: Figure, labels: Sequence[Any]) -> None:
+    """Turn labels in a line by 45 degrees if one of them reaches into the next."""
+    figure.tight_layout()
+    figure.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in labels if label.get_text()]
+    if any(right.x0 <= left.x1 for left, right in itertools.pairwise(boxes)):
+        for label in labels:
+            label.set(rotation=45, ha="left", rotation_mode="anchor", fontsize=8)
 
 
 def save_losses(path: Path, log: Path) -> None:

@@ -621,4 +621,22 @@ def test_samples_of_any_shape_are_drawn(event: tuple[int, ...], tmp_path: Path) 
     Image.open(out / "samples.png").verify()
     draw_rows(out / "rows.png", [("original", x), ("difference", x)], list("abcde"), Scaling(1.0, 2.0), "title")
     Image.open(out / "rows.png").verify()
-    assert ss.__version__
+
+
+@pytest.mark.parametrize(("names", "leaning"), [(("0", "1", "2"), False), (("airplane", "automobile", "bird"), True)])
+def test_names_wider_than_their_columns_lean(
+    names: tuple[str, ...], leaning: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Upright, none reaches into the next; at 45 degrees, lines are farther apart than they are high."""
+    from scoresde.cli import pictures
+
+    figures: list[Any] = []
+    monkeypatch.setattr(pictures, "save_figure", lambda path, figure: figures.append(figure))
+    pictures.save_grid(tmp_path / "sheet.png", torch.zeros(6, 1, 32, 32, dtype=torch.uint8), names, "title")
+    figures[0].draw_without_rendering()
+    labels = figures[0].axes[0].get_xticklabels()
+    assert [label.get_rotation() for label in labels] == [45.0 if leaning else 0.0] * 3
+    starts = [label.get_window_extent().x0 for label in labels]
+    for label, start, following in zip(labels, starts, starts[1:], strict=False):
+        height = label.get_fontsize() * figures[0].dpi / 72
+        assert height < (following - start) * 0.5**0.5 if leaning else label.get_window_extent().x1 < following
