@@ -12,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 
-import scoresde as ss
 from scoresde.cli import calibration, convert, costs, edit, evaluate, fit, info, inverse, main, posterior, sample, train
 from scoresde.cli.conditions import asked_conditions, pairs_of
 from scoresde.cli.trained import Trained, open_checkpoint
