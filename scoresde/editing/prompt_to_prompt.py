@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from scoresde import checks
 from scoresde.checks.later import answering
 from scoresde.editing.inputs import edit_grid, graph, source_of
+from scoresde.editing.null_text import NullText
 from scoresde.guidance.classifier_free import classifier_free
 from scoresde.guidance.parts import finite_scale
 from scoresde.guidance.sums import Composed
@@ -111,7 +112,8 @@ def prompt_to_prompt(
     *,
     edit: MapEdit | None = None,
     until: float = 0.8,
-    scale: float = 1.0,
+    scale: float | None = None,
+    null: NullText | None = None,
     solver: Solver | None = None,
     steps: int = 25,
     grid: Tensor | Rule | None = None,
@@ -134,7 +136,9 @@ def prompt_to_prompt(
         edit = lambda source, own: reweight_tokens(source, {3: 2.0})   # the third word counts twice
 
     A real picture is edited from its latent: ``found = invert(model.bind(**source), x0, iterations=20)``, then
-    x=found.x, grid=found.grid, solver=DDIM(), denoise=False; the ``source`` answered is its reconstruction.
+    x=found.x, grid=found.grid, solver=DDIM(), denoise=False; the ``source`` answered is its reconstruction. Under
+    guidance that leads elsewhere, unless by the nulls of :func:`~scoresde.editing.null_text`: null=real, x=real.x,
+    grid=real.grid.
 
     Args:
         model: with cross-attention inside.
@@ -143,14 +147,16 @@ def prompt_to_prompt(
         target: conditions of the second, with the same names.
         edit: which map to use, from both.
         until: 0 leaves the target alone; 1 uses the maps to the very end.
-        scale: of classifier-free guidance, for both; at 1 no null condition is asked for.
+        scale: of classifier-free guidance, for both; default 1, at which no null condition is asked for, or that of
+            ``null``.
+        null: the nulls of the pictures, which both captions share.
         solver, steps, grid, eta, seed, noise, denoise: as in ``sample``; both share their noise.
         gradients: keep the graph, in the caller's mode, so that the result can be differentiated; the source's maps
             count as given.
 
     Raises:
         TypeError, ValueError: bad input; no cross-attention in the model; maps of different shapes; a solver that
-            chooses its own steps.
+            chooses its own steps; nulls of another model, or at scale 1.
     """
     if not isinstance(model, ScoreModel):
         raise TypeError(
@@ -159,7 +165,7 @@ def prompt_to_prompt(
     checks.state(x, values=True)
     if edit is not None:
         checks.function(edit, name="edit", what="of two maps, (source, own) -> map", takes=2)
-    scale, denoise = finite_scale(scale), checks.flag(denoise, name="denoise")
+    scale, denoise = _chosen_scale(model, scale, null), checks.flag(denoise, name="denoise")
     share = checks.fraction(until, name="until, the share of the steps that use the source's maps,")
     for name, conditions in (("source", source), ("target", target)):
         checks.instance(conditions, Mapping, name=name, hint='Write {"caption": tokens}.')
@@ -171,7 +177,7 @@ def prompt_to_prompt(
         )
     solver = chosen_solver(solver, model, eta, grid)
     require_steps(solver, "which two captions would not share")
-    one, other = (_under(model, scale, conditions) for conditions in (source, target))
+    one, other = (_under(model, scale, null, conditions) for conditions in (source, target))
     with graph(gradients):
         times = edit_grid(model, grid, steps, None, solver, tuple(x.shape[1:]))
         done = round(share * (len(times) - 1))
@@ -184,8 +190,21 @@ def prompt_to_prompt(
         return PromptToPrompt(second, first, 2 * run.nfe, run.grid)
 
 
-def _under(model: ScoreModel, scale: float, conditions: Mapping[str, Any]) -> Score:
+def _chosen_scale(model: ScoreModel, scale: float | None, null: NullText | None) -> float:
+    """The scale given, or that of the nulls, or 1."""
+    if null is None:
+        return 1.0 if scale is None else finite_scale(scale)
+    if checks.instance(null, NullText, name="null", hint="Write null_text(model, found, source).").model is not model:
+        raise ValueError("null must hold nulls of the same model, and these were learned with another one.")
+    if scale is not None and finite_scale(scale) == 1:
+        raise ValueError("at scale 1 the null does not matter: leave it out, or the scale, which is then the null's.")
+    return null.scale if scale is None else finite_scale(scale)
+
+
+def _under(model: ScoreModel, scale: float, null: NullText | None, conditions: Mapping[str, Any]) -> Score:
     """Classifier-free guidance, at scale 1 without a null."""
+    if null is not None:
+        return null.score(conditions, scale)
     if scale == 1:
         return Composed(branches(model, [conditions], None, what="prompt_to_prompt"), (1.0,))
     return classifier_free(model, conditions, scale)
