@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from scoresde import checks
 from scoresde.checks.later import answering
-from scoresde.editing.inputs import graph, root_mean_square
+from scoresde.editing.inputs import graph, root_mean_square, widened
 from scoresde.editing.inversion import Inversion
 from scoresde.editing.null_steps import Learned, optimised
 from scoresde.guidance.classifier_free import pair
@@ -142,8 +142,8 @@ class _Null:
     def started(self, x: Tensor, t: Tensor, share: float) -> tuple[dict[str, Tensor], dict[str, Tensor], _Null]:
         """The null ``share`` of the way to the conditions, the size of each of its parts (B, ...), and who uses it."""
         none, some = completed(self.branches.given, self.branches.nulls, x)
-        first = {name: torch.lerp(none[name].float(), some[name].float(), share) for name in self.values}
-        sizes = {name: _size(none[name].float()) for name in self.values}
+        first = {name: torch.lerp(widened(none[name]), widened(some[name]), share) for name in self.values}
+        sizes = {name: _size(widened(none[name])) for name in self.values}
         present: dict[str, Tensor] = {}
         encoders, model = self.encoders, self.branches.model
         own, other = (recorded(encoders, partial(model.evaluate, x, t, X0, given)) for given in (none, some))
@@ -162,7 +162,7 @@ def _is_value(null: Any) -> bool:
 
 def _vectors(encoding: Encoding) -> Tensor:
     """A vector for each sample, or the first token of each, which counts in a null."""
-    return (encoding if isinstance(encoding, Tensor) else encoding.tokens[:, :1]).float()
+    return widened(encoding if isinstance(encoding, Tensor) else encoding.tokens[:, :1])
 
 
 def _size(value: Tensor) -> Tensor:
@@ -341,7 +341,7 @@ def _learned(
     progress: bool,
 ) -> NullText:
     model, grid = plain.branches.model, found.grid
-    wide = states.to(torch.promote_types(states.dtype, torch.float32))
+    wide = widened(states)
     x = y = wide[0]
     sizes_of_states = torch.hypot(model.sde.alpha(grid), model.sde.sigma(grid)).tolist()
     unused = IndependentNoise(0)

@@ -83,13 +83,16 @@ def towards(own: Encoding, other: Encoding, share: float) -> tuple[Tensor, Tenso
     in the own, of which attention to both makes what it made of the one.
     """
     if not isinstance(own, Context) or not isinstance(other, Context):
-        start, end, shift = own, other, None
-        return share * (end - start).float(), None  # type: ignore[operator]
+        return share * (_wide(other) - _wide(own)), None  # type: ignore[arg-type]
     places = torch.arange(own.present.shape[1], device=own.present.device)
     last = torch.where(own.present, places, 0).cummax(1).values
     start = own.tokens.gather(1, last[..., None].expand_as(own.tokens))
-    shift = torch.lerp(start.float(), other.tokens.float(), share) - own.tokens.float()
+    shift = torch.lerp(_wide(start), _wide(other.tokens), share) - _wide(own.tokens)
     return shift, own.present | other.present
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def _sum(own: Tensor, shift: Tensor) -> Tensor:
