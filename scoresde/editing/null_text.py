@@ -206,7 +206,8 @@ class NullGuided(DerivedScore, LinearGuidance):
         for value in self.nulls.values():
             if value.shape[1] != len(x):
                 raise ValueError(
-                    f"these nulls are those of {value.shape[1]} pictures, a null for each; got {len(x)} samples."
+                    f"x must be as many samples as there are nulls, {value.shape[1]}, one for each; got {len(x)} "
+                    f"samples, {tuple(x.shape)}."
                 )
         inner = self.grid[1:-1].to(t.device)
         step = (inner >= t[..., None]).sum(-1)  # steps that lie wholly above t
@@ -290,13 +291,17 @@ def null_text(
 def _states(model: ScoreModel, found: Inversion, scale: float) -> Tensor:
     """The inversion's states, after all checks of it."""
     if found.sde is not None:
-        same_sde({"the inversion": found.sde, "the model": model.sde})
+        same_sde({"found, an Inversion,": found.sde, "the model": model.sde})
     if found.trajectory is None:
         raise ValueError(
-            "null_text follows the inversion's states, and this one kept none: write invert(..., trajectory=True)."
+            "found must be an Inversion with its states, which null_text follows, and this one kept none: write "
+            "invert(..., trajectory=True)."
         )
     if scale == 1:
-        raise ValueError("at scale 1 the null does not matter: decode the inversion itself, found.decoded(...).")
+        raise ValueError(
+            f"scale must not be {scale:g}, at which the null does not matter: take the inversion itself, "
+            "found.decoded(...)."
+        )
     return checks.state(found.trajectory, name="found.trajectory")
 
 

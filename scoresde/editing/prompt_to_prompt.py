@@ -195,9 +195,11 @@ def _chosen_scale(model: ScoreModel, scale: float | None, null: NullText | None)
     if null is None:
         return 1.0 if scale is None else finite_scale(scale)
     if checks.instance(null, NullText, name="null", hint="Write null_text(model, found, source).").model is not model:
-        raise ValueError("null must hold nulls of the same model, and these were learned with another one.")
+        raise ValueError("null must be a NullText of the same model, and this one was learned with another.")
     if scale is not None and finite_scale(scale) == 1:
-        raise ValueError("at scale 1 the null does not matter: leave it out, or the scale, which is then the null's.")
+        raise ValueError(
+            f"scale must not be {scale:g}, at which the null does not matter: leave it out, or take the null's own."
+        )
     return null.scale if scale is None else finite_scale(scale)
 
 

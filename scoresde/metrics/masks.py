@@ -107,7 +107,7 @@ def reliability(probability: Tensor, truth: Tensor, *, bins: int = 10) -> Reliab
     if not p.numel():
         raise ValueError(f"probability must hold at least one entry; got {checks.got(probability)}.")
     if not bool(((p >= 0) & (p <= 1)).all()):
-        raise ValueError(f"probability must lie in [0, 1]; it holds values in [{p.min():g}, {p.max():g}].")
+        raise ValueError(f"probability must lie in [0, 1]; {checks.got(probability)} holds {p.min():g} to {p.max():g}.")
     where = (p * bins).ceil().long().clamp(1, bins) - 1
 
     def summed(values: Tensor) -> Tensor:

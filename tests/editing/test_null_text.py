@@ -155,7 +155,7 @@ def test_the_score_has_the_null_of_its_step() -> None:
     torch.testing.assert_close(score(x, each), rows, rtol=1e-9, atol=1e-9)
     weights = [part.weight for part in parts_of(score, x, inside[0], SCORE)]
     assert weights == [-2.0, 3.0] and score.amplification == 5.0
-    with pytest.raises(ValueError, match="those of 3 pictures"):
+    with pytest.raises(ValueError, match="as many samples as there are nulls, 3"):
         score(x[:2], 0.5)
 
 
@@ -284,7 +284,7 @@ def test_prompts_share_the_nulls() -> None:
     torch.testing.assert_close(same.source, alone, rtol=1e-4, atol=1e-4)
     assert float((same.x - both.x).abs().max()) > 1e-3
     for bad, match in (
-        ({"null": real, "scale": 1.0}, "scale 1"),
+        ({"null": real, "scale": 1.0}, "scale must not be 1"),
         ({"null": of_pictures(VP(), iterations=1)}, "same model"),
     ):
         with pytest.raises(ValueError, match=match):
@@ -302,7 +302,7 @@ def test_what_it_refuses() -> None:
     low = invert(pictured.bind(low=PICTURES), PICTURES, steps=2, trajectory=True)
     cases: list[tuple[Any, type[Exception], str]] = [
         (lambda: null_text(model, lost, {"mean": MEAN}, null=NULL), ValueError, "trajectory=True"),
-        (lambda: null_text(model, kept, {"mean": MEAN}, 1.0, null=NULL), ValueError, "scale 1"),
+        (lambda: null_text(model, kept, {"mean": MEAN}, 1.0, null=NULL), ValueError, "scale must not be 1"),
         (lambda: null_text(model, kept, {"mean": MEAN}), ValueError, "null"),
         (lambda: null_text(exact(VE()), kept, {"mean": MEAN}, null=NULL), ValueError, "schedule"),
         (lambda: null_text(pictured, low, {"low": PICTURES}), ValueError, "grey picture"),
