@@ -125,7 +125,7 @@ def main(config: Config) -> dict[str, Any]:
         ("mask", ill.mask.float()),
         ("made anew", best.healthy),
         ("difference", ill.x - best.healthy.cpu()),
-        ("std", smoothed(best.map.cpu())),
+        ("map", smoothed(best.map.cpu())),
         ("made by one step", control.healthy),
     ]
     names = trained.classes or ()
