@@ -33,7 +33,7 @@ from scoresde.models.conditions import completed
 from scoresde.models.evaluation import in_evaluation_mode
 from scoresde.models.model import Branches, ScoreModel
 from scoresde.models.score import DerivedScore, Score, same_sde
-from scoresde.nn.encodings import Encoding, encoders_of, recorded, shifted, towards
+from scoresde.nn.encodings import Encoding, encoders_of, encodings_of, shifted, towards
 from scoresde.noise import IndependentNoise
 from scoresde.reverse import Reverse
 from scoresde.solvers.incomplete import each, finite_rows, without
@@ -146,7 +146,7 @@ class _Null:
         sizes = {name: _size(widened(none[name])) for name in self.values}
         present: dict[str, Tensor] = {}
         encoders, model = self.encoders, self.branches.model
-        own, other = (recorded(encoders, partial(model.evaluate, x, t, X0, given)) for given in (none, some))
+        own, other = (encodings_of(encoders, partial(model.evaluate, x, t, X0, given)) for given in (none, some))
         for place in encoders:
             first[place], counted = towards(own[place], other[place], share)
             sizes[place] = _size(_vectors(own[place]))

@@ -4,7 +4,7 @@ A network of this package makes one vector of its labels, vectors, sets and seri
 captions and embeddings; pictures it takes as they are. Each is made by one module, found by what it is told of::
 
     encoders = encoders_of(net, ["caption"])                   # {"context": its ContextEncoder}
-    own = recorded(encoders, lambda: net(x, c, caption=null))  # {"context": Context(tokens, present)}
+    own = encodings_of(encoders, lambda: net(x, c, caption=null))  # {"context": Context(tokens, present)}
     with shifted(encoders, {"context": shift}, {"context": present}):
         net(x, c, caption=null)                                # as if the caption were another
 
@@ -34,7 +34,7 @@ def encoders_of(net: object, names: Iterable[str]) -> dict[str, nn.Module]:
     return {place: part for place, part in parts if wanted & set(getattr(part, "told_of", ()))}
 
 
-def recorded(encoders: Mapping[str, nn.Module], call: Callable[[], Any]) -> dict[str, Encoding]:
+def encodings_of(encoders: Mapping[str, nn.Module], call: Callable[[], Any]) -> dict[str, Encoding]:
     """The encodings that a call of the network makes, by the place of their encoder."""
     found: dict[str, Encoding] = {}
 

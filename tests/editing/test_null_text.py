@@ -19,7 +19,7 @@ from scoresde.guidance.parts import parts_of
 from scoresde.models import ScoreModel
 from scoresde.models.combination import SCORE
 from scoresde.nn import MLP, DiT, MagnitudeUNet, UNet
-from scoresde.nn.encodings import encoders_of, recorded, shifted, towards
+from scoresde.nn.encodings import encoders_of, encodings_of, shifted, towards
 from scoresde.reverse import Reverse
 from scoresde.sde import EDM, SDE, VE, VP, RectifiedFlow
 from scoresde.solvers import DDIM, EulerMaruyama, Heun
@@ -245,7 +245,7 @@ def test_encodings_lie_between_the_null_and_the_condition(kind: str) -> None:
     encoders = encoders_of(model, given)
     with torch.no_grad():
         plain, wanted = model(x, t, none), model(x, t, given)
-        own, other = (recorded(encoders, lambda c=c: model(x, t, c)) for c in (none, given))
+        own, other = (encodings_of(encoders, lambda c=c: model(x, t, c)) for c in (none, given))
         for share, answer in ((0.0, plain), (1.0, wanted)):
             moves = {place: towards(own[place], other[place], share) for place in encoders}
             present = {place: counted for place, (_, counted) in moves.items() if counted is not None}

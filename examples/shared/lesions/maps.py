@@ -92,6 +92,12 @@ def counterfactuals(search: Search, score: ss.Score) -> Found:
     return Found(found.map, found.nfe, found.x)
 
 
+def of_the_mean(search: Search, score: ss.Score) -> Found:
+    """The error of their mean, without their spread."""
+    found = search.anomaly(score, search.steps, search.samples)
+    return Found(found.difference.abs().mean(1, keepdim=True), found.nfe, found.x)
+
+
 def over_their_spread(search: Search, score: ss.Score) -> Found:
     """Their mean's error in units of their spread."""
     found = search.anomaly(score, search.steps, search.samples)
@@ -124,6 +130,7 @@ def maps_of(search: Search) -> Mapping[str, Callable[[], Found]]:
         ways[f"denoiser, one step{name}"] = partial(denoiser, search, score)
         ways[f"one counterfactual{name}"] = partial(one_counterfactual, search, score)
         ways[f"counterfactuals{name}"] = partial(counterfactuals, search, score)
+        ways[f"mean of counterfactuals{name}"] = partial(of_the_mean, search, score)
         ways[f"counterfactuals over their spread{name}"] = partial(over_their_spread, search, score)
         if name:
             ways[f"inverted, then down{name}"] = partial(inverted, search, score)
