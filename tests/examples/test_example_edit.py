@@ -34,9 +34,10 @@ def test_all_edits_write_their_picture_and_figures(run: Path, captions: Path, tm
     # two columns in each picture: drawing is most of the time here
     report = edit.main(edit.Config(digits=run, captions=captions, out=tmp_path, **{**SMALL, "count": 2}))
     names = ["sdedit", "inversion", "null_text", "counterfactual", "diffedit", "interpolation"]
-    assert list(EDITS) == names
+    assert list(EDITS) == names and all(report[name] for name in names)
     for name in names:
-        assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG" and report[name]
+        name = "null-text-5" if name == "null_text" else name
+        assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     for name in ("digit", "colour"):
         for kind in ("generated", "real", "real-guided", "real-guided-by-nulls"):
             assert (tmp_path / f"prompt-{name}-{kind}.png").exists()
@@ -46,7 +47,8 @@ def test_all_edits_write_their_picture_and_figures(run: Path, captions: Path, tm
     assert report["diffedit"]["distance_outside_mask"] == 0
     # 2 steps up, 2 down; the implicit one tries up to ten more at each
     assert report["inversion"]["ddim"]["nfe"] == 4 < report["inversion"]["ddim, implicit"]["nfe"] <= 24
-    trips = report["null_text"]
+    trips = report["null_text"]["scale 5"]
+    assert set(report["null_text"]) == {"scale 2", "scale 5"}
     assert trips["ddim, null-text"]["round_trip_mean"] <= trips["ddim"]["round_trip_mean"]
     assert set(report["prompt_to_prompt"]["words"]) == {"refined", *(f"colour times {k}" for k in (0, 0.5, 2))}
     swap = report["prompt_to_prompt"]["digit, generated"]
