@@ -15,7 +15,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -114,12 +114,12 @@ class _Null:
     branches: Branches
     present: Mapping[str, Tensor] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def encoders(self) -> dict[str, nn.Module]:
         """Those of the conditions whose null is no value that could be changed a little."""
         return encoders_of(self.branches.model, [name for name in self.branches.nulls if name not in self.values])
 
-    @property
+    @cached_property
     def values(self) -> list[str]:
         """The names of the conditions whose null is a value of finite floating numbers."""
         return [name for name, value in self.branches.nulls.items() if _is_value(value)]
