@@ -38,14 +38,14 @@ def test_blobs_are_what_their_masks_say(channels: int) -> None:
 def test_figures_of_maps_that_are_known() -> None:
     mask = torch.zeros(4, 1, 8, 8, dtype=torch.bool)
     mask[:, :, 2:5, 3:6] = True
-    right = figures(Found(mask.float()), mask)
+    right = figures(Found(mask.float()), mask, 1)
     assert right["auc"] == right["auc_smoothed"] == right["auc_by_picture"] == 1.0 and right["best_dice"] > 0.9
-    assert figures(Found(1 - mask.float()), mask)["auc"] == 0.0
+    assert figures(Found(1 - mask.float()), mask, 1)["auc"] == 0.0
     flat = torch.full((1, 1, 5, 5), 0.3)
-    torch.testing.assert_close(smoothed(flat), flat)
+    torch.testing.assert_close(smoothed(flat, 3), flat)
     spike = torch.zeros(1, 1, 5, 5)
     spike[..., 2, 2] = 16.0
-    assert smoothed(spike)[0, 0, 1:4, 1:4].tolist() == [[1, 2, 1], [2, 4, 2], [1, 2, 1]]
+    assert smoothed(spike, 1)[0, 0, 1:4, 1:4].tolist() == [[1, 2, 1], [2, 4, 2], [1, 2, 1]]
 
 
 def test_it_measures_every_map_and_writes_them(tmp_path: Path) -> None:
@@ -64,6 +64,7 @@ def test_it_measures_every_map_and_writes_them(tmp_path: Path) -> None:
     [
         ({"count": 1}, "--count"),
         ({"samples": 1}, "--samples"),
+        ({"smoothing": -1}, "--smoothing"),
         ({"levels": ()}, "--levels"),
         ({"levels": (0.5, -1.0)}, "--levels"),
         ({"data": Path("x")}, "go together"),

@@ -137,16 +137,18 @@ def maps_of(search: Search) -> Mapping[str, Callable[[], Found]]:
     return ways
 
 
-def smoothed(maps: Tensor) -> Tensor:
-    """Each pixel with its neighbours, by weights 1 2 1 along each axis: lesions are larger than a pixel."""
+def smoothed(maps: Tensor, times: int) -> Tensor:
+    """Each pixel with its neighbours, by weights 1 2 1 along each axis, so many times: sqrt(times / 2) pixels."""
     row = torch.tensor([1.0, 2.0, 1.0], dtype=maps.dtype, device=maps.device) / 4
-    return F.conv2d(F.pad(maps, (1, 1, 1, 1), mode="replicate"), (row[:, None] * row)[None, None])
+    for _ in range(times):
+        maps = F.conv2d(F.pad(maps, (1, 1, 1, 1), mode="replicate"), (row[:, None] * row)[None, None])
+    return maps
 
 
-def figures(found: Found, mask: Tensor) -> dict[str, float]:
+def figures(found: Found, mask: Tensor, smoothing: int) -> dict[str, float]:
     """Areas under the curve, of all pixels together and picture by picture, plain and smoothed; the best Dice."""
     maps = found.map.cpu()
-    soft = smoothed(maps)
+    soft = smoothed(maps, smoothing)
     some = [i for i in range(len(mask)) if bool(mask[i].any())]
     each = torch.tensor([metrics.roc_auc(soft[i : i + 1], mask[i : i + 1]) for i in some])
     # of ten thresholds, chosen on the same pictures: what a perfect choice would give
