@@ -16,7 +16,7 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -176,7 +176,12 @@ class NullGuided(DerivedScore, LinearGuidance):
     """Classifier-free guidance with a null of its own for each sample, that changes at the times of a grid.
 
     s(x, t, ∅_t) + scale · (s(x, t, y) - s(x, t, ∅_t)); made by :meth:`NullText.score`.
+
+    Attributes:
+        CONDITIONAL: the number of the call of the network, of an evaluation's two, that has the conditions.
     """
+
+    CONDITIONAL: ClassVar[int] = 0
 
     null: _Null
     scale: float
@@ -195,7 +200,8 @@ class NullGuided(DerivedScore, LinearGuidance):
     def parts(self, x: Tensor, t: Tensor, wanted: Combination) -> list[Part]:
         """The branch without conditions times 1 - scale, and the one with them times scale."""
         learned = self._at(t, x)
-        none, some = self.null.answer(x, t, wanted, learned), self.null.conditional(x, t, wanted)
+        some = self.null.conditional(x, t, wanted)
+        none = self.null.answer(x, t, wanted, learned)
         return [Part(1 - self.scale, none), Part(self.scale, some)]
 
     def evaluate(self, x: Tensor, t: Tensor, wanted: Combination) -> Tensor:

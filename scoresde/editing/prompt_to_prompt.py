@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from scoresde import checks
 from scoresde.checks.later import answering
 from scoresde.editing.inputs import edit_grid, graph, source_of
-from scoresde.editing.null_text import NullText
+from scoresde.editing.null_text import NullGuided, NullText
 from scoresde.guidance.classifier_free import classifier_free
 from scoresde.guidance.parts import finite_scale
 from scoresde.guidance.sums import Composed
@@ -60,7 +60,8 @@ class PromptToPrompt:
 class Lockstep(DerivedScore):
     """A Score of (2B, *event): the source's of the first half; of the second the target's, with the maps of the first.
 
-    Maps are held for one evaluation, whatever the number of steps. They are used at times above ``stop``.
+    Maps are held for one evaluation, whatever the number of steps. They are used at times above ``stop``, and where
+    an evaluation calls the network several times in its call number ``call`` alone.
     """
 
     source: Score
@@ -68,6 +69,7 @@ class Lockstep(DerivedScore):
     net: nn.Module
     edit: MapEdit | None
     stop: float
+    call: int | None = None
 
     @property
     def score(self) -> Score:  # type: ignore[override]
@@ -87,6 +89,8 @@ class Lockstep(DerivedScore):
             one = self.source.evaluate(first, at_first, of_first)
 
         def chosen(layer: int, call: int, own: Tensor) -> Tensor:
+            if self.call not in (None, call):
+                return own
             held = maps.layers[layer][call]
             return held if self.edit is None else self.edit(held, own)
 
@@ -149,7 +153,7 @@ def prompt_to_prompt(
         until: 0 leaves the target alone; 1 uses the maps to the very end.
         scale: of classifier-free guidance, for both; default 1, at which no null condition is asked for, or that of
             ``null``.
-        null: the nulls of the pictures, which both captions share.
+        null: the nulls of the pictures, which both captions share. Their own maps are left as they are.
         solver, steps, grid, eta, seed, noise, denoise: as in ``sample``; both share their noise.
         gradients: keep the graph, in the caller's mode, so that the result can be differentiated; the source's maps
             count as given.
@@ -184,7 +188,9 @@ def prompt_to_prompt(
         stop = -1.0 if done == len(times) - 1 else float(times[done].detach())
         if done:
             cross_attention(model)  # raises before any work where there is none
-        process = Reverse(Lockstep(one, other, model, edit, stop), solver.default_eta if eta is None else eta)
+        # learned nulls look at the picture, too, each at its own
+        call = None if null is None else NullGuided.CONDITIONAL
+        process = Reverse(Lockstep(one, other, model, edit, stop, call), solver.default_eta if eta is None else eta)
         run = solver.solve(process, torch.cat([x, x]), times, PairedNoise(source_of(seed, noise)), denoise=denoise)
         first, second = run.x.chunk(2)
         return PromptToPrompt(second, first, 2 * run.nfe, run.grid)

@@ -18,7 +18,8 @@ from scoresde.guidance import classifier_free
 from scoresde.guidance.parts import parts_of
 from scoresde.models import ScoreModel
 from scoresde.models.combination import SCORE
-from scoresde.nn import MLP, DiT, MagnitudeUNet, UNet
+from scoresde.nn import MLP, AttentionMaps, DiT, MagnitudeUNet, UNet
+from scoresde.nn.attention_maps import cross_attention
 from scoresde.nn.encodings import encoders_of, encodings_of, shifted, towards
 from scoresde.reverse import Reverse
 from scoresde.sde import EDM, SDE, VE, VP, RectifiedFlow
@@ -283,6 +284,20 @@ def test_prompts_share_the_nulls() -> None:
     # the map is formed where it is edited, and by the fused kernel where it is not
     torch.testing.assert_close(same.source, alone, rtol=1e-4, atol=1e-4)
     assert float((same.x - both.x).abs().max()) > 1e-3
+    seen: list[Tensor] = []
+
+    def own_one(source: Tensor, own: Tensor) -> Tensor:
+        seen.append(own)
+        return own
+
+    left = prompt_to_prompt(model, real.x, {"caption": A}, {"caption": B}, null=real, until=1.0, edit=own_one, **way)
+    torch.testing.assert_close(left.x, both.x, rtol=1e-4, atol=1e-4)
+    # one call of the two is edited: that with the caption
+    assert len(seen) == (len(real.grid) - 1) * len(cross_attention(model))
+    other = AttentionMaps()
+    with other.recording(model), torch.no_grad():
+        model.bind(caption=B)(real.x, real.grid[0])
+    torch.testing.assert_close(seen[0], other.layers[0][0], rtol=1e-4, atol=1e-5)
     for bad, match in (
         ({"null": real, "scale": 1.0}, "scale must not be 1"),
         ({"null": of_pictures(VP(), iterations=1)}, "same model"),
