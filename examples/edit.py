@@ -1,8 +1,8 @@
-"""Edit real digits with a trained model: SDEdit, inversion, counterfactuals, DiffEdit, interpolation, captions.
+"""Edit real digits with a trained model: SDEdit, inversion, null-text, counterfactuals, DiffEdit, captions, and more.
 
     python examples/edit.py                                    # trains a small model first, writes runs/edit
     python examples/edit.py --digits runs/digits-vp            # the model of examples/digits.py
-    python examples/edit.py --captions runs/conditional        # and prompt-to-prompt with that of conditional.py
+    python examples/edit.py --captions runs/conditional        # and by captions, with that of conditional.py
 
 All pictures that are edited are held out. Each edit writes one picture; report.json says what share of the edits an
 independent classifier reads as what was wished, and how far they are from the originals.

@@ -48,6 +48,7 @@ from scoresde.metrics import (
     PixelFeatures,
     PolynomialKernel,
     RunningMoments,
+    reliability,
 )
 from scoresde.models import (
     PREDICTIONS,
@@ -329,6 +330,12 @@ def _caption_edit() -> Any:
     return editing.prompt_to_prompt(captioned(), numbers(1, 1, 4, 4), source, target, steps=2)
 
 
+def _null_text() -> Any:
+    label = torch.tensor([0, 1, 2])
+    found = editing.invert(model().bind(label=label), X, trajectory=True, **_way())
+    return editing.null_text(model(), found, {"label": label}, 2.0, iterations=2)
+
+
 def _held() -> Held:
     return Held(solvers.DDIM(), torch.tensor([[1.0, 0.0]]), zeros)
 
@@ -536,6 +543,11 @@ OTHERS: dict[str, Entry] = {
         lambda d: [d.x, d.mask, d.inversion],
     ),
     "PromptToPrompt": Entry(_caption_edit, of_itself),
+    "NullText": Entry(
+        _null_text, lambda n: [n.reconstruction, n.nulls, n.decoded({"label": torch.tensor([1, 2, 0])}).x]
+    ),
+    "Anomaly": Entry(lambda: editing.anomaly_map(model().bind(label=1), X, samples=2, steps=2), of_itself),
+    "Reliability": Entry(lambda: reliability(X.sigmoid(), X > 0), of_itself),
     "AttentionMaps": Entry(_maps, lambda m: [m.layers]),
     "Vocabulary": Entry(lambda: nets.Vocabulary(["a", "red", "three"]), lambda v: [v.encode(["a three"], 4)]),
     "GaussianKernel": Entry(lambda: GaussianKernel(1.5), of_kernel),

@@ -18,12 +18,13 @@ from scoresde.cli.pictures import grey, new_figure, save_figure, to_images
 from scoresde.data import Scaling
 
 SheetRow = tuple[str, Tensor]
-"""A name, and samples (N, *event) in model units; those called difference, std and mask are maps."""
+"""A name, and samples (N, *event) in model units; those called difference, std, mask and map are maps."""
 
 MAPS: dict[str, dict[str, Any]] = {
     "difference": {"cmap": "seismic", "vmin": -2, "vmax": 2},
     "std": {"cmap": "gray", "vmin": 0},
     "mask": {"cmap": "gray", "vmin": 0, "vmax": 1},
+    "map": {"cmap": "gray", "vmin": 0},
 }
 """How rows are drawn that are no samples."""
 COLUMNS = 10

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from scoresde import checks
 from scoresde.checks.later import answering
 from scoresde.editing.inputs import edit_grid, graph, source_of
+from scoresde.editing.null_text import NullGuided, NullText
 from scoresde.guidance.classifier_free import classifier_free
 from scoresde.guidance.parts import finite_scale
 from scoresde.guidance.sums import Composed
@@ -59,7 +60,8 @@ class PromptToPrompt:
 class Lockstep(DerivedScore):
     """A Score of (2B, *event): the source's of the first half; of the second the target's, with the maps of the first.
 
-    Maps are held for one evaluation, whatever the number of steps. They are used at times above ``stop``.
+    Maps are held for one evaluation, whatever the number of steps. They are used at times above ``stop``, and where
+    an evaluation calls the network several times in its call number ``call`` alone.
     """
 
     source: Score
@@ -67,6 +69,7 @@ class Lockstep(DerivedScore):
     net: nn.Module
     edit: MapEdit | None
     stop: float
+    call: int | None = None
 
     @property
     def score(self) -> Score:  # type: ignore[override]
@@ -86,6 +89,8 @@ class Lockstep(DerivedScore):
             one = self.source.evaluate(first, at_first, of_first)
 
         def chosen(layer: int, call: int, own: Tensor) -> Tensor:
+            if self.call not in (None, call):
+                return own
             held = maps.layers[layer][call]
             return held if self.edit is None else self.edit(held, own)
 
@@ -111,7 +116,8 @@ def prompt_to_prompt(
     *,
     edit: MapEdit | None = None,
     until: float = 0.8,
-    scale: float = 1.0,
+    scale: float | None = None,
+    null: NullText | None = None,
     solver: Solver | None = None,
     steps: int = 25,
     grid: Tensor | Rule | None = None,
@@ -134,7 +140,9 @@ def prompt_to_prompt(
         edit = lambda source, own: reweight_tokens(source, {3: 2.0})   # the third word counts twice
 
     A real picture is edited from its latent: ``found = invert(model.bind(**source), x0, iterations=20)``, then
-    x=found.x, grid=found.grid, solver=DDIM(), denoise=False; the ``source`` answered is its reconstruction.
+    x=found.x, grid=found.grid, solver=DDIM(), denoise=False; the ``source`` answered is its reconstruction. Under
+    guidance that leads elsewhere, unless by the nulls of :func:`~scoresde.editing.null_text`: null=real, x=real.x,
+    grid=real.grid.
 
     Args:
         model: with cross-attention inside.
@@ -143,14 +151,16 @@ def prompt_to_prompt(
         target: conditions of the second, with the same names.
         edit: which map to use, from both.
         until: 0 leaves the target alone; 1 uses the maps to the very end.
-        scale: of classifier-free guidance, for both; at 1 no null condition is asked for.
+        scale: of classifier-free guidance, for both; default 1, at which no null condition is asked for, or that of
+            ``null``.
+        null: the nulls of the pictures, which both captions share. Their own maps are left as they are.
         solver, steps, grid, eta, seed, noise, denoise: as in ``sample``; both share their noise.
         gradients: keep the graph, in the caller's mode, so that the result can be differentiated; the source's maps
             count as given.
 
     Raises:
         TypeError, ValueError: bad input; no cross-attention in the model; maps of different shapes; a solver that
-            chooses its own steps.
+            chooses its own steps; nulls of another model, or at scale 1.
     """
     if not isinstance(model, ScoreModel):
         raise TypeError(
@@ -159,7 +169,7 @@ def prompt_to_prompt(
     checks.state(x, values=True)
     if edit is not None:
         checks.function(edit, name="edit", what="of two maps, (source, own) -> map", takes=2)
-    scale, denoise = finite_scale(scale), checks.flag(denoise, name="denoise")
+    scale, denoise = _chosen_scale(model, scale, null), checks.flag(denoise, name="denoise")
     share = checks.fraction(until, name="until, the share of the steps that use the source's maps,")
     for name, conditions in (("source", source), ("target", target)):
         checks.instance(conditions, Mapping, name=name, hint='Write {"caption": tokens}.')
@@ -171,21 +181,38 @@ def prompt_to_prompt(
         )
     solver = chosen_solver(solver, model, eta, grid)
     require_steps(solver, "which two captions would not share")
-    one, other = (_under(model, scale, conditions) for conditions in (source, target))
+    one, other = (_under(model, scale, null, conditions) for conditions in (source, target))
     with graph(gradients):
         times = edit_grid(model, grid, steps, None, solver, tuple(x.shape[1:]))
         done = round(share * (len(times) - 1))
         stop = -1.0 if done == len(times) - 1 else float(times[done].detach())
         if done:
             cross_attention(model)  # raises before any work where there is none
-        process = Reverse(Lockstep(one, other, model, edit, stop), solver.default_eta if eta is None else eta)
+        # learned nulls look at the picture, too, each at its own
+        call = None if null is None else NullGuided.CONDITIONAL
+        process = Reverse(Lockstep(one, other, model, edit, stop, call), solver.default_eta if eta is None else eta)
         run = solver.solve(process, torch.cat([x, x]), times, PairedNoise(source_of(seed, noise)), denoise=denoise)
         first, second = run.x.chunk(2)
         return PromptToPrompt(second, first, 2 * run.nfe, run.grid)
 
 
-def _under(model: ScoreModel, scale: float, conditions: Mapping[str, Any]) -> Score:
+def _chosen_scale(model: ScoreModel, scale: float | None, null: NullText | None) -> float:
+    """The scale given, or that of the nulls, or 1."""
+    if null is None:
+        return 1.0 if scale is None else finite_scale(scale)
+    if checks.instance(null, NullText, name="null", hint="Write null_text(model, found, source).").model is not model:
+        raise ValueError("null must be a NullText of the same model, and this one was learned with another.")
+    if scale is not None and finite_scale(scale) == 1:
+        raise ValueError(
+            f"scale must not be {scale:g}, at which the null does not matter: leave it out, or take the null's own."
+        )
+    return null.scale if scale is None else finite_scale(scale)
+
+
+def _under(model: ScoreModel, scale: float, null: NullText | None, conditions: Mapping[str, Any]) -> Score:
     """Classifier-free guidance, at scale 1 without a null."""
+    if null is not None:
+        return null.score(conditions, scale)
     if scale == 1:
         return Composed(branches(model, [conditions], None, what="prompt_to_prompt"), (1.0,))
     return classifier_free(model, conditions, scale)

@@ -124,12 +124,19 @@ def _start(sde: SDE, t: Time | None, level: float | None) -> Time:
             "sdedit needs t, the time to which x0 is noised, or level, the σ/α there; got "
             f"{'neither' if t is None else 'both'}."
         )
-    if t is not None:
-        return t
-    asked = -2 * math.log(checks.positive(level, name="level"))
+    return time_of_level(sde, level, name="level") if t is None else t
+
+
+def time_of_level(sde: SDE, level: float | None, *, name: str) -> Tensor:
+    """The time at which σ/α is the level.
+
+    Raises:
+        TypeError, ValueError: no positive number, or one that the SDE does not reach.
+    """
+    asked = -2 * math.log(checks.positive(level, name=name))
     try:
         return sde.t_of_log_snr(asked)
     except ValueError as error:
         raise ValueError(
-            f"level must be a σ/α that {type(sde).__name__} reaches, got {level}, a log-SNR of {asked:.4g}: {error}"
+            f"{name} must be a σ/α that {type(sde).__name__} reaches, got {level}, a log-SNR of {asked:.4g}: {error}"
         ) from error

@@ -6,6 +6,7 @@
     precision_recall(features(samples), features(data))
     memorised_share(samples, train, held_out)       # how many lie nearer to the training set than new data do
     calibration_error(samples, truth)               # of posterior samples (n, S, *event) for truths (n, *event)
+    dice(mask, truth), roc_auc(map, truth)          # of masks, and of maps that rank their pixels
 
 Sets are (n, *event) of any sizes; all is computed in float64. A feature space is a :class:`Features`: pixels, a network
 that :func:`train_features` makes in minutes, or any module (:class:`ModuleFeatures`).
@@ -25,6 +26,7 @@ from scoresde.metrics.kernels import (
     PolynomialKernel,
     median_distance,
 )
+from scoresde.metrics.masks import Reliability, dice, reliability, roc_auc
 from scoresde.metrics.max_sliced import max_sliced_wasserstein
 from scoresde.metrics.memorisation import authenticity, expected_authenticity, memorised_share, nearest_distance
 from scoresde.metrics.mmd import kernel_distance, mmd, mmd_test
@@ -60,6 +62,7 @@ __all__ = [
     "PixelFeatures",
     "PolynomialKernel",
     "PrecisionRecall",
+    "Reliability",
     "RunningMoments",
     "SampleSizeWarning",
     "TwoSampleTest",
@@ -69,6 +72,7 @@ __all__ = [
     "coverage",
     "density_coverage",
     "detectable_shift",
+    "dice",
     "energy_distance",
     "expected_authenticity",
     "expected_manifold_coverage",
@@ -88,6 +92,8 @@ __all__ = [
     "power_of_test",
     "precision_recall",
     "rank",
+    "reliability",
+    "roc_auc",
     "save_features",
     "sliced_wasserstein",
     "train_features",

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -110,7 +110,7 @@ class Context(NamedTuple):
 LayerEdit = Callable[[Tensor], Tensor]
 """The map of a layer -> the one to use."""
 
-_edits: ContextVar[Mapping[int, LayerEdit]] = ContextVar(
+_edits: ContextVar[Mapping[int, Callable[[Any], Any]]] = ContextVar(
     "edits of attention maps"
 )  # by id of the layer, of this thread
 _counted = threading.Lock()
@@ -119,8 +119,8 @@ _anybody_edits = False  # in any thread: asked first, since a compiled network c
 
 
 @contextmanager
-def edited_maps(edits: Mapping[CrossAttention, LayerEdit]) -> Iterator[None]:
-    """Inside, and in this thread alone, these layers let their maps be edited.
+def edited_maps(edits: Mapping[nn.Module, Callable[[Any], Any]]) -> Iterator[None]:
+    """Inside, and in this thread alone, these layers let their maps be edited, and encoders what they make.
 
     Nothing is written to the layers, so other threads may use the same network meanwhile.
 
@@ -150,6 +150,11 @@ def edited_maps(edits: Mapping[CrossAttention, LayerEdit]) -> Iterator[None]:
 def maps_are_edited() -> bool:
     """Whether attention maps are being recorded or edited, in any thread."""
     return _anybody_edits
+
+
+def edit_of(layer: nn.Module) -> Callable[[Any], Any] | None:
+    """What this thread does to the layer's map, or to the encoding that it makes of conditions; None for nothing."""
+    return _edits.get({}).get(id(layer)) if _anybody_edits else None
 
 
 class CrossAttention(nn.Module):
@@ -184,7 +189,7 @@ class CrossAttention(nn.Module):
         q = to_tokens(self.query, group_normed(self.norm, x)).unflatten(2, (self.heads, -1)).transpose(1, 2)
         k, v = (z.unflatten(2, (self.heads, -1)).transpose(1, 2) for z in self.kv(context.tokens).chunk(2, dim=2))
         present = context.present[:, None, None, :]
-        edit = _edits.get({}).get(id(self)) if _anybody_edits else None
+        edit = edit_of(self)
         if edit is None:
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=present)  # (B, heads, P, C / heads)
         else:

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from scoresde import checks
 from scoresde.models.conditions import Caption, Conditions, Embedding, split_absent
-from scoresde.nn.attention import Context, number_of_heads
+from scoresde.nn.attention import Context, edit_of, number_of_heads
 
 
 class TokenBlock(nn.Module):
@@ -116,6 +116,7 @@ class ContextEncoder(nn.Module):
         width = checks.count(width, name="width")
         captions, embeddings = conditions.of_kind(Caption), conditions.of_kind(Embedding)
         self.names = [*captions, *embeddings]
+        self.told_of = tuple(self.names)
         self.captions = nn.ModuleList(CaptionEncoder(caption, width) for caption in captions.values())
         self.embeddings = nn.ModuleList(EmbeddingEncoder(one.size, width) for one in embeddings.values())
 
@@ -123,7 +124,9 @@ class ContextEncoder(nn.Module):
         """Join the contexts of the checked conditions of a call, (B, L) and (B, L, E)."""
         encoders = [*self.captions, *self.embeddings]
         parts = [encode(given[name]) for encode, name in zip(encoders, self.names, strict=True)]
-        return Context(torch.cat([part.tokens for part in parts], 1), torch.cat([part.present for part in parts], 1))
+        whole = Context(torch.cat([part.tokens for part in parts], 1), torch.cat([part.present for part in parts], 1))
+        edit = edit_of(self)
+        return whole if edit is None else edit(whole)
 
 
 def _prepend(first: Tensor, tokens: Tensor, present: Tensor) -> Context:

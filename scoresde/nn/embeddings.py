@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from scoresde import checks
 from scoresde.models.conditions import Conditions, Label, Series, Set, Vector, split_absent
+from scoresde.nn.attention import edit_of
 from scoresde.nn.series import SeriesEncoder
 from scoresde.nn.sets import SetEncoder
 
@@ -177,6 +178,7 @@ class ConditionEmbedding(nn.Module):
         self.classes = None if label is None else nn.Embedding(label.num_classes + 1, width)
         sets, series = conditions.of_kind(Set), conditions.of_kind(Series)
         self.names = [*vectors, *sets, *series]
+        self.told_of = (*conditions.of_kind(Label), *self.names)
         self.vectors = nn.ModuleList(VectorEmbedding(vector.size, width) for vector in vectors.values())
         self.sets = nn.ModuleList(encoder_of(one, width) for one in sets.values())
         self.series = nn.ModuleList(encoder_of(one, width) for one in series.values())
@@ -191,4 +193,5 @@ class ConditionEmbedding(nn.Module):
         for embed, name in zip([*self.vectors, *self.sets, *self.series], self.names, strict=True):
             value = given[name]
             h = h + (embed.absent if value is None else embed(value))
-        return F.silu(h)
+        edit = edit_of(self)
+        return F.silu(h if edit is None else edit(h))

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from scoresde import checks
 from scoresde.models.conditions import Conditions, Label, Series, Set, Vector, split_absent
-from scoresde.nn.attention import Context, number_of_heads
+from scoresde.nn.attention import Context, edit_of, number_of_heads
 from scoresde.nn.embeddings import FourierFeatures, encoder_of
 
 SILU_MAGNITUDE = 0.5964692111
@@ -158,6 +158,7 @@ class MagnitudeEmbedding(nn.Module):
         self.time = MagnitudeConv(features, width)
         self.classes = None if label is None else MagnitudeConv(label.num_classes + 1, width)
         self.names, self.encoded = list(vectors), [*sets, *series]
+        self.told_of = (*conditions.of_kind(Label), *self.names, *self.encoded)
         self.vectors = nn.ModuleList(MagnitudeVector(one.size, width) for one in vectors.values())
         self.encoders = nn.ModuleList([encoder_of(one, width) for one in sets.values()])
         self.encoders.extend(encoder_of(one, width) for one in series.values())
@@ -179,7 +180,9 @@ class MagnitudeEmbedding(nn.Module):
             value = given[name]
             e = embed.absent.expand(len(c), -1) if value is None else embed(value)
             parts.append(unit_magnitude(e, 1))
-        return mp_silu(sum(parts[1:], parts[0]) / math.sqrt(len(parts)))
+        h = sum(parts[1:], parts[0]) / math.sqrt(len(parts))
+        edit = edit_of(self)
+        return mp_silu(h if edit is None else edit(h))
 
 
 class MagnitudeAttention(nn.Module):

@@ -293,7 +293,7 @@ FILES = {
     "caption": {"real.png", *(f"{a}-{b}.png" for a in ("seen", "unseen") for b in ("hidden", "scale-1", "scale-2"))},
     "superresolution": {"superresolution.png"},
     "mask": {"mask.png"},
-    "segment": {"segment.png"},
+    "segment": {"segment.png", "reliability.png"},
     "label": {"hidden.png", "label-scale-1.png", "label-scale-2.png", "ink.png", "label-and-ink.png"},
     "classifier": {
         "calibration.png",
@@ -335,6 +335,11 @@ def test_all_tasks_write_everything_and_go_on(
     assert set(reports["mask"]["generated"]) == {"given", "hidden"}
     segmented = reports["segment"]["answers"]
     assert segmented["threshold_in_the_right_quadrant"]["ink_in_the_right_quadrant"] == 1.0
+    for name, found in segmented.items():
+        assert found["iou"] <= found["dice"] <= 1, name  # Dice is 2 IoU / (1 + IoU) of each
+    share = reports["segment"]["calibration"]["share"]
+    assert 0 <= share["ece"] <= 1 and len(share["forecast"]) == len(share["frequency"]) == len(share["pixels"])
+    assert sum(share["pixels"]) == 16 * 16 * reports["segment"]["config"]["samples"]
     assert segmented["threshold"]["iou"] < segmented["threshold_in_the_right_quadrant"]["iou"]
     assert set(reports["label"]["generated"]) == {"hidden", "label, scale 1", "label, scale 2", "ink", "label and ink"}
 

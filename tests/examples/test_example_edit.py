@@ -33,16 +33,24 @@ def captions(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_all_edits_write_their_picture_and_figures(run: Path, captions: Path, tmp_path: Path) -> None:
     # two columns in each picture: drawing is most of the time here
     report = edit.main(edit.Config(digits=run, captions=captions, out=tmp_path, **{**SMALL, "count": 2}))
-    names = ["sdedit", "inversion", "counterfactual", "diffedit", "interpolation"]
-    assert list(EDITS) == names
+    names = ["sdedit", "inversion", "null_text", "counterfactual", "diffedit", "interpolation"]
+    assert list(EDITS) == names and all(report[name] for name in names)
     for name in names:
-        assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG" and report[name]
-    for name in ("digit-generated", "digit-real", "colour-generated", "colour-real"):
-        assert (tmp_path / f"prompt-{name}.png").exists()
+        name = "null-text-5" if name == "null_text" else name
+        assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+    for name in ("digit", "colour"):
+        for kind in ("generated", "real", "real-guided", "real-guided-by-nulls"):
+            assert (tmp_path / f"prompt-{name}-{kind}.png").exists()
+        assert (tmp_path / f"diffedit-{name}.png").exists()
+        assert report["prompt_to_prompt"]["diffedit"][name]["largest_change_outside"] == 0
     assert json.loads((tmp_path / "report.json").read_text())["edited"] == 2
     assert report["diffedit"]["distance_outside_mask"] == 0
     # 2 steps up, 2 down; the implicit one tries up to ten more at each
     assert report["inversion"]["ddim"]["nfe"] == 4 < report["inversion"]["ddim, implicit"]["nfe"] <= 24
+    trips = report["null_text"]["scale 5"]
+    assert set(report["null_text"]) == {"scale 2", "scale 5"}
+    assert trips["ddim, null-text"]["round_trip_mean"] <= trips["ddim"]["round_trip_mean"]
+    assert set(report["prompt_to_prompt"]["words"]) == {"refined", *(f"colour times {k}" for k in (0, 0.5, 2))}
     swap = report["prompt_to_prompt"]["digit, generated"]
     assert set(swap) == {"0", "0.4", "0.8", "1"}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from functools import cache
 
@@ -27,13 +28,17 @@ from bad_calls import (
 )
 from right_values import grid, score, state
 
-from scoresde import DDIM, VE, VP, Score, ScoreModel, grids, nn
+from scoresde import DDIM, VE, VP, Heun, Score, ScoreModel, grids, nn
 from scoresde.editing import (
+    Inversion,
+    NullText,
+    anomaly_map,
     counterfactual,
     diffedit,
     diffedit_mask,
     interpolate,
     invert,
+    null_text,
     prompt_to_prompt,
     sdedit,
 )
@@ -108,6 +113,53 @@ def captioned() -> ScoreModel:
     net = nn.UNet(2, width=8, multipliers=(1,), blocks=1, attention_levels=(0,), captions={"caption": WORDS})
     return ScoreModel(net.eval(), VP())
 
+
+def inverted() -> Inversion:
+    """A picture's way up, with its states."""
+    return invert(captioned().bind(**WORD), torch.ones(1, 2, 4, 4), steps=2, trajectory=True)
+
+
+@cache
+def nulls() -> NullText:
+    """Those of a picture."""
+    return null_text(captioned(), inverted(), WORD, 2.0, iterations=1)
+
+
+WORD = {"caption": torch.tensor([[1, 2]])}
+LEVELS = Kind(
+    {
+        "None": lambda right: None,
+        "a number": lambda right: 0.5,
+        "a text": lambda right: "0.5",
+        "a text inside": lambda right: ["low"],
+        "nothing": lambda right: [],
+        "negative": lambda right: [-0.5],
+        "zero": lambda right: [0.0],
+        "beyond": lambda right: [1e9],
+        "nan": lambda right: [math.nan],
+        "an object": lambda right: Odd(),
+    },
+    {"a tuple": tuple, "a tensor": lambda right: torch.tensor(right, dtype=torch.float64)},
+)
+FOUND = Kind(
+    {
+        "None": lambda right: None,
+        "a latent": lambda right: right.x,
+        "without states": lambda right: dataclasses.replace(right, trajectory=None),
+        "another schedule": lambda right: dataclasses.replace(right, sde=VE()),
+        "an object": lambda right: Odd(),
+    }
+)
+ONE_STEP = SOLVER.but(**{"of two evaluations": lambda right: Heun()})
+NULLS = Kind(
+    {
+        "a latent": lambda right: right.x,
+        "an object": lambda right: Odd(),
+        "of another model": lambda right: dataclasses.replace(right, model=ScoreModel(right.model.net, VP())),
+    },
+    {},
+)
+OTHER_SCALE = NUMBER.but(infinite=lambda right: math.inf)
 
 CALLS = [
     Call(
@@ -254,14 +306,101 @@ CALLS = [
             "target": CAPTION,
             "edit": OPTIONAL_FUNCTION,
             "until": FRACTION,
-            "scale": NUMBER.but(infinite=lambda right: math.inf),
+            "scale": NUMBER.but("None", infinite=lambda right: math.inf),
         },
         named={"source": "source|caption|condition", "target": "target|caption|condition"},
         answer=lambda found: found.x,
     ),
+    Call(
+        prompt_to_prompt,
+        lambda: {
+            "model": captioned(),
+            "x": nulls().x,
+            "source": WORD,
+            "target": {"caption": torch.tensor([[3, 2]])},
+            "scale": 3.0,
+            "null": nulls(),
+            "grid": nulls().grid,
+            "solver": DDIM(),
+            "denoise": False,
+        },
+        kinds={
+            "model": SCORE,
+            "x": LATENT.but(**{"another batch": lambda right: torch.ones(5, 2, 4, 4)}),
+            "source": CAPTION,
+            "target": CAPTION,
+            "scale": OTHER_SCALE.but("None", one=lambda right: 1.0),
+            "null": NULLS,
+        },
+        named={"source": "source|caption|condition", "target": "target|caption|condition", "x": "x|pictures"},
+        answer=lambda found: found.x,
+        name="prompt_to_prompt with nulls",
+    ),
+    Call(
+        null_text,
+        lambda: {
+            "model": captioned(),
+            "found": inverted(),
+            "conditions": WORD,
+            "scale": 2.0,
+            "null": None,
+            "solver": DDIM(),
+            "iterations": 1,
+            "rate": 0.1,
+            "tolerance": 1e-3,
+            "start": 0.5,
+            "progress": False,
+        },
+        kinds={
+            "model": SCORE,
+            "found": FOUND,
+            "conditions": CAPTION,
+            "scale": OTHER_SCALE.but(one=lambda right: 1.0),
+            "null": Kind({"nan": lambda right: math.nan, "another name": lambda right: {"label": 0}}),
+            "solver": ONE_STEP,
+            "iterations": COUNT,
+            "rate": POSITIVE,
+            "tolerance": POSITIVE,
+            "start": FRACTION,
+            "progress": FLAG,
+        },
+        named={"conditions": "conditions|caption|condition"},
+        answer=lambda found: found.reconstruction,
+    ),
+    Call(
+        nulls().score,
+        lambda: {"conditions": {"caption": torch.tensor([[3, 2]])}, "scale": 3.0},
+        kinds={"conditions": CAPTION.but("None"), "scale": OTHER_SCALE.but("None")},
+        named={"conditions": "conditions|caption|condition"},
+        answer=None,
+    ),
+    Call(
+        nulls().decoded,
+        lambda: {"conditions": {"caption": torch.tensor([[3, 2]])}, "scale": 3.0},
+        kinds={"conditions": CAPTION.but("None"), "scale": OTHER_SCALE.but("None")},
+        named={"conditions": "conditions|caption|condition"},
+        answer=lambda found: found.x,
+    ),
+    Call(
+        anomaly_map,
+        lambda: {
+            "score": score(),
+            "x0": state(),
+            "levels": [0.5, 1.0],
+            "samples": 1,
+            "steps": 1,
+            "solver": DDIM(),
+            "grid": grids.karras,
+            "eta": 0.5,
+            "seed": 0,
+            "gradients": False,
+        },
+        kinds={"levels": LEVELS, "samples": COUNT, "steps": COUNT_FROM_0, "grid": RULE, "gradients": FLAG},
+        answer=lambda found: found.map,
+    ),
 ]
 NOT_CALLED: dict[str, str] = {
     f"scoresde.editing.{name}": "what an edit answers"
-    for name in ("counterfactual.Counterfactual", "diffedit.DiffEdit", "inversion.Inversion",
-                 "prompt_to_prompt.PromptToPrompt")
+    for name in ("anomaly.Anomaly", "counterfactual.Counterfactual", "diffedit.DiffEdit", "inversion.Inversion",
+                 "null_text.NullText", "prompt_to_prompt.PromptToPrompt")
 } | {"scoresde.editing.inversion.Way": "names of keywords"}  # fmt: skip

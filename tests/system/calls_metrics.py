@@ -47,6 +47,25 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
 X, Y = numbers(12, 3), numbers(11, 3, seed=1)
 SET = TENSOR.but(another_event=lambda x: torch.ones(12, 5), none=lambda x: x[:0])
 FEW = SET.but(one=lambda x: x[:1])
+SHAPED = STATE.but(another_event=lambda x: torch.ones(12, 5))
+MASK = Kind(
+    {
+        "a list": lambda right: right.tolist(),
+        "numpy": lambda right: right.numpy(),
+        "a number": lambda right: 1.0,
+        "a text": lambda right: "mask",
+        "another event": lambda right: torch.ones(12, 5, dtype=torch.bool),
+        "of 8 bits": lambda right: 255 * right.to(torch.uint8),
+        "a fraction": lambda right: 0.5 * right,
+        "nan": lambda right: torch.full(right.shape, float("nan")),
+        "complex": lambda right: right.to(torch.complex64),
+        "without values": lambda right: right.to("meta"),
+        "sparse": lambda right: right.float().to_sparse(),
+        "no axis": lambda right: right[0, 0],
+    },
+    {"whole": lambda right: right.long(), "floating": lambda right: right.float()},
+)
+MIXED = MASK.but(all_positive=torch.ones_like, all_negative=torch.zeros_like)
 RATE = NUMBER.but(zero=lambda right: 0.0, one=lambda right: 1.0, beyond_floats=lambda right: 10**400)
 KERNEL = FUNCTION.but("None", a_class=lambda k: GaussianKernel)
 DATASET = FUNCTION.but(few=lambda d: from_tensors(numbers(9, 3)))
@@ -282,11 +301,29 @@ CALLS = [
         answer=lambda m: m.mean,
         name="RunningMoments.gathered",
     ),
+    Call(
+        metrics.dice,
+        lambda: {"mask": X > 0, "truth": X > 0.5},
+        kinds={"mask": MASK, "truth": MASK},
+        named={"mask": "mask", "truth": "truth"},
+    ),
+    Call(metrics.roc_auc, lambda: {"scores": X, "truth": X > 0.5}, kinds={"scores": SHAPED, "truth": MIXED}),
+    Call(
+        metrics.reliability,
+        lambda: {"probability": X.sigmoid(), "truth": X > 0.5, "bins": 4},
+        kinds={
+            "probability": SHAPED.but(above=lambda x: x + 1, negative=lambda x: x - 1),
+            "truth": MASK,
+            "bins": COUNT,
+        },
+        answer=lambda found: found.forecast,
+    ),
 ]
 NOT_CALLED = {
     "scoresde.metrics.classifier_test.ClassifierTest": "a tuple",
     "scoresde.metrics.features.Features": "abstract: the call of its kinds is called",
     "scoresde.metrics.kernels.Kernel": "abstract",
+    "scoresde.metrics.masks.Reliability": "what a measure answers",
     "scoresde.metrics.neighbours.DensityCoverage": "a tuple",
     "scoresde.metrics.neighbours.PrecisionRecall": "a tuple",
     "scoresde.metrics.sets.Estimate": "a tuple",

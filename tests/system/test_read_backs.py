@@ -466,6 +466,7 @@ EDITS: dict[str, Callable[[Bench, int], Tensor]] = {
     "diffedit with a mask": lambda b, n: (
         editing.diffedit(b.bound(), b.bound(1), X0.to(b.there), t=0.5, steps=n, mask=torch.tensor([[True, False]])).x
     ),
+    "anomaly_map": lambda b, n: editing.anomaly_map(b.bound(), X0.to(b.there), levels=[0.5], samples=2, steps=n).map,
     "prompt_to_prompt": lambda b, n: (
         editing.prompt_to_prompt(
             b.pictures(),

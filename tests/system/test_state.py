@@ -155,6 +155,7 @@ CALLS: dict[str, Callable[[ScoreModel], Any]] = {
     "decoded": lambda m: editing.invert(m.bind(label=1), X, steps=3).decoded(m.bind(label=2)).x.detach(),
     "counterfactual": lambda m: editing.counterfactual(m.bind(label=1), m.bind(label=2), X, steps=3).x,
     "diffedit": lambda m: editing.diffedit(m.bind(label=0), m.bind(label=2), X, t=0.5, steps=3).x,
+    "anomaly_map": lambda m: editing.anomaly_map(m.bind(label=1), X, samples=2, steps=2).map,
     "diffedit_mask": lambda m: editing.diffedit_mask(m.bind(label=0), m.bind(label=2), X, t=0.5, threshold=None),
     "tilted": lambda m: particles.tilted(classifier_free(m, LABEL, 1.5), (64, 2), steps=4).x,
     "twisted": lambda m: (
@@ -235,13 +236,16 @@ def test_nothing_is_changed_and_no_mode_matters(name: str) -> None:
     assert same(found, wanted)  # what the network gives in evaluation mode
 
 
-@pytest.mark.parametrize("name", ["prompt_to_prompt", "gradients"])
-def test_nor_by_prompt_to_prompt(name: str) -> None:
+@pytest.mark.parametrize("name", ["prompt_to_prompt", "gradients", "null_text"])
+def test_nor_by_prompt_to_prompt_and_null_text(name: str) -> None:
     trained, resting = restless_images(), captioned()
 
     def run(m: ScoreModel) -> Tensor:
         latent = numbers(2, 1, 4, 4)
         both = [{"caption": word["caption"].expand(2, -1)} for word in WORDS]
+        if name == "null_text":
+            found = editing.invert(m.bind(**both[0]), latent, steps=3, trajectory=True)
+            return editing.null_text(m, found, both[0], 2.0, iterations=2).reconstruction
         return editing.prompt_to_prompt(m, latent, *both, steps=3, gradients=name == "gradients").x.detach()
 
     before = everything()

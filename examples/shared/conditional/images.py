@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from scoresde import metrics
 from scoresde.cli.outputs import show
-from scoresde.cli.pictures import save_grid
+from scoresde.cli.pictures import new_figure, save_figure, save_grid
 from scoresde.data import Dataset, Scaling, from_tensors
 from scoresde.data import load as load_data
 from shared.conditional.captioned import SIDE
@@ -170,7 +171,7 @@ def segment(flags: Flags, out: Path, *, copies: int = 8) -> dict[str, Any]:
     threshold = best_threshold(brightness(seen.pictures[:2000]), seen.masks[:2000])
     bright = brightness(asked.pictures) >= threshold
     where = quadrant_of(asked.place)
-    share = (answers > 0).double().mean(0)  # of the draws: the probability that a pixel belongs to the digit
+    share = (answers > 0).double().mean(0)  # of the draws in which a pixel belongs to the digit
     ways = {
         "threshold": bright,
         # what is left to find for somebody who knows the quadrant
@@ -183,16 +184,55 @@ def segment(flags: Flags, out: Path, *, copies: int = 8) -> dict[str, Any]:
     for name, found in ways.items():
         figures[name] = {
             "iou": float(iou(found, asked.masks).mean()),
+            "dice": float(metrics.dice(found, asked.masks).mean()),
             "ink_in_the_right_quadrant": float((found & where).sum() / found.sum().clamp(min=1)),
         }
         show(name, figures[name])
     shown = [pictures, *(signs(x).expand(-1, 3, -1, -1) for x in (asked.masks, bright, *(answers[:3] > 0)))]
-    shown.append((2 * share - 1).expand(-1, 3, -1, -1).float())
-    heads = ["given", "truth", "bright", *numbers(answers[:3]), "share"]
-    title = f"cluttered picture to mask: bright pixels, single draws, share of {flags.draws} draws"
+    doubt = 4 * share * (1 - share)  # 1 where half of the draws say yes: where the answer is not known
+    shown += [(2 * one - 1).expand(-1, 3, -1, -1).float() for one in (share, doubt)]
+    heads = ["given", "truth", "bright", *numbers(answers[:3]), "share", "doubt"]
+    title = f"cluttered picture to mask: bright pixels, single draws, share of {flags.draws} draws, where they differ"
     save_grid(out / "segment.png", DIGITS.to_uint8(side_by_side(shown)), heads, title)
-    return {"threshold_levels": threshold, "brier_score": float((share - asked.masks).square().mean()),
-            "answers": figures}  # fmt: skip
+    maps = {
+        "share": share,
+        "one_draw": (answers[0] > 0).double(),
+    }
+    reliable = {name: metrics.reliability(one, asked.masks) for name, one in maps.items()}
+    calibration = {name: calibration_figures(one) for name, one in reliable.items()}
+    # are pixels in doubt those that the majority gets wrong?
+    wrong = (share > 0.5) != asked.masks.bool()
+    if bool(wrong.any()) and not bool(wrong.all()):
+        calibration["doubt"] = {"auc_of_wrong_pixels": metrics.roc_auc(doubt, wrong)}
+    for name, row in calibration.items():
+        show(name, {key: value for key, value in row.items() if not isinstance(value, list)})
+    draw_reliability(out / "reliability.png", reliable["share"], f"share of {flags.draws} draws")
+    return {"threshold_levels": threshold, "calibration": calibration, "answers": figures}
+
+
+def calibration_figures(found: metrics.Reliability) -> dict[str, Any]:
+    """The figures of a map of probabilities, bins without a pixel left out."""
+    filled = found.count > 0
+    return {
+        "ece": found.ece,
+        "ece_floor": found.ece_floor,
+        "brier": found.brier,
+        "forecast": found.forecast[filled].tolist(),
+        "frequency": found.frequency[filled].tolist(),
+        "pixels": found.count[filled].tolist(),
+    }
+
+
+def draw_reliability(path: Path, found: metrics.Reliability, name: str) -> None:
+    """How often pixels belong to the mask, over how often they are said to."""
+    figure, axes = new_figure(1, 1, size=3.2)
+    axis, filled = axes[0, 0], found.count > 0
+    axis.plot([0, 1], [0, 1], color="grey", linewidth=0.8)
+    axis.plot(found.forecast[filled], found.frequency[filled], marker="o")
+    axis.set_xlabel(name, fontsize=8)
+    axis.set_ylabel("share of such pixels in the mask", fontsize=8)
+    axis.set_title(f"calibration error {found.ece:.3f}", fontsize=8)
+    save_figure(path, figure)
 
 
 def best_threshold(brightness: Tensor, masks: Tensor) -> float:

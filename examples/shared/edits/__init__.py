@@ -17,6 +17,7 @@ __all__ = ["EDITS", "Bench"]
 EDITS: Mapping[str, Callable[[Bench, Path], dict[str, Any]]] = {
     "sdedit": digits.sdedit,
     "inversion": digits.inversion,
+    "null_text": digits.null_text,
     "counterfactual": digits.counterfactual,
     "diffedit": digits.diffedit,
     "interpolation": digits.interpolation,

@@ -25,6 +25,7 @@ from shared.readers import DigitReader
 LEVELS = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # σ/α to which SDEdit noises, for data of standard deviation about 0.7
 WEIGHTS = torch.linspace(0, 1, 9, dtype=torch.float64)
 MASK_LEVEL = 2.0  # σ/α of DiffEdit's mask and latent
+SCALE = 5.0  # of guidance, at which nulls are learned
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,51 @@ def counterfactual(bench: Bench, out: Path) -> dict[str, Any]:
         "distance_to_other_digits": _to_others(bench),
         "round_trip_mean": float(edit.inversion.round_trip.mean()),
         "nfe": edit.nfe,
+    }
+
+
+def null_text(bench: Bench, out: Path) -> dict[str, Any]:
+    """Guided steps that lead back to the digit: how near, what edits by them are read as, and other ways there."""
+    report: dict[str, Any] = {}
+    for scale in dict.fromkeys((bench.guidance, SCALE)):
+        rows: list[SheetRow] = [("original", bench.x)]
+        figures = report[f"scale {scale:g}"] = {}
+        for name, (back, edit, nfe) in _guided_ways(bench, scale).items():
+            figures[name] = {
+                "round_trip_mean": bench.distance(back),
+                "read_as_wished": bench.read(edit, bench.wish),
+                "distance": bench.distance(edit),
+                "nfe": nfe,
+            }
+            rows += [(f"{name}: back", back), ("as wished", edit)]
+        title = f"Guided at scale {scale:g}: back, and as wished"
+        draw_rows(out / f"null-text-{scale:g}.png", rows, bench.heads, bench.scaling, title)
+    return report
+
+
+@torch.no_grad()
+def _guided_ways(bench: Bench, scale: float) -> dict[str, tuple[Tensor, Tensor, int]]:
+    """By each way the digit come back, the edited one, and the evaluations."""
+    model, own, other = bench.model, {"label": bench.label}, {"label": bench.wish}
+
+    def guided(label: dict[str, Tensor], **options: Any) -> ss.Score:
+        return ss.classifier_free(model, label, scale, **options)
+
+    plain = editing.invert(bench.source, bench.x, steps=bench.steps, trajectory=True)
+    exact = editing.invert(bench.source, bench.x, trajectory=True, **_inversion(bench))
+    at_scale = editing.invert(guided(own), bench.x, **_inversion(bench))
+    nulls = {
+        "ddim, null-text": (plain, editing.null_text(model, plain, own, scale)),
+        "ddim, null-text from the label": (plain, editing.null_text(model, plain, own, scale, start=1.0)),
+        "implicit, null-text": (exact, editing.null_text(model, exact, own, scale)),
+    }
+    back, edited = (plain.decoded(guided(label, negative=own)).x for label in (own, other))
+    return {
+        "ddim": (plain.decoded(guided(own)).x, plain.decoded(guided(other)).x, plain.nfe),
+        "ddim, its own label as the negative": (back, edited, plain.nfe),
+        "implicit": (exact.decoded(guided(own)).x, exact.decoded(guided(other)).x, exact.nfe),
+        "implicit, up under guidance": (at_scale.reconstruction, at_scale.decoded(guided(other)).x, at_scale.nfe),
+        **{name: (one.reconstruction, one.decoded(other).x, up.nfe + one.nfe) for name, (up, one) in nulls.items()},
     }
 
 
