@@ -151,11 +151,7 @@ class Autoencoder(nn.Module):
                 f"shape must be (B, {self.channels}, ...) with {self.event_dims} spatial axes, got {sizes}: that is "
                 "what this autoencoder was built for."
             )
-        if any(size % self.factor or not size for size in sizes[2:]):
-            raise ValueError(
-                f"shape has spatial sizes {sizes[2:]}, and this autoencoder halves them {len(self.widths) - 1} times: "
-                f"each must be a multiple of {self.factor}. Pad x, or give fewer multipliers."
-            )
+        self._check_sizes(sizes, "shape is")
         return (sizes[0], self.latent_channels, *(size // self.factor for size in sizes[2:]))
 
     def encode(self, x: Tensor) -> Tensor:
@@ -226,7 +222,14 @@ class Autoencoder(nn.Module):
     def check_x(self, x: Tensor) -> None:
         """Raise unless x is (B, channels, *spatial) with sizes that come back."""
         check_event(x, self.channels, self.event_dims)
-        self.latent_shape(tuple(x.shape))
+        self._check_sizes(tuple(x.shape), "x has shape")
+
+    def _check_sizes(self, shape: Sequence[int], what: str) -> None:
+        if any(size % self.factor or not size for size in shape[2:]):
+            raise ValueError(
+                f"{what} {tuple(shape)}, and this autoencoder halves spatial sizes {len(self.widths) - 1} times: each "
+                f"must be a multiple of {self.factor}. Pad x, or give fewer multipliers."
+            )
 
     def _features(self, x: Tensor) -> Tensor:
         self.check_x(x)

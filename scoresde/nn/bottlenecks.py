@@ -252,7 +252,8 @@ class _Codebook(Bottleneck):
         codes = self.codes.to(wide)
         half = codes.square().sum(1) / 2
         some = max(1, _AT_ONCE // len(codes))
-        return torch.cat([(half - part.to(wide) @ codes.T).argmin(1) for part in rows.split(some)])
+        with torch.autocast(rows.device.type, enabled=False):  # which of two is nearer is not for half precision
+            return torch.cat([(half - part.to(wide) @ codes.T).argmin(1) for part in rows.split(some)])
 
     @torch.no_grad()
     def _quantised(self, h: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ from scoresde.data import Dataset, random_flip
 from scoresde.nn import Autoencoder, PatchDiscriminator
 from scoresde.train import folder as folders
 from scoresde.train.atomic import uninterrupted
-from scoresde.train.autoencoder_files import Saved, config_of
+from scoresde.train.autoencoder_files import Saved, autoencoder_config
 from scoresde.train.autoencoder_options import AutoencoderOptions
 from scoresde.train.contents import AVERAGE, MODEL, OPTIMIZER
 from scoresde.train.draws import DataOrder, derive, draws_itself, named_uniforms, seeded, seeded_where, step_noise
@@ -177,6 +177,13 @@ class AutoencoderRun(Iterator[AutoencoderStep]):
             self.close()
         return record
 
+    def __reduce__(self) -> NoReturn:
+        """Raises TypeError: a run holds a folder, of which there cannot be two."""
+        raise TypeError(
+            "an AutoencoderRun cannot be pickled or copied: it owns its folder. Save a checkpoint, run.save(), and go on "
+            "from it by the same call of train_autoencoder with resume=True; or copy run.net and run.ema."
+        )
+
     def averaged(self) -> Autoencoder:
         """A copy of the autoencoder with the averaged weights, in evaluation mode."""
         copied = ema_model(self.net, self.ema)
@@ -207,7 +214,7 @@ class AutoencoderRun(Iterator[AutoencoderStep]):
             if state := self._other.state():
                 tensors[ADVERSARY_OPTIMIZER] = state
         config = {
-            **config_of(self.net, self._dataset.scaling),
+            **autoencoder_config(self.net, self._dataset.scaling),
             "step": self.step,
             "samples": len(self._dataset),
             "seconds": self._seconds,
@@ -262,19 +269,24 @@ class AutoencoderRun(Iterator[AutoencoderStep]):
         """Put the gradients into ``.grad``; the weighted terms and what the bottleneck was given, without a graph."""
         options, net, size = self.options, self.net, math.prod(x.shape[1:])
         z = x.new_empty(net.latent_shape(tuple(x.shape)))
-        decoded, penalty, h = net(x, step_noise(options.seed, self.step, 0, z, name="bottleneck"))
+        eps = step_noise(options.seed, self.step, 0, z, name="bottleneck")
+        with self._narrow():
+            decoded, penalty, h = net(x, eps)
         weight = net.penalty if options.penalty is None else options.penalty
         terms = {
             "reconstruction": -net.log_likelihood(x, decoded).mean() / size,
             "penalty": weight * penalty.mean() / size,
         }
         if options.perceptual is not None:
-            terms["perceptual"] = options.perceptual.weight * options.perceptual.distance(x, decoded).mean()
+            with self._narrow():
+                distance = options.perceptual.distance(x, decoded)
+            terms["perceptual"] = options.perceptual.weight * distance.mean()
         adversary, judge = options.adversary, self.discriminator
         acts = adversary is not None and judge is not None and self.step >= adversary.start
         if acts and adversary is not None and judge is not None:
             last = net.decoder.last_weight
-            term = adversary.to_mislead(judge, decoded)
+            with self._narrow():
+                term = adversary.to_mislead(judge, decoded)
             before = terms["reconstruction"] + terms.get("perceptual", 0.0)
             terms["adversarial"] = adversary.weight * adversary.balance(before, term, last) * term
         # of these parameters alone: neither those of the features nor the discriminator's
@@ -282,9 +294,14 @@ class AutoencoderRun(Iterator[AutoencoderStep]):
         if acts and adversary is not None and judge is not None and self._other is not None:
             for parameter in judge.parameters():
                 parameter.grad = None
-            terms["discriminator"] = adversary.to_tell(judge, x, decoded)
+            with self._narrow():
+                terms["discriminator"] = adversary.to_tell(judge, x, decoded)
             terms["discriminator"].backward()
         return {name: value.detach() for name, value in terms.items()}, h.detach()
+
+    def _narrow(self) -> torch.autocast:
+        """Around what networks compute."""
+        return torch.autocast(self._device.type, dtype=torch.bfloat16, enabled=self.options.mixed_precision == "bf16")
 
     def _uniforms(self, count: int, name: str) -> Tensor:
         generator = torch.Generator("cpu").manual_seed(derive(self.options.seed, name, self.step))

@@ -33,7 +33,7 @@ FORMAT = "scoresde autoencoder"
 VERSION = 1
 
 
-def config_of(net: Autoencoder, scaling: object = None) -> dict[str, Any]:
+def autoencoder_config(net: Autoencoder, scaling: object = None) -> dict[str, Any]:
     """What config.json says of an autoencoder, but for its files."""
     scaling = net.scaling if scaling is None else scaling
     return {
@@ -66,7 +66,7 @@ def save_autoencoder(folder: PathName, net: Autoencoder) -> Path:
     if any(place.iterdir()):
         raise CheckpointError(f"folder {place} holds something already: give a new or an empty one.")
     try:
-        folders.fill(place, config_of(net), {MODEL: writer(state)})
+        folders.fill(place, autoencoder_config(net), {MODEL: writer(state)})
     except OSError as error:
         raise CheckpointError(f"could not write the autoencoder into {place}: {error}.") from error
     return place

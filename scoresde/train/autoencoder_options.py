@@ -12,6 +12,7 @@ from typing import Any
 from scoresde import checks
 from scoresde.files import PathName
 from scoresde.train.autoencoder_terms import Adversary, Perceptual
+from scoresde.train.option_checks import Precision
 from scoresde.train.optimizer import Decay
 
 _UNRECORDED = ("folder", "resume", "save_every", "keep", "log_every", "cpu")
@@ -39,6 +40,7 @@ class AutoencoderOptions:
         save_every: steps between checkpoints; there is one at the end in any case.
         keep: how many checkpoints to leave.
         log_every: steps between lines of the log.
+        mixed_precision: "bf16" computes the networks in bfloat16; weights and losses stay as they are.
         cpu: stay on the CPU although there is a GPU.
 
     Raises:
@@ -64,6 +66,7 @@ class AutoencoderOptions:
     save_every: int | None = None
     keep: int = 2
     log_every: int = 25
+    mixed_precision: Precision = "no"
     cpu: bool = False
 
     def __post_init__(self) -> None:

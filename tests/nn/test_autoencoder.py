@@ -1,4 +1,4 @@
-"""The autoencoder: its bottlenecks against closed forms and brute force, its laws of errors, its shapes and refusals."""
+"""The autoencoder: bottlenecks against closed forms and brute force, laws of errors, shapes and refusals."""
 
 from __future__ import annotations
 

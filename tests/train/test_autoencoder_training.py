@@ -265,6 +265,21 @@ def test_bad_input_stops_before_any_work(
     assert not folder.exists()
 
 
+@pytest.mark.parametrize("kind", KINDS, ids=["kl", "vq"])
+def test_in_bfloat16_it_learns_the_same(kind: Any) -> None:
+    """Weights stay float32; the first loss is that of float32 but for 2^-8 of what each layer makes."""
+    options: dict[str, Any] = {"adversary": Adversary(start=0, width=4, layers=2), "lr": 3e-3}
+    wide, narrow = (run_of(small(bottleneck=kind), 12, mixed_precision=p, **options) for p in ("no", "bf16"))
+    losses = [[step.terms["reconstruction"] for step in run] for run in (wide, narrow)]
+    assert losses[1][0] == pytest.approx(losses[0][0], rel=0.02) and losses[1] != losses[0]
+    assert losses[1][-1] < losses[1][0] and {p.dtype for p in narrow.net.parameters()} == {torch.float32}
+
+
+def test_a_run_is_not_copied() -> None:
+    with pytest.raises(TypeError, match="cannot be pickled or copied"):
+        copy.deepcopy(run_of(small()))
+
+
 def test_options_are_one_object_or_keywords(tmp_path: Path) -> None:
     options = AutoencoderOptions(steps=2, batch_size=4, cpu=True)
     one = list(train_autoencoder(small(), pictures(), options))
