@@ -180,8 +180,8 @@ class AutoencoderRun(Iterator[AutoencoderStep]):
     def __reduce__(self) -> NoReturn:
         """Raises TypeError: a run holds a folder, of which there cannot be two."""
         raise TypeError(
-            "an AutoencoderRun cannot be pickled or copied: it owns its folder. Save a checkpoint, run.save(), and go on "
-            "from it by the same call of train_autoencoder with resume=True; or copy run.net and run.ema."
+            "an AutoencoderRun cannot be pickled or copied: it owns its folder. Save a checkpoint, run.save(), and go "
+            "on from it by the same call of train_autoencoder with resume=True; or copy run.net and run.ema."
         )
 
     def averaged(self) -> Autoencoder:

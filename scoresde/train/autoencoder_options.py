@@ -12,8 +12,8 @@ from typing import Any
 from scoresde import checks
 from scoresde.files import PathName
 from scoresde.train.autoencoder_terms import Adversary, Perceptual
-from scoresde.train.option_checks import Precision
 from scoresde.train.optimizer import Decay
+from scoresde.train.option_checks import Precision
 
 _UNRECORDED = ("folder", "resume", "save_every", "keep", "log_every", "cpu")
 """Options that change no number of a run."""

@@ -136,13 +136,8 @@ CALLS = [
         },
         answer=lambda made: made.config,
     ),
-    *(
-        Call(method, lambda name=name, given=given: {name: given}, kinds={name: EVENTS if name == "x" else LATENTS}, name=f"Autoencoder.{called}")
-        for called, method, name, given in (
-            ("encode", net().encode, "x", X),
-            ("decode", net().decode, "z", Z),
-        )
-    ),
+    Call(net().encode, lambda: {"x": X}, kinds={"x": EVENTS}, name="Autoencoder.encode"),
+    Call(net().decode, lambda: {"z": Z}, kinds={"z": LATENTS}, name="Autoencoder.decode"),
     Call(net().posterior, lambda: {"x": X}, kinds={"x": EVENTS}, name="Autoencoder.posterior", answer=lambda q: q.mean),
     Call(
         net().log_likelihood,
