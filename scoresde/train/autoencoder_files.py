@@ -9,6 +9,8 @@ itself and of the other files.
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +22,7 @@ from torch import Tensor
 import scoresde
 from scoresde import checks
 from scoresde.data import Scaling
-from scoresde.files import Fields, PathName, make_writable
+from scoresde.files import PARTIAL, Fields, PathName, make_writable
 from scoresde.nn import Autoencoder
 from scoresde.train import folder as folders
 from scoresde.train.bounded import at_most, check_arguments
@@ -65,10 +67,16 @@ def save_autoencoder(folder: PathName, net: Autoencoder) -> Path:
     place = make_writable(checks.path(folder, name="folder"))
     if any(place.iterdir()):
         raise CheckpointError(f"folder {place} holds something already: give a new or an empty one.")
+    partial = place.with_name(f"{PARTIAL}{os.getpid()}-{place.name}")  # a kill leaves no half of it under its name
     try:
-        folders.fill(place, autoencoder_config(net), {MODEL: writer(state)})
+        partial.mkdir()
+        folders.fill(partial, autoencoder_config(net), {MODEL: writer(state)})
+        place.rmdir()
+        partial.rename(place)
     except OSError as error:
         raise CheckpointError(f"could not write the autoencoder into {place}: {error}.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     return place
 
 

@@ -14,6 +14,7 @@ from bad_calls import (
     FUNCTION,
     LITERAL,
     MAPPING,
+    NOISE,
     NOT_NEGATIVE,
     NUMBER,
     OPEN_TENSOR,
@@ -242,7 +243,7 @@ CALLS = [
     Call(
         evidence_bound,
         lambda: {"latent": Latent(prior(), net()), "x": X, "draws": 2, "noise": 3},
-        kinds={"latent": SCORE, "x": EVENTS, "noise": SEED},
+        kinds={"latent": SCORE, "x": OPEN_TENSOR, "noise": NOISE},
     ),
 ]  # fmt: skip
 NOT_CALLED = {
