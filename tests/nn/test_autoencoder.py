@@ -286,10 +286,10 @@ def test_a_learned_scale_is_best_at_the_size_of_the_errors() -> None:
         net.log_likelihood(x, decoded).sum().backward()
         # 96 terms of size 1 that cancel, in float32, times the ten of the parameter
         assert abs(float(net.log_scale_tenth.grad)) < 1e-2  # type: ignore[arg-type]
-        value = float(net.log_likelihood(x, decoded).sum())
         with torch.no_grad():
+            value = float(net.log_likelihood(x, decoded).sum())
             net.log_scale_tenth.add_(0.01)
-        assert float(net.log_likelihood(x, decoded).sum()) < value
+            assert float(net.log_likelihood(x, decoded).sum()) < value
 
 
 # -- the judge of patches ----------------------------------------------------------------------------------------------
