@@ -16,14 +16,15 @@ import torch
 from torch import Tensor
 
 from scoresde import checks
-from scoresde.interop.latent import Latent
+from scoresde.interop.autoencoder import Autoencoding
 from scoresde.likelihood import log_prob
-from scoresde.models import evaluating
+from scoresde.models import Score, evaluating
+from scoresde.models.score import check_score
 from scoresde.noise import Noise, as_noise
 
 
 def evidence_bound(
-    latent: Latent, x: Tensor, *, draws: int = 1, noise: Noise | torch.Generator | int = 0, **keywords: Any
+    latent: Score, x: Tensor, *, draws: int = 1, noise: Noise | torch.Generator | int = 0, **keywords: Any
 ) -> Tensor:
     r"""A lower bound on log p(x) in nats, (B,), of the law in which z is drawn by the model and x decoded from it::
 
@@ -38,7 +39,7 @@ def evidence_bound(
     penalty of its KL divergence q is narrow, and -log q(z | x) small.
 
     Args:
-        latent: a :class:`~scoresde.interop.Latent` with conditions bound, if any.
+        latent: a :class:`~scoresde.interop.Latent`, or one that is bound to conditions or guided.
         x: (B, \*event), in the units of the autoencoder. Of quantised data add the noise of their bins first.
         draws: of q for each x.
         noise: of the draws (stream "encode"), and of the divergence where it is estimated.
@@ -48,10 +49,15 @@ def evidence_bound(
         TypeError, ValueError: no Latent; an autoencoder without a posterior or a ``log_likelihood``; bad x; or as
             ``log_prob``.
     """
-    checks.instance(latent, Latent, name="latent", hint="Latent(model, autoencoder).")
+    check_score(latent, name="latent")
+    coding = latent.scaling
+    if not isinstance(coding, Autoencoding):
+        raise TypeError(
+            f"latent must be a Latent, or one that is bound or guided, got {checks.got(latent)}, which has no "
+            "autoencoder: Latent(model, autoencoder)."
+        )
     checks.state(x, values=True)
-    draws = checks.count(draws, name="draws")
-    coding, autoencoder = latent.autoencoding, latent.autoencoding.autoencoder
+    draws, autoencoder = checks.count(draws, name="draws"), coding.autoencoder
     likelihood = getattr(autoencoder, "log_likelihood", None)
     if not callable(likelihood):
         raise TypeError(

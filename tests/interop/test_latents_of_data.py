@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import MultivariateNormal
 
-from scoresde import VP, Gaussian, ScoreModel, log_prob, sample
+from scoresde import VP, Gaussian, ScoreModel, classifier_free, log_prob, sample
 from scoresde.data import Dataset, Scaling, from_tensors
 from scoresde.editing import sdedit
 from scoresde.interop import Autoencoding, Latent, evidence_bound, latent_dataset, standardise_latents
@@ -279,13 +279,25 @@ def test_the_bound_of_an_autoencoder_of_ours() -> None:
     torch.testing.assert_close(evidence_bound(latent, x, noise=4), expected, rtol=1e-4, atol=1e-2)  # nats, float32
 
 
+def test_a_bound_or_guided_latent_has_a_bound() -> None:
+    net, x = small(), pictures()[:2]["x"]
+    net.describe_latents([3.0, 3.0], [2.0, 0.25])
+    torch.manual_seed(2)
+    unet = UNet(2, width=8, multipliers=(1,), blocks=1, attention_levels=(), num_classes=2).eval()
+    latent = Latent(ScoreModel(unet, VP(), "edm", sigma_data=1.0), net)
+    solver = ProbabilityFlow(rtol=1e-2, atol=1e-2)
+    bound = evidence_bound(latent.bind(label=1), x, solver=solver)
+    guided = evidence_bound(classifier_free(latent, {"label": torch.tensor([1, 1])}, scale=1.0), x, solver=solver)
+    torch.testing.assert_close(bound, guided, rtol=1e-3, atol=1e-1)  # nats of 64 numbers, the same path in float32
+
+
 def test_what_has_no_bound_is_refused() -> None:
     x, codes = pictures()[:2]["x"], small(bottleneck=VQBottleneck(5))
     codes.describe_latents([0.0, 0.0], [1.0, 1.0])
     with pytest.raises(ValueError, match="codes have none"):
         evidence_bound(Latent(network(), codes), x)
     with pytest.raises(TypeError, match="latent must be a Latent"):
-        evidence_bound(network(), x)  # type: ignore[arg-type]
+        evidence_bound(network(), x)
 
     class Plain(nn.Module):
         config = {"scaling_factor": 1.0}  # noqa: RUF012

@@ -97,13 +97,15 @@ class Sizes:
         with torch.device("meta"):
             sizes = cls(flags, event, 8)
             most, own = parameters(sizes.pixels()), parameters(sizes.autoencoder())
-            fitting = [w for w in range(8, 1024, 8) if own + parameters(cls(flags, event, w).latents()) <= most]
-        if not fitting:
+            width = 0
+            while own + parameters(cls(flags, event, width + 8).latents()) <= most:
+                width += 8
+        if not width:
             raise ValueError(
                 f"--autoencoder-width {flags.autoencoder_width} makes an autoencoder of {own} parameters, beside which "
                 f"no U-Net of latents fits into the {most} of --width {flags.width}: take less, or more of that."
             )
-        return cls(flags, event, max(fitting))
+        return cls(flags, event, width)
 
     def autoencoder(self) -> Autoencoder:
         """With initial weights of the seed."""
