@@ -220,13 +220,13 @@ def test_the_gradient_passes_straight_through() -> None:
 def test_codes_are_moving_averages_of_what_falls_to_them() -> None:
     module, uniforms = coded(2, 1, decay=0.75, revive=0.01), torch.tensor([0.0, 0.0])
     module.codes.copy_(torch.tensor([[-1.0], [1.0]]))
-    module.counts.copy_(torch.tensor([2.0, 1.0]))
-    module.sums.copy_(torch.tensor([[-2.0], [1.0]]))
+    module.counts.copy_(torch.tensor([4.0, 3.0]))
+    module.sums.copy_(torch.tensor([[-4.0], [3.0]]))
     module.learn(torch.tensor([[[-3.0, -2.0, 4.0]]]), uniforms)
     # n <- 0.75 n + 0.25 count, sum <- 0.75 sum + 0.25 of the two and the one
-    torch.testing.assert_close(module.counts, torch.tensor([2.0, 1.0]))
-    torch.testing.assert_close(module.sums, torch.tensor([[-2.75], [1.75]]))
-    torch.testing.assert_close(module.codes, torch.tensor([[-1.375], [1.75]]))
+    torch.testing.assert_close(module.counts, torch.tensor([3.5, 2.5]))
+    torch.testing.assert_close(module.sums, torch.tensor([[-4.25], [3.25]]))
+    torch.testing.assert_close(module.codes, torch.tensor([[-4.25 / 3.5], [1.3]]))
 
 
 def test_dead_codes_take_the_place_of_a_position() -> None:
