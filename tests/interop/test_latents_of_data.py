@@ -191,7 +191,7 @@ class Linear(nn.Module):
 
     def __init__(self, widen: float = 1.0) -> None:
         super().__init__()
-        self.m, self.v, self.s, self.widen = torch.tensor([0.3, -1.0], dtype=F64), torch.tensor([4.0, 0.25]), 0.5, widen
+        self.m, self.v, self.s, self.widen = torch.tensor([0.3, -1.0], dtype=F64), torch.tensor([4.0, 0.5]), 0.5, widen
         self.v = self.v.double()
         self.w = torch.tensor([[1.0, 2.0], [2.0, -1.0], [0.0, 0.0]], dtype=F64)
         self.weight = nn.Parameter(torch.zeros((), dtype=F64))
