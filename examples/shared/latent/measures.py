@@ -43,7 +43,7 @@ class Judge:
 
     def seen(self, x: Tensor) -> Tensor:
         """Features of pictures in model units."""
-        return torch.cat([self.features(part) for part in x.split(CHUNK)])
+        return torch.cat([self.features(part) for part in torch.split(x, CHUNK)])
 
     def __call__(self, x: Tensor) -> dict[str, float]:
         seen = self.seen(x.clamp(-1, 1))
@@ -56,7 +56,7 @@ class Judge:
 def reconstructed(latent: Latent, x: Tensor) -> Tensor:
     """Each picture encoded and decoded."""
     with torch.no_grad():
-        return torch.cat([latent.decode(latent.encode(part)) for part in x.split(CHUNK)])
+        return torch.cat([latent.decode(latent.encode(part)) for part in torch.split(x, CHUNK)])
 
 
 def reconstruction(latent: Latent, x: Tensor, judge: Judge) -> dict[str, float]:
@@ -71,13 +71,13 @@ def draw(
     """Pictures in model units, on the CPU, and what each took: of a :class:`Latent` they are decoded."""
     device = next(model.parameters()).device
     clock = time.process_time if device.type == "cpu" else time.perf_counter
-    decodes = isinstance(model, Latent)
+    latent = model if isinstance(model, Latent) else None
     pieces, nfe, start = [], 0, clock()
     for first in range(0, count, CHUNK):
         shape: Any = (min(CHUNK, count - first), *event)
-        shape = model.latent_shape(shape) if decodes else shape
+        shape = shape if latent is None else latent.latent_shape(shape)
         solution = ss.sample(model.bind(), shape, steps=steps, noise=ss.PerSampleNoise(seed, first=first))
-        pieces.append((solution.data if decodes else solution.x).cpu())
+        pieces.append((solution.x if latent is None else solution.data).cpu())
         nfe = solution.nfe
     seconds = clock() - start
     return torch.cat(pieces), {"nfe": nfe, "seconds_per_picture": seconds / count}
