@@ -66,7 +66,15 @@ from scoresde.reverse import Reverse
 from scoresde.sde import EDM, SDE, VE, VP, Chain, ChainSDE, Cosine, LinearSDE, RectifiedFlow, ScheduleSDE, SubVP
 from scoresde.solvers import AdjustedLangevin, Langevin, PredictorCorrector, Solver
 from scoresde.spectrum import Spectrum
-from scoresde.train import Callback, EarlyStopping, Snapshots, TensorBoard
+from scoresde.train import (
+    Adversary,
+    AutoencoderOptions,
+    Callback,
+    EarlyStopping,
+    Perceptual,
+    Snapshots,
+    TensorBoard,
+)
 
 F64 = torch.float64
 
@@ -484,6 +492,23 @@ OTHERS: dict[str, Entry] = {
         lambda: nets.DiT(1, width=8, depth=1, num_classes=2).eval(),
         lambda net: [net.stem.weight, net.embedding(torch.zeros(2), {"label": torch.tensor([0, 2])})],
     ),
+    "Autoencoder": Entry(
+        lambda: nets.Autoencoder(1, width=4, multipliers=(1, 2), latent_channels=2).eval(),
+        lambda net: [net.encode(numbers(2, 1, 4, 4)), net.decode(numbers(2, 2, 2, 2)), net.config],
+    ),
+    "Autoencoder of codes": Entry(
+        lambda: nets.Autoencoder(1, width=4, bottleneck=nets.VQBottleneck(5), errors=nets.LaplaceErrors()).eval(),
+        lambda net: [net.encode(numbers(2, 1, 4, 4)), net.bottleneck.codes, net.log_scale],
+    ),
+    "KLBottleneck": Entry(nets.KLBottleneck, of_itself),
+    "VQBottleneck": Entry(nets.VQBottleneck, of_itself),
+    "LatentPosterior": Entry(lambda: nets.LatentPosterior(X, X.exp()), lambda q: [q.kl(), q.log_prob(X), q.draw(X)]),
+    "PatchDiscriminator": Entry(
+        lambda: nets.PatchDiscriminator(1, width=4, layers=1), lambda d: [d(numbers(2, 1, 4, 4))]
+    ),
+    "Perceptual": Entry(lambda: Perceptual(squared), lambda p: [p.distance(X, -X), p.weight]),
+    "Adversary": Entry(lambda: Adversary(start=3), of_itself),
+    "AutoencoderOptions": Entry(lambda: AutoencoderOptions(steps=3, adversary=Adversary()), of_itself),
     "Augmentation": Entry(
         lambda: data.Augmentation(0.5),
         lambda a: list(a(numbers(2, 1, 4, 4), torch.linspace(0.1, 0.9, 38).reshape(2, 19))),

@@ -6,6 +6,7 @@
     model = from_velocity(v, data_at=1)                 # flow matching: v(x, t)
     model = from_noise(net, betas)                      # DDPM: net(x, step)
     latent = Latent(model, autoencoder)                 # a model of latents, whose samples are decoded
+    latents = latent_dataset(autoencoder, dataset)      # to train one on
 
     sample(model, (4, 3, 32, 32), **diffusers_sampling(scheduler, 50))                  # their sampler's very run
     pipe.scheduler = to_diffusers(DPMSolverPP(), pipe.scheduler.config)                 # ours, in their pipelines
@@ -19,8 +20,10 @@ from scoresde.interop.denoiser import from_denoiser
 from scoresde.interop.diffusers_models import from_diffusers
 from scoresde.interop.diffusers_sampling import diffusers_grid, diffusers_sampling
 from scoresde.interop.dpm_solver_2m import DPMSolver2M
+from scoresde.interop.evidence import evidence_bound
 from scoresde.interop.foreign import ForeignModel, ForeignNetwork
 from scoresde.interop.latent import Latent
+from scoresde.interop.latent_data import latent_dataset, standardise_latents
 from scoresde.interop.noise_steps import from_noise
 from scoresde.interop.outwards import to_diffusers
 from scoresde.interop.score_sde import from_score_sde
@@ -34,10 +37,13 @@ __all__ = [
     "Latent",
     "diffusers_grid",
     "diffusers_sampling",
+    "evidence_bound",
     "from_denoiser",
     "from_diffusers",
     "from_noise",
     "from_score_sde",
     "from_velocity",
+    "latent_dataset",
+    "standardise_latents",
     "to_diffusers",
 ]

@@ -10,6 +10,7 @@ r"""An autoencoder as a map between pictures and the latents of a diffusion mode
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -105,10 +106,42 @@ class Autoencoding:
         checks.state(x, values=True)
         self._comes_back(tuple(x.shape))
         if noise is None:
-            return self._to_model(self._in_chunks("encode", x, _mean))
+            return self.to_units(self._in_chunks("encode", x, _mean))
         # one draw for the whole batch, whatever the chunks: sample i depends on (seed, i) alone
-        mean, std = self._in_chunks("encode", x, _mean_and_std).unbind(1)
-        return self._to_model(mean + std * as_noise(noise, "encode").normal(mean))
+        mean, std = self.posterior(x)
+        return self.to_units(mean + std * as_noise(noise, "encode").normal(mean))
+
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of what the autoencoder itself makes of x, before factors and units, (B, *latent) each.
+
+        Its ``posterior(x)`` says so, where it has that method, as :class:`~scoresde.nn.Autoencoder` has; else what
+        ``encode`` answers.
+
+        Raises:
+            TypeError, ValueError: as :meth:`encode`.
+        """
+        self._comes_back(tuple(checks.state(x, values=True).shape))
+        method = "posterior" if callable(getattr(self.autoencoder, "posterior", None)) else "encode"
+        mean, std = self._in_chunks(method, x, _mean_and_std).unbind(1)
+        return mean, std
+
+    def log_det(self, latents: Shape) -> float:
+        """log |det| of the map from the autoencoder's own latents to the model's, for one sample (*latent): what a
+        density of the former has beyond one of the latter, in nats.
+
+        Raises:
+            TypeError: the model's units do not tell theirs (``log_det``).
+        """
+        latents = checks.shape(latents, what="(*latent)", name="latents")
+        scale = torch.as_tensor(self.scaling_factor, dtype=torch.float64)
+        each = float(scale.abs().log().mean())  # of channels, which have as many positions each
+        own = each * math.prod(latents)
+        if self.units is None:
+            return own
+        told = getattr(self.units, "log_det", None)
+        if not callable(told):
+            raise TypeError(f"the model's scaling must tell its log_det, as a Scaling does; got {self.units!r}.")
+        return own - float(told(latents))
 
     def decode(self, z: Tensor) -> Tensor:
         """The data of latents z (B, *latent), (B, *event), in z's dtype."""
@@ -176,7 +209,8 @@ class Autoencoding:
     def _in_chunks(self, method: str, value: Tensor, read: Callable[[Any], Tensor]) -> Tensor:
         """What is read of the method's answers, in the dtype of ``value``."""
         if not len(value):
-            empty = value.new_zeros(self._shape(method, tuple(value.shape)))
+            shape = self._shape("decode" if method == "decode" else "encode", tuple(value.shape))
+            empty = value.new_zeros(shape)
             return torch.stack([empty, empty], 1) if read is _mean_and_std else empty
         graph = torch.is_grad_enabled() and checks.followed(value)
         with torch.set_grad_enabled(graph), evaluating(self.autoencoder):
@@ -201,7 +235,8 @@ class Autoencoding:
         tensors = {name: changed(v) for name, v in (*inner.named_parameters(), *inner.named_buffers())}
         return functional_call(inner, tensors, (method, value.to(dtype)))
 
-    def _to_model(self, z: Tensor) -> Tensor:
+    def to_units(self, z: Tensor) -> Tensor:
+        """Latents (B, *latent) of the autoencoder itself in the units of the model."""
         scale, shift = (_spread(factor, z) for factor in (self.scaling_factor, self.shift_factor))
         latents = (z - shift) * scale
         return latents if self.units is None else self.units.to_model(latents).to(z.dtype)

@@ -4,6 +4,7 @@
   that suit common data sets are in :mod:`~scoresde.nn.presets`. A network of your own may derive from
   :class:`ConditionalNetwork`, and need not.
 - In the place of the U-Net: :class:`MagnitudeUNet` (EDM2), which preserves magnitudes, and :class:`DiT`, a transformer.
+- :class:`Autoencoder`, with a :class:`KLBottleneck` or :class:`VQBottleneck`, for diffusion on latents.
 - :class:`SetEncoder` and :class:`SeriesEncoder` make vectors of several observations and of time series.
 - Each has ``config``, from which its constructor rebuilds it, and ``null_conditions``; the kinds of conditions are in
   :mod:`scoresde.models.conditions`.
@@ -19,12 +20,16 @@
 from scoresde.nn import presets
 from scoresde.nn.attention import AttentionPool, Context, CrossAttention, SelfAttention
 from scoresde.nn.attention_maps import AttentionMaps, map_tokens, reweight_tokens, shared_tokens
+from scoresde.nn.autoencoder import Autoencoder
+from scoresde.nn.bottlenecks import KLBottleneck, LatentPosterior, VQBottleneck
 from scoresde.nn.captions import Vocabulary
 from scoresde.nn.classifier import NoiseClassifier
 from scoresde.nn.context import CaptionEncoder, ContextEncoder, EmbeddingEncoder
+from scoresde.nn.discriminator import PatchDiscriminator
 from scoresde.nn.dit import DiT
 from scoresde.nn.embeddings import ConditionEmbedding, FourierFeatures, SinusoidalFeatures, VectorEmbedding
 from scoresde.nn.encoder import Architecture, Encoder, EncoderOptions
+from scoresde.nn.errors import LaplaceErrors, NormalErrors
 from scoresde.nn.magnitude_unet import MagnitudeUNet
 from scoresde.nn.mlp import MLP
 from scoresde.nn.network import ConditionalNetwork
@@ -37,6 +42,7 @@ __all__ = [
     "Architecture",
     "AttentionMaps",
     "AttentionPool",
+    "Autoencoder",
     "CaptionEncoder",
     "ConditionEmbedding",
     "ConditionalNetwork",
@@ -48,13 +54,19 @@ __all__ = [
     "Encoder",
     "EncoderOptions",
     "FourierFeatures",
+    "KLBottleneck",
+    "LaplaceErrors",
+    "LatentPosterior",
     "MagnitudeUNet",
     "NoiseClassifier",
+    "NormalErrors",
+    "PatchDiscriminator",
     "SelfAttention",
     "SeriesEncoder",
     "SetEncoder",
     "SinusoidalFeatures",
     "UNet",
+    "VQBottleneck",
     "VectorEmbedding",
     "Vocabulary",
     "map_tokens",

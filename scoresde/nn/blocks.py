@@ -35,7 +35,7 @@ class BlockStyle:
 
     Attributes:
         event_dims: number of spatial axes, 1, 2 or 3.
-        embedding: size of the conditioning vector.
+        embedding: size of the conditioning vector; 0 where there is none, and blocks are told nothing.
         conditioning: how that vector enters a block, "add" or "adaptive".
         head_width: least number of channels per attention head.
         dropout: probability of dropping an activation inside a block.
@@ -80,17 +80,18 @@ class ResidualBlock(nn.Module):
         h   = norm2(h) * (1 + S e) + T e       conditioning="adaptive" (Dhariwal and Nichol 2021, section 3)
         out = (x + conv2(dropout(silu(h)))) / sqrt(2)
 
-    with e the conditioning vector and conv2 starting at zero. The factor keeps the variance from growing with
-    depth (Song et al. 2021, appendix H). x is projected by a 1x1 convolution where the number of channels
-    changes. (B, inputs, *spatial) and (B, embedding) -> (B, outputs, *spatial).
+    with e the conditioning vector and conv2 starting at zero; where there is none, h = norm2(h). The factor keeps the
+    variance from growing with depth (Song et al. 2021, appendix H). x is projected by a 1x1 convolution where the
+    number of channels changes. (B, inputs, *spatial) and (B, embedding) -> (B, outputs, *spatial).
     """
 
     def __init__(self, inputs: int, outputs: int, style: BlockStyle) -> None:
         super().__init__()
-        self.adaptive = style.conditioning == "adaptive"
+        told = style.embedding > 0
+        self.adaptive = told and style.conditioning == "adaptive"
         self.norm1 = group_norm(inputs)
         self.conv1 = style.conv(inputs, outputs)
-        self.condition = nn.Linear(style.embedding, 2 * outputs if self.adaptive else outputs)
+        self.condition = nn.Linear(style.embedding, 2 * outputs if self.adaptive else outputs) if told else None
         self.norm2 = group_norm(outputs, affine=not self.adaptive)
         self.dropout = nn.Dropout(style.dropout)
         self.conv2 = style.zero_conv(outputs, outputs)
@@ -102,8 +103,11 @@ class ResidualBlock(nn.Module):
         ``told``, if given, is what this block's linear map makes of the embedding, see `told_to_all`.
         """
         h = self.conv1(group_normed(self.norm1, x, silu=True))
-        told = self.condition(embedding) if told is None else told
-        if self.adaptive:
+        if told is None and self.condition is not None:
+            told = self.condition(embedding)
+        if told is None:
+            h = group_normed(self.norm2, h, silu=True)
+        elif self.adaptive:
             scale, shift = told.chunk(2, dim=1)
             h = group_normed(self.norm2, h, scale, shift, silu=True)
         else:
@@ -116,9 +120,10 @@ def told_to_all(blocks: Sequence[ResidualBlock], embedding: Tensor) -> list[Tens
 
     That is where a map has been replaced, somebody looks on, or its weights are not all here but with other processes.
     """
-    maps = [block.condition for block in blocks]
-    if not all(map(_whole, maps)) or len({(one.weight.dtype, one.weight.device) for one in maps}) > 1:
-        return [None] * len(maps)
+    every = [block.condition for block in blocks]
+    maps = [one for one in every if one is not None and _whole(one)]
+    if len(maps) < len(every) or len({(one.weight.dtype, one.weight.device) for one in maps}) > 1:
+        return [None] * len(every)
     weight, bias = torch.cat([one.weight for one in maps]), torch.cat([one.bias for one in maps])
     return list(F.linear(embedding, weight, bias).split([one.out_features for one in maps], dim=1))
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, TypedDict, TypeVar
 
 import numpy as np
@@ -174,15 +174,19 @@ class Encoder(nn.Module):
         shape: channels, levels and blocks.
         context: width of the tokens to attend to; 0 where there are none.
         condition_channels: channels that x brings to the stem beyond its own.
+        told: whether blocks are told the time and the conditions by a vector; without, ``embedding`` has no numbers.
     """
 
-    def __init__(self, shape: Architecture, context: int = 0, condition_channels: int = 0) -> None:
+    def __init__(
+        self, shape: Architecture, context: int = 0, condition_channels: int = 0, *, told: bool = True
+    ) -> None:
         super().__init__()
         checks.instance(shape, Architecture, name="shape")
         context = checks.count(context, name="context", least=0)
         condition_channels = checks.count(condition_channels, name="condition_channels", least=0)
         self.channels, self.event_dims, self.widths = shape.channels, shape.event_dims, shape.widths
-        style, attention, cross = shape.style(context), shape.attention, context > 0
+        style = shape.style(context) if checks.flag(told, name="told") else replace(shape.style(context), embedding=0)
+        attention, cross = shape.attention, context > 0
         self.stem = style.conv(shape.channels + condition_channels, self.widths[0])
         self.levels = nn.ModuleList(
             nn.ModuleList(ResidualStage(n, n, style, i in attention, cross and i in attention) for _ in range(depth))

@@ -9,10 +9,15 @@
 of options, :class:`TrainOptions`. A run is exact: resumed, it takes the steps that it would have taken, and several
 processes take those of one. With ``held_out`` the loss on samples that are never trained on tells of convergence:
 :class:`HeldOutLoss`, :class:`EarlyStopping`. Checkpoints are JSON and safetensors; :func:`describe` reads what they say
-of themselves, and :func:`save` writes one of a model that was trained elsewhere. :func:`sample_sharded` has several
+of themselves, and :func:`save` writes one of a model that was trained elsewhere. :func:`train_autoencoder` learns the
+latents of a latent diffusion model, in a loop of its own. :func:`sample_sharded` has several
 processes draw samples together.
 """
 
+from scoresde.train.autoencoder import AutoencoderRun, AutoencoderStep, train_autoencoder
+from scoresde.train.autoencoder_files import load_autoencoder, save_autoencoder
+from scoresde.train.autoencoder_options import AutoencoderOptions
+from scoresde.train.autoencoder_terms import Adversary, Perceptual
 from scoresde.train.callbacks import Callback
 from scoresde.train.checkpoint import load_classifier, load_model, save
 from scoresde.train.contents import Description, describe
@@ -32,11 +37,16 @@ from scoresde.train.tensorboard import TensorBoard
 
 __all__ = [
     "EMA",
+    "Adversary",
+    "AutoencoderOptions",
+    "AutoencoderRun",
+    "AutoencoderStep",
     "Callback",
     "CheckpointError",
     "Description",
     "EarlyStopping",
     "HeldOutLoss",
+    "Perceptual",
     "PowerEMA",
     "ProfileFit",
     "Run",
@@ -52,14 +62,17 @@ __all__ = [
     "exponent_of",
     "fit_profile",
     "learning_rate",
+    "load_autoencoder",
     "load_classifier",
     "load_model",
     "reconstruct_ema",
     "sample_sharded",
     "save",
+    "save_autoencoder",
     "save_snapshot",
     "snapshot_steps",
     "train",
+    "train_autoencoder",
     "train_classifier",
     "width_of",
 ]

@@ -73,6 +73,7 @@ ELSEWHERE = {
     "DensityCoverage": "a tuple", "Combination": "a protocol", "Corrector": "a protocol",
     "PriorMismatch": "two numbers",
     "SharedSamples": "plain tensors",
+    "AutoencoderRun": "is refused, as Run", "AutoencoderStep": "a number for each term",
 }  # fmt: skip
 
 
