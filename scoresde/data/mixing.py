@@ -18,7 +18,7 @@ from torch import Tensor
 from scoresde import checks
 from scoresde.data.dataset import Dataset
 
-MOST = 2**31
+MOST_MIXED = 2**31
 """Samples of a mixed set."""
 
 
@@ -42,13 +42,13 @@ def mixed(datasets: Sequence[Dataset], weights: Sequence[float]) -> Dataset:
         checks.instance(one, Dataset, name=f"datasets[{i}]", hint="scoresde.data.from_tensors makes one.")
     shares = [checks.positive(w, name=f"weights[{i}]") for i, w in enumerate(checks.numbers(weights, name="weights"))]
     if len(shares) != len(datasets):
-        raise ValueError(f"weights must be one for each of the {len(datasets)} datasets, got {len(shares)}.")
+        raise ValueError(f"weights must be one for each of the {len(datasets)} datasets, got {checks.got(weights)}.")
     first = datasets[0]
     for i, other in enumerate(datasets[1:], start=1):
         _check_together(first, other, i)
     total = max(len(one) / share for one, share in zip(datasets, shares, strict=True)) * sum(shares)
-    if total > MOST:
-        raise ValueError(f"weights={shares} repeat samples until there are {total:.3g}; at most {MOST} are made.")
+    if total > MOST_MIXED:
+        raise ValueError(f"weights={shares} repeat samples until there are {total:.3g}; at most {MOST_MIXED} are made.")
     counts = [max(len(one), round(total * w / sum(shares))) for one, w in zip(datasets, shares, strict=True)]
     rows = [torch.arange(count) % len(one) for one, count in zip(datasets, counts, strict=True)]
 

@@ -33,6 +33,7 @@ class Factors(nn.Module):
         strength: s, a buffer of its own dtype: captured and compiled networks read it anew.
         on: whether it is added.
         merged: whether it is in W already.
+        adds: whether a call of the layer adds it: on, and not merged.
     """
 
     strength: Tensor
@@ -41,13 +42,14 @@ class Factors(nn.Module):
         super().__init__()
         self.down, self.up = nn.Parameter(down), nn.Parameter(up)
         self.rank, self.alpha, self.scale = rank, alpha, 1.0
-        self.on, self.merged = True, False
+        self.on, self.merged, self.adds = True, False, True
         self.register_buffer("strength", torch.zeros((), device=up.device), persistent=False)
         self.settle()
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Bring the strength in line with scale, α and rank."""
+        """Bring the strength in line with scale, α and rank, and ``adds`` with on and merged."""
+        self.adds = self.on and not self.merged
         exact = torch.promote_types(self.up.dtype, torch.float32)
         if self.strength.dtype != exact or self.strength.device != self.up.device:
             self.strength = torch.zeros((), dtype=exact, device=self.up.device)
@@ -71,7 +73,7 @@ class Factors(nn.Module):
 
 def active(layer: Any) -> list[Factors]:
     """The adapters of a layer that are to be added when it is called."""
-    return [one for one in layer.adapters.values() if one.on and not one.merged]
+    return [one for one in layer.adapters.values() if one.adds]
 
 
 class AdaptedLinear(nn.Linear):

@@ -49,12 +49,12 @@ class AdaptedMagnitudeConv(MagnitudeConv):
         return sum(changes, self.weight.to(torch.promote_types(self.weight.dtype, torch.float32)))
 
 
-KINDS: Mapping[type[nn.Module], type[nn.Module]] = {
+ADAPTED: Mapping[type[nn.Module], type[nn.Module]] = {
     kind.plain: kind for kind in (AdaptedLinear, AdaptedConv1d, AdaptedConv2d, AdaptedConv3d, AdaptedMagnitudeConv)
 }
 """What each kind of layer becomes."""
 
-_PLAIN = {adapted: plain for plain, adapted in KINDS.items()}
+_PLAIN = {adapted: plain for plain, adapted in ADAPTED.items()}
 _NOT_CALLED = (nn.TransformerEncoderLayer,)
 """torch reads the weights of the layers inside, and does not call them."""
 
@@ -74,7 +74,7 @@ class LoRA:
     """
 
     def __init__(self, net: nn.Module, name: str) -> None:
-        self.net, self.name = checks.instance(net, nn.Module, name="net"), name
+        self.net, self.name = checks.instance(net, nn.Module, name="net"), checks.instance(name, str, name="name")
         self.layers  # noqa: B018 - raises where there is none
 
     def __repr__(self) -> str:
@@ -217,6 +217,7 @@ class LoRA:
             exact = torch.promote_types(weight.dtype, torch.float32)
             weight.copy_(weight.to(exact) + sign * one.delta().to(exact))
             one.merged = merged
+            one.settle()
             _settle(layer)
 
     def _check_own_weights(self) -> None:
@@ -301,7 +302,7 @@ def adaptable(net: nn.Module) -> dict[str, nn.Module]:
     for at, layer in net.named_modules():
         if isinstance(layer, _NOT_CALLED):
             closed.append(f"{at}." if at else "")
-        if (type(layer) in KINDS or type(layer) in _PLAIN) and not any(at.startswith(one) for one in closed):
+        if (type(layer) in ADAPTED or type(layer) in _PLAIN) and not any(at.startswith(one) for one in closed):
             found[at] = layer
     return found
 
@@ -326,7 +327,9 @@ def check_new_name(net: nn.Module, name: object) -> str:
         raise ValueError(f"name must be a word of letters, digits and underscores, got {name!r:.80}.")
     held = [module._modules.get(kind) for module in net.modules() for kind in ("adapters", "learned")]
     if any(isinstance(one, nn.ModuleDict) and name in one for one in held):
-        raise ValueError(f"name must be new, and the network has an adapter {name!r} already: remove() it first.")
+        raise ValueError(
+            f"name must be new, and the network has an adapter {name!r} already: remove() it, or take another one."
+        )
     return name
 
 
@@ -352,7 +355,7 @@ def _settle(layer: Any) -> None:
     """Make a layer of the class that does what is on, and no more: the plain one is the fastest."""
     plain = _PLAIN.get(type(layer), type(layer))
     busy = bool(_adapters_of(layer)) and bool(active(layer))
-    layer.__class__ = KINDS[plain] if busy else plain
+    layer.__class__ = ADAPTED[plain] if busy else plain
 
 
 def _wanted(where: Where) -> Callable[[str, nn.Module], bool]:

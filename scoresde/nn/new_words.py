@@ -79,7 +79,8 @@ class LearnedWords:
     """
 
     def __init__(self, net: ConditionalNetwork, name: str) -> None:
-        self.net, self.name = checks.instance(net, ConditionalNetwork, name="net"), name
+        self.net: ConditionalNetwork = checks.instance(net, ConditionalNetwork, name="net")
+        self.name = checks.instance(name, str, name="name")
         self._place()
 
     def __repr__(self) -> str:
@@ -203,9 +204,15 @@ def learn_words(
     size = _vocabulary_of(net, condition)
     if len(vocabulary) != size:
         raise ValueError(
-            f"vocabulary must be that of the network's {condition!r}, which has {size} words, got one of "
-            f"{len(vocabulary)}: take model.vocabularies[{condition!r}], or that of the words learned last."
+            f"vocabulary must be that of the network's {condition!r}, which has {size} words, got a Vocabulary "
+            f"of {len(vocabulary)}: take model.vocabularies[{condition!r}], or that of the words learned last."
         )
+    for known in learned_words(net).values():
+        if known.condition == condition and known.vocabulary != vocabulary:
+            raise ValueError(
+                f"vocabulary must be that of the words learned last, which ends with {known.vocabulary.words[-1]!r}, got "
+                f"a Vocabulary that ends with {vocabulary.words[-1]!r}."
+            )
     both = Vocabulary([*vocabulary.words, *_new(named, vocabulary)])
     fresh = tuple(both.words[size:])
     check_new_name(net, fresh[0])
@@ -300,12 +307,17 @@ def _texts(like: object, count: int) -> list[str]:
     if not isinstance(texts, (list, tuple)) or not all(isinstance(one, str) for one in texts):
         raise TypeError(f"like must be a text of known words, or one for each new word, got {checks.got(like)}.")
     if len(texts) != count:
-        raise ValueError(f"like must be one text for all, or one for each of the {count} new words, got {len(texts)}.")
+        raise ValueError(
+            f"like must be one text for all, or one for each of the {count} new words, got {checks.got(texts)}."
+        )
     return list(texts)
 
 
 def _mean_of(table: nn.Embedding, vocabulary: Vocabulary, text: str) -> Tensor:
-    tokens = [vocabulary.token(word) for word in words_of(text)]
+    try:
+        tokens = [vocabulary.token(word) for word in words_of(text)]
+    except ValueError as error:
+        raise ValueError(f"like must hold words of the vocabulary, got {text!r:.80}: {error}") from error
     if not tokens:
         raise ValueError(f"like must hold words of the vocabulary, got {text!r:.80}.")
     return table(torch.tensor([tokens], device=table.weight.device))[0].float().mean(0)

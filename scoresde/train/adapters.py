@@ -22,7 +22,8 @@ import scoresde
 from scoresde import checks
 from scoresde.files import Fail, Fields, PathName, replacing
 from scoresde.nn import LearnedWords, LoRA
-from scoresde.nn.attached import Attached, attach, attached, fingerprint
+from scoresde.nn.attached import Attached, attach, fingerprint
+from scoresde.nn.low_rank_adapters import check_new_name
 from scoresde.train.folder import CheckpointError
 from scoresde.train.tensors import check_equal, check_finite, read_layout, read_metadata, read_values, writer
 
@@ -104,11 +105,7 @@ def load_adapter(path: PathName, net: nn.Module, *, name: str | None = None) -> 
         if described["kind"] != "lora":
             raise ValueError(f"name must be left out for learned words, which have their own, got {name!r:.80}.")
         described["name"] = name
-    if described["name"] in attached(net):
-        raise ValueError(
-            f"name must be new, and the network has an adapter {described['name']!r} already: remove() it, or load "
-            "this one under another name, name=...."
-        )
+    check_new_name(net, described["name"])
     try:
         found = attach(net, described)
     except (TypeError, ValueError) as error:

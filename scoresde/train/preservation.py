@@ -5,7 +5,7 @@
     for step in train(model, both, steps=400, batch_size=32, lr=1e-4): ...
 
 Tuned on a few pictures of a subject alone, a model takes its whole class for that subject. The loss on its own earlier
-pictures of the class keeps it (Ruiz et al. 2022, arXiv:2208.12242, section 3.2).
+pictures of the class keeps it (Ruiz et al. 2022, arXiv:2208.12242, section 3.3).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def prior_set(
         checks.instance(value, Tensor, name=f"conditions[{name!r}]")
     counts = {len(value) if value.ndim else 0 for value in given.values()}
     if len(counts) != 1 or not (count := counts.pop()):
-        raise ValueError(f"conditions must have the same number of rows each, at least one, got {checks.got(counts)}.")
+        raise ValueError(f"conditions must have as many rows each, at least one, got {checks.got(conditions)}.")
     if score is not None:
         checks.function(score, name="score", what="of the conditions of some samples", takes=1)
     shape, scaling = model.event_shape, model.scaling

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoresde import VP, ScoreModel, classifier_free
+from scoresde.models.captured import Replays
 from scoresde.nn import MLP, DiT, LoRA, MagnitudeUNet, NoiseClassifier, UNet, adapters, lora
 from scoresde.nn.low_rank import Factors, added_to, as_linear
 from scoresde.nn.magnitude import MagnitudeConv
@@ -293,6 +294,26 @@ def test_compiled_it_is_the_same_and_heeds_its_scale() -> None:
     for scale, on in ((1.0, True), (0.4, True), (0.4, False)):
         adapter.scale, adapter.on = scale, on
         torch.testing.assert_close(fast(x, c), net(x, c), rtol=1e-5, atol=1e-5)  # rounding of float32
+
+
+def test_recordings_are_made_anew_where_one_is_switched_and_read_the_scale() -> None:
+    net = filled(MLP(3, 8, 1)).requires_grad_(False)
+    one, two = learned(lora(net, 2, name="one")), learned(lora(net, 2, name="two"), seed=9)
+    net.requires_grad_(False)
+
+    def recorder(work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+        return (lambda: None), work()  # a graph: whatever Python is told later, it answers what it did
+
+    replays = Replays(net, torch.device("cpu"), recorder, network=net)
+    x, c = randn(2, 3), randn(2, seed=1)
+    for recorded, change in enumerate((None, one, two), start=1):  # one off, then both
+        if change is not None:
+            change.on = False
+        assert torch.equal(replays(x, c), net(x, c)) and replays.recorded == recorded
+    two.on = True
+    addresses = [f.strength.data_ptr() for f in two.factors.values()]
+    two.scale = 0.3  # a graph reads it where it was
+    assert [f.strength.data_ptr() for f in two.factors.values()] == addresses
 
 
 def test_autocast_computes_in_half_precision() -> None:

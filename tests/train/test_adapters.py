@@ -289,7 +289,7 @@ def test_a_prior_set_is_what_the_model_draws_for_each_row() -> None:
     assert len(mixed([subject(WORDS, "a red three"), prior], [1.0, 1.0])) == 10
     guided = prior_set(model, {"text": tokens}, score=lambda rows: ss.classifier_free(model, rows, scale=3.0), steps=3)
     assert not torch.equal(guided.data, prior.data)
-    with pytest.raises(ValueError, match="same number of rows"):
+    with pytest.raises(ValueError, match="as many rows each"):
         prior_set(model, {"text": tokens[:0]})
     with pytest.raises(ValueError, match="noise must be left out"):
         prior_set(model, {"text": tokens}, noise=None)
