@@ -210,8 +210,8 @@ def learn_words(
     for known in learned_words(net).values():
         if known.condition == condition and known.vocabulary != vocabulary:
             raise ValueError(
-                f"vocabulary must be that of the words learned last, which ends with {known.vocabulary.words[-1]!r}, got "
-                f"a Vocabulary that ends with {vocabulary.words[-1]!r}."
+                f"vocabulary must be that of the words learned last, which ends with {known.vocabulary.words[-1]!r}, "
+                f"got a Vocabulary that ends with {vocabulary.words[-1]!r}."
             )
     both = Vocabulary([*vocabulary.words, *_new(named, vocabulary)])
     fresh = tuple(both.words[size:])
