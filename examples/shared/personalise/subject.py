@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from scoresde.data import Dataset, from_tensors, load
 from scoresde.nn import Vocabulary
+from scoresde.nn.captions import words_of
 from shared.conditional.captioned import COLOURS, DIGITS, LENGTH, LEVELS, PLACES, SIDE, quadrants
 
 WORD = "sks"
@@ -44,6 +45,16 @@ def placed(grey: Tensor, hue: Tensor, place: Tensor) -> Tensor:
     colours = torch.tensor(HUES)[hue][:, :, None, None]
     pictures[torch.arange(len(grey)), :, place // 2, :, place % 2] = (grey * colours).round()
     return pictures.reshape(len(grey), 3, 2 * SIDE, 2 * SIDE)
+
+
+def new_words(count: int) -> list[str]:
+    """The words that stand for the subject, one for each vector."""
+    return [WORD, *(f"{WORD}{k}" for k in range(2, count + 1))]
+
+
+def in_words(captions: Sequence[str], phrase: str) -> list[str]:
+    """Captions of a user's pictures with the phrase of all vectors in the place of the new word."""
+    return [" ".join(phrase if one == WORD else one for one in words_of(text)) for text in captions]
 
 
 @dataclass(frozen=True)
@@ -115,7 +126,7 @@ def read_subject(folder: Path) -> tuple[Tensor, list[str]]:
         )
     if found.event_shape != (3, 2 * SIDE, 2 * SIDE):
         raise ValueError(f"--subject {folder} must hold pictures of 16x16 pixels, got {found.event_shape}.")
-    without = [name for name in found.class_names if WORD not in name.lower().split()]
+    without = [name for name in found.class_names if WORD not in words_of(name)]
     if without:
         raise ValueError(f"--subject {folder} must have captions with the new word {WORD!r}, got {without[0]!r}.")
     levels = (found.data.float() * (LEVELS - 1) / 255).round()

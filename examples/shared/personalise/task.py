@@ -15,6 +15,7 @@ from scoresde.cli.flags import PictureFlags, as_flag, at_least
 from scoresde.cli.trained import checkpoints_in, device_for
 from scoresde.data import Dataset, Scaling
 from scoresde.models.conditions import nulls_of
+from scoresde.nn import Vocabulary
 from scoresde.train import load_model, prior_set
 from shared.conditional import caption
 from shared.conditional.captioned import LENGTH, Questions, questions, training_set, vocabulary
@@ -27,6 +28,8 @@ from shared.personalise.subject import (
     Asked,
     SubjectReader,
     everything,
+    in_words,
+    new_words,
     read_subject,
     save_subject,
     shown,
@@ -101,7 +104,9 @@ class Flags(PictureFlags):
             raise ValueError(f"--ranks must be whole numbers of at least 1, got {self.ranks}.")
         vocabulary().encode([self.like], LENGTH)  # refuses words that are none of it
         if self.subject is not None:
-            read_subject(self.subject)
+            _, texts = read_subject(self.subject)
+            words = new_words(self.vectors)
+            Vocabulary([*vocabulary().words, *words]).encode(in_words(texts, " ".join(words)), LENGTH)
 
     @property
     def captions(self) -> CaptionFlags:
@@ -133,7 +138,7 @@ class Bench:
     def captions(self, phrase: str) -> list[str]:
         """Those of the pictures of the subject, with the phrase that stands for it."""
         if self.own is not None:
-            return [text.lower().replace(WORD, phrase) for text in self.own]
+            return in_words(self.own, phrase)
         assert self.shown is not None
         return self.shown.captions(phrase)
 

@@ -18,7 +18,7 @@ from scoresde.nn import LearnedWords, LoRA, Vocabulary, learn_words, lora
 from scoresde.times import LogNormalSigma, Stratified
 from scoresde.train import train
 from shared.conditional.caption import MEAN_LOG_SIGMA
-from shared.personalise.subject import WORD, subject_set
+from shared.personalise.subject import new_words, subject_set
 from shared.personalise.task import Bench, Flags
 from shared.training import trained
 
@@ -45,8 +45,7 @@ def with_words(flags: Flags, model: ss.ScoreModel, count: int = 1) -> tuple[ss.S
     """A copy of the model with so many new words, which begin as the words of a class do; all else is frozen."""
     other = copy.deepcopy(model)
     net: Any = other.net
-    words = [WORD, *(f"{WORD}{k}" for k in range(2, count + 1))]
-    return other, learn_words(net, words, model.vocabularies["caption"], like=flags.like, seed=flags.seed)
+    return other, learn_words(net, new_words(count), model.vocabularies["caption"], like=flags.like, seed=flags.seed)
 
 
 def untuned(flags: Flags, bench: Bench) -> Tuned:
