@@ -48,7 +48,9 @@ def mixed(datasets: Sequence[Dataset], weights: Sequence[float]) -> Dataset:
         _check_together(first, other, i)
     total = max(len(one) / share for one, share in zip(datasets, shares, strict=True)) * sum(shares)
     if total > MOST_MIXED:
-        raise ValueError(f"weights={shares} repeat samples until there are {total:.3g}; at most {MOST_MIXED} are made.")
+        raise ValueError(
+            f"weights must lie nearer together: {shares} repeat samples until there are {total:.3g}; the most is {MOST_MIXED}."
+        )
     counts = [max(len(one), round(total * w / sum(shares))) for one, w in zip(datasets, shares, strict=True)]
     rows = [torch.arange(count) % len(one) for one, count in zip(datasets, counts, strict=True)]
 
@@ -84,6 +86,6 @@ def _check_together(first: Dataset, other: Dataset, index: int) -> None:
     for what, (mine, theirs) in told.items():
         if mine != theirs:
             raise ValueError(
-                f"datasets must go together, and datasets[{index}] has another {what} than the first: "
-                f"{checks.got(theirs)}, expected {checks.got(mine)}."
+                f"datasets must go together, and datasets[{index}], {checks.got(other)}, has another {what} than the "
+                f"first: {theirs}, expected {mine}."
             )

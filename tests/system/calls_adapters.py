@@ -100,7 +100,7 @@ ADAPTER = Kind(
 
 
 def pictures(value: float) -> Dataset:
-    return from_tensors(torch.full((2, 3), value) + torch.arange(2.0)[:, None], scaling=Scaling())
+    return from_tensors(torch.full((2, 3), value) + torch.arange(2.0)[:, None], scaling=Scaling(0.0, 1.0))
 
 
 SETS = Kind(
@@ -110,7 +110,7 @@ SETS = Kind(
         "none": lambda right: [],
         "a text": lambda right: "ab",
         "tensors": lambda right: [torch.ones(2, 3)] * 2,
-        "another shape": lambda right: [right[0], from_tensors(torch.eye(4), scaling=Scaling())],
+        "another shape": lambda right: [right[0], from_tensors(torch.eye(4), scaling=Scaling(0.0, 1.0))],
         "a class": lambda right: Dataset,
     },
     {"a tuple": tuple},
@@ -134,7 +134,7 @@ WEIGHTS = Kind(
 
 def model() -> ScoreModel:
     made = ScoreModel(copy.deepcopy(PLAIN), VP())
-    made.event_shape, made.scaling = (3,), Scaling()
+    made.event_shape, made.scaling = (3,), Scaling(0.0, 1.0)
     return made
 
 

@@ -111,9 +111,7 @@ def read_subject(folder: Path) -> tuple[Tensor, list[str]]:
     try:
         found = load(folder, mode="RGB")
     except ValueError as error:
-        raise ValueError(
-            f"--subject {folder} must hold pictures in folders named as their captions: {error}"
-        ) from error
+        raise ValueError(f"--subject {folder} must hold pictures in folders named as captions: {error}") from error
     if found.label is None or found.class_names is None:
         raise ValueError(
             f"--subject {folder} must hold pictures in folders that are named as their captions, such as "
