@@ -49,7 +49,8 @@ def mixed(datasets: Sequence[Dataset], weights: Sequence[float]) -> Dataset:
     total = max(len(one) / share for one, share in zip(datasets, shares, strict=True)) * sum(shares)
     if total > MOST_MIXED:
         raise ValueError(
-            f"weights must lie nearer together: {shares} repeat samples until there are {total:.3g}; the most is {MOST_MIXED}."
+            f"weights must lie nearer together: {shares} repeat samples until there are {total:.3g}; the most is "
+            f"{MOST_MIXED}."
         )
     counts = [max(len(one), round(total * w / sum(shares))) for one, w in zip(datasets, shares, strict=True)]
     rows = [torch.arange(count) % len(one) for one, count in zip(datasets, counts, strict=True)]
