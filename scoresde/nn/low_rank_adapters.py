@@ -189,7 +189,7 @@ class LoRA:
         }
 
     def describe(self) -> dict[str, Any]:
-        """What :func:`attach` needs to make it again, but for the numbers, ready for JSON."""
+        """All that makes it again in another network, but for the numbers, ready for JSON."""
         told = {"kind": "lora", "name": self.name, "rank": self.rank, "alpha": self.alpha, "scale": self.scale}
         return {**told, "on": self.on, "merged": self.merged, "layers": list(self.layers)}
 

@@ -138,7 +138,7 @@ class LearnedWords:
         return {"vectors": self.vectors.detach()}
 
     def describe(self) -> dict[str, Any]:
-        """What :func:`attach` needs to make them again, but for the vectors, ready for JSON."""
+        """All that makes them again in another network, but for the vectors, ready for JSON."""
         condition, table = self._place()
         told = {"kind": "words", "name": self.name, "condition": condition, "words": list(self.words)}
         return {**told, "vocabulary": list(table.words), "longest": self._held.longest}
