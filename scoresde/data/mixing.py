@@ -1,6 +1,6 @@
 """One data set of several, each with its share of what training sees::
 
-    both = mixed([subject, prior], weights=[1.0, 1.0])      # 4 pictures of a subject, 200 of its class: half and half
+    both = mix([subject, prior], weights=[1.0, 1.0])      # 4 pictures of a subject, 200 of its class: half and half
 
 The mean loss over such a set is Σ w_k (mean loss over set k) / Σ w_k, so that the weights are those of the losses: with
 one of a subject and λ of generated pictures of its class, it is the loss with prior preservation of DreamBooth (Ruiz et
@@ -22,7 +22,7 @@ MOST_MIXED = 2**31
 """Samples of a mixed set."""
 
 
-def mixed(datasets: Sequence[Dataset], weights: Sequence[float]) -> Dataset:
+def mix(datasets: Sequence[Dataset], weights: Sequence[float]) -> Dataset:
     """All samples of several sets, those of each repeated until set k has the share w_k / Σ w of the whole.
 
     Each sample of a set occurs as often as any other of it, or once more; all occur at least once. Shares are met to

@@ -105,14 +105,25 @@ def added_to(layer: nn.Module, y: Tensor, x: Tensor) -> Tensor:
 
 def _with_factors(layer: Any, y: Tensor, x: Tensor, convolved: Callable[..., Tensor]) -> Tensor:
     """y, what a convolution makes of x, with what its adapters do: down with its own kernel and stride, then up."""
+    padding, sides = layer.padding, _sides(layer)
+    if layer.padding_mode != "zeros":
+        x, padding = F.pad(x, sides, mode=layer.padding_mode), 0
+    options = {"stride": layer.stride, "padding": padding, "dilation": layer.dilation, "groups": layer.groups}
     for one in active(layer):
         if layer.groups > 1:  # a product of two convolutions is no grouped one
-            y = y + layer._conv_forward(x, one.delta().to(x.dtype), None)
+            y = y + convolved(x, one.delta().to(x.dtype), **options)
             continue
-        narrow = layer._conv_forward(x, one.down.to(x.dtype), None)
-        up = one.scaled_up(x.dtype)
+        narrow, up = convolved(x, one.down.to(x.dtype), **options), one.scaled_up(x.dtype)
         y = y + convolved(narrow, up.reshape(*up.shape, *[1] * (layer.weight.ndim - 2)))
     return y
+
+
+def _sides(layer: Any) -> list[int]:
+    """How far a convolution reaches over each end, the last axis first, as `F.pad` takes it."""
+    reach = [dilation * (size - 1) for dilation, size in zip(layer.dilation, layer.kernel_size, strict=True)]
+    named = {"same": [(one // 2, one - one // 2) for one in reach], "valid": [(0, 0)] * len(reach)}
+    ends = named[layer.padding] if isinstance(layer.padding, str) else [(one, one) for one in layer.padding]
+    return [end for pair in reversed(ends) for end in pair]
 
 
 class AdaptedConv1d(nn.Conv1d):

@@ -325,7 +325,7 @@ def check_new_name(net: nn.Module, name: object) -> str:
         raise TypeError(f"name must be a word for the adapter, got {checks.got(name)}.")
     if not name.isidentifier():
         raise ValueError(f"name must be a word of letters, digits and underscores, got {name!r:.80}.")
-    held = [module._modules.get(kind) for module in net.modules() for kind in ("adapters", "learned")]
+    held = [getattr(module, kind, None) for module in net.modules() for kind in ("adapters", "learned")]
     if any(isinstance(one, nn.ModuleDict) and name in one for one in held):
         raise ValueError(
             f"name must be new, and the network has an adapter {name!r} already: remove() it, or take another one."
@@ -345,7 +345,7 @@ def adapters(net: nn.Module) -> dict[str, LoRA]:
 
 
 def _adapters_of(layer: nn.Module) -> Mapping[str, Any]:
-    held = layer._modules.get("adapters")
+    held = getattr(layer, "adapters", None)
     if not isinstance(held, nn.ModuleDict):
         return {}
     return {name: one for name, one in held.items() if isinstance(one, Factors)}

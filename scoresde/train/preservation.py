@@ -1,7 +1,7 @@
 """What a model draws before it is tuned, so that it is not forgotten: prior preservation, as in DreamBooth::
 
     prior = prior_set(model, {"caption": tokens})                   # drawn now; tokens of the class, (N, L)
-    both = mixed([subject, prior], weights=[1.0, 1.0])              # scoresde.data
+    both = mix([subject, prior], weights=[1.0, 1.0])              # scoresde.data
     for step in train(model, both, steps=400, batch_size=32, lr=1e-4): ...
 
 Tuned on a few pictures of a subject alone, a model takes its whole class for that subject. The loss on its own earlier
@@ -38,7 +38,7 @@ def prior_set(
     """A data set of one sample that the model draws for each row of some conditions, with those conditions.
 
     Samples are in the units of the data, rounded to levels where the data have such, and so go together with pictures
-    of a subject in :func:`scoresde.data.mixed`.
+    of a subject in :func:`scoresde.data.mix`.
 
     Args:
         model: as it is before it is tuned, with ``event_shape`` and ``scaling``, as after training or loading.

@@ -20,7 +20,7 @@ from bad_calls import (
 )
 
 from scoresde import VP, ScoreModel
-from scoresde.data import Dataset, Scaling, from_tensors, mixed
+from scoresde.data import Dataset, Scaling, from_tensors, mix
 from scoresde.nn import MLP, LearnedWords, LoRA, UNet, Vocabulary, adapters, learn_words, learned_words, lora
 from scoresde.train import load_adapter, prior_set, save_adapter
 
@@ -194,7 +194,7 @@ CALLS: list[Call] = [
         kinds={"path": PATH, "net": MODULE, "name": NAME.but("None")},
     ),
     Call(
-        mixed,
+        mix,
         lambda: {"datasets": [pictures(0.0), pictures(5.0)], "weights": [1.0, 2.0]},
         answer=lambda found: found.data,
         kinds={"datasets": SETS, "weights": WEIGHTS},

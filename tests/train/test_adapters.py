@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import scoresde as ss
-from scoresde.data import Dataset, Scaling, from_tensors, mixed
+from scoresde.data import Dataset, Scaling, from_tensors, mix
 from scoresde.nn import (
     MLP,
     LearnedWords,
@@ -241,7 +241,7 @@ def test_what_is_no_adapter_or_damaged_is_refused(tmp_path: Path) -> None:
 def test_mixed_sets_have_the_shares_of_their_weights() -> None:
     few, many = subject(WORDS, "a red three", n=3), subject(WORDS, "a blue three", n=50)
     for weight in (0.25, 1.0, 3.0):
-        both = mixed([few, many], [1.0, weight])
+        both = mix([few, many], [1.0, weight])
         of_many = (both.conditions["text"][:, 1] == WORDS.token("blue")).sum().item()
         of_few = len(both) - of_many
         # met to one sample
@@ -259,22 +259,22 @@ def test_the_mean_loss_over_a_mixed_set_is_the_weighted_one() -> None:
         return float(dataset[:]["x"].double().pow(2).sum((1, 2, 3)).mean())
 
     expected = (mean(few) + weight * mean(many)) / (1 + weight)
-    assert mean(mixed([few, many], [1.0, weight])) == pytest.approx(expected, rel=1e-6)  # float32 samples
+    assert mean(mix([few, many], [1.0, weight])) == pytest.approx(expected, rel=1e-6)  # float32 samples
 
 
 def test_sets_that_do_not_go_together_are_refused() -> None:
     few = subject(WORDS, "a red")
     other = from_tensors(torch.zeros(3, 1, 4, 4, dtype=torch.uint8), levels=17)
     with pytest.raises(ValueError, match="another conditions"):
-        mixed([few, other], [1, 1])
+        mix([few, other], [1, 1])
     with pytest.raises(ValueError, match="one for each of the 2"):
-        mixed([few, few], [1.0])
+        mix([few, few], [1.0])
     with pytest.raises(ValueError, match=r"weights\[1\] must be positive"):
-        mixed([few, few], [1.0, 0.0])
+        mix([few, few], [1.0, 0.0])
     with pytest.raises(TypeError, match="datasets must be a list"):
-        mixed(few, [1.0])  # type: ignore[arg-type]
+        mix(few, [1.0])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"weights must lie nearer together"):
-        mixed([few, few], [1.0, 1e-12])
+        mix([few, few], [1.0, 1e-12])
 
 
 def test_a_prior_set_is_what_the_model_draws_for_each_row() -> None:
@@ -286,7 +286,7 @@ def test_a_prior_set_is_what_the_model_draws_for_each_row() -> None:
     drawn = ss.sample(model.bind(text=tokens), (5, 1, 4, 4), steps=3, seed=4)
     levels = drawn.data.round().clamp(0, 16)
     assert torch.equal(prior.data, levels.to(torch.uint8)) and torch.equal(prior.conditions["text"], tokens)
-    assert len(mixed([subject(WORDS, "a red three"), prior], [1.0, 1.0])) == 10
+    assert len(mix([subject(WORDS, "a red three"), prior], [1.0, 1.0])) == 10
     guided = prior_set(model, {"text": tokens}, score=lambda rows: ss.classifier_free(model, rows, scale=3.0), steps=3)
     assert not torch.equal(guided.data, prior.data)
     with pytest.raises(ValueError, match="as many rows each"):

@@ -13,7 +13,7 @@ from typing import Any
 
 import scoresde as ss
 from scoresde import losses
-from scoresde.data import Dataset, mixed
+from scoresde.data import Dataset, mix
 from scoresde.nn import LearnedWords, LoRA, Vocabulary, learn_words, lora
 from scoresde.times import LogNormalSigma, Stratified
 from scoresde.train import train
@@ -97,7 +97,7 @@ def tuned(
     phrase, vocabulary = words.phrase, words.vocabulary
     data = subject_set(bench.pictures, bench.captions(phrase), vocabulary)
     if preserve:
-        data = mixed([data, _told_by(bench.prior, vocabulary)], [1.0, flags.prior_weight])
+        data = mix([data, _told_by(bench.prior, vocabulary)], [1.0, flags.prior_weight])
     sigma_data = model.sigma_data or 0.5
     start = time.perf_counter()
     ready = trained(
