@@ -326,6 +326,17 @@ def _way() -> dict[str, Any]:
     return {"steps": 3, "iterations": 2}
 
 
+def _adapted() -> nets.LoRA:
+    return nets.lora(_net(), 2, name="style")
+
+
+def _taught() -> nets.LearnedWords:
+    words = nets.Vocabulary(["a", "red", "three"])
+    captions = {"text": {"vocabulary": 3, "length": 3, "width": 8, "layers": 1}}
+    net = nets.UNet(1, 1, width=4, multipliers=(1,), blocks=1, attention_levels=(), captions=captions)
+    return nets.learn_words(net, "sks", words)
+
+
 def _maps() -> nets.AttentionMaps:
     maps = nets.AttentionMaps()
     with maps.recording(captioned()), torch.no_grad():
@@ -574,6 +585,8 @@ OTHERS: dict[str, Entry] = {
     "Anomaly": Entry(lambda: editing.anomaly_map(model().bind(label=1), X, samples=2, steps=2), of_itself),
     "Reliability": Entry(lambda: reliability(X.sigmoid(), X > 0), of_itself),
     "AttentionMaps": Entry(_maps, lambda m: [m.layers]),
+    "LoRA": Entry(_adapted, lambda a: [a.state(), a.net(X, TIMES[:3]), repr(a)]),
+    "LearnedWords": Entry(_taught, lambda w: [w.state(), w.vocabulary, repr(w)]),
     "Vocabulary": Entry(lambda: nets.Vocabulary(["a", "red", "three"]), lambda v: [v.encode(["a three"], 4)]),
     "GaussianKernel": Entry(lambda: GaussianKernel(1.5), of_kernel),
     "PolynomialKernel": Entry(PolynomialKernel, of_kernel),

@@ -8,7 +8,8 @@
     held, training = dataset.subset(slice(0, 500)), dataset.subset(slice(500, None))
 
 :class:`Dataset` holds the numbers as they are stored and converts a batch when it is asked for; :class:`Scaling` is the
-map between the units of the data and those of the model; :class:`Augmentation` moves pictures about, and says how.
+map between the units of the data and those of the model; :class:`Augmentation` moves pictures about, and says how;
+:func:`mix` gives several sets their shares of what training sees.
 Another kind of file is a function below :func:`reads`.
 """
 
@@ -18,6 +19,7 @@ from scoresde.data.cifar import load_cifar
 from scoresde.data.dataset import Dataset, from_tensors, random_flip
 from scoresde.data.folders import load_folder
 from scoresde.data.huggingface import from_huggingface
+from scoresde.data.mixing import mix
 from scoresde.data.parquet import load_parquet
 from scoresde.data.readers import load, reader_of, reads
 from scoresde.data.scaling import Scaling
@@ -35,6 +37,7 @@ __all__ = [
     "load_cifar",
     "load_folder",
     "load_parquet",
+    "mix",
     "random_flip",
     "reader_of",
     "reads",

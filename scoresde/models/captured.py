@@ -163,7 +163,8 @@ def _read_by(network: nn.Module | None) -> tuple[Any, list[Tensor]]:
     waiting = list(known.values())
     for module in waiting:  # asked at every call: torch's own walk takes four times as long
         own = vars(module)
-        modes += (id(module), own["training"])
+        # an adapter changes the class of its layer, and says whether it adds to it
+        modes += (id(module), module.__class__, own["training"], own.get("adds"))
         held += [one for kind in ("_parameters", "_buffers") for one in own[kind].values() if one is not None]
         for one in own["_modules"].values():
             if one is not None and id(one) not in known:

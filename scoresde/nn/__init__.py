@@ -8,6 +8,7 @@
 - :class:`SetEncoder` and :class:`SeriesEncoder` make vectors of several observations and of time series.
 - Each has ``config``, from which its constructor rebuilds it, and ``null_conditions``; the kinds of conditions are in
   :mod:`scoresde.models.conditions`.
+- :func:`lora` puts low-rank adapters into any network, :func:`learn_words` new words into one that reads captions.
 - :class:`Vocabulary` makes tokens of captions; :class:`AttentionMaps` records and replaces what they are used for.
 
 ::
@@ -30,9 +31,11 @@ from scoresde.nn.dit import DiT
 from scoresde.nn.embeddings import ConditionEmbedding, FourierFeatures, SinusoidalFeatures, VectorEmbedding
 from scoresde.nn.encoder import Architecture, Encoder, EncoderOptions
 from scoresde.nn.errors import LaplaceErrors, NormalErrors
+from scoresde.nn.low_rank_adapters import LoRA, adapters, lora
 from scoresde.nn.magnitude_unet import MagnitudeUNet
 from scoresde.nn.mlp import MLP
 from scoresde.nn.network import ConditionalNetwork
+from scoresde.nn.new_words import LearnedWords, learn_words, learned_words
 from scoresde.nn.series import SeriesEncoder
 from scoresde.nn.sets import SetEncoder
 from scoresde.nn.unet import UNet
@@ -57,6 +60,8 @@ __all__ = [
     "KLBottleneck",
     "LaplaceErrors",
     "LatentPosterior",
+    "LearnedWords",
+    "LoRA",
     "MagnitudeUNet",
     "NoiseClassifier",
     "NormalErrors",
@@ -69,6 +74,10 @@ __all__ = [
     "VQBottleneck",
     "VectorEmbedding",
     "Vocabulary",
+    "adapters",
+    "learn_words",
+    "learned_words",
+    "lora",
     "map_tokens",
     "presets",
     "reweight_tokens",

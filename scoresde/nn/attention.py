@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoresde import checks
-from scoresde.nn.norms import group_normed, untouched
+from scoresde.nn.low_rank import added_to, as_linear
+from scoresde.nn.norms import group_normed
 
 MOST_CHANNELS = 2**20
 """Of a layer: more than any machine can hold the square of."""
@@ -46,16 +47,19 @@ def number_of_heads(channels: int, head_width: int) -> int:
 def to_tokens(linear: nn.Linear, x: Tensor) -> Tensor:
     """A linear map of the channels at each position: (B, C, *spatial) to (B, positions, out)."""
     # oneDNN's convolutions take channels-last as it is, and with some processors are twice as fast as matrix products.
-    if x.device.type == "cpu" and x.ndim > 3 and untouched(linear, nn.Linear):
-        return _pointwise(linear, x).flatten(2).transpose(1, 2)
+    if x.device.type == "cpu" and x.ndim > 3 and as_linear(linear):
+        return added_to(linear, _pointwise(linear, x).flatten(2).transpose(1, 2), x.flatten(2).transpose(1, 2))
     return linear(x.flatten(2).transpose(1, 2))
 
 
 def from_tokens(linear: nn.Linear, tokens: Tensor, like: Tensor) -> Tensor:
     """The way back: (B, positions, C) to the shape of ``like``, (B, out, *spatial)."""
-    if like.device.type == "cpu" and like.ndim > 3 and untouched(linear, nn.Linear):
-        return _pointwise(linear, tokens.transpose(1, 2).unflatten(2, like.shape[2:]))
-    return linear(tokens).transpose(1, 2).unflatten(2, like.shape[2:])
+    if like.device.type == "cpu" and like.ndim > 3 and as_linear(linear):
+        events = _pointwise(linear, tokens.transpose(1, 2).unflatten(2, like.shape[2:]))
+        mapped = added_to(linear, events.flatten(2).transpose(1, 2), tokens)
+    else:
+        mapped = linear(tokens)
+    return mapped.transpose(1, 2).unflatten(2, like.shape[2:])
 
 
 def _pointwise(linear: nn.Linear, x: Tensor) -> Tensor:

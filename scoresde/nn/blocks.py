@@ -23,8 +23,9 @@ from torch.utils.checkpoint import checkpoint
 
 from scoresde import checks
 from scoresde.nn.attention import Context, CrossAttention, SelfAttention, group_norm, maps_are_edited
+from scoresde.nn.low_rank import added_to, as_linear
 from scoresde.nn.network import check_dropout
-from scoresde.nn.norms import group_normed, untouched
+from scoresde.nn.norms import group_normed
 
 Conditioning = Literal["add", "adaptive"]
 
@@ -125,11 +126,12 @@ def told_to_all(blocks: Sequence[ResidualBlock], embedding: Tensor) -> list[Tens
     if len(maps) < len(every) or len({(one.weight.dtype, one.weight.device) for one in maps}) > 1:
         return [None] * len(every)
     weight, bias = torch.cat([one.weight for one in maps]), torch.cat([one.bias for one in maps])
-    return list(F.linear(embedding, weight, bias).split([one.out_features for one in maps], dim=1))
+    told = F.linear(embedding, weight, bias).split([one.out_features for one in maps], dim=1)
+    return [added_to(one, part, embedding) for one, part in zip(maps, told, strict=True)]
 
 
 def _whole(linear: nn.Module) -> bool:
-    if not isinstance(linear, nn.Linear) or not untouched(linear, nn.Linear) or type(linear.weight) is not nn.Parameter:
+    if not isinstance(linear, nn.Linear) or not as_linear(linear) or type(linear.weight) is not nn.Parameter:
         return False
     return linear.bias is not None and linear.weight.shape == (linear.out_features, linear.in_features)
 

@@ -95,22 +95,32 @@ class MagnitudeConv(nn.Module):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Give each w_j mean square 1, its direction as it is; called after each step of the optimizer."""
-        self.weight.copy_(self.weight / self._magnitude())
+        """Give each w_j mean square 1, its direction as it is; called after each step of the optimizer.
 
-    def _magnitude(self) -> Tensor:
-        exact = torch.promote_types(self.weight.dtype, torch.float32)
-        dims = tuple(range(1, self.weight.ndim))
-        norm = torch.linalg.vector_norm(self.weight, dim=dims, keepdim=True, dtype=exact)
-        return norm / math.sqrt(self.weight[0].numel())
+        One that is frozen stays as it is, to the last bit.
+        """
+        if self.weight.requires_grad:
+            self.weight.copy_(self.weight / _magnitude(self.weight))
+
+    def acting(self) -> Tensor:
+        """The w whose directions act."""
+        return self.weight
 
     def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
         """Map x (B, inputs, *spatial), or (..., inputs) for a linear map, times ``gain``."""
-        direction = self.weight / (self._magnitude() * math.sqrt(self.weight[0].numel()))
+        w = self.acting()
+        direction = w / (_magnitude(w) * math.sqrt(w[0].numel()))
         weight = (direction * gain).to(self.weight.dtype)
         if not self.event_dims:
             return F.linear(x, weight)
         return (F.conv1d, F.conv2d, F.conv3d)[self.event_dims - 1](x, weight, padding=self.padding)
+
+
+def _magnitude(w: Tensor) -> Tensor:
+    """The root mean square of each w_j, at least float32."""
+    exact = torch.promote_types(w.dtype, torch.float32)
+    norm = torch.linalg.vector_norm(w, dim=tuple(range(1, w.ndim)), keepdim=True, dtype=exact)
+    return norm / math.sqrt(w[0].numel())
 
 
 class MagnitudeVector(nn.Module):

@@ -10,10 +10,12 @@ of options, :class:`TrainOptions`. A run is exact: resumed, it takes the steps t
 processes take those of one. With ``held_out`` the loss on samples that are never trained on tells of convergence:
 :class:`HeldOutLoss`, :class:`EarlyStopping`. Checkpoints are JSON and safetensors; :func:`describe` reads what they say
 of themselves, and :func:`save` writes one of a model that was trained elsewhere. :func:`train_autoencoder` learns the
-latents of a latent diffusion model, in a loop of its own. :func:`sample_sharded` has several
-processes draw samples together.
+latents of a latent diffusion model, in a loop of its own. :func:`save_adapter` writes what was learned beside a network
+alone; :func:`prior_set` draws what a model shall not forget. :func:`sample_sharded` has several processes draw samples
+together.
 """
 
+from scoresde.train.adapters import load_adapter, save_adapter
 from scoresde.train.autoencoder import AutoencoderRun, AutoencoderStep, train_autoencoder
 from scoresde.train.autoencoder_files import load_autoencoder, save_autoencoder
 from scoresde.train.autoencoder_options import AutoencoderOptions
@@ -28,6 +30,7 @@ from scoresde.train.loop import Run
 from scoresde.train.optimizer import learning_rate
 from scoresde.train.options import TrainOptions
 from scoresde.train.posthoc import Snapshots, reconstruct_ema, save_snapshot, snapshot_steps
+from scoresde.train.preservation import prior_set
 from scoresde.train.profiles import ProfileFit, fit_profile
 from scoresde.train.record import StepRecord
 from scoresde.train.shared_sampling import SharedSamples, sample_sharded
@@ -62,12 +65,15 @@ __all__ = [
     "exponent_of",
     "fit_profile",
     "learning_rate",
+    "load_adapter",
     "load_autoencoder",
     "load_classifier",
     "load_model",
+    "prior_set",
     "reconstruct_ema",
     "sample_sharded",
     "save",
+    "save_adapter",
     "save_autoencoder",
     "save_snapshot",
     "snapshot_steps",

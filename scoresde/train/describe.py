@@ -25,6 +25,7 @@ import scoresde.sde
 from scoresde.files import Fields
 from scoresde.models import PREDICTIONS, ClassifierModel, Prediction, ScoreModel
 from scoresde.models.model import Transported
+from scoresde.nn.attached import attach, attached
 from scoresde.sde import SDE
 from scoresde.spectrum import Spectrum
 from scoresde.train.draws import seeded
@@ -90,7 +91,7 @@ def read_described(given: Fields) -> dict[str, Any]:
     found: dict[str, Any] = {
         "kind": kind,
         "sde": _read_part(given.object("sde"), "fields"),
-        "net": _read_part(given.object("net"), "config"),
+        "net": _read_net(given.object("net")),
         "predicts": predicts,
         "sigma_data": None if given.value("sigma_data") is None else given.number("sigma_data", above=0),
     }
@@ -119,6 +120,17 @@ def _read_part(given: Fields, arguments: str) -> dict[str, Any]:
         names = given.object(arguments).names(most=100)
         found = {name: found[name] for name in names}
     return {"class": given.text("class"), arguments: found}
+
+
+def _read_net(given: Fields) -> dict[str, Any]:
+    """A network, and what was put into it."""
+    found = _read_part(given, "config")
+    if not given.null("attached"):  # only networks with adapters or learned words have it
+        parts = given.value("attached")
+        if not isinstance(parts, list) or not all(isinstance(one, dict) for one in parts):
+            raise given.refused("attached", "a list of objects is expected.")
+        found["attached"] = parts
+    return found
 
 
 def describe_model(model: nn.Module) -> dict[str, Any]:
@@ -262,7 +274,9 @@ def _describe_net(net: Any) -> dict[str, Any]:
     if cls.__bases__[0].__module__.startswith("torch.distributed"):  # torch's, for a network divided among processes
         cls = cls.__bases__[1]
     name = _name(cls, "scoresde.nn", NETS)
-    return {"class": name, "config": dict(net.config) if name in NETS else None}
+    described: dict[str, Any] = {"class": name, "config": dict(net.config) if name in NETS else None}
+    parts = [one.describe() for one in attached(net).values()] if isinstance(net, nn.Module) else []
+    return {**described, "attached": parts} if parts else described
 
 
 def _name(cls: type, package: str, table: Mapping[str, Any]) -> str:
@@ -281,7 +295,10 @@ def _rebuild_net(described: Mapping[str, Any]) -> nn.Module:
     name, config = described["class"], described["config"]
     with seeded(torch.device("cpu"), 0):  # initial weights are overwritten; leave the caller's generator alone
         try:
-            return NETS[name](**config)
+            net = NETS[name](**config)
+            for told in described.get("attached", ()):
+                attach(net, told)
+            return net
         except Exception as error:  # whatever a constructor meets in the arguments of a stranger
             raise _unknown(name, error) from error
 

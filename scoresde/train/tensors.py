@@ -71,6 +71,16 @@ def read_values(path: Path, fail: Fail) -> dict[str, Tensor]:
     return values
 
 
+def read_metadata(path: Path, fail: Fail) -> dict[str, str]:
+    """The texts by name that stand beside the tensors of a file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        Exception: what ``fail`` makes of a file that is damaged, or no regular one.
+    """
+    return _read(path, fail, lambda file: dict(file.metadata() or {}))
+
+
 def read_rows(
     path: Path, fail: Fail, rows: Callable[[str, tuple[int, ...]], slice | None]
 ) -> dict[str, tuple[Tensor, tuple[int, ...]]]:
@@ -158,12 +168,15 @@ def check_finite(tensors: Mapping[str, Tensor], what: str, when: str) -> None:
             raise FloatingPointError(f"the {what} {name} is not finite {when}; it is not saved.")
 
 
-def writer(tensors: Mapping[str, Tensor], *, apart: bool = False) -> Callable[[Path], None]:
+def writer(
+    tensors: Mapping[str, Tensor], *, apart: bool = False, metadata: Mapping[str, str] | None = None
+) -> Callable[[Path], None]:
     """A function that writes them at a path; whatever goes wrong is an OSError.
 
     Args:
         tensors: by name.
         apart: they are contiguous, in main memory, and share none of it: no copy is needed.
+        metadata: texts to stand beside them, by name.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
@@ -177,7 +190,7 @@ def writer(tensors: Mapping[str, Tensor], *, apart: bool = False) -> Callable[[P
             else {k: v.detach().cpu().clone(memory_format=contiguous) for k, v in tensors.items()}
         )
         try:
-            save_file(copies, path)
+            save_file(copies, path, None if metadata is None else dict(metadata))
         except SafetensorError as error:
             raise OSError(str(error)) from error
 
