@@ -5,6 +5,7 @@
     frechet_distance(features(samples), features(data))     # of pixels, or of any feature space
     precision_recall(features(samples), features(data))
     memorised_share(samples, train, held_out)       # how many lie nearer to the training set than new data do
+    recall_at(similarity, right, k=5)               # of retrieval, such as pictures by their captions
     calibration_error(samples, truth)               # of posterior samples (n, S, *event) for truths (n, *event)
 
 Sets are (n, *event) of any sizes; all is computed in float64. A feature space is a :class:`Features`: pixels, a network
@@ -39,6 +40,7 @@ from scoresde.metrics.neighbours import (
 from scoresde.metrics.permutations import permutation_test
 from scoresde.metrics.posterior import calibration_error, coverage, rank
 from scoresde.metrics.power import detectable_shift, power_of_test
+from scoresde.metrics.retrieval import recall_at
 from scoresde.metrics.saved_features import load_features, save_features
 from scoresde.metrics.sets import Estimate, SampleSizeWarning, TwoSampleTest
 from scoresde.metrics.sliced import sliced_wasserstein
@@ -88,6 +90,7 @@ __all__ = [
     "power_of_test",
     "precision_recall",
     "rank",
+    "recall_at",
     "save_features",
     "sliced_wasserstein",
     "train_features",

@@ -4,10 +4,12 @@
   that suit common data sets are in :mod:`~scoresde.nn.presets`. A network of your own may derive from
   :class:`ConditionalNetwork`, and need not.
 - In the place of the U-Net: :class:`MagnitudeUNet` (EDM2), which preserves magnitudes, and :class:`DiT`, a transformer.
+- :class:`DualEncoder` brings events and captions into one space, for a contrastive model.
 - :class:`SetEncoder` and :class:`SeriesEncoder` make vectors of several observations and of time series.
 - Each has ``config``, from which its constructor rebuilds it, and ``null_conditions``; the kinds of conditions are in
   :mod:`scoresde.models.conditions`.
-- :class:`Vocabulary` makes tokens of captions; :class:`AttentionMaps` records and replaces what they are used for.
+- :class:`Vocabulary` makes tokens of captions, :class:`BytePairs` of any text; :class:`AttentionMaps` records and
+  replaces what they are used for.
 
 ::
 
@@ -19,10 +21,12 @@
 from scoresde.nn import presets
 from scoresde.nn.attention import AttentionPool, Context, CrossAttention, SelfAttention
 from scoresde.nn.attention_maps import AttentionMaps, map_tokens, reweight_tokens, shared_tokens
+from scoresde.nn.byte_pairs import BytePairs
 from scoresde.nn.captions import Vocabulary
 from scoresde.nn.classifier import NoiseClassifier
 from scoresde.nn.context import CaptionEncoder, ContextEncoder, EmbeddingEncoder
 from scoresde.nn.dit import DiT
+from scoresde.nn.dual_encoder import DualEncoder
 from scoresde.nn.embeddings import ConditionEmbedding, FourierFeatures, SinusoidalFeatures, VectorEmbedding
 from scoresde.nn.encoder import Architecture, Encoder, EncoderOptions
 from scoresde.nn.magnitude_unet import MagnitudeUNet
@@ -37,6 +41,7 @@ __all__ = [
     "Architecture",
     "AttentionMaps",
     "AttentionPool",
+    "BytePairs",
     "CaptionEncoder",
     "ConditionEmbedding",
     "ConditionalNetwork",
@@ -44,6 +49,7 @@ __all__ = [
     "ContextEncoder",
     "CrossAttention",
     "DiT",
+    "DualEncoder",
     "EmbeddingEncoder",
     "Encoder",
     "EncoderOptions",

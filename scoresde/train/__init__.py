@@ -5,16 +5,16 @@
         print(step.step, step.loss)
     model = load_model("run")                                                 # the averaged weights, later
 
-:func:`train` learns scores and :func:`train_classifier` noise-conditional classifiers, in one loop and with one object
-of options, :class:`TrainOptions`. A run is exact: resumed, it takes the steps that it would have taken, and several
-processes take those of one. With ``held_out`` the loss on samples that are never trained on tells of convergence:
-:class:`HeldOutLoss`, :class:`EarlyStopping`. Checkpoints are JSON and safetensors; :func:`describe` reads what they say
-of themselves, and :func:`save` writes one of a model that was trained elsewhere. :func:`sample_sharded` has several
-processes draw samples together.
+:func:`train` learns scores, :func:`train_classifier` noise-conditional classifiers and :func:`train_contrastive` which
+caption belongs to what, in one loop and with one object of options, :class:`TrainOptions`. A run is exact: resumed, it
+takes the steps that it would have taken, and several processes take those of one. With ``held_out`` the loss on samples
+that are never trained on tells of convergence: :class:`HeldOutLoss`, :class:`EarlyStopping`. Checkpoints are JSON and
+safetensors; :func:`describe` reads what they say of themselves, and :func:`save` writes one of a model that was trained
+elsewhere. :func:`sample_sharded` has several processes draw samples together.
 """
 
 from scoresde.train.callbacks import Callback
-from scoresde.train.checkpoint import load_classifier, load_model, save
+from scoresde.train.checkpoint import load_classifier, load_contrastive, load_model, save
 from scoresde.train.contents import Description, describe
 from scoresde.train.convergence import EarlyStopping, HeldOutLoss
 from scoresde.train.ema import EMA, PowerEMA, average_decay, ema_model, exponent_of, width_of
@@ -27,7 +27,7 @@ from scoresde.train.profiles import ProfileFit, fit_profile
 from scoresde.train.record import StepRecord
 from scoresde.train.shared_sampling import SharedSamples, sample_sharded
 from scoresde.train.signals import Terminated
-from scoresde.train.start import train, train_classifier
+from scoresde.train.start import train, train_classifier, train_contrastive
 from scoresde.train.tensorboard import TensorBoard
 
 __all__ = [
@@ -53,6 +53,7 @@ __all__ = [
     "fit_profile",
     "learning_rate",
     "load_classifier",
+    "load_contrastive",
     "load_model",
     "reconstruct_ema",
     "sample_sharded",
@@ -61,5 +62,6 @@ __all__ = [
     "snapshot_steps",
     "train",
     "train_classifier",
+    "train_contrastive",
     "width_of",
 ]

@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "spectrum": {"checks"},
     "curve": {"checks"},
     "models": {"checks", "warning", "noise", "sde", "spectrum", "curve"},
-    "nn": {"checks", "models.conditions"},
+    "nn": {"checks", "extras", "models.conditions"},
     "times": {"checks", "sde", "curve"},
     "rules": {"checks", "sde", "spectrum", "curve"},
     "grids": {"rules", "solvers", "fitting"},
