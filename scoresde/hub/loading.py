@@ -82,8 +82,8 @@ def from_pretrained(
     if kind is not ScoreModel and kind not in _OTHERS:
         word = kind.__name__ if isinstance(kind, type) else checks.got(kind)
         raise TypeError(
-            f"kind must be ScoreModel, ClassifierModel or ContrastiveModel, got {word}: a file does not rebuild a subclass "
-            "of them. Load a ScoreModel, and make yours from its net and sde."
+            f"kind must be ScoreModel, ClassifierModel or ContrastiveModel, got {word}: a file does not rebuild a "
+            "subclass of them. Load a ScoreModel, and make yours from its net and sde."
         )
     dtype = None if dtype is None else checks.dtype(dtype)
     wanted = None if ema is None else checks.flag(ema, name="ema")
