@@ -8,6 +8,8 @@ r"""The symmetric contrastive loss of pairs, such as pictures and captions, a lo
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -70,9 +72,10 @@ def information_bound(loss: Tensor, same: Tensor | None = None) -> Tensor:
     if loss.ndim != 1 or not len(loss):
         raise ValueError(f"loss must hold one number for each pair of a batch, (B,), got {checks.got(loss)}.")
     exact = loss.to(torch.promote_types(loss.dtype, torch.float32))
-    batch = torch.full_like(exact, len(exact))
-    count = torch.ones_like(exact) if same is None else _checked(same, exact[:, None].expand(-1, len(exact))).sum(1)
-    return (batch.log() - count.log() - exact).mean()
+    count = torch.ones_like(exact)
+    if same is not None:
+        count = _checked(same, exact[:, None].expand(-1, len(exact))).sum(1).to(exact.dtype)
+    return math.log(len(exact)) - (count.log() + exact).mean()
 
 
 def _checked(same: object, logits: Tensor) -> Tensor:
