@@ -148,7 +148,7 @@ def test_bad_arguments_are_refused() -> None:
     s, same = torch.zeros(3, 3), torch.eye(3, dtype=torch.bool)
     with pytest.raises(ValueError, match=r"logits must be \(B, B\)"):
         contrastive_loss(s[:2])
-    with pytest.raises(TypeError, match="same must be a bool tensor"):
+    with pytest.raises(TypeError, match="same must be a dense bool tensor"):
         contrastive_loss(s, same.float())
     with pytest.raises(ValueError, match="each two pairs"):
         contrastive_loss(s, same[:2])

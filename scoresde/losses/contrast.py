@@ -81,7 +81,11 @@ def information_bound(loss: Tensor, same: Tensor | None = None) -> Tensor:
 def _checked(same: object, logits: Tensor) -> Tensor:
     """``same``, if it is bool, of the shape of the logits and true on its diagonal."""
     if not isinstance(same, Tensor) or same.dtype != torch.bool or same.layout is not torch.strided:
-        raise TypeError(f"same must be a bool tensor {tuple(logits.shape)}, got {checks.got(same)}.")
+        layout = f", {same.layout}" if isinstance(same, Tensor) else ""
+        raise TypeError(
+            f"same must be a dense bool tensor {tuple(logits.shape)}, got {checks.got(same)}{layout}; compare captions "
+            "by (tokens[:, None] == tokens[None]).all(2)."
+        )
     if same.shape != logits.shape:
         raise ValueError(
             f"same must say it of each two pairs of the batch, {tuple(logits.shape)}, got {checks.got(same)}."
@@ -89,5 +93,7 @@ def _checked(same: object, logits: Tensor) -> Tensor:
     if same.device != logits.device:
         raise ValueError(f"same is on {same.device} and the logits on {logits.device}; pass same.to(logits.device).")
     if checks.readable(same) and not bool(same.diagonal().all() & (same == same.T).all()):
-        raise ValueError("same must be symmetric, with each pair the same as itself: true on its diagonal.")
+        raise ValueError(
+            f"same must be symmetric, with each pair the same as itself: true on its diagonal; got {checks.got(same)}."
+        )
     return same

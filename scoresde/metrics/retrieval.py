@@ -41,7 +41,9 @@ def recall_at(similarity: Tensor, right: Tensor, k: int = 1) -> float:
     right = right.to(similarity.device)
     if not bool(right.any(1).all()):
         without = (~right.any(1)).nonzero().flatten()[:5].tolist()
-        raise ValueError(f"right must hold at least one for each query; queries {without} have none.")
+        raise ValueError(
+            f"right must hold at least one answer for each query, got {checks.got(right)} without any in rows {without}."
+        )
     k = checks.count(k, name="k")
     exact = similarity.double() if checks.has_float64(similarity.device) else similarity.float()
     best = exact.masked_fill(~right, -torch.inf).amax(1, keepdim=True)

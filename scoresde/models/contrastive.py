@@ -138,8 +138,8 @@ class Similarity:
         """Whose x_t are read."""
         return self.model.sde
 
-    def __call__(self, x: Tensor, t: Time) -> Tensor:
-        """s of each sample with its caption, (B,).
+    def __call__(self, x: Tensor, t: Time | None = None) -> Tensor:
+        """s of each sample with its caption, (B,); for clean events without t.
 
         Raises:
             ValueError: neither as many captions as samples nor one.

@@ -51,6 +51,8 @@ class BytePairs:
         for name in ("words", "merges"):
             _check_texts(getattr(self, name), name)
             object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not self.words:
+            raise ValueError(f"words must hold the {BYTES} single bytes at least, got none of them, {self.words!r}.")
         known = set(self.words)
         if len(known) < len(self.words):
             raise ValueError("words repeat; each piece must be there once.")

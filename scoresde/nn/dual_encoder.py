@@ -115,8 +115,9 @@ class DualEncoder(ConditionalNetwork):
         Raises:
             TypeError, ValueError: no int64 (K, L), L above the network's length, or a token out of range.
         """
-        if not isinstance(tokens, Tensor):
-            raise TypeError(f"tokens must be a tensor (K, L), got {checks.got(tokens)}.")
+        if not isinstance(tokens, Tensor) or tokens.layout is not torch.strided:
+            layout = f", {tokens.layout}" if isinstance(tokens, Tensor) else ""
+            raise TypeError(f"tokens must be a dense tensor (K, L), got {checks.got(tokens)}{layout}.")
         own = self.head.weight
         if tokens.device != own.device:
             raise ValueError(f"tokens are on {tokens.device} but the network is on {own.device}; move them there.")

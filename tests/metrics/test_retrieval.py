@@ -45,5 +45,5 @@ def test_bad_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="as the similarity is"):
         recall_at(similarity, right[:, :2])
     right[1] = False
-    with pytest.raises(ValueError, match=r"queries \[1\] have none"):
+    with pytest.raises(ValueError, match=r"without any in rows \[1\]"):
         recall_at(similarity, right)

@@ -103,5 +103,5 @@ def test_bad_input_is_refused_before_any_work() -> None:
         own.caption(torch.ones(2, 3))
     with pytest.raises(ValueError, match="a row for each caption"):
         own.caption(torch.ones(3, dtype=torch.long))
-    with pytest.raises(TypeError, match="must be a tensor"):
+    with pytest.raises(TypeError, match="must be a dense tensor"):
         own.caption([[1, 2]])  # type: ignore[arg-type]

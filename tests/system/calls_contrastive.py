@@ -150,11 +150,8 @@ CALLS = [
         named={"prompts": "prompts|tokens|text"},
     ),
     *(
-        Call(made, arguments(x=X, t=0.5), kinds={"x": EVENT, "t": TIME_BESIDE_X.but(*none)}, name=name)
-        for name, made, none in (
-            ("Similarity", model().similarity(TOKENS), ()),
-            ("ZeroShot", model().zero_shot(TOKENS), ("None",)),
-        )
+        Call(made, arguments(x=X, t=0.5), kinds={"x": EVENT, "t": TIME_BESIDE_X.but("None")}, name=name)
+        for name, made in (("Similarity", model().similarity(TOKENS)), ("ZeroShot", model().zero_shot(TOKENS)))
     ),
     Call(
         train_contrastive,
