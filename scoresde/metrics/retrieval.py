@@ -42,7 +42,7 @@ def recall_at(similarity: Tensor, right: Tensor, k: int = 1) -> float:
     if not bool(right.any(1).all()):
         without = (~right.any(1)).nonzero().flatten()[:5].tolist()
         raise ValueError(
-            f"right must hold at least one answer for each query, got {checks.got(right)} without any in rows {without}."
+            f"right must hold an answer for each query at least, got {checks.got(right)} without any in rows {without}."
         )
     k = checks.count(k, name="k")
     exact = similarity.double() if checks.has_float64(similarity.device) else similarity.float()
