@@ -62,7 +62,7 @@ def test_a_network_is_told_what_another_encoder_makes_of_texts(which: str, tmp_p
     with seeded(torch.device("cpu"), 0):
         net = UNet(1, width=8, multipliers=(1,), blocks=1, attention_levels=(), embeddings={"text": size}).eval()
         for parameter in net.parameters():  # networks start at zero, which hides what they are told
-            nn.init.normal_(parameter, std=0.1)
+            nn.init.normal_(parameter, std=0.3)
     x, c = torch.linspace(-1, 1, 48).reshape(3, 1, 4, 4), torch.zeros(3)
     answers = net(x, c, text=told)
     assert (answers - net(x, c, text=told.roll(1, 0))).abs().max() > 1e-3
