@@ -127,7 +127,7 @@ def figures(model: ContrastiveModel, gallery: Gallery, captions: Captions, seed:
     v = read_captions(model, gallery.tokens)
     found: dict[str, Any] = {
         "chance": {"at_1": 1 / len(v), "at_5": 5 / len(v)},
-        "scale": float(model.scale),
+        "scale": float(model.scale.detach()),
         "clean": of_vectors(model, read_pictures(model, gallery.x), v, gallery, captions),
     }
     sde, noise = model.sde, ss.PerSampleNoise(seed).normal(gallery.x)
