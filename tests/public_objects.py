@@ -53,6 +53,7 @@ from scoresde.metrics import (
 from scoresde.models import (
     PREDICTIONS,
     ClassifierModel,
+    ContrastiveModel,
     Expectation,
     Linear,
     Score,
@@ -200,6 +201,17 @@ def correlated() -> GaussianMixture:
 
 def exact() -> Score:
     return mixture().score(VP())
+
+
+@functools.cache
+def contrastive() -> ContrastiveModel:
+    """Of images (B, 1, 4, 4) and captions."""
+    caption = {"vocabulary": 5, "length": 3, "width": 8, "layers": 1}
+    net = nets.DualEncoder(1, captions={"caption": caption}, size=3, width=4, multipliers=(1,), blocks=1)
+    with torch.no_grad():
+        for i, p in enumerate(net.parameters()):
+            p.copy_(0.2 * numbers(*p.shape, seed=i))
+    return ContrastiveModel(net.eval(), VP(), sigma_data=1.0)
 
 
 def noisy_classifier() -> ClassifierModel:
@@ -479,6 +491,14 @@ OTHERS: dict[str, Entry] = {
     "model": Entry(model, lambda m: of_score(m.bind(label=1))),
     "model of captions": Entry(captioned, lambda m: of_image_score(m.bind(caption=torch.tensor([[1, 2, 0]])))),
     "ClassifierModel": Entry(noisy_classifier, of_function),
+    "ContrastiveModel": Entry(contrastive, lambda m: [m(numbers(2, 1, 4, 4), T, torch.tensor([[1, 2]]))]),
+    "Similarity": Entry(
+        lambda: contrastive().similarity(torch.tensor([[1, 2, 0]])), lambda s: [s(numbers(2, 1, 4, 4), T)]
+    ),
+    "ZeroShot": Entry(
+        lambda: contrastive().zero_shot(torch.tensor([[1, 0], [2, 3]])), lambda z: [z(numbers(2, 1, 4, 4), T)]
+    ),
+    "DualEncoder": Entry(lambda: contrastive().net, lambda net: [net(numbers(2, 1, 4, 4), torch.zeros(2))]),
     "NoiseClassifier": Entry(
         lambda: nets.NoiseClassifier(1, 3, width=4, multipliers=(1, 2), blocks=1).eval(),
         lambda net: [net(numbers(2, 1, 4, 4), torch.zeros(2))],
@@ -587,6 +607,7 @@ OTHERS: dict[str, Entry] = {
     "AttentionMaps": Entry(_maps, lambda m: [m.layers]),
     "LoRA": Entry(_adapted, lambda a: [a.state(), a.net(X, TIMES[:3]), repr(a)]),
     "LearnedWords": Entry(_taught, lambda w: [w.state(), w.vocabulary, repr(w)]),
+    "BytePairs": Entry(lambda: nets.BytePairs.of(["a red three"] * 2, 260), lambda b: [b.encode(["a three"], 9)]),
     "Vocabulary": Entry(lambda: nets.Vocabulary(["a", "red", "three"]), lambda v: [v.encode(["a three"], 4)]),
     "GaussianKernel": Entry(lambda: GaussianKernel(1.5), of_kernel),
     "PolynomialKernel": Entry(PolynomialKernel, of_kernel),

@@ -15,9 +15,10 @@ import torch
 
 import scoresde as ss
 from scoresde.data import Dataset
+from scoresde.models import ContrastiveModel
 from scoresde.train import Run
 
-Model = TypeVar("Model", ss.ScoreModel, ss.ClassifierModel)
+Model = TypeVar("Model", ss.ScoreModel, ss.ClassifierModel, ContrastiveModel)
 
 
 def trained(
@@ -32,7 +33,7 @@ def trained(
     """The model with averaged weights, in evaluation mode.
 
     Args:
-        start: ``scoresde.train.train`` or ``train_classifier``.
+        start: ``scoresde.train.train``, ``train_classifier`` or ``train_contrastive``.
         model: with its initial weights.
         dataset: what it learns.
         steps: of training.

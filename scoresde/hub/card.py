@@ -20,7 +20,7 @@ import scoresde
 from scoresde import checks
 from scoresde.curve import curve_in_words
 from scoresde.data import Scaling
-from scoresde.models import ClassifierModel, ScoreModel
+from scoresde.models import ClassifierModel, ContrastiveModel, ScoreModel
 from scoresde.models.conditions import nulls_of
 
 CARD = "README.md"
@@ -37,13 +37,20 @@ lgpl-lr
 _LICENCES = frozenset(_IDENTIFIERS.split())
 """Identifiers that the Hugging Face hub knows; what is none of these is "other", with its name."""
 
+_KINDS = {
+    "score": ("ScoreModel", ["score-based", "diffusion"]),
+    "classifier": ("ClassifierModel", ["noise-conditional-classifier"]),
+    "contrastive": ("models.ContrastiveModel", ["contrastive", "zero-shot-image-classification"]),
+}
+"""Of each kind of model its class, as code that imports the library as ss calls it, and its tags."""
+
 _MOST_LETTERS = 500
 _COUNT = 10  # samples that the code of a card draws
 _MOST_SHOWN = 30  # classes or words that a card lists
 
 
 def model_card(
-    model: ScoreModel | ClassifierModel,
+    model: ScoreModel | ClassifierModel | ContrastiveModel,
     config: Mapping[str, Any],
     *,
     name: str,
@@ -148,24 +155,23 @@ def _figure(value: object, name: str) -> str:
     return f"{int(number)}" if number.is_integer() and abs(number) < 1e15 else f"{number:.4g}"
 
 
-def _task(model: ScoreModel | ClassifierModel) -> dict[str, str]:
+def _task(model: ScoreModel | ClassifierModel | ContrastiveModel) -> dict[str, str]:
     """What the hub lists it under, for pictures."""
     event = model.event_shape
-    if isinstance(model, ClassifierModel) or event is None or len(event) != 3 or event[0] not in (1, 3, 4):
+    if not isinstance(model, ScoreModel) or event is None or len(event) != 3 or event[0] not in (1, 3, 4):
         return {}
     return {"pipeline_tag": "text-to-image" if model.vocabularies else "unconditional-image-generation"}
 
 
-def _tags(model: ScoreModel | ClassifierModel, config: Mapping[str, Any]) -> list[str]:
-    kind = ["noise-conditional-classifier"] if isinstance(model, ClassifierModel) else ["score-based", "diffusion"]
-    return ["scoresde", *kind, _short(config["model"]["sde"]["class"]).lower()]
+def _tags(model: ScoreModel | ClassifierModel | ContrastiveModel, config: Mapping[str, Any]) -> list[str]:
+    return ["scoresde", *_KINDS[config["model"]["kind"]][1], _short(config["model"]["sde"]["class"]).lower()]
 
 
-def _use(model: ScoreModel | ClassifierModel, config: Mapping[str, Any], source: str) -> str:
+def _use(model: ScoreModel | ClassifierModel | ContrastiveModel, config: Mapping[str, Any], source: str) -> str:
     """How it is loaded and asked, as code that runs."""
     own = _own_parts(config)
     given = "".join(f", {argument}={argument}" for argument in own)
-    kind = type(model).__name__ if type(model).__name__ in ("ScoreModel", "ClassifierModel") else "ScoreModel"
+    kind = _KINDS[config["model"]["kind"]][0]
     lines = ["import torch", "", "import scoresde as ss", ""]
     lines += [f"# {argument} = ...  # your own {words}, which no file rebuilds" for argument, words in own.items()]
     lines.append(f"model = ss.{kind}.from_pretrained({json.dumps(source, ensure_ascii=False)}{given})")
@@ -217,7 +223,7 @@ def _own_parts(config: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _what(model: ScoreModel | ClassifierModel, config: Mapping[str, Any], bytes: int | None) -> str:
+def _what(model: ScoreModel | ClassifierModel | ContrastiveModel, config: Mapping[str, Any], bytes: int | None) -> str:
     described = config["model"]
     sde = model.sde
     told = (described["sde"]["fields"] or {}).items()
@@ -248,7 +254,9 @@ def _what(model: ScoreModel | ClassifierModel, config: Mapping[str, Any], bytes:
     return "## Model\n\n" + _table([["", ""], *rows])
 
 
-def _stored(model: ScoreModel | ClassifierModel, config: Mapping[str, Any], bytes: int | None) -> str:
+def _stored(
+    model: ScoreModel | ClassifierModel | ContrastiveModel, config: Mapping[str, Any], bytes: int | None
+) -> str:
     stored = config.get("stored", {})
     own = str(model.dtype).removeprefix("torch.") if model.dtype is not None else "none"
     which = "averaged over training" if stored.get("averaged") else "as the model has them"
@@ -257,7 +265,7 @@ def _stored(model: ScoreModel | ClassifierModel, config: Mapping[str, Any], byte
     return f"{which}{size}, computing in {own}{narrowed}"
 
 
-def _data(model: ScoreModel | ClassifierModel, config: Mapping[str, Any]) -> str:
+def _data(model: ScoreModel | ClassifierModel | ContrastiveModel, config: Mapping[str, Any]) -> str:
     told, rows = config["data"], []
     if told["event_shape"] is not None:
         rows.append(["Shape of a sample", str(tuple(told["event_shape"]))])

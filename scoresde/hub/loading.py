@@ -12,7 +12,7 @@ model that ships.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,14 +23,17 @@ from scoresde import checks
 from scoresde.files import PathName
 from scoresde.hub.remote import ID, Repository
 from scoresde.hub.shipped import SHIPPED, folder_of
-from scoresde.models import ClassifierModel, ScoreModel
+from scoresde.models import ClassifierModel, ContrastiveModel, ScoreModel
 from scoresde.sde import SDE
-from scoresde.train import CheckpointError, Description, describe, load_classifier, load_model
+from scoresde.train import CheckpointError, Description, describe, load_classifier, load_contrastive, load_model
 from scoresde.train import folder as folders
 from scoresde.train.checkpoint import uses_averages
 from scoresde.train.contents import AVERAGE, MODEL, parts
 
-Loaded = TypeVar("Loaded", ScoreModel, ClassifierModel)
+Loaded = TypeVar("Loaded", ScoreModel, ClassifierModel, ContrastiveModel)
+
+_OTHERS: Mapping[Any, Callable[..., Any]] = {ClassifierModel: load_classifier, ContrastiveModel: load_contrastive}
+"""How models are loaded that are no scores."""
 
 MOST_BYTES = 20_000_000_000
 """Bytes of weights that are read unless more are allowed."""
@@ -58,7 +61,7 @@ def from_pretrained(
         path_or_id: the folder of a run, its checkpoints, a step-... folder or one that ``save_pretrained`` wrote; or
             the name of a model that ships; or an id "owner/name" of a hub, of which only the files that are needed are
             fetched. A path that exists wins.
-        kind: ScoreModel or ClassifierModel.
+        kind: ScoreModel, ClassifierModel or ContrastiveModel.
         ema: True for averaged weights, False for those of the last step of training; by default the averaged ones where
             there are any, and else those there are.
         dtype: of the network's weights; default that in which the network was trained.
@@ -76,11 +79,11 @@ def from_pretrained(
             hub cannot be reached, or does not give it.
         ModuleNotFoundError: an id of a hub, and huggingface_hub is not installed.
     """
-    if kind not in (ScoreModel, ClassifierModel):
+    if kind is not ScoreModel and kind not in _OTHERS:
         word = kind.__name__ if isinstance(kind, type) else checks.got(kind)
         raise TypeError(
-            f"kind must be ScoreModel or ClassifierModel, got {word}: a file does not rebuild a subclass of them. Load "
-            "a ScoreModel, and make yours from its net and sde."
+            f"kind must be ScoreModel, ClassifierModel or ContrastiveModel, got {word}: a file does not rebuild a "
+            "subclass of them. Load a ScoreModel, and make yours from its net and sde."
         )
     dtype = None if dtype is None else checks.dtype(dtype)
     wanted = None if ema is None else checks.flag(ema, name="ema")
@@ -106,9 +109,11 @@ def from_pretrained(
     if kind is ScoreModel:
         model = load_model(folder, ema=wanted, net=net, sde=sde, predicts=predicts)
     elif predicts is not None:
-        raise ValueError(f"predicts is said of a ScoreModel; a ClassifierModel predicts classes, got {predicts!r:.80}.")
+        raise ValueError(
+            f"predicts is said of a ScoreModel; a {kind.__name__} predicts no score, got {predicts!r:.80}."
+        )
     else:
-        model = load_classifier(folder, ema=wanted, net=net, sde=sde)
+        model = _OTHERS[kind](folder, ema=wanted, net=net, sde=sde)
     if dtype is not None and isinstance(model.net, nn.Module):
         model.net.to(dtype)
     loaded: Loaded = model

@@ -21,13 +21,13 @@ from scoresde.extras import needs
 from scoresde.files import PathName
 from scoresde.hub.remote import ID, Repository, told_by
 from scoresde.hub.saving import save_pretrained
-from scoresde.models import ClassifierModel, ScoreModel
+from scoresde.models import ClassifierModel, ContrastiveModel, ScoreModel
 from scoresde.train import EMA
 from scoresde.train.contents import AVERAGE, MODEL
 
 
 def push_to_hub(
-    model: ScoreModel | ClassifierModel,
+    model: ScoreModel | ClassifierModel | ContrastiveModel,
     repo_id: str,
     *,
     ema: EMA | None = None,

@@ -26,7 +26,7 @@ from torch import Tensor
 from scoresde import checks
 from scoresde.files import PARTIAL, PathName, flush, opened, saving
 from scoresde.hub.card import CARD, checked_figures, licence_fields, model_card
-from scoresde.models import ClassifierModel, ScoreModel
+from scoresde.models import ClassifierModel, ContrastiveModel, ScoreModel
 from scoresde.train import EMA, CheckpointError
 from scoresde.train import folder as folders
 from scoresde.train.checkpoint import NARROWED, config_of, stored_in
@@ -51,7 +51,7 @@ OWN = {folders.CONFIG, MODEL, AVERAGE, CARD, *(f"samples{ending}" for ending in 
 
 
 def save_pretrained(
-    model: ScoreModel | ClassifierModel,
+    model: ScoreModel | ClassifierModel | ContrastiveModel,
     folder: PathName,
     *,
     ema: EMA | None = None,
@@ -96,8 +96,10 @@ def save_pretrained(
         FloatingPointError: a weight is not finite.
         CheckpointError: the folder is not empty, or cannot be written; what was there is intact.
     """
-    if not isinstance(model, (ScoreModel, ClassifierModel)):
-        raise TypeError(f"model must be a ScoreModel or a ClassifierModel, got {checks.got(model)}.")
+    if not isinstance(model, (ScoreModel, ClassifierModel, ContrastiveModel)):
+        raise TypeError(
+            f"model must be a ScoreModel, a ClassifierModel or a ContrastiveModel, got {checks.got(model)}."
+        )
     place = Path(os.path.realpath(checks.path(folder, name="folder")))
     overwrite = checks.flag(overwrite, name="overwrite")
     checked_figures(figures), licence_fields(licence)
@@ -149,7 +151,7 @@ def save_pretrained(
 
 
 def weights_to_store(
-    model: ScoreModel | ClassifierModel, ema: EMA | None, dtype: torch.dtype | None
+    model: ScoreModel | ClassifierModel | ContrastiveModel, ema: EMA | None, dtype: torch.dtype | None
 ) -> tuple[dict[str, Mapping[str, Tensor]], str | None]:
     """The tensors of each file, and the dtype of the network where they are stored in another.
 

@@ -5,9 +5,11 @@
     (factor * loss).mean().backward()
 
 A weighting of your own is a function (sde, t) -> w(t); :class:`Uncertainty` is one that is learned along.
-:func:`coupled_noise` chooses which noise meets which sample, and says what is lost by it.
+:func:`coupled_noise` chooses which noise meets which sample, and says what is lost by it. :func:`contrastive_loss` is
+the loss of pairs, such as pictures and captions.
 """
 
+from scoresde.losses.contrast import contrastive_loss, information_bound
 from scoresde.losses.coupling import Coupling, OptimalTransport, coupled_noise
 from scoresde.losses.score_matching import dsm_loss
 from scoresde.losses.uncertainty import Uncertainty, UncertaintyNetwork
@@ -31,9 +33,11 @@ __all__ = [
     "Uncertainty",
     "UncertaintyNetwork",
     "Weighting",
+    "contrastive_loss",
     "coupled_noise",
     "dsm_loss",
     "edm",
+    "information_bound",
     "likelihood",
     "min_snr",
     "ncsn",

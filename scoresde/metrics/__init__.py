@@ -5,6 +5,7 @@
     frechet_distance(features(samples), features(data))     # of pixels, or of any feature space
     precision_recall(features(samples), features(data))
     memorised_share(samples, train, held_out)       # how many lie nearer to the training set than new data do
+    recall_at(similarity, right, k=5)               # of retrieval, such as pictures by their captions
     calibration_error(samples, truth)               # of posterior samples (n, S, *event) for truths (n, *event)
     dice(mask, truth), roc_auc(map, truth)          # of masks, and of maps that rank their pixels
 
@@ -41,6 +42,7 @@ from scoresde.metrics.neighbours import (
 from scoresde.metrics.permutations import permutation_test
 from scoresde.metrics.posterior import calibration_error, coverage, rank
 from scoresde.metrics.power import detectable_shift, power_of_test
+from scoresde.metrics.retrieval import recall_at
 from scoresde.metrics.saved_features import load_features, save_features
 from scoresde.metrics.sets import Estimate, SampleSizeWarning, TwoSampleTest
 from scoresde.metrics.sliced import sliced_wasserstein
@@ -92,6 +94,7 @@ __all__ = [
     "power_of_test",
     "precision_recall",
     "rank",
+    "recall_at",
     "reliability",
     "roc_auc",
     "save_features",

@@ -5,11 +5,13 @@
   :class:`ConditionalNetwork`, and need not.
 - In the place of the U-Net: :class:`MagnitudeUNet` (EDM2), which preserves magnitudes, and :class:`DiT`, a transformer.
 - :class:`Autoencoder`, with a :class:`KLBottleneck` or :class:`VQBottleneck`, for diffusion on latents.
+- :class:`DualEncoder` brings events and captions into one space, for a contrastive model.
 - :class:`SetEncoder` and :class:`SeriesEncoder` make vectors of several observations and of time series.
 - Each has ``config``, from which its constructor rebuilds it, and ``null_conditions``; the kinds of conditions are in
   :mod:`scoresde.models.conditions`.
 - :func:`lora` puts low-rank adapters into any network, :func:`learn_words` new words into one that reads captions.
-- :class:`Vocabulary` makes tokens of captions; :class:`AttentionMaps` records and replaces what they are used for.
+- :class:`Vocabulary` makes tokens of captions, :class:`BytePairs` of any text; :class:`AttentionMaps` records and
+  replaces what they are used for.
 
 ::
 
@@ -23,11 +25,13 @@ from scoresde.nn.attention import AttentionPool, Context, CrossAttention, SelfAt
 from scoresde.nn.attention_maps import AttentionMaps, map_tokens, reweight_tokens, shared_tokens
 from scoresde.nn.autoencoder import Autoencoder
 from scoresde.nn.bottlenecks import KLBottleneck, LatentPosterior, VQBottleneck
+from scoresde.nn.byte_pairs import BytePairs
 from scoresde.nn.captions import Vocabulary
 from scoresde.nn.classifier import NoiseClassifier
 from scoresde.nn.context import CaptionEncoder, ContextEncoder, EmbeddingEncoder
 from scoresde.nn.discriminator import PatchDiscriminator
 from scoresde.nn.dit import DiT
+from scoresde.nn.dual_encoder import DualEncoder
 from scoresde.nn.embeddings import ConditionEmbedding, FourierFeatures, SinusoidalFeatures, VectorEmbedding
 from scoresde.nn.encoder import Architecture, Encoder, EncoderOptions
 from scoresde.nn.errors import LaplaceErrors, NormalErrors
@@ -46,6 +50,7 @@ __all__ = [
     "AttentionMaps",
     "AttentionPool",
     "Autoencoder",
+    "BytePairs",
     "CaptionEncoder",
     "ConditionEmbedding",
     "ConditionalNetwork",
@@ -53,6 +58,7 @@ __all__ = [
     "ContextEncoder",
     "CrossAttention",
     "DiT",
+    "DualEncoder",
     "EmbeddingEncoder",
     "Encoder",
     "EncoderOptions",

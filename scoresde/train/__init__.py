@@ -5,14 +5,14 @@
         print(step.step, step.loss)
     model = load_model("run")                                                 # the averaged weights, later
 
-:func:`train` learns scores and :func:`train_classifier` noise-conditional classifiers, in one loop and with one object
-of options, :class:`TrainOptions`. A run is exact: resumed, it takes the steps that it would have taken, and several
-processes take those of one. With ``held_out`` the loss on samples that are never trained on tells of convergence:
-:class:`HeldOutLoss`, :class:`EarlyStopping`. Checkpoints are JSON and safetensors; :func:`describe` reads what they say
-of themselves, and :func:`save` writes one of a model that was trained elsewhere. :func:`train_autoencoder` learns the
-latents of a latent diffusion model, in a loop of its own. :func:`save_adapter` writes what was learned beside a network
-alone; :func:`prior_set` draws what a model shall not forget. :func:`sample_sharded` has several processes draw samples
-together.
+:func:`train` learns scores, :func:`train_classifier` noise-conditional classifiers and :func:`train_contrastive` which
+caption belongs to what, in one loop and with one object of options, :class:`TrainOptions`. A run is exact: resumed, it
+takes the steps that it would have taken, and several processes take those of one. With ``held_out`` the loss on samples
+that are never trained on tells of convergence: :class:`HeldOutLoss`, :class:`EarlyStopping`. Checkpoints are JSON and
+safetensors; :func:`describe` reads what they say of themselves, and :func:`save` writes one of a model that was trained
+elsewhere. :func:`train_autoencoder` learns the latents of a latent diffusion model, in a loop of its own.
+:func:`save_adapter` writes what was learned beside a network alone; :func:`prior_set` draws what a model shall not
+forget. :func:`sample_sharded` has several processes draw samples together.
 """
 
 from scoresde.train.adapters import load_adapter, save_adapter
@@ -21,7 +21,7 @@ from scoresde.train.autoencoder_files import load_autoencoder, save_autoencoder
 from scoresde.train.autoencoder_options import AutoencoderOptions
 from scoresde.train.autoencoder_terms import Adversary, Perceptual
 from scoresde.train.callbacks import Callback
-from scoresde.train.checkpoint import load_classifier, load_model, save
+from scoresde.train.checkpoint import load_classifier, load_contrastive, load_model, save
 from scoresde.train.contents import Description, describe
 from scoresde.train.convergence import EarlyStopping, HeldOutLoss
 from scoresde.train.ema import EMA, PowerEMA, average_decay, ema_model, exponent_of, width_of
@@ -35,7 +35,7 @@ from scoresde.train.profiles import ProfileFit, fit_profile
 from scoresde.train.record import StepRecord
 from scoresde.train.shared_sampling import SharedSamples, sample_sharded
 from scoresde.train.signals import Terminated
-from scoresde.train.start import train, train_classifier
+from scoresde.train.start import train, train_classifier, train_contrastive
 from scoresde.train.tensorboard import TensorBoard
 
 __all__ = [
@@ -68,6 +68,7 @@ __all__ = [
     "load_adapter",
     "load_autoencoder",
     "load_classifier",
+    "load_contrastive",
     "load_model",
     "prior_set",
     "reconstruct_ema",
@@ -80,5 +81,6 @@ __all__ = [
     "train",
     "train_autoencoder",
     "train_classifier",
+    "train_contrastive",
     "width_of",
 ]

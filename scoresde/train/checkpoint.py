@@ -1,7 +1,7 @@
 """Checkpoints of models and training runs: safetensors and JSON, no pickle::
 
     save("run", model, step=2000, dataset=dataset)          # train() does it
-    model = load_model("run")                               # of the latest step; load_classifier for classifiers
+    model = load_model("run")                               # of the latest step; load_classifier, load_contrastive
     describe("run").class_names                             # what a checkpoint says of itself
 
 What is in the folder of a run::
@@ -29,8 +29,7 @@ from torch import Tensor, nn
 import scoresde
 from scoresde import checks
 from scoresde.files import PathName
-from scoresde.models import ClassifierModel, Prediction, ScoreModel
-from scoresde.nn import Vocabulary
+from scoresde.models import ClassifierModel, ContrastiveModel, Prediction, ScoreModel
 from scoresde.sde import SDE
 from scoresde.train import folder as folders
 from scoresde.train.bounded import at_most, check_arguments
@@ -54,16 +53,19 @@ from scoresde.train.contents import (
     read_tensors,
     read_training,
     unless_damaged,
+    vocabularies_of,
     with_units,
 )
 from scoresde.train.describe import (
     CLASSIFIER,
+    CONTRASTIVE,
     SCORE,
     Model,
     Unbuildable,
     check_schedule,
     describe_model,
     rebuild_classifier,
+    rebuild_contrastive,
     rebuild_model,
 )
 from scoresde.train.ema import EMA, PowerEMA
@@ -75,7 +77,7 @@ from scoresde.train.writing import Content, write_whole
 
 def save(
     folder: PathName,
-    model: ScoreModel | ClassifierModel,
+    model: ScoreModel | ClassifierModel | ContrastiveModel,
     *,
     step: int,
     ema: EMA | Sequence[EMA] | None = None,
@@ -131,7 +133,7 @@ def save(
 def save_by(
     write: Callable[[Path, Content], Path],
     folder: PathName,
-    model: ScoreModel | ClassifierModel,
+    model: ScoreModel | ClassifierModel | ContrastiveModel,
     *,
     step: int,
     ema: EMA | Sequence[EMA] | None = None,
@@ -149,8 +151,10 @@ def save_by(
         checks.count(step, name="step", least=0),
         checks.count(keep, name="keep"),
     )
-    if not isinstance(model, (ScoreModel, ClassifierModel)):
-        raise TypeError(f"model must be a ScoreModel or a ClassifierModel, got {checks.got(model)}.")
+    if not isinstance(model, (ScoreModel, ClassifierModel, ContrastiveModel)):
+        raise TypeError(
+            f"model must be a ScoreModel, a ClassifierModel or a ContrastiveModel, got {checks.got(model)}."
+        )
     averages = _averages(ema)
     tensors: dict[str, Mapping[str, Tensor]] = {MODEL: model.state_dict()}
     tensors.update({file: one.state() for file, one in averages.items()})
@@ -199,7 +203,9 @@ def _check_named(argument: str, given: object) -> None:
             raise TypeError(f"{argument} must map names to tensors, got {checks.got(value)} for {checks.got(name)}.")
 
 
-def config_of(model: ScoreModel | ClassifierModel, step: int, dataset: object = None) -> dict[str, Any]:
+def config_of(
+    model: ScoreModel | ClassifierModel | ContrastiveModel, step: int, dataset: object = None
+) -> dict[str, Any]:
     """What config.json says of a model, but for its files.
 
     Raises:
@@ -265,10 +271,34 @@ def load_classifier(
     return _load(folder, ema, net is None, CLASSIFIER, lambda d: rebuild_classifier(d, net, sde))
 
 
+def load_contrastive(
+    folder: PathName,
+    *,
+    ema: bool | float | None = None,
+    net: Callable[..., Tensor] | None = None,
+    sde: SDE | None = None,
+) -> ContrastiveModel:
+    """The contrastive model of a checkpoint that ``train_contrastive`` wrote, on the CPU, in evaluation mode.
+
+    Args:
+        folder, ema, net, sde: as for ``load_model``.
+
+    Raises:
+        CheckpointError: no checkpoint, a file is missing, cut short or damaged, the weights do not fit; it holds
+            another kind of model, or a part of your own, which is not given.
+        ValueError: a part that is given contradicts the checkpoint.
+    """
+    return _load(folder, ema, net is None, CONTRASTIVE, lambda d: rebuild_contrastive(d, net, sde))
+
+
 NARROWED = "net."
 """What the names of those weights begin with that may be stored in another dtype than the network computes in."""
 
-_LOADERS = {SCORE: "a score model; load it with load_model", CLASSIFIER: "a classifier; load it with load_classifier"}
+_LOADERS = {
+    SCORE: "a score model; load it with load_model",
+    CLASSIFIER: "a classifier; load it with load_classifier",
+    CONTRASTIVE: "a contrastive model; load it with load_contrastive",
+}
 
 
 _TRIES = 5
@@ -345,7 +375,7 @@ def _read(
     model.scaling, model.condition_scalings = description.scaling, dict(description.condition_scalings)
     model.event_shape, model.class_names = description.event_shape, description.class_names
     model.condition_shapes = dict(description.conditions)
-    model.vocabularies = {name: Vocabulary(words) for name, words in description.vocabularies.items()}
+    model.vocabularies = vocabularies_of(description)
     return model.eval()
 
 

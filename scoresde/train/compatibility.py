@@ -181,10 +181,12 @@ def continued(
         "conditions": {name: dict(value) for name, value in description.conditions.items()},
         "condition_scalings": {name: one.to_json() for name, one in description.condition_scalings.items()},
         "vocabularies": {name: list(words) for name, words in description.vocabularies.items()},
+        "merges": {name: list(merges) for name, merges in description.merges.items()},
     }
     given = contents.with_units(contents.describe_data(dataset), model)
     if not description.vocabularies:  # of before they were noted
         given.pop("vocabularies", None)
+        given.pop("merges", None)
     _compare(path, "data set", saved, given)
     if description.step > steps:
         raise CheckpointError(

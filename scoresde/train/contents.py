@@ -29,11 +29,12 @@ from scoresde.data import Scaling
 from scoresde.data.labels import MOST_CLASSES
 from scoresde.files import Fail, Fields, PathName
 from scoresde.models.conditions import TrainedWith
-from scoresde.nn import Vocabulary
+from scoresde.nn import BytePairs, Vocabulary
 from scoresde.train import folder as folders
 from scoresde.train.describe import read_described
 from scoresde.train.folder import CheckpointError
 from scoresde.train.tensors import Found, read_layout, read_rows, read_values
+from scoresde.warning import warn_user
 
 Noted = TypeVar("Noted")
 
@@ -78,6 +79,7 @@ class Description:
         files: size in bytes and SHA-256 of each file.
         trained_with: which conditions training gave the network and how often it left them out, where that is known.
         vocabularies: the words of its tokens, by the name of the condition, where the data set or the model told.
+        merges: how they are put together, for those of a :class:`~scoresde.nn.BytePairs`.
         averaged: True where model.safetensors itself holds averaged weights, as after ``save_pretrained`` of an
             averaged model; None where it holds those of the last step, or does not tell.
         computes_in: the dtype of the network, where its weights are stored in another; None where they are not.
@@ -98,6 +100,7 @@ class Description:
     files: Mapping[str, Mapping[str, Any]]
     trained_with: TrainedWith | None = None
     vocabularies: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    merges: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     averaged: bool | None = None
     computes_in: torch.dtype | None = None
     decays: Mapping[str, float] = field(default_factory=dict)
@@ -210,11 +213,18 @@ def _read_data(given: Fields) -> dict[str, Any]:
         "conditions": {},
         "condition_scalings": {},
         "vocabularies": {},
+        "merges": {},
     }
     if not given.null("vocabularies"):  # of tokens alone
         words = given.object("vocabularies")
+        if not given.null("merges"):  # of byte pairs alone
+            pairs = given.object("merges")
+            for name in pairs.names(most=MOST_CONDITIONS):
+                found["merges"][name] = pairs.texts(name, most_items=MOST_WORDS, most=MOST_LETTERS)
         for name in words.names(most=MOST_CONDITIONS):
             found["vocabularies"][name] = words.texts(name, most_items=MOST_WORDS, most=MOST_LETTERS)
+            if name in found["merges"]:  # looked at by who needs them: it takes a package
+                continue
             try:
                 Vocabulary(found["vocabularies"][name])
             except (TypeError, ValueError) as error:
@@ -282,6 +292,8 @@ def describe_data(dataset: object) -> dict[str, Any]:
     }
     if words:  # files of before, and of data without words, are as they were
         described["vocabularies"] = words
+    if merges := told_merges(dataset):
+        described["merges"] = merges
     _read_data(Fields(described, lambda text: ValueError(f"a checkpoint cannot hold what the data set tells: {text}")))
     return described
 
@@ -290,14 +302,44 @@ def told_words(owner: object) -> dict[str, list[str]]:
     """The words of the tokens of a data set or a model, by the name of the condition: of its ``vocabularies``.
 
     Raises:
-        TypeError: something that is no :class:`~scoresde.nn.Vocabulary`.
+        TypeError: something that is neither a :class:`~scoresde.nn.Vocabulary` nor a :class:`~scoresde.nn.BytePairs`.
     """
     vocabularies = getattr(owner, "vocabularies", None)
     if not isinstance(vocabularies, Mapping):
         return {}
     for name, one in vocabularies.items():
-        checks.instance(one, Vocabulary, name=f"vocabularies[{name!r}]", hint="scoresde.nn.Vocabulary.of(texts)")
+        if not isinstance(one, BytePairs):
+            checks.instance(one, Vocabulary, name=f"vocabularies[{name!r}]", hint="scoresde.nn.Vocabulary.of(texts)")
     return {str(name): list(one.words) for name, one in vocabularies.items()}
+
+
+def told_merges(owner: object) -> dict[str, list[str]]:
+    """The merges of those of its ``vocabularies`` that are byte pairs, by the name of the condition."""
+    vocabularies = getattr(owner, "vocabularies", None)
+    told = vocabularies.items() if isinstance(vocabularies, Mapping) else ()
+    return {str(name): list(one.merges) for name, one in told if isinstance(one, BytePairs)}
+
+
+def vocabularies_of(description: Description) -> dict[str, Vocabulary | BytePairs]:
+    """What encodes the captions of a checkpoint's model, by the name of the condition.
+
+    Byte pairs are left out, with a warning, where the package that makes tokens of text is not installed.
+
+    Raises:
+        CheckpointError: merges that do not belong to the words.
+    """
+    found: dict[str, Vocabulary | BytePairs] = {}
+    for name, words in description.vocabularies.items():
+        if name not in description.merges:
+            found[name] = Vocabulary(words)
+            continue
+        try:
+            found[name] = BytePairs(words, description.merges[name])
+        except ModuleNotFoundError as error:
+            warn_user(f"the captions {name} are told in byte pairs, which are left out: {error}.")
+        except (TypeError, ValueError) as error:
+            raise CheckpointError(f"{description.path}: the merges of {name} do not fit its words: {error}") from error
+    return found
 
 
 def with_units(data: Mapping[str, Any], model: object) -> dict[str, Any]:
@@ -315,6 +357,8 @@ def with_units(data: Mapping[str, Any], model: object) -> dict[str, Any]:
         scaling = getattr(model, "scaling", None)
         told["scaling"] = None if scaling is None else _units(scaling, "scaling")
     words = told_words(model) | data.get("vocabularies", {})
+    others = {name: one for name, one in told_merges(model).items() if name not in data.get("vocabularies", {})}
+    merges = others | data.get("merges", {})
     known_shapes = {name: dict(one) for name, one in shapes.items()} if not data.get("conditions") else {}
     found = {
         **data,
@@ -322,6 +366,7 @@ def with_units(data: Mapping[str, Any], model: object) -> dict[str, Any]:
         "condition_scalings": known,
         **({"conditions": known_shapes} if known_shapes else {}),
         **({"vocabularies": words} if words else {}),
+        **({"merges": merges} if merges else {}),
     }
     _read_data(
         Fields(found, lambda text: ValueError(f"a checkpoint cannot hold what the model tells of its data: {text}"))

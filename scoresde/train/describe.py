@@ -23,7 +23,7 @@ import scoresde
 import scoresde.nn
 import scoresde.sde
 from scoresde.files import Fields
-from scoresde.models import PREDICTIONS, ClassifierModel, Prediction, ScoreModel
+from scoresde.models import PREDICTIONS, ClassifierModel, ContrastiveModel, Prediction, ScoreModel
 from scoresde.models.model import Transported
 from scoresde.nn.attached import attach, attached
 from scoresde.sde import SDE
@@ -31,10 +31,17 @@ from scoresde.spectrum import Spectrum
 from scoresde.train.draws import seeded
 from scoresde.train.folder import CheckpointError
 
-Model = TypeVar("Model", ScoreModel, ClassifierModel)
+Model = TypeVar("Model", ScoreModel, ClassifierModel, ContrastiveModel)
 
-SCORE, CLASSIFIER = "score", "classifier"
+SCORE, CLASSIFIER, CONTRASTIVE = "score", "classifier", "contrastive"
 """Kinds of models, and of training."""
+
+KINDS: Mapping[type[nn.Module], str] = {ScoreModel: SCORE, ClassifierModel: CLASSIFIER, ContrastiveModel: CONTRASTIVE}
+
+
+def kind_of(model: object) -> str | None:
+    """Of which kind a model is, a subclass of one of ours as well; None for anything else."""
+    return next((kind for cls, kind in KINDS.items() if isinstance(model, cls)), None)
 
 
 def _public(package: Any, fits: Callable[[Any], bool]) -> dict[str, Any]:
@@ -82,10 +89,12 @@ def read_described(given: Fields) -> dict[str, Any]:
     Raises:
         Exception: what the fields make of one that is missing or of another kind.
     """
-    kind = SCORE if given.null("kind") else given.one_of("kind", (SCORE, CLASSIFIER))  # the first files do not say
+    kind = SCORE if given.null("kind") else given.one_of("kind", tuple(KINDS.values()))  # the first files do not say
     predicts = None
-    if kind == CLASSIFIER and not given.null("predicts"):
-        raise given.refused("predicts", "a classifier predicts no part of a score: the kind or this field was changed.")
+    if kind != SCORE and not given.null("predicts"):
+        raise given.refused(
+            "predicts", f"a {kind} model predicts no part of a score: the kind or this field was changed."
+        )
     if kind == SCORE and given.value("predicts") is not None:
         predicts = given.one_of("predicts", tuple(PREDICTIONS))
     found: dict[str, Any] = {
@@ -138,14 +147,14 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
     sigma_data and spectrum.
 
     Raises:
-        TypeError: neither a ScoreModel nor a ClassifierModel, or one seen under another schedule than it was trained
-            under.
+        TypeError: no ScoreModel, ClassifierModel or ContrastiveModel, or one seen under another schedule than it was
+            trained under.
         ValueError: a compiled wrapper around a network.
     """
-    if not isinstance(model, ScoreModel | ClassifierModel):
+    if not isinstance(model, ScoreModel | ClassifierModel | ContrastiveModel):
         raise TypeError(
-            f"expected a ScoreModel or a ClassifierModel, got {type(model).__name__}; wrap the network: "
-            "ScoreModel(net, sde)."
+            f"expected a ScoreModel, a ClassifierModel or a ContrastiveModel, got {type(model).__name__}; wrap the "
+            "network: ScoreModel(net, sde)."
         )
     if isinstance(model, Transported):
         raise TypeError("this model is a view under another schedule: use the trained one, apply .under() later.")
@@ -154,7 +163,7 @@ def describe_model(model: nn.Module) -> dict[str, Any]:
     predicts = model.predicts if isinstance(model, ScoreModel) else None
     spectrum = model.spectrum if isinstance(model, ScoreModel) else None
     described = {
-        "kind": SCORE if isinstance(model, ScoreModel) else CLASSIFIER,
+        "kind": kind_of(model),
         "sde": _describe_sde(model.sde),
         "net": _describe_net(model.net),
         "predicts": predicts if isinstance(predicts, str) else None,
@@ -197,6 +206,13 @@ def rebuild_classifier(
 ) -> ClassifierModel:
     """The ClassifierModel that ``describe_model`` described, with fresh weights; arguments and errors as above."""
     return ClassifierModel(*_parts(description, net, sde), sigma_data=description["sigma_data"])
+
+
+def rebuild_contrastive(
+    description: Mapping[str, Any], net: Callable[..., Tensor] | None = None, sde: SDE | None = None
+) -> ContrastiveModel:
+    """The ContrastiveModel that ``describe_model`` described, with fresh weights; arguments and errors as above."""
+    return ContrastiveModel(*_parts(description, net, sde), sigma_data=description["sigma_data"])
 
 
 def _parts(

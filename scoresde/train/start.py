@@ -1,7 +1,8 @@
 """Where training starts: options are checked, a :class:`~scoresde.train.Run` comes out.
 
 :func:`train` trains a :class:`~scoresde.models.ScoreModel` by denoising score matching, :func:`train_classifier` a
-:class:`~scoresde.models.ClassifierModel` by cross-entropy. Options are keywords, or a
+:class:`~scoresde.models.ClassifierModel` by cross-entropy, :func:`train_contrastive` a
+:class:`~scoresde.models.ContrastiveModel` by InfoNCE. Options are keywords, or a
 :class:`~scoresde.train.TrainOptions` with changes by keyword::
 
     run = train(model, dataset, steps=2000, batch_size=128, folder="run", resume=True)
@@ -9,7 +10,7 @@
         print(step.step, step.loss)
     averaged = run.ema_model()
 
-:class:`Training` is the type of both. ``help(train)`` lists the options.
+:class:`Training` is the type of all. ``help(train)`` lists the options.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ import inspect
 from collections.abc import Callable
 from typing import Any, ParamSpec, Protocol, cast, overload
 
-from scoresde.models import ClassifierModel, ScoreModel
+from scoresde.models import ClassifierModel, ContrastiveModel, ScoreModel
 from scoresde.train.classification import Classification
-from scoresde.train.describe import CLASSIFIER, SCORE, Model
+from scoresde.train.contrast import Contrast
+from scoresde.train.describe import CLASSIFIER, CONTRASTIVE, SCORE, Model
 from scoresde.train.feeds import Data, chosen_batch_size
 from scoresde.train.loop import Run
 from scoresde.train.objective import Denoising
@@ -145,3 +147,34 @@ def train_classifier(model: ClassifierModel, dataset: Data, options: TrainOption
         CheckpointError, ModuleNotFoundError, FloatingPointError: as for ``train``.
     """
     return Run(Classification(model), dataset, options)
+
+
+@_with_options(CONTRASTIVE, TrainOptions)
+def train_contrastive(model: ContrastiveModel, dataset: Data, options: TrainOptions) -> Run[ContrastiveModel]:
+    """Train a contrastive model by InfoNCE of x_t = α x_0 + σ ε and captions, at random t::
+
+        net = DualEncoder(3, captions={"caption": {"vocabulary": len(words), "length": 8}})
+        run = train_contrastive(ContrastiveModel(net, sde, sigma_data=0.5), dataset, steps=1000, batch_size=128)
+        for step in run:
+            ...
+        guided = classifier(score, run.ema_model().similarity(tokens), scale=2.0)
+
+    with :func:`scoresde.losses.contrastive_loss` (Radford et al. 2021, arXiv:2103.00020). The loop is that of
+    ``train``: see there for how it runs, resumes and draws. Which noise it learns to read through is decided by
+    ``times``: ``LogNormalSigma`` over the levels at which it is to guide, or narrow and low for clean events alone.
+    Steps report the mean loss in nats; log(batch_size) is that of a model that knows nothing. The others of the batch
+    are the negatives, those with the same caption excepted, so that the batch size is part of what is learned; with
+    ``accumulate`` or several processes it is the size of a part.
+
+    Args:
+        model: trained in place.
+        dataset: with the caption that the network takes, tokens (N, L), as for ``train``; where x is mirrored, the
+            caption stays.
+        options: as for ``train``, but for those of scores alone, which are refused:
+
+    Raises:
+        TypeError, ValueError: an argument, the model or the data set is not as described, or they do not fit: no
+            captions, tokens out of range or of longer captions than the network takes, parts of one sample.
+        CheckpointError, ModuleNotFoundError, FloatingPointError: as for ``train``.
+    """
+    return Run(Contrast(model, options), dataset, options)

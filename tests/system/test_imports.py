@@ -31,7 +31,7 @@ ALLOWED: dict[str, set[str]] = {
     "spectrum": {"checks"},
     "curve": {"checks"},
     "models": {"checks", "warning", "noise", "sde", "spectrum", "curve"},
-    "nn": {"checks", "models.conditions"},
+    "nn": {"checks", "extras", "models.conditions"},
     "times": {"checks", "sde", "curve"},
     "rules": {"checks", "sde", "spectrum", "curve"},
     "grids": {"rules", "solvers", "fitting"},
@@ -59,7 +59,16 @@ ALLOWED: dict[str, set[str]] = {
     | {"inverse", "particles", "editing", "train", "interop", "hub"},
 }
 OPTIONAL = {"torchdiffeq", "torchsde", "accelerate", "safetensors", "matplotlib", "sklearn", "pyarrow", "PIL", "tyro"}
-OPTIONAL |= {"diffusers", "transformers", "huggingface_hub", "datasets", "tensorboard", "lightning", "yaml"}
+OPTIONAL |= {
+    "diffusers",
+    "transformers",
+    "tokenizers",
+    "huggingface_hub",
+    "datasets",
+    "tensorboard",
+    "lightning",
+    "yaml",
+}
 UPWARD = "models.pretrained"
 """The one exception: methods of models that write and read folders find scoresde.hub, far above, in the root when they
 are called, so that ``model.save_pretrained`` can be a method. What the root answers with is loaded then, not before."""

@@ -1,0 +1,162 @@
+"""A tokenizer of any text: byte pairs, learned from captions. Needs the extra ``tokenizers``::
+
+    pairs = BytePairs.of(["a red three", "a blue four"], size=300)
+    tokens = pairs.encode(["a red four", "ein blaues Haus"], length=16)     # (2, 16) int64, padded with 0
+    pairs.decode(tokens)                                                    # the texts, in lower case
+    net = UNet(3, captions={"caption": {"vocabulary": len(pairs), "length": 16}})
+
+Where a :class:`~scoresde.nn.Vocabulary` knows the words that it was told and refuses others, this one makes pieces of
+whatever is written: frequent words one piece each, others several, down to single bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scoresde import checks
+from scoresde.extras import needs
+
+BYTES = 256
+"""Pieces of one byte, which are there whatever else is learned."""
+
+
+@dataclass(frozen=True)
+class BytePairs:
+    """The pieces of a byte-pair encoding; piece k of them, from 1, has token k, and 0 is padding.
+
+    `BytePairs.of(texts, size)` learns them (Sennrich et al. 2016, arXiv:1508.07909; on bytes, Radford et al. 2019).
+    Text is taken in lower case and in Unicode's composed form, a word with the blank before it. `words` and `merges`
+    are all there is to save, and checkpoints hold them.
+
+    Args:
+        words: the pieces, bytes written as the letters of GPT-2; all 256 single bytes among them.
+        merges: "left right" for each two pieces that become one, the most frequent first.
+
+    Raises:
+        TypeError: no lists of texts.
+        ValueError: pieces that repeat, a single byte that is missing, a merge of or to what is no piece.
+        ModuleNotFoundError: tokenizers is not installed.
+    """
+
+    words: Sequence[str]
+    merges: Sequence[str]
+
+    def __post_init__(self) -> None:
+        for name in ("words", "merges"):
+            _check_texts(getattr(self, name), name)
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        if not self.words:
+            raise ValueError(f"words must hold the {BYTES} single bytes at least, got none of them, {self.words!r}.")
+        known = set(self.words)
+        if len(known) < len(self.words):
+            raise ValueError("words repeat; each piece must be there once.")
+        pairs: list[tuple[str, str]] = []
+        for merge in self.merges:
+            left, _, right = merge.partition(" ")
+            if not known.issuperset((left, right, left + right)):
+                raise ValueError(
+                    f"merges hold {merge!r}, expected 'left right', two of the words that joined are one, too."
+                )
+            pairs.append((left, right))
+        with needs("tokenizers"):
+            from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+        missing = set(pre_tokenizers.ByteLevel.alphabet()) - known
+        if missing:
+            raise ValueError(
+                f"words lack {len(missing)} of the {BYTES} single bytes, so that some texts would have no tokens; take "
+                "BytePairs.of(texts, size)."
+            )
+        model = models.BPE(vocab={word: k for k, word in enumerate(self.words)}, merges=pairs)
+        tokenizer = Tokenizer(model)
+        tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        tokenizer.decoder = decoders.ByteLevel()
+        object.__setattr__(self, "_tokenizer", tokenizer)
+
+    @classmethod
+    def of(cls, texts: Iterable[str], size: int) -> BytePairs:
+        """Return at most ``size`` pieces learned from texts: the 256 bytes, then the most frequent pairs in turn.
+
+        Raises:
+            TypeError: no list of texts.
+            ValueError: fewer than 256 pieces.
+            ModuleNotFoundError: tokenizers is not installed.
+        """
+        if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable) or getattr(texts, "ndim", 1) == 0:
+            raise TypeError(f"texts is {checks.got(texts)}; expected a list of texts.")
+        texts, size = list(texts), checks.count(size, name="size", least=BYTES)
+        _check_texts(texts, "texts")
+        with needs("tokenizers"):
+            from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
+        tokenizer.train_from_iterator(texts, trainer)
+        found = json.loads(tokenizer.to_str())["model"]
+        words = sorted(found["vocab"], key=found["vocab"].get)
+        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in found["merges"]]
+        return cls(words, merges)
+
+    def __len__(self) -> int:
+        """Number of pieces; padding is not one of them."""
+        return len(self.words)
+
+    def encode(self, texts: Sequence[str], length: int) -> Tensor:
+        """Return the tokens of each text, (B, length) int64, padded with 0; an empty text is all padding.
+
+        Raises:
+            TypeError: a single text instead of a list, or something that is no text.
+            ValueError: more than length tokens.
+        """
+        length = checks.count(length, name="length")
+        _check_texts(texts, "texts")
+        tokens = torch.zeros(len(texts), length, dtype=torch.long)
+        for row, found in enumerate(self._own.encode_batch([text.strip() for text in texts])):
+            ids = found.ids if texts[row].strip() else []
+            if len(ids) > length:
+                raise ValueError(
+                    f"{texts[row]!r} has {len(ids)} tokens; expected at most length={length}. Learn more pieces, allow "
+                    "more tokens, or shorten it."
+                )
+            tokens[row, : len(ids)] = torch.tensor(ids, dtype=torch.long) + 1
+        return tokens
+
+    def decode(self, tokens: Tensor) -> list[str]:
+        """Return the text of each row of tokens (B, L), in lower case, padding left out.
+
+        Raises:
+            TypeError: tokens are not int64.
+            ValueError: not of shape (B, L), or a token is out of range.
+        """
+        if not isinstance(tokens, Tensor) or tokens.dtype != torch.long or tokens.layout is not torch.strided:
+            what = f"{tokens.dtype}, {tokens.layout}" if isinstance(tokens, Tensor) else checks.got(tokens)
+            raise TypeError(f"tokens are {what}; expected a dense tensor of torch.int64.")
+        if tokens.ndim != 2:
+            raise ValueError(f"tokens have shape {tuple(tokens.shape)}; expected (B, L).")
+        rows: list[list[int]] = tokens.tolist()
+        wrong = next((token for row in rows for token in row if not 0 <= token <= len(self)), None)
+        if wrong is not None:
+            raise ValueError(
+                f"tokens hold {wrong}, which is out of range; expected 1 to {len(self)}, or 0 for padding."
+            )
+        return [self._own.decode([token - 1 for token in row if token]).strip() for row in rows]
+
+    @property
+    def _own(self) -> Any:
+        return self.__dict__["_tokenizer"]
+
+
+def _check_texts(texts: object, name: str) -> None:
+    if isinstance(texts, (str, bytes, bytearray)) or not isinstance(texts, Sequence):
+        raise TypeError(f"{name} is {checks.got(texts)}; expected a list of texts.")
+    for text in texts:
+        if not isinstance(text, str):
+            raise TypeError(f"{name} holds {text!r}; expected texts only.")
