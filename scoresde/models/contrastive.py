@@ -84,8 +84,8 @@ class ContrastiveModel(NoiseLevelNetwork):
         logits: Tensor = self.answer(x, *self.levels(x, t), {self.caption_name: tokens})
         return logits
 
-    def forward(self, x: Tensor, t: Time, tokens: Tensor) -> Tensor:
-        """s(x, t, y) of each x with each caption, (B, K); x (B, *event), t () or (B,), tokens (K, L)."""
+    def forward(self, x: Tensor, t: Time | None, tokens: Tensor) -> Tensor:
+        """s(x, t, y) of each x with each caption, (B, K); x (B, *event), t as for :meth:`image`, tokens (K, L)."""
         u = self.image(x, t)
         return self.scale.to(u.dtype) * (u @ self.caption(tokens).to(u.dtype).T)
 

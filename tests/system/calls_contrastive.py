@@ -72,7 +72,7 @@ SAMES = Kind(
 TOKEN = TOKEN_TENSOR.but(above=lambda t: t + 9, negative=lambda t: t - 5, long=lambda t: t.repeat(1, 4))
 EVENT = OPEN_TENSOR.but(another_event=lambda x: x.repeat(1, 5, 1), none=lambda x: x[0])
 NET = FUNCTION.but(of_scores=lambda right: MLP(3), a_function=lambda right: torch.tanh)
-STATES = {"x": EVENT, "t": TIME_BESIDE_X, "tokens": TOKEN}
+STATES = {"x": EVENT, "t": TIME_BESIDE_X.but("None"), "tokens": TOKEN}
 
 
 def arguments(**given: Any) -> Any:
