@@ -82,6 +82,7 @@ def test_captions_of_training_are_true_leave_things_out_and_never_show_the_pairs
 # -- the prior ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_the_prior_draws_the_law_and_the_regression_answers_its_mean(tmp_path: Path) -> None:
     """Embeddings that are Gaussian for each caption: their means and their covariance are known."""
     draw = torch.Generator().manual_seed(0)
