@@ -127,8 +127,38 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
     run = run_of(small(), folder=tmp_path)
     with pytest.raises(CheckpointError, match="in use"):
         run_of(small(), folder=tmp_path)
+    next(run)
+    run.save()
+    other = small(dropout=0.0)
+    kept = {name: value.clone() for name, value in other.state_dict().items()}
+    with pytest.raises(CheckpointError, match="in use"):
+        run_of(other, folder=tmp_path, resume=True)
     run.close()
-    run_of(small(), folder=tmp_path).close()
+    average = run.save() / "ema.safetensors"
+    whole = average.read_bytes()
+    average.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        run_of(other, folder=tmp_path, resume=True)
+    assert all(torch.equal(value, kept[name]) for name, value in other.state_dict().items())  # of what is refused
+
+
+def test_what_is_frozen_is_told() -> None:
+    run = run_of(small(), 1)
+    list(run)
+    with pytest.raises(ValueError, match=r"all of its are frozen, .* net\.requires_grad_\(\)"):
+        run_of(run.averaged())
+    net = small()
+    net.decoder.requires_grad_(False)
+    with pytest.raises(ValueError, match="adversary needs a decoder that is trained"):
+        run_of(net, adversary=Adversary(width=4, layers=2))
+    assert len(list(run_of(net))) == 4  # the encoder alone
+
+
+def test_a_folder_without_a_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="must have a name of its own"):
+        save_autoencoder(".", small())
+    assert load_autoencoder(save_autoencoder("ae", small())).factor == 2
 
 
 # -- terms -------------------------------------------------------------------------------------------------------------
