@@ -56,7 +56,8 @@ def evidence_bound(
             f"latent must be a Latent, or one that is bound or guided, got {checks.got(latent)}, which has no "
             "autoencoder: Latent(model, autoencoder)."
         )
-    x = x.to(torch.promote_types(checks.state(x, values=True).dtype, torch.float32))
+    checks.state(x, values=True)
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
     draws, autoencoder = checks.count(draws, name="draws"), coding.autoencoder
     likelihood = getattr(autoencoder, "log_likelihood", None)
     if not callable(likelihood):

@@ -20,6 +20,7 @@ from scoresde.nn import (
     PatchDiscriminator,
     VQBottleneck,
 )
+from scoresde.nn.attention import SelfAttention
 
 BOTTLENECKS = [KLBottleneck(), VQBottleneck(16)]
 
@@ -67,6 +68,16 @@ def test_it_is_rebuilt_from_its_config(bottleneck: Any, errors: Any) -> None:
     assert torch.equal(twin.encode(x), net.encode(x)) and torch.equal(twin.log_scale, net.log_scale)
     net.config["latents_mean"][0] = 5.0  # a copy
     assert net.config["latents_mean"][0] == 0.1
+
+
+def test_the_decoder_mirrors_depths_and_attention() -> None:
+    def attentions(part: nn.Module) -> int:
+        return sum(isinstance(module, SelfAttention) for module in part.modules())
+
+    net = small(multipliers=(1, 1, 2), blocks=(1, 2, 3), attention_levels=(1, 2))
+    assert [len(level) for level in net.decoder.levels] == [3, 2, 1]  # type: ignore[arg-type]
+    assert [attentions(level) for level in net.decoder.levels] == [3, 2, 0] and attentions(net.decoder.middle) == 1
+    assert attentions(small(blocks=2).decoder) == 0
 
 
 def test_its_halves_are_told_nothing() -> None:
