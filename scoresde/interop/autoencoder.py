@@ -78,8 +78,9 @@ class Autoencoding:
         told = _Told(self.autoencoder)
         scale = told.scale() if self.scaling_factor is None else _factor(self.scaling_factor, "scaling_factor")
         if scale is None:
+            ours = " Measure it by standardise_latents(autoencoder, dataset), or write" if told.measured() else " Write"
             raise ValueError(
-                f"scaling_factor must be given: {type(self.autoencoder).__name__} has no config that tells it. Write "
+                f"scaling_factor must be given: {type(self.autoencoder).__name__} has no config that tells it.{ours} "
                 "scaling_factor=1.0 where the model was trained on what encode answers."
             )
         if not bool((scale != 0).all()):
@@ -273,6 +274,10 @@ class _Told:
         elif hasattr(self.config, name):
             return getattr(self.config, name)
         return getattr(self.autoencoder, name, None)
+
+    def measured(self) -> bool:
+        """Whether its config has a place for statistics of latents, as that of `scoresde.nn.Autoencoder`."""
+        return isinstance(self.config, Mapping) and "latents_std" in self.config
 
     def scale(self) -> Tensor | None:
         """The scaling factor, over the deviations of the latents."""

@@ -33,7 +33,7 @@ def evidence_bound(
     (Kingma & Welling 2013, arXiv:1312.6114, equation 3; Vahdat et al. 2021, arXiv:2106.05931, with p(z) by a diffusion
     model), by the mean of ``draws`` draws of q, each of which is an unbiased estimate of the bound. log p(z) is that of
     the probability-flow ODE (:func:`~scoresde.log_prob`), with what the units of latents change; p(x | z) is the
-    autoencoder's ``log_likelihood(x, decode(z))``.
+    autoencoder's ``log_likelihood(x, decode(z))``. All of it is worked out and answered in float32 or wider.
 
     It says something of the data only where the autoencoder was trained on its bound, or close to it: with a small
     penalty of its KL divergence q is narrow, and -log q(z | x) small.
@@ -57,6 +57,7 @@ def evidence_bound(
             "autoencoder: Latent(model, autoencoder)."
         )
     checks.state(x, values=True)
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
     draws, autoencoder = checks.count(draws, name="draws"), coding.autoencoder
     likelihood = getattr(autoencoder, "log_likelihood", None)
     if not callable(likelihood):

@@ -47,8 +47,9 @@ def recall_at(similarity: Tensor, right: Tensor, k: int = 1) -> float:
     k = checks.count(k, name="k")
     exact = similarity.double() if checks.has_float64(similarity.device) else similarity.float()
     best = exact.masked_fill(~right, -torch.inf).amax(1, keepdim=True)
-    above, level = (exact > best).sum(1), exact == best
-    tied, good = level.sum(1), (level & right).sum(1)
+    level = exact == best
+    # in float32 the logarithms below, of thousands of ties, would be wrong by more than the chance of a single answer
+    above, tied, good = (some.sum(1).cpu() for some in (exact > best, level, level & right))
     looked = (k - above).clamp(min=0).minimum(tied)
     missed = (_log_choose(tied - good, looked) - _log_choose(tied, looked)).exp()
     # with fewer wrong ones than are looked at, one is right for sure
@@ -57,5 +58,6 @@ def recall_at(similarity: Tensor, right: Tensor, k: int = 1) -> float:
 
 
 def _log_choose(n: Tensor, k: Tensor) -> Tensor:
-    """log C(n, k); of no meaning where n < k."""
-    return torch.lgamma(n + 1.0) - torch.lgamma(k + 1.0) - torch.lgamma((n - k).clamp(min=0) + 1.0)
+    """log C(n, k) of whole numbers on the CPU, float64; of no meaning where n < k."""
+    n, k = n.double(), k.double()
+    return torch.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma((n - k).clamp(min=0) + 1)

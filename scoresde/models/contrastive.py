@@ -87,7 +87,7 @@ class ContrastiveModel(NoiseLevelNetwork):
     def forward(self, x: Tensor, t: Time | None, tokens: Tensor) -> Tensor:
         """s(x, t, y) of each x with each caption, (B, K); x (B, *event), t as for :meth:`image`, tokens (K, L)."""
         u = self.image(x, t)
-        return self.scale.to(u.dtype) * (u @ self.caption(tokens).to(u.dtype).T)
+        return self.scale.to(u.dtype) * _cosines(u, self.caption(tokens))
 
     def similarity(self, tokens: Tensor) -> Similarity:
         """s(x, t, y) of each x with its own caption, as a function of x and t, for guidance.
@@ -172,4 +172,10 @@ class ZeroShot:
     def __call__(self, x: Tensor, t: Time | None = None) -> Tensor:
         """log p(k | x_t = x), (B, K); for clean events without t."""
         u = self.model.image(x, t)
-        return (self.model.scale.to(u.dtype) * (u @ self.vectors.to(u).T)).log_softmax(1)
+        return (self.model.scale.to(u.dtype) * _cosines(u, self.vectors)).log_softmax(1)
+
+
+def _cosines(u: Tensor, v: Tensor) -> Tensor:
+    """Of unit vectors (B, d) and (K, d), (B, K) in u's dtype: autocast would round them to 8 bits."""
+    with torch.autocast(u.device.type, enabled=False):
+        return u @ v.to(u).T

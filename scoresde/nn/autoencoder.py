@@ -134,10 +134,12 @@ class Autoencoder(nn.Module):
 
     @property
     def log_scale(self) -> Tensor:
-        """The logarithm of the scale of the errors, ()."""
+        """The logarithm of the scale of the errors, (), float32 or wider."""
+        own = self.norm.weight
+        wide = torch.promote_types(own.dtype, torch.float32)
         if self.log_scale_tenth is None:
-            return self.norm.weight.new_tensor(math.log(self.errors.fixed or 1.0))
-        return _TENTHS * self.log_scale_tenth
+            return own.new_tensor(math.log(self.errors.fixed or 1.0), dtype=wide)
+        return _TENTHS * self.log_scale_tenth.to(wide)
 
     def latent_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """(B, latent_channels, *latent) for events ``shape`` (B, channels, *spatial).
@@ -186,7 +188,8 @@ class Autoencoder(nn.Module):
             ValueError: of two shapes.
         """
         checks.same_shape(checks.state(x), checks.state(decoded, name="decoded"), names="x and decoded")
-        return self.errors.log_prob(x - decoded, self.log_scale)
+        wide = torch.promote_types(torch.promote_types(x.dtype, decoded.dtype), torch.float32)
+        return self.errors.log_prob(x.to(wide) - decoded.to(wide), self.log_scale)
 
     def forward(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """In training: D of drawn latents, the penalty (B,), and what the bottleneck was given.
@@ -194,8 +197,14 @@ class Autoencoder(nn.Module):
         Args:
             x: (B, channels, *spatial).
             eps: N(0, I), (B, latent_channels, *latent); codes draw nothing.
+
+        Raises:
+            TypeError, ValueError: as :meth:`encode`; an eps of another shape.
         """
         h = self._features(x)
+        expected = (len(h), self.latent_channels, *h.shape[2:])
+        if tuple(checks.state(eps, name="eps").shape) != expected:  # fewer would be shared
+            raise ValueError(f"eps must be {expected}, a number for each of the latents, got {tuple(eps.shape)}.")
         z, penalty = self.bottleneck.drawn(h, eps)
         return self.decoder(z).to(x.dtype), penalty, h
 

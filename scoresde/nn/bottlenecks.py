@@ -16,7 +16,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from scoresde import checks
 
@@ -223,7 +222,7 @@ class _Codebook(Bottleneck):
         return _straight_through(z, self._quantised(z))
 
     def encoded(self, h: Tensor) -> Tensor:
-        return self._quantised(h)
+        return _straight_through(h, self._quantised(h))
 
     def drawn(self, h: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
         code = self._quantised(h)
@@ -236,10 +235,13 @@ class _Codebook(Bottleneck):
         """One step of the averages; then codes that are dead take the place of positions, by the uniforms."""
         rows = _positions(h.detach()).to(self.codes.dtype)
         nearest = self.nearest(rows)
-        one_hot = F.one_hot(nearest, self.told.codes).to(rows.dtype)
+        every, some = torch.arange(self.told.codes, device=rows.device)[:, None], self._at_once
+        sums = torch.zeros_like(self.sums)
+        for codes, part in zip(nearest.split(some), rows.split(some), strict=True):
+            sums += (every == codes).to(part.dtype) @ part
         decay, even = self.told.decay, len(rows) / self.told.codes
-        self.counts.lerp_(one_hot.sum(0), 1 - decay)
-        self.sums.lerp_(one_hot.T @ rows, 1 - decay)
+        self.counts.lerp_(nearest.bincount(minlength=self.told.codes).to(self.counts.dtype), 1 - decay)
+        self.sums.lerp_(sums, 1 - decay)
         dead = self.counts <= self.told.revive * even
         chosen = rows[checks.sent((uniforms * len(rows)).long().clamp(max=len(rows) - 1), rows.device)]
         self.counts.copy_(torch.where(dead, even, self.counts))
@@ -247,22 +249,27 @@ class _Codebook(Bottleneck):
         self.codes.copy_(self.sums / self.counts[:, None])
 
     def nearest(self, rows: Tensor) -> Tensor:
-        """The nearest code of each of (N, C), (N,) int64: argmin_k |e_k|²/2 - h·e_k."""
+        """The nearest code of each of (N, C), (N,) int64: argmin_k |e_k|²/2 - h·e_k, both seen from the mean code."""
         wide = torch.promote_types(rows.dtype, torch.float32)
-        codes = self.codes.to(wide)
-        half = codes.square().sum(1) / 2
-        some = max(1, _AT_ONCE // len(codes))
+        centre = self.codes.to(wide).mean(0)  # what all have in common would take the digits of what tells them apart
+        codes = self.codes.to(wide) - centre
+        half, parts = codes.square().sum(1) / 2, rows.split(self._at_once)
         with torch.autocast(rows.device.type, enabled=False):  # which of two is nearer is not for half precision
-            return torch.cat([(half - part.to(wide) @ codes.T).argmin(1) for part in rows.split(some)])
+            return torch.cat([(half - (part.to(wide) - centre) @ codes.T).argmin(1) for part in parts])
+
+    @property
+    def _at_once(self) -> int:
+        """Positions whose distances to all codes are held together."""
+        return max(1, _AT_ONCE // self.told.codes)
 
     @torch.no_grad()
     def _quantised(self, h: Tensor) -> Tensor:
         code = self.codes[self.nearest(_positions(h))].to(h.dtype)
-        return code.reshape(len(h), *h.shape[2:], -1).movedim(-1, 1)
+        return code.reshape(len(h), *h.shape[2:], h.shape[1]).movedim(-1, 1)
 
 
 def _straight_through(h: Tensor, code: Tensor) -> Tensor:
-    """The code, with the gradient of h."""
+    """The code, with the gradient of h; NaN where h is not finite, which has no nearest code."""
     return code + (h - h.detach())
 
 

@@ -107,7 +107,9 @@ class DualEncoder(ConditionalNetwork):
         tokens = given[self.caption_name]
         if tokens is None or not tokens.shape[1]:  # left out
             return u
-        return self.scale * (u @ _unit(self._read(tokens)).T)
+        v = _unit(self._read(tokens))
+        with torch.autocast(u.device.type, enabled=False):  # bfloat16 would round logits of up to 100 to halves
+            return self.scale * (u @ v.T)
 
     def caption(self, tokens: Tensor) -> Tensor:
         """Map tokens (K, L) to unit vectors (K, size).

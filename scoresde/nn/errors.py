@@ -58,7 +58,7 @@ class NormalErrors:
         """log p of errors (B, *event), (B,) in nats, float32 or wider."""
         error, log_scale = _wide(error, log_scale)
         squares = (error * (-log_scale).exp()).square().flatten(1).sum(1)
-        return -0.5 * squares - error[0].numel() * (log_scale + 0.5 * math.log(2 * math.pi))
+        return -0.5 * squares - math.prod(error.shape[1:]) * (log_scale + 0.5 * math.log(2 * math.pi))
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class LaplaceErrors:
         """log p of errors (B, *event), (B,) in nats, float32 or wider."""
         error, log_scale = _wide(error, log_scale)
         sizes = (error * (-log_scale).exp()).abs().flatten(1).sum(1)
-        return -sizes - error[0].numel() * (log_scale + math.log(2))
+        return -sizes - math.prod(error.shape[1:]) * (log_scale + math.log(2))
 
 
 def _check(errors: NormalErrors | LaplaceErrors, name: str) -> None:

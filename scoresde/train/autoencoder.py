@@ -131,6 +131,18 @@ class AutoencoderRun(Iterator[AutoencoderStep]):
         self._check()
         self._path = None if options.folder is None else Path(options.folder)
         saved = None if self._path is None else self._opened(self._path)
+        self._owner: Owner | None = None
+        if self._path is not None:
+            self._claim(self._path)
+        try:
+            self._begin(saved)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin(self, saved: Saved | None) -> None:
+        """Make what a run holds, as it was saved; the folder is ours."""
+        net, dataset, options = self.net, self._dataset, self.options
         net.to(self._device)
         if options.adversary is not None:
             with seeded(torch.device("cpu"), derive(options.seed, "adversary")):
@@ -150,11 +162,7 @@ class AutoencoderRun(Iterator[AutoencoderStep]):
         if saved is not None:
             self._load(saved)
         net.scaling = dataset.scaling
-        self._log: Log | None = None
-        self._owner: Owner | None = None
-        if self._path is not None:
-            self._claim(self._path)
-            self._log = Log(self._path / folders.LOG, self.step)
+        self._log = None if self._path is None else Log(self._path / folders.LOG, self.step)
 
     def __iter__(self) -> AutoencoderRun:
         return self
@@ -339,6 +347,16 @@ class AutoencoderRun(Iterator[AutoencoderStep]):
                 )
             if parameter.is_meta:
                 raise ValueError(f"{name} is on the meta device and holds no numbers; build the network on the CPU.")
+        if not any(parameter.requires_grad for parameter in net.parameters()):
+            raise ValueError(
+                "net must have weights to train, and all of its are frozen, as those of averaged() are: call "
+                "net.requires_grad_() first."
+            )
+        if options.adversary is not None and not net.decoder.last_weight.requires_grad:
+            raise ValueError(
+                "adversary needs a decoder that is trained, by the gradients of whose last layer its term is weighed, "
+                "and that is frozen: call net.decoder.requires_grad_(), or leave adversary out."
+            )
         if len(event) != net.event_dims + 1 or event[0] != net.channels:
             raise ValueError(
                 f"dataset must hold events ({net.channels}, ...) with {net.event_dims} spatial axes, which net was "
@@ -380,6 +398,8 @@ class AutoencoderRun(Iterator[AutoencoderStep]):
             raise CheckpointError(
                 f"{saved.path} is past the end of this run, steps={self.options.steps}: give more steps."
             )
+        for name in saved.fields.object("files").names(most=20):  # before a weight is changed
+            saved.file(name)
         return saved
 
     def _load_weights(self, saved: Saved) -> None:

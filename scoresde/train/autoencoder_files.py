@@ -58,13 +58,16 @@ def save_autoencoder(folder: PathName, net: Autoencoder) -> Path:
         The folder.
 
     Raises:
-        TypeError: no autoencoder. ValueError: the folder cannot be written. CheckpointError: it holds something
-            already. FloatingPointError: a weight is not finite.
+        TypeError: no autoencoder. ValueError: a folder without a name, such as "."; it cannot be written.
+        CheckpointError: it holds something already. FloatingPointError: a weight is not finite.
     """
     checks.instance(net, Autoencoder, name="net")
     state = net.state_dict()
     check_finite(state, "weight", "in this autoencoder")
-    place = make_writable(checks.path(folder, name="folder"))
+    place = checks.path(folder, name="folder")
+    if place.name in ("", ".."):  # it is made beside its place, and moved there whole
+        raise ValueError(f"folder must have a name of its own, got {str(folder)!r}: give a new folder in it.")
+    place = make_writable(place)
     if any(place.iterdir()):
         raise CheckpointError(f"folder {place} holds something already: give a new or an empty one.")
     partial = place.with_name(f"{PARTIAL}{os.getpid()}-{place.name}")  # a kill leaves no half of it under its name

@@ -124,7 +124,7 @@ def test_a_file_is_encoded_once(tmp_path: Path) -> None:
 
 
 def test_an_autoencoder_without_statistics_is_refused() -> None:
-    with pytest.raises(ValueError, match="scaling_factor must be given"):
+    with pytest.raises(ValueError, match=r"scaling_factor must be given.* Measure it by standardise_latents"):
         latent_dataset(small(), pictures())
     with pytest.warns(UserWarning, match="would be lost"):  # of raw latents with a mean of 3
         raw = latent_dataset(Autoencoding(small(), 1.0, 0.0), pictures())
@@ -277,6 +277,16 @@ def test_the_bound_of_an_autoencoder_of_ours() -> None:
         prior = log_prob(latent, u, noise=4) - 16 * (math.log(2.0) + math.log(0.25))
         expected = net.log_likelihood(x, net.decode(z)) + prior - law.log_prob(z)
     torch.testing.assert_close(evidence_bound(latent, x, noise=4), expected, rtol=1e-4, atol=1e-2)  # nats, float32
+
+
+def test_the_bound_is_worked_out_in_float32_at_least() -> None:
+    net, x = small(), pictures()[:2]["x"].bfloat16()
+    net.describe_latents([3.0, 3.0], [2.0, 0.25])
+    latent = Latent(Gaussian(torch.zeros(2, 4, 4), 1.0).score(VP()), net)
+    bound = evidence_bound(latent, x, noise=4)
+    assert bound.dtype == torch.float32
+    torch.testing.assert_close(bound, evidence_bound(latent, x.float(), noise=4))
+    assert evidence_bound(latent, x[:0]).shape == (0,)
 
 
 def test_a_bound_or_guided_latent_has_a_bound() -> None:

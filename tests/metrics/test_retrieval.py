@@ -34,6 +34,11 @@ def test_what_knows_nothing_scores_chance() -> None:
     right = torch.eye(7, dtype=torch.bool)
     assert recall_at(torch.zeros(7, 7), right, 3) == pytest.approx(3 / 7)
     assert recall_at(torch.zeros(7, 7), right, 9) == 1.0  # more than there are
+    many = torch.zeros(2, 50_000)
+    right = many.bool()
+    right[:, 7] = True
+    # logarithms of factorials of 5e4 are 5e5, to 1e-16 of that: 1e-10 beside a chance of 2e-5
+    assert recall_at(many, right, 1) == pytest.approx(1 / 50_000, rel=1e-4)
 
 
 def test_bad_arguments_are_refused() -> None:

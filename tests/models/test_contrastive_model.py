@@ -64,6 +64,17 @@ def test_its_answers_are_those_of_its_network() -> None:
     torch.testing.assert_close(own.similarity(TOKENS[:1])(x, t), own(x, t, TOKENS[:1])[:, 0])
 
 
+def test_cosines_are_not_rounded_by_autocast() -> None:
+    own, x, t = told(), states(), torch.tensor(0.3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        u, v = own.image(x, t), own.caption(TOKENS)
+        logits, log_p = own(x, t, TOKENS), own.zero_shot(TOKENS)(x, t)
+    # float32 of numbers up to 14; in bfloat16 they would be off by up to 14 * 2^-9 = 0.03
+    expected = own.scale * (u @ v.T)
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(log_p, expected.log_softmax(1), rtol=1e-5, atol=1e-5)
+
+
 def test_the_gradient_of_the_similarity_by_finite_differences() -> None:
     own, t = told().double(), torch.tensor([0.05, 0.3, 0.7], dtype=torch.float64)
     x = states().double()

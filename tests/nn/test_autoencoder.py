@@ -20,6 +20,7 @@ from scoresde.nn import (
     PatchDiscriminator,
     VQBottleneck,
 )
+from scoresde.nn.attention import SelfAttention
 
 BOTTLENECKS = [KLBottleneck(), VQBottleneck(16)]
 
@@ -67,6 +68,16 @@ def test_it_is_rebuilt_from_its_config(bottleneck: Any, errors: Any) -> None:
     assert torch.equal(twin.encode(x), net.encode(x)) and torch.equal(twin.log_scale, net.log_scale)
     net.config["latents_mean"][0] = 5.0  # a copy
     assert net.config["latents_mean"][0] == 0.1
+
+
+def test_the_decoder_mirrors_depths_and_attention() -> None:
+    def attentions(part: nn.Module) -> int:
+        return sum(isinstance(module, SelfAttention) for module in part.modules())
+
+    net = small(multipliers=(1, 1, 2), blocks=(1, 2, 3), attention_levels=(1, 2))
+    assert [len(level) for level in net.decoder.levels] == [3, 2, 1]  # type: ignore[arg-type]
+    assert [attentions(level) for level in net.decoder.levels] == [3, 2, 0] and attentions(net.decoder.middle) == 1
+    assert attentions(small(blocks=2).decoder) == 0
 
 
 def test_its_halves_are_told_nothing() -> None:
@@ -128,6 +139,27 @@ def test_wrong_shapes_are_refused() -> None:
         net.log_likelihood(normal(2, 2, 8, 8), normal(2, 2, 8, 4))
     with pytest.raises(ValueError, match="codes have none"):
         small(bottleneck=VQBottleneck(4)).posterior(normal(1, 2, 8, 8))
+    with pytest.raises(ValueError, match=r"eps must be \(2, 3, 4, 4\)"):  # not one draw for all positions
+        net(normal(2, 2, 8, 8), normal(2, 3, 1, 1))
+
+
+@pytest.mark.parametrize("bottleneck", BOTTLENECKS, ids=["kl", "vq"])
+@pytest.mark.parametrize("errors", [NormalErrors(), LaplaceErrors()])
+def test_an_empty_batch_has_empty_answers(bottleneck: Any, errors: Any) -> None:
+    net, x = small(bottleneck=bottleneck, errors=errors), normal(0, 2, 8, 8)
+    z = net.encode(x)
+    assert z.shape == (0, 3, 4, 4) and net.decode(z).shape == x.shape
+    decoded, penalty, _ = net(x, z)
+    assert net.log_likelihood(x, decoded).shape == penalty.shape == (0,)
+
+
+@pytest.mark.parametrize("bottleneck", BOTTLENECKS, ids=["kl", "vq"])
+def test_what_is_no_number_stays_none_and_gradients_reach_x(bottleneck: Any) -> None:
+    net, x = small(bottleneck=bottleneck), normal(1, 2, 8, 8)
+    assert bool(net.encode(torch.full_like(x, torch.nan)).isnan().all())  # never some code
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(net.encode(leaf).square().sum(), leaf)
+    assert float(gradient.abs().max()) > 0
 
 
 @pytest.mark.parametrize("bottleneck", BOTTLENECKS, ids=["kl", "vq"])
@@ -198,8 +230,22 @@ def test_codes_are_the_nearest_ones() -> None:
 def test_the_nearest_ones_of_many_are_found_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     module, rows = coded(), normal(50, 3)
     whole = module.nearest(rows)
+    other, uniforms = copy.deepcopy(module), torch.rand(7, generator=torch.Generator().manual_seed(0))
+    module.learn(rows.T[None], uniforms)
     monkeypatch.setattr("scoresde.nn.bottlenecks._AT_ONCE", 30)
-    assert torch.equal(module.nearest(rows), whole)
+    assert torch.equal(other.nearest(rows), whole)
+    other.learn(rows.T[None], uniforms)
+    assert torch.equal(other.counts, module.counts)
+    torch.testing.assert_close(other.codes, module.codes)  # sums in another order
+
+
+def test_what_codes_have_in_common_costs_nothing() -> None:
+    """Far from 0 the squares, 1e8, would leave nothing of distances of 1 in float32."""
+    module, rows = coded(), normal(50, 3)
+    whole = module.nearest(rows)
+    module.codes.add_(1e4)
+    # rounding to 1e-3 moves no row across a border between these codes
+    assert torch.equal(module.nearest(rows + 1e4), whole)
 
 
 def test_the_gradient_passes_straight_through() -> None:
@@ -272,6 +318,15 @@ def test_errors_have_the_density_of_torch(errors: Any, law: Any) -> None:
     expected = law(decoded, 0.3).log_prob(x).flatten(1).sum(1)
     torch.testing.assert_close(net.log_likelihood(x, decoded), expected, rtol=1e-12, atol=0)
     assert net.log_scale_tenth is None
+
+
+@pytest.mark.parametrize("errors", [NormalErrors(0.1), LaplaceErrors(0.1)])
+def test_half_precision_does_not_move_the_density(errors: Any) -> None:
+    """A scale that is given is kept in float32, and errors are those of the numbers, not rounded to 8 bits."""
+    net = small(errors=errors)
+    x, decoded = normal(3, 2, 4, 4).bfloat16(), normal(3, 2, 4, 4, seed=1).bfloat16()
+    expected = net.log_likelihood(x.float(), decoded.float())
+    torch.testing.assert_close(copy.deepcopy(net).bfloat16().log_likelihood(x, decoded), expected, rtol=1e-6, atol=0)
 
 
 def test_a_learned_scale_is_best_at_the_size_of_the_errors() -> None:

@@ -50,6 +50,8 @@ def test_a_frequent_word_is_one_token_and_any_text_comes_back() -> None:
     assert PAIRS.decode(PAIRS.encode(texts, 64)) == [*texts[:4], "a  b"]
     assert PAIRS.decode(PAIRS.encode(["A Red THREE"], 4)) == ["a red three"]
     assert int(PAIRS.encode(texts, 64).max()) <= len(PAIRS)
+    composed, apart = PAIRS.encode(["caf\u00e9", "cafe\u0301"], 8)  # two ways to write one text
+    assert torch.equal(composed, apart)
 
 
 def test_it_is_rebuilt_from_its_words_and_merges() -> None:

@@ -88,6 +88,14 @@ def test_bfloat16_weights_give_vectors_of_length_one() -> None:
     assert math.isfinite(own(x, C, text=TOKENS).sum().item())
 
 
+def test_logits_are_not_rounded_by_autocast() -> None:
+    own, x = net(), events(4, 2, 6, 6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        u, v, logits = own(x, C), own.caption(TOKENS), own(x, C, text=TOKENS)
+    # float32 of numbers up to 14; in bfloat16 they would be off by up to 14 * 2^-9 = 0.03
+    torch.testing.assert_close(logits, own.scale * (u @ v.T), rtol=1e-5, atol=1e-5)
+
+
 def test_bad_input_is_refused_before_any_work() -> None:
     own, x = net(), events(4, 2, 6, 6)
     for captions in ({}, {**TEXT, "more": TEXT["text"]}):

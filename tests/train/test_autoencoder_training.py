@@ -26,7 +26,7 @@ from scoresde.train import (
     save_autoencoder,
     train_autoencoder,
 )
-from scoresde.train.draws import step_noise
+from scoresde.train.draws import derive, named_uniforms, step_noise
 
 KINDS = [KLBottleneck(), VQBottleneck(6)]
 
@@ -65,6 +65,64 @@ def test_the_loss_is_the_bound_in_nats_per_number() -> None:
     assert step.terms["reconstruction"] == pytest.approx(float(reconstruction.detach()), rel=1e-5)  # float32
     assert step.terms["penalty"] == pytest.approx(float(penalty.detach()), rel=1e-5)
     assert step.loss == pytest.approx(sum(step.terms.values())) and step.samples == 6 and step.step == 1
+
+
+@pytest.mark.parametrize(("kind", "factor"), [(KINDS[0], 1e-3), (KINDS[1], 1.0)], ids=["kl", "vq"])
+def test_steps_are_those_of_a_loop_by_hand(kind: Any, factor: float) -> None:
+    """All options together: weights, averages, codes and discriminator after four steps of torch's own AdamW."""
+
+    def seen(x: Tensor) -> Tensor:
+        return torch.cat([x, x**2], 1)
+
+    net = small(bottleneck=kind).double()
+    own = copy.deepcopy(net).train()
+    run = run_of(
+        net, 4, lr=0.01, warmup=2, betas=(0.8, 0.95), weight_decay=0.1, clip=0.5, ema=0.15, flip=True,
+        perceptual=Perceptual(seen, 2.0), adversary=Adversary(0.7, start=1, width=4, layers=2, lr=3.0),
+    )  # fmt: skip
+    judge = copy.deepcopy(run.discriminator)
+    first, second = ([p for p in part.parameters() if p.requires_grad] for part in (own, judge))
+    adam, other = (torch.optim.AdamW(some, betas=(0.8, 0.95), weight_decay=0.1) for some in (first, second))
+    average, last = [p.detach().clone() for p in first], own.decoder.last_weight
+    for k, (step, rate) in enumerate(
+        zip(run, (0.005, 0.01, 0.01, 0.005), strict=True)
+    ):  # a cosine of two steps at last
+        x = pictures()[run._order.indices(k)]["x"].double()
+        mirrored = (named_uniforms(3, k, 6, "flip") < 0.5)[:, None, None, None]
+        x = torch.where(mirrored, x.flip(3), x)
+        decoded, penalty, h = own(x, step_noise(3, k, 0, x.new_empty(6, 2, 4, 4), name="bottleneck"))
+        each = own.errors.log_prob(x - decoded, own.log_scale)
+        seen_of = F.normalize(seen(x), dim=1) - F.normalize(seen(decoded), dim=1)
+        likeness = -each.mean() / 64 + 2 * seen_of.square().sum(1).mean()
+        loss = likeness + factor * penalty.mean() / 64
+        if k >= 1:
+            misled = -judge(decoded).mean()
+            (a,), (b,) = (torch.autograd.grad(term, last, retain_graph=True) for term in (likeness, misled))
+            loss = loss + 0.7 * float(a.norm() / (b.norm() + 1e-4)) * misled
+        assert step.loss == pytest.approx(float(loss.detach()), rel=1e-6) and step.lr == pytest.approx(rate)
+        grads = [torch.autograd.grad(loss, first)]
+        if k >= 1:
+            told = 0.5 * (F.relu(1 - judge(x)).mean() + F.relu(1 + judge(decoded.detach())).mean())
+            grads.append(torch.autograd.grad(told, second))
+        for some, found, rule, times in zip((first, second), grads, (adam, other), (1.0, 3.0), strict=False):
+            norm = float(sum(float(g.square().sum()) for g in found)) ** 0.5
+            for p, g in zip(some, found, strict=True):
+                p.grad = g * min(1.0, 0.5 / norm)
+            rule.param_groups[0]["lr"] = times * rate
+            rule.step()
+        uniforms = torch.rand(own.bottleneck.draws, generator=torch.Generator().manual_seed(derive(3, "codes", k)))
+        own.bottleneck.learn(h, uniforms)
+        decay = min(0.15, (1 + k) / (10 + k))
+        average = [decay * a + (1 - decay) * p.detach() for a, p in zip(average, first, strict=True)]
+    # float64 but for the discriminator, whose gradients in float32 are 1e-7 of theirs; steps are of 1e-2
+    for found, wanted in (
+        (run.net.state_dict(), own.state_dict()),
+        (run.discriminator.state_dict(), judge.state_dict()),
+        (run.ema.state(), dict(zip(dict(own.named_parameters()), average, strict=True))),
+    ):
+        assert found.keys() == wanted.keys()
+        for name, value in wanted.items():
+            torch.testing.assert_close(found[name], value, rtol=0, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=["kl", "vq"])
@@ -127,8 +185,38 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
     run = run_of(small(), folder=tmp_path)
     with pytest.raises(CheckpointError, match="in use"):
         run_of(small(), folder=tmp_path)
+    next(run)
+    run.save()
+    other = small(dropout=0.0)
+    kept = {name: value.clone() for name, value in other.state_dict().items()}
+    with pytest.raises(CheckpointError, match="in use"):
+        run_of(other, folder=tmp_path, resume=True)
     run.close()
-    run_of(small(), folder=tmp_path).close()
+    average = run.save() / "ema.safetensors"
+    whole = average.read_bytes()
+    average.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match="SHA-256"):
+        run_of(other, folder=tmp_path, resume=True)
+    assert all(torch.equal(value, kept[name]) for name, value in other.state_dict().items())  # of what is refused
+
+
+def test_what_is_frozen_is_told() -> None:
+    run = run_of(small(), 1)
+    list(run)
+    with pytest.raises(ValueError, match=r"all of its are frozen, .* net\.requires_grad_\(\)"):
+        run_of(run.averaged())
+    net = small()
+    net.decoder.requires_grad_(False)
+    with pytest.raises(ValueError, match="adversary needs a decoder that is trained"):
+        run_of(net, adversary=Adversary(width=4, layers=2))
+    assert len(list(run_of(net))) == 4  # the encoder alone
+
+
+def test_a_folder_without_a_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="must have a name of its own"):
+        save_autoencoder(".", small())
+    assert load_autoencoder(save_autoencoder("ae", small())).factor == 2
 
 
 # -- terms -------------------------------------------------------------------------------------------------------------
