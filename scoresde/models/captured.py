@@ -17,6 +17,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextvars import ContextVar
 from typing import Any, Protocol
 
 import torch
@@ -29,6 +30,18 @@ from scoresde.models.network import NoiseLevelNetwork
 
 _WARM = 3
 """Runs before the recording, in which libraries choose their kernels and take their memory."""
+
+_written: ContextVar[bool] = ContextVar("written", default=False)  # of this thread
+
+
+@contextmanager
+def as_written() -> Iterator[None]:
+    """Inside, and in this thread alone, nothing is recorded or replayed: somebody steps into a network, in Python."""
+    token = _written.set(True)
+    try:
+        yield
+    finally:
+        _written.reset(token)
 
 
 class Recorder(Protocol):
@@ -93,7 +106,7 @@ class Replays:
     A kind is the shapes, dtypes, devices and memory formats of all tensors among the arguments, every other argument,
     autocast, and of the network its modules, their modes, and where the parameters lie: what is in their memory may
     change. Other attributes of a module are as they were when it was recorded. A call in which a gradient may be
-    wanted, or with a tensor that is not on ``device``, runs as ever. Answers are copies.
+    wanted, with a tensor that is not on ``device``, or inside :func:`as_written`, runs as ever. Answers are copies.
 
     Args:
         function: called with tensors, numbers, texts and None, in tuples, lists and mappings by name.
@@ -139,7 +152,9 @@ class Replays:
             return self._kinds[kind](given)
 
     def _may(self, given: Sequence[Tensor], held: Sequence[Tensor]) -> bool:
-        """Whether a recording can answer: no gradient, no transform, and all tensors where the work is."""
+        """Whether a recording can answer: no gradient, no transform or edit, and all tensors where the work is."""
+        if _written.get():
+            return False
         grad = torch.is_grad_enabled() and any(one.requires_grad for one in (*given, *held))
         return not grad and all(one.device == self.device and not checks.transformed(one) for one in given)
 
@@ -178,7 +193,8 @@ def captured(*scores: object, most: int = 8) -> Iterator[None]:
     """Inside, the networks behind these scores or models are replayed from CUDA graphs, one for each shape.
 
     The first call of a shape costs four evaluations, and a graph holds the memory of one. Calls that gradients are
-    taken of (classifier guidance, posteriors by backward passes, training) run as ever. A network must not read numbers
+    taken of (classifier guidance, posteriors by backward passes, training), and those whose attention maps or nulls are
+    recorded or edited, run as ever. A network must not read numbers
     back, nor go other ways by them: torch refuses to capture one that does. Weights may change in place; with
     other weights, modules or modes (``train``, ``eval``) a network is recorded anew. Threads may share
     it on one stream.

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoresde import checks
+from scoresde.models.captured import as_written
 from scoresde.nn.low_rank import added_to, as_linear
 from scoresde.nn.norms import group_normed
 
@@ -143,7 +144,8 @@ def edited_maps(edits: Mapping[nn.Module, Callable[[Any], Any]]) -> Iterator[Non
         _anybody_edits = True
     token = _edits.set({**outer, **{id(layer): edit for layer, edit in edits.items()}})
     try:
-        yield
+        with as_written():  # a graph that is replayed asks for no edits
+            yield
     finally:
         _edits.reset(token)
         with _counted:
