@@ -257,6 +257,25 @@ def test_encodings_lie_between_the_null_and_the_condition(kind: str) -> None:
     assert float((plain - wanted).abs().max()) > 1e-3
 
 
+@pytest.mark.parametrize("null", [torch.tensor([[4, 0, 0]]), torch.tensor([[4, 5, 1]])], ids=["shorter", "longer"])
+def test_a_null_of_several_words_starts_where_it_says(null: Tensor) -> None:
+    """A negative prompt for the null: tokens that are copied, or left over, would weigh more than they did."""
+    model, given, t = captioned(), torch.tensor([[1, 2, 0]]), torch.tensor(0.4, dtype=torch.float64)
+    encoders = encoders_of(model, ["caption"])
+    x = PICTURES[:1]
+    with torch.no_grad():
+        calls = [lambda c=c: model(x, t, {"caption": c}) for c in (null, given)]
+        own, other = (encodings_of(encoders, call) for call in calls)
+        for share, wanted in ((0.0, calls[0]()), (1.0, calls[1]())):
+            (place,) = encoders
+            shift, present = towards(own[place], other[place], share)
+            assert present is not None
+            with shifted(encoders, {place: shift}, {place: present}):
+                # equal sums but for roundings of the shift, float32
+                torch.testing.assert_close(calls[0](), wanted, rtol=1e-5, atol=1e-5)
+    assert float((calls[0]() - calls[1]()).abs().max()) > 1e-3
+
+
 @pytest.mark.parametrize("kind", CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_nulls_of_networks_bring_the_picture_back(kind: str, dtype: torch.dtype) -> None:
@@ -298,6 +317,8 @@ def test_prompts_share_the_nulls() -> None:
     with other.recording(model), torch.no_grad():
         model.bind(caption=B)(real.x, real.grid[0])
     torch.testing.assert_close(seen[0], other.layers[0][0], rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"must be \(3,\) for each picture, .* got \(2,\)"):
+        real.decoded({"caption": B[:, :2]})
     for bad, match in (
         ({"null": real, "scale": 1.0}, "scale must not be 1"),
         ({"null": of_pictures(VP(), iterations=1)}, "same model"),
