@@ -262,6 +262,19 @@ def test_the_mean_loss_over_a_mixed_set_is_the_weighted_one() -> None:
     assert mean(mix([few, many], [1.0, weight])) == pytest.approx(expected, rel=1e-6)  # float32 samples
 
 
+def test_a_set_of_more_words_goes_with_that_of_the_first_ones() -> None:
+    """A prior is drawn before the new word is learned: its tokens mean the same."""
+    more = Vocabulary([*WORDS.words, "sks"])
+    mine, prior = subject(more, "a sks three", n=1), subject(WORDS, "a blue", n=5)
+    for sets in ([mine, prior], [prior, mine]):
+        both = mix(sets, [1.0, 1.0])
+        assert both.vocabularies == {"text": more} and len(both) == 10
+        assert sorted(set(more.decode(both.conditions["text"]))) == ["a blue", "a sks three"]
+    for other in (Vocabulary(["a", "blue", "red", "three", "sks"]), Vocabulary(["blue", "a", "red", "three"])):
+        with pytest.raises(ValueError, match=r"vocabulary of text in datasets\[\d\], of 4 words, is not the beginning"):
+            mix([subject(other, "a blue"), subject(WORDS, "a blue")], [1.0, 1.0])
+
+
 def test_sets_that_do_not_go_together_are_refused() -> None:
     few = subject(WORDS, "a red")
     other = from_tensors(torch.zeros(3, 1, 4, 4, dtype=torch.uint8), levels=17)
