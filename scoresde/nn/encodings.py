@@ -45,7 +45,7 @@ def encodings_of(encoders: Mapping[str, nn.Module], call: Callable[[], Any]) -> 
 
         return keep
 
-    with edited_maps({part: record(place) for place, part in encoders.items()}):
+    with edited_maps({part: record(place) for place, part in encoders.items()}, maps=False):
         call()
     return found
 
@@ -72,7 +72,7 @@ def shifted(
 
         return moved
 
-    with edited_maps({encoders[place]: by(place) for place in shifts}):
+    with edited_maps({encoders[place]: by(place) for place in shifts}, maps=False):
         yield
 
 
