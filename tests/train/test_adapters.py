@@ -91,6 +91,18 @@ def test_training_moves_the_adapter_alone_and_its_checkpoint_comes_back(kind: An
     assert not torch.equal(answer(loaded.net, WORDS, "a red"), answer(net, WORDS, "a red"))  # the average's own A, B
 
 
+@pytest.mark.parametrize("how", ["off", "merged"])
+def test_an_adapter_that_is_not_added_is_not_trained_in_silence(how: str) -> None:
+    net = network()
+    adapter = lora(net, 2)
+    if how == "off":
+        adapter.on = False
+    else:
+        adapter.merge()
+    with pytest.raises(ValueError, match="is its adapter off or merged"):
+        trained(net, subject(WORDS, "a red three"), steps=1)
+
+
 def test_a_run_of_a_new_word_is_resumed(tmp_path: Path) -> None:
     whole, parts, vectors = tmp_path / "whole", tmp_path / "parts", []
     for folder, steps in ((whole, (6,)), (parts, (3, 6))):
