@@ -17,7 +17,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from contextvars import ContextVar
 from typing import Any, Protocol
 
 import torch
@@ -25,23 +24,12 @@ from torch import Tensor, nn
 
 from scoresde import checks
 from scoresde.checks.lasting import without_graph
+from scoresde.checks.written import is_as_written
 from scoresde.models.modules import modules_of
 from scoresde.models.network import NoiseLevelNetwork
 
 _WARM = 3
 """Runs before the recording, in which libraries choose their kernels and take their memory."""
-
-_written: ContextVar[bool] = ContextVar("written", default=False)  # of this thread
-
-
-@contextmanager
-def as_written() -> Iterator[None]:
-    """Inside, and in this thread alone, nothing is recorded or replayed: somebody steps into a network, in Python."""
-    token = _written.set(True)
-    try:
-        yield
-    finally:
-        _written.reset(token)
 
 
 class Recorder(Protocol):
@@ -106,7 +94,8 @@ class Replays:
     A kind is the shapes, dtypes, devices and memory formats of all tensors among the arguments, every other argument,
     autocast, and of the network its modules, their modes, and where the parameters lie: what is in their memory may
     change. Other attributes of a module are as they were when it was recorded. A call in which a gradient may be
-    wanted, with a tensor that is not on ``device``, or inside :func:`as_written`, runs as ever. Answers are copies.
+    wanted, with a tensor that is not on ``device``, or while somebody steps into the network, runs as ever. Answers are
+    copies.
 
     Args:
         function: called with tensors, numbers, texts and None, in tuples, lists and mappings by name.
@@ -153,7 +142,7 @@ class Replays:
 
     def _may(self, given: Sequence[Tensor], held: Sequence[Tensor]) -> bool:
         """Whether a recording can answer: no gradient, no transform or edit, and all tensors where the work is."""
-        if _written.get():
+        if is_as_written():
             return False
         grad = torch.is_grad_enabled() and any(one.requires_grad for one in (*given, *held))
         return not grad and all(one.device == self.device and not checks.transformed(one) for one in given)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoresde import checks
-from scoresde.models.captured import as_written
+from scoresde.checks.written import as_written
 from scoresde.nn.low_rank import added_to, as_linear
 from scoresde.nn.norms import group_normed
 
