@@ -199,7 +199,7 @@ class CrossAttention(nn.Module):
         q = to_tokens(self.query, group_normed(self.norm, x)).unflatten(2, (self.heads, -1)).transpose(1, 2)
         k, v = (z.unflatten(2, (self.heads, -1)).transpose(1, 2) for z in self.kv(context.tokens).chunk(2, dim=2))
         present = context.present[:, None, None, :]
-        edit = edit_of(self)
+        edit = edit_of(self) if _anybody_edits else None  # asked here, so that a compiled layer stays one graph
         if edit is None:
             mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=present)  # (B, heads, P, C / heads)
         else:

@@ -796,7 +796,7 @@ class Units:
 
 def test_a_model_that_cannot_be_loaded_again_is_not_saved(tmp_path: Path) -> None:
     for wrong in (nn.Linear(2, 2), mlp().bind(), None):
-        with pytest.raises(TypeError, match="model must be a ScoreModel or a ClassifierModel"):
+        with pytest.raises(TypeError, match="model must be a ScoreModel, a ClassifierModel or a ContrastiveModel"):
             save_pretrained(wrong, tmp_path / "saved")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="a view under another schedule"):
         mlp().under(ss.Cosine()).save_pretrained(tmp_path / "saved")

@@ -1038,7 +1038,7 @@ def test_a_score_that_is_called_a_classifier_is_refused(tmp_path: Path) -> None:
     config = json.loads(path.read_text())
     config["model"]["kind"] = "classifier"
     path.write_text(json.dumps(folder_module.sealed(config)))
-    with pytest.raises(CheckpointError, match=r"model\.predicts: a classifier predicts no part of a score"):
+    with pytest.raises(CheckpointError, match=r"model\.predicts: a classifier model predicts no part of a score"):
         load_classifier(tmp_path, ema=False)
 
 
