@@ -29,7 +29,8 @@ def mix(datasets: Sequence[Dataset], weights: Sequence[float]) -> Dataset:
     one sample.
 
     Args:
-        datasets: of samples of one shape, with the same scaling, classes, conditions and vocabularies.
+        datasets: of samples of one shape, with the same scaling, classes, conditions and vocabularies. Of these one may
+            go on where another ends, as after :func:`scoresde.nn.learn_words`; the mixed set has the longest.
         weights: w_k > 0, one for each.
 
     Raises:
@@ -60,13 +61,34 @@ def mix(datasets: Sequence[Dataset], weights: Sequence[float]) -> Dataset:
 
     label = None if first.label is None else joined([_labels(one) for one in datasets])
     conditions = {name: joined([one.conditions[name] for one in datasets]) for name in first.conditions}
-    told: Any = first.condition_scalings, first.vocabularies
+    told: Any = first.condition_scalings, _vocabularies(datasets)
     return Dataset(joined([one.data for one in datasets]), label, first.scaling, first.class_names, conditions, *told)
 
 
 def _labels(dataset: Dataset) -> Tensor:
     assert dataset.label is not None
     return dataset.label
+
+
+def _vocabularies(datasets: Sequence[Dataset]) -> dict[str, Any]:
+    """By the name of the condition the longest, which the others must be the beginning of: their tokens mean the same.
+
+    Raises:
+        ValueError: another one.
+    """
+    found: dict[str, Any] = {}
+    for name in datasets[0].vocabularies:
+        every = [one.vocabularies[name] for one in datasets]
+        longest = max(every, key=lambda one: len(one.words))
+        for i, one in enumerate(every):
+            size, most = len(one.words), len(longest.words)
+            if one != longest and (size == most or one.words != longest.words[:size]):
+                raise ValueError(
+                    f"datasets must go together, and the vocabulary of {name} in datasets[{i}], of {size} words, is "
+                    f"not the beginning of the longest, of {most}: encode all captions by one vocabulary."
+                )
+        found[name] = longest
+    return found
 
 
 def _check_together(first: Dataset, other: Dataset, index: int) -> None:
@@ -82,7 +104,7 @@ def _check_together(first: Dataset, other: Dataset, index: int) -> None:
         "class names": (first.class_names, other.class_names),
         "conditions": (kinds(first), kinds(other)),
         "condition scalings": (first.condition_scalings, other.condition_scalings),
-        "vocabularies": (first.vocabularies, other.vocabularies),
+        "vocabularies": (sorted(first.vocabularies), sorted(other.vocabularies)),
     }
     for what, (mine, theirs) in told.items():
         if mine != theirs:

@@ -84,7 +84,7 @@ class NullText:
         At a time t it has the null of the step that begins at t, or in which t lies.
 
         Raises:
-            TypeError, ValueError: bad conditions, or others by name than those of the pictures.
+            TypeError, ValueError: bad conditions, or others by name or length than those of the pictures.
         """
         given = self.conditions if conditions is None else conditions
         checks.instance(given, Mapping, name="conditions", hint='Write {"caption": tokens}.')
@@ -95,7 +95,15 @@ class NullText:
             )
         strength = self.scale if scale is None else finite_scale(scale)
         both = pair(self.model, given, self.null, None, what="NullText.score")
-        return NullGuided(_Null(both, self.present), strength, self.grid, self.nulls)
+        null = _Null(both, self.present)
+        for name, value in given.items():
+            was, now = (tuple(getattr(one, "shape", ())) for one in (self.conditions[name], value))
+            if name not in null.values and len(was) == len(now) and was[1:] != now[1:]:
+                raise ValueError(
+                    f"conditions[{name!r}] must be {was[1:]} for each picture, as those that the null was learned "
+                    f"with, got {now[1:]}: pad captions to one length before null_text."
+                )
+        return NullGuided(null, strength, self.grid, self.nulls)
 
     def decoded(self, conditions: Mapping[str, Any] | None = None, scale: float | None = None) -> Solution:
         """Where the same steps lead from the latent to grid[-1], default back; see :meth:`score`."""

@@ -135,8 +135,15 @@ def time_of_level(sde: SDE, level: float | None, *, name: str) -> Tensor:
     """
     asked = -2 * math.log(checks.positive(level, name=name))
     try:
-        return sde.t_of_log_snr(asked)
+        time = sde.t_of_log_snr(asked)
     except ValueError as error:
         raise ValueError(
             f"{name} must be a σ/α that {type(sde).__name__} reaches, got {level}, a log-SNR of {asked:.4g}: {error}"
         ) from error
+    if not bool(time > sde.t_min):
+        least = float(sde.sigma(sde.t_min) / sde.alpha(sde.t_min))
+        raise ValueError(
+            f"{name} must be a σ/α above {least:.4g}, that of t_min, from where there is nothing left to change; got "
+            f"{level}."
+        )
+    return time

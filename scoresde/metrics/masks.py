@@ -108,7 +108,8 @@ def reliability(probability: Tensor, truth: Tensor, *, bins: int = 10) -> Reliab
         raise ValueError(f"probability must hold at least one entry; got {checks.got(probability)}.")
     if not bool(((p >= 0) & (p <= 1)).all()):
         raise ValueError(f"probability must lie in [0, 1]; {checks.got(probability)} holds {p.min():g} to {p.max():g}.")
-    where = (p * bins).ceil().long().clamp(1, bins) - 1
+    edges = torch.arange(1, bins, dtype=torch.float64, device=p.device) / bins
+    where = torch.bucketize(p, edges.to(probability.dtype).double())  # 0.3 of float32 lies at 0.3, not above
 
     def summed(values: Tensor) -> Tensor:
         return values.new_zeros(bins).index_add(0, where, values)

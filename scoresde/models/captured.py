@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from scoresde import checks
 from scoresde.checks.lasting import without_graph
+from scoresde.checks.written import is_as_written
 from scoresde.models.modules import modules_of
 from scoresde.models.network import NoiseLevelNetwork
 
@@ -93,7 +94,8 @@ class Replays:
     A kind is the shapes, dtypes, devices and memory formats of all tensors among the arguments, every other argument,
     autocast, and of the network its modules, their modes, and where the parameters lie: what is in their memory may
     change. Other attributes of a module are as they were when it was recorded. A call in which a gradient may be
-    wanted, or with a tensor that is not on ``device``, runs as ever. Answers are copies.
+    wanted, with a tensor that is not on ``device``, or while somebody steps into the network, runs as ever. Answers are
+    copies.
 
     Args:
         function: called with tensors, numbers, texts and None, in tuples, lists and mappings by name.
@@ -139,7 +141,9 @@ class Replays:
             return self._kinds[kind](given)
 
     def _may(self, given: Sequence[Tensor], held: Sequence[Tensor]) -> bool:
-        """Whether a recording can answer: no gradient, no transform, and all tensors where the work is."""
+        """Whether a recording can answer: no gradient, no transform or edit, and all tensors where the work is."""
+        if is_as_written():
+            return False
         grad = torch.is_grad_enabled() and any(one.requires_grad for one in (*given, *held))
         return not grad and all(one.device == self.device and not checks.transformed(one) for one in given)
 
@@ -178,7 +182,8 @@ def captured(*scores: object, most: int = 8) -> Iterator[None]:
     """Inside, the networks behind these scores or models are replayed from CUDA graphs, one for each shape.
 
     The first call of a shape costs four evaluations, and a graph holds the memory of one. Calls that gradients are
-    taken of (classifier guidance, posteriors by backward passes, training) run as ever. A network must not read numbers
+    taken of (classifier guidance, posteriors by backward passes, training), and those whose attention maps or nulls are
+    recorded or edited, run as ever. A network must not read numbers
     back, nor go other ways by them: torch refuses to capture one that does. Weights may change in place; with
     other weights, modules or modes (``train``, ``eval``) a network is recorded anew. Threads may share
     it on one stream.

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from scoresde import checks
+from scoresde.checks.written import as_written
 from scoresde.nn.low_rank import added_to, as_linear
 from scoresde.nn.norms import group_normed
 
@@ -118,20 +119,24 @@ _edits: ContextVar[Mapping[int, Callable[[Any], Any]]] = ContextVar(
     "edits of attention maps"
 )  # by id of the layer, of this thread
 _counted = threading.Lock()
-_contexts = 0
+_contexts = _of_maps = 0
 _anybody_edits = False  # in any thread: asked first, since a compiled network cannot ask for more without a break
 
 
 @contextmanager
-def edited_maps(edits: Mapping[nn.Module, Callable[[Any], Any]]) -> Iterator[None]:
+def edited_maps(edits: Mapping[nn.Module, Callable[[Any], Any]], *, maps: bool = True) -> Iterator[None]:
     """Inside, and in this thread alone, these layers let their maps be edited, and encoders what they make.
 
     Nothing is written to the layers, so other threads may use the same network meanwhile.
 
+    Args:
+        edits: by the layer.
+        maps: False for encoders alone: blocks, which come after them, may be run again in a backward pass.
+
     Raises:
         RuntimeError: a layer's map is being edited in this thread already.
     """
-    global _contexts, _anybody_edits
+    global _contexts, _of_maps, _anybody_edits
     outer = _edits.get({})
     if any(id(layer) in outer for layer in edits):
         raise RuntimeError(
@@ -139,21 +144,22 @@ def edited_maps(edits: Mapping[nn.Module, Callable[[Any], Any]]) -> Iterator[Non
             "edited maps, keep them in the edit function."
         )
     with _counted:
-        _contexts += 1
+        _contexts, _of_maps = _contexts + 1, _of_maps + maps
         _anybody_edits = True
     token = _edits.set({**outer, **{id(layer): edit for layer, edit in edits.items()}})
     try:
-        yield
+        with as_written():  # a graph that is replayed asks for no edits
+            yield
     finally:
         _edits.reset(token)
         with _counted:
-            _contexts -= 1
+            _contexts, _of_maps = _contexts - 1, _of_maps - maps
             _anybody_edits = _contexts > 0
 
 
 def maps_are_edited() -> bool:
     """Whether attention maps are being recorded or edited, in any thread."""
-    return _anybody_edits
+    return _of_maps > 0
 
 
 def edit_of(layer: nn.Module) -> Callable[[Any], Any] | None:

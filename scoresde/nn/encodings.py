@@ -45,7 +45,7 @@ def encodings_of(encoders: Mapping[str, nn.Module], call: Callable[[], Any]) -> 
 
         return keep
 
-    with edited_maps({part: record(place) for place, part in encoders.items()}):
+    with edited_maps({part: record(place) for place, part in encoders.items()}, maps=False):
         call()
     return found
 
@@ -72,15 +72,16 @@ def shifted(
 
         return moved
 
-    with edited_maps({encoders[place]: by(place) for place in shifts}):
+    with edited_maps({encoders[place]: by(place) for place in shifts}, maps=False):
         yield
 
 
 def towards(own: Encoding, other: Encoding, share: float) -> tuple[Tensor, Tensor | None]:
     """By how much to shift an encoding so that it lies ``share`` of the way to another; of tokens also which count.
 
-    Tokens that count in either count. One that counts in the other alone starts from the last before it that counts
-    in the own, of which attention to both makes what it made of the one.
+    All of the way the other's tokens count. Before, one that counts in the other alone starts from the last before it
+    that counts in the own. Of a single one attention to all its copies makes what it made of that one; of several it
+    would weigh one more than the rest, so that none of the way they count alone.
     """
     if not isinstance(own, Context) or not isinstance(other, Context):
         return share * (_wide(other) - _wide(own)), None  # type: ignore[arg-type]
@@ -88,7 +89,10 @@ def towards(own: Encoding, other: Encoding, share: float) -> tuple[Tensor, Tenso
     last = torch.where(own.present, places, 0).cummax(1).values
     start = own.tokens.gather(1, last[..., None].expand_as(own.tokens))
     shift = torch.lerp(_wide(start), _wide(other.tokens), share) - _wide(own.tokens)
-    return shift, own.present | other.present
+    if share == 1:
+        return shift, other.present
+    joining = other.present if share else other.present & (own.present.sum(1, keepdim=True) == 1)
+    return shift, own.present | joining
 
 
 def _wide(x: Tensor) -> Tensor:

@@ -135,7 +135,7 @@ def check_step(objective: Objective[Any], dataset: MapDataset, times: TimeDensit
     if not loss.requires_grad:
         raise ValueError(
             "the loss does not depend on any weight that is trained: does the network compute under torch.no_grad(), "
-            "detach its answer, or use none of its parameters that require a gradient?"
+            "detach its answer, use none of its parameters that require a gradient, or is its adapter off or merged?"
         )
     foreign = _leaves(loss) - {id(parameter) for parameter in objective.parameters()}
     if foreign:

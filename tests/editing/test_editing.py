@@ -928,6 +928,7 @@ def plain() -> ScoreModel:
         (lambda: sdedit(PLAIN, X, t=0.5, level=1.0), ValueError, "both"),
         (lambda: sdedit(PLAIN, X, level=-1.0), ValueError, "level must be positive"),
         (lambda: sdedit(PLAIN, X, level=1e9), ValueError, "log-SNR"),
+        (lambda: sdedit(PLAIN, X, level=1e-9), ValueError, "level must be a σ/α above"),
         (lambda: sdedit(PLAIN, X, t=S.t_min), ValueError, "above t_min"),
         (lambda: sdedit(PLAIN, X, t=1.5), ValueError, r"\[0, 1\]"),
         (lambda: sdedit(PLAIN, X, t=torch.tensor([0.5, 0.6])), ValueError, "one time for the batch"),

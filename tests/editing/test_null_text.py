@@ -18,8 +18,9 @@ from scoresde.guidance import classifier_free
 from scoresde.guidance.parts import parts_of
 from scoresde.models import ScoreModel
 from scoresde.models.combination import SCORE
-from scoresde.nn import MLP, AttentionMaps, DiT, MagnitudeUNet, UNet
+from scoresde.nn import MLP, AttentionMaps, DiT, MagnitudeUNet, UNet, lora
 from scoresde.nn.attention_maps import cross_attention
+from scoresde.nn.blocks import ResidualBlock
 from scoresde.nn.encodings import encoders_of, encodings_of, shifted, towards
 from scoresde.reverse import Reverse
 from scoresde.sde import EDM, SDE, VE, VP, RectifiedFlow
@@ -257,6 +258,25 @@ def test_encodings_lie_between_the_null_and_the_condition(kind: str) -> None:
     assert float((plain - wanted).abs().max()) > 1e-3
 
 
+@pytest.mark.parametrize("null", [torch.tensor([[4, 0, 0]]), torch.tensor([[4, 5, 1]])], ids=["shorter", "longer"])
+def test_a_null_of_several_words_starts_where_it_says(null: Tensor) -> None:
+    """A negative prompt for the null: tokens that are copied, or left over, would weigh more than they did."""
+    model, given, t = captioned(), torch.tensor([[1, 2, 0]]), torch.tensor(0.4, dtype=torch.float64)
+    encoders = encoders_of(model, ["caption"])
+    x = PICTURES[:1]
+    with torch.no_grad():
+        calls = [lambda c=c: model(x, t, {"caption": c}) for c in (null, given)]
+        own, other = (encodings_of(encoders, call) for call in calls)
+        for share, wanted in ((0.0, calls[0]()), (1.0, calls[1]())):
+            (place,) = encoders
+            shift, present = towards(own[place], other[place], share)
+            assert present is not None
+            with shifted(encoders, {place: shift}, {place: present}):
+                # equal sums but for roundings of the shift, float32
+                torch.testing.assert_close(calls[0](), wanted, rtol=1e-5, atol=1e-5)
+        assert float((calls[0]() - calls[1]()).abs().max()) > 1e-3
+
+
 @pytest.mark.parametrize("kind", CASES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_nulls_of_networks_bring_the_picture_back(kind: str, dtype: torch.dtype) -> None:
@@ -269,6 +289,33 @@ def test_nulls_of_networks_bring_the_picture_back(kind: str, dtype: torch.dtype)
     assert bool((real.round_trip < real.plain).all())
     assert all(p.grad is None for p in model.parameters())
     assert not any(value.requires_grad for value in real.nulls.values()) and real.reconstruction.dtype == x0.dtype
+
+
+def test_checkpointed_blocks_stay_so_and_adapters_act_beside_the_nulls() -> None:
+    """Nulls are made before all blocks, so that these may be run again; adapters are those of the merged network."""
+    runs: dict[tuple[bool, bool], Any] = {}
+    calls = [0]
+    for again, merged in ((False, False), (True, False), (False, True)):
+        model = captioned(checkpoint=again)
+        net: Any = model.net
+        adapter = lora(net, 2)
+        with torch.no_grad():
+            for i, p in enumerate(adapter.parameters):
+                p.copy_(0.3 * normal(*p.shape, seed=i))
+        if merged:
+            adapter.merge()
+        blocks = [part for part in net.modules() if isinstance(part, ResidualBlock)]
+        found = invert(model.bind(caption=A), PICTURES, steps=3, trajectory=True)
+        calls[0] = 0
+        hooks = [one.register_forward_hook(lambda *_: calls.__setitem__(0, calls[0] + 1)) for one in blocks]
+        real = null_text(model, found, {"caption": A}, 3.0, iterations=4, tolerance=1e-9)
+        runs[again, merged] = real.reconstruction, real.decoded({"caption": B}).x, calls[0]
+        for hook in hooks:
+            hook.remove()
+    for other in ((True, False), (False, True)):
+        for one, two in zip(runs[False, False][:2], runs[other][:2], strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-4)  # float32, sums in another order
+    assert runs[False, True][2] == runs[False, False][2] < runs[True, False][2]
 
 
 def test_prompts_share_the_nulls() -> None:
@@ -298,6 +345,8 @@ def test_prompts_share_the_nulls() -> None:
     with other.recording(model), torch.no_grad():
         model.bind(caption=B)(real.x, real.grid[0])
     torch.testing.assert_close(seen[0], other.layers[0][0], rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"must be \(3,\) for each picture, .* got \(2,\)"):
+        real.decoded({"caption": B[:, :2]})
     for bad, match in (
         ({"null": real, "scale": 1.0}, "scale must not be 1"),
         ({"null": of_pictures(VP(), iterations=1)}, "same model"),

@@ -58,6 +58,15 @@ def test_reliability_by_hand() -> None:
     assert bool(empty.forecast[2].isnan()) and bool(empty.frequency[2].isnan()) and int(empty.count.sum()) == 6
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("bins", [3, 10, 49])
+def test_each_share_of_draws_has_a_bin_of_its_own(dtype: torch.dtype, bins: int) -> None:
+    """k/K in K bins ends bin k, however the dtype rounds it; 0 is in the first."""
+    p = torch.arange(bins + 1).to(dtype) / bins
+    found = reliability(p[None], torch.zeros(1, bins + 1), bins=bins)
+    assert found.count.tolist() == [2] + [1] * (bins - 1)
+
+
 def test_probabilities_that_hold_are_reliable_and_others_are_not() -> None:
     """Where the posterior is known, the error is at most its floor, by Jensen, up to the spread of the sum of bins."""
     p = draws(200, 100)

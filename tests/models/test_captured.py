@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from scoresde import editing, particles
 from scoresde.guidance import classifier, classifier_free
@@ -262,3 +263,50 @@ def test_what_cannot_be_captured_is_refused() -> None:
         pass
     with pytest.raises(ValueError, match=r"most must be"), captured(made, most=0):
         pass
+
+
+class Script:
+    """Records the operations of the work alone, and repeats those: no Python of the network, as a CUDA graph does."""
+
+    def __call__(self, work: Callable[[], Any]) -> tuple[Callable[[], None], Any]:
+        done: list[tuple[Any, Any, Any, Any]] = []
+
+        class Listed(TorchDispatchMode):
+            def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+                out = function(*args, **(kwargs or {}))
+                done.append((function, args, kwargs or {}, out))
+                return out
+
+        with Listed():
+            answer = work()
+
+        def replay() -> None:
+            for function, args, kwargs, out in done:
+                for held, new in zip(_flat(out), _flat(function(*args, **kwargs)), strict=True):
+                    if held.data_ptr() != new.data_ptr():
+                        held.copy_(new)
+
+        return replay, answer
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_edited_maps_and_nulls_are_never_replayed(frozen: bool) -> None:
+    """A replay asks nobody in Python: it would pass edits by, and of a frozen network the gradients to its nulls."""
+    words = {"caption": {"vocabulary": 5, "length": 3, "width": 8}}
+    net = weighted(UNet(1, width=8, multipliers=(1,), blocks=1, attention_levels=(0,), captions=words))
+    made = ScoreModel(net.requires_grad_(not frozen), VP(), "edm", sigma_data=0.5)
+    source, target = {"caption": torch.tensor([[1, 2, 0]])}, {"caption": torch.tensor([[1, 3, 4]])}
+    x = torch.linspace(-1, 1, 16).reshape(1, 1, 4, 4)
+
+    def run() -> list[Tensor]:
+        found = editing.invert(made.bind(**source), x, steps=2, trajectory=True)
+        real = editing.null_text(made, found, source, 3.0, iterations=2)
+        edited = editing.prompt_to_prompt(made, x, source, target, steps=3, seed=0)
+        return [found.x, real.reconstruction, real.decoded(target).x, edited.source, edited.x]
+
+    plain = run()
+    with replaying(net, Script()) as replays:
+        got = run()
+    assert replays.replayed > replays.recorded > 0  # the inversion, and what no map of which is edited
+    for one, other in zip(got, plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)

@@ -103,6 +103,10 @@ def test_no_vector_grows_longer_than_it_may() -> None:
     for module in one.modules():
         getattr(module, "after_step", lambda: None)()
     assert bool((free.vectors == 50).all())
+    word.vectors.requires_grad_(False).fill_(7.0)  # frozen, it stays as it is
+    for module in one.modules():
+        getattr(module, "after_step", lambda: None)()
+    assert bool((word.vectors == 7).all())
 
 
 def test_drawn_vectors_are_of_the_size_of_the_others() -> None:

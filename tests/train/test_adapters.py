@@ -91,6 +91,18 @@ def test_training_moves_the_adapter_alone_and_its_checkpoint_comes_back(kind: An
     assert not torch.equal(answer(loaded.net, WORDS, "a red"), answer(net, WORDS, "a red"))  # the average's own A, B
 
 
+@pytest.mark.parametrize("how", ["off", "merged"])
+def test_an_adapter_that_is_not_added_is_not_trained_in_silence(how: str) -> None:
+    net = network()
+    adapter = lora(net, 2)
+    if how == "off":
+        adapter.on = False
+    else:
+        adapter.merge()
+    with pytest.raises(ValueError, match="is its adapter off or merged"):
+        trained(net, subject(WORDS, "a red three"), steps=1)
+
+
 def test_a_run_of_a_new_word_is_resumed(tmp_path: Path) -> None:
     whole, parts, vectors = tmp_path / "whole", tmp_path / "parts", []
     for folder, steps in ((whole, (6,)), (parts, (3, 6))):
@@ -260,6 +272,19 @@ def test_the_mean_loss_over_a_mixed_set_is_the_weighted_one() -> None:
 
     expected = (mean(few) + weight * mean(many)) / (1 + weight)
     assert mean(mix([few, many], [1.0, weight])) == pytest.approx(expected, rel=1e-6)  # float32 samples
+
+
+def test_a_set_of_more_words_goes_with_that_of_the_first_ones() -> None:
+    """A prior is drawn before the new word is learned: its tokens mean the same."""
+    more = Vocabulary([*WORDS.words, "sks"])
+    mine, prior = subject(more, "a sks three", n=1), subject(WORDS, "a blue", n=5)
+    for sets in ([mine, prior], [prior, mine]):
+        both = mix(sets, [1.0, 1.0])
+        assert both.vocabularies == {"text": more} and len(both) == 10
+        assert sorted(set(more.decode(both.conditions["text"]))) == ["a blue", "a sks three"]
+    for other in (Vocabulary(["a", "blue", "red", "three", "sks"]), Vocabulary(["blue", "a", "red", "three"])):
+        with pytest.raises(ValueError, match=r"vocabulary of text in datasets\[\d\], of 4 words, is not the beginning"):
+            mix([subject(other, "a blue"), subject(WORDS, "a blue")], [1.0, 1.0])
 
 
 def test_sets_that_do_not_go_together_are_refused() -> None:

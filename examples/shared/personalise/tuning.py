@@ -13,7 +13,7 @@ from typing import Any
 
 import scoresde as ss
 from scoresde import losses
-from scoresde.data import Dataset, mix
+from scoresde.data import mix
 from scoresde.nn import LearnedWords, LoRA, Vocabulary, learn_words, lora
 from scoresde.times import LogNormalSigma, Stratified
 from scoresde.train import train
@@ -97,7 +97,7 @@ def tuned(
     phrase, vocabulary = words.phrase, words.vocabulary
     data = subject_set(bench.pictures, bench.captions(phrase), vocabulary)
     if preserve:
-        data = mix([data, _told_by(bench.prior, vocabulary)], [1.0, flags.prior_weight])
+        data = mix([data, bench.prior], [1.0, flags.prior_weight])
     sigma_data = model.sigma_data or 0.5
     start = time.perf_counter()
     ready = trained(
@@ -117,11 +117,3 @@ def tuned(
         folder=out / "checkpoints",
     )
     return Tuned(ready, phrase, vocabulary, parameters, time.perf_counter() - start)
-
-
-def _told_by(prior: Dataset, vocabulary: Vocabulary) -> Dataset:
-    """The same pictures and tokens, told to be of a larger vocabulary."""
-    return Dataset(
-        prior.data, prior.label, prior.scaling, prior.class_names, prior.conditions, prior.condition_scalings,
-        {"caption": vocabulary},
-    )  # fmt: skip
