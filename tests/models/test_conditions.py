@@ -61,6 +61,7 @@ def test_the_home_knows_no_sde_and_no_network_and_networks_know_nothing_else() -
     allowed = {
         "scoresde.checks",
         "scoresde.checks.lasting",
+        "scoresde.checks.written",
         "scoresde",
         "scoresde.extras",
         "scoresde.models.conditions",
