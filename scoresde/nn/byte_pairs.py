@@ -21,6 +21,7 @@ from torch import Tensor
 
 from scoresde import checks
 from scoresde.extras import needs
+from scoresde.nn.captions import check_texts, listed_texts, token_rows
 
 BYTES = 256
 """Pieces of one byte, which are there whatever else is learned."""
@@ -49,7 +50,7 @@ class BytePairs:
 
     def __post_init__(self) -> None:
         for name in ("words", "merges"):
-            _check_texts(getattr(self, name), name)
+            check_texts(getattr(self, name), name, "those of BytePairs.of(texts, size=300)")
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if not self.words:
             raise ValueError(f"words must hold the {BYTES} single bytes at least, got none of them, {self.words!r}.")
@@ -88,10 +89,8 @@ class BytePairs:
             ValueError: fewer than 256 pieces.
             ModuleNotFoundError: tokenizers is not installed.
         """
-        if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable) or getattr(texts, "ndim", 1) == 0:
-            raise TypeError(f"texts is {checks.got(texts)}; expected a list of texts.")
-        texts, size = list(texts), checks.count(size, name="size", least=BYTES)
-        _check_texts(texts, "texts")
+        listed = listed_texts(texts, "BytePairs.of(['a red three', 'a blue four'], size=300)")
+        size = checks.count(size, name="size", least=BYTES)
         with needs("tokenizers"):
             from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
         tokenizer = Tokenizer(models.BPE())
@@ -99,7 +98,7 @@ class BytePairs:
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
         alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
         trainer = trainers.BpeTrainer(vocab_size=size, initial_alphabet=alphabet, show_progress=False)
-        tokenizer.train_from_iterator(texts, trainer)
+        tokenizer.train_from_iterator(listed, trainer)
         found = json.loads(tokenizer.to_str())["model"]
         words = sorted(found["vocab"], key=found["vocab"].get)
         merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in found["merges"]]
@@ -117,7 +116,7 @@ class BytePairs:
             ValueError: more than length tokens.
         """
         length = checks.count(length, name="length")
-        _check_texts(texts, "texts")
+        check_texts(texts, "texts", "encode(['a red three'], length)")
         tokens = torch.zeros(len(texts), length, dtype=torch.long)
         for row, found in enumerate(self._own.encode_batch([text.strip() for text in texts])):
             ids = found.ids if texts[row].strip() else []
@@ -136,27 +135,9 @@ class BytePairs:
             TypeError: tokens are not int64.
             ValueError: not of shape (B, L), or a token is out of range.
         """
-        if not isinstance(tokens, Tensor) or tokens.dtype != torch.long or tokens.layout is not torch.strided:
-            what = f"{tokens.dtype}, {tokens.layout}" if isinstance(tokens, Tensor) else checks.got(tokens)
-            raise TypeError(f"tokens are {what}; expected a dense tensor of torch.int64.")
-        if tokens.ndim != 2:
-            raise ValueError(f"tokens have shape {tuple(tokens.shape)}; expected (B, L).")
-        rows: list[list[int]] = tokens.tolist()
-        wrong = next((token for row in rows for token in row if not 0 <= token <= len(self)), None)
-        if wrong is not None:
-            raise ValueError(
-                f"tokens hold {wrong}, which is out of range; expected 1 to {len(self)}, or 0 for padding."
-            )
+        rows = token_rows(tokens, len(self))
         return [self._own.decode([token - 1 for token in row if token]).strip() for row in rows]
 
     @property
     def _own(self) -> Any:
         return self.__dict__["_tokenizer"]
-
-
-def _check_texts(texts: object, name: str) -> None:
-    if isinstance(texts, (str, bytes, bytearray)) or not isinstance(texts, Sequence):
-        raise TypeError(f"{name} is {checks.got(texts)}; expected a list of texts.")
-    for text in texts:
-        if not isinstance(text, str):
-            raise TypeError(f"{name} holds {text!r}; expected texts only.")

@@ -48,7 +48,7 @@ class Vocabulary:
     words: Sequence[str]
 
     def __post_init__(self) -> None:
-        _check_texts(self.words, "words", "Vocabulary(['a', 'red', 'three']), or Vocabulary.of(texts) for sentences")
+        check_texts(self.words, "words", "Vocabulary(['a', 'red', 'three']), or Vocabulary.of(texts) for sentences")
         words = [word.lower() for word in self.words]
         if not words:
             raise ValueError(f"words must hold at least one word, got {self.words!r}.")
@@ -68,11 +68,8 @@ class Vocabulary:
     @classmethod
     def of(cls, texts: Iterable[str]) -> Vocabulary:
         """Return the vocabulary of all words in texts, in alphabetic order."""
-        if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable) or getattr(texts, "ndim", 1) == 0:
-            raise TypeError(f"texts is {checks.got(texts)}; expected a list of texts.")
-        texts = list(texts)
-        _check_texts(texts, "texts", "Vocabulary.of(['a red three', 'a blue four'])")
-        return cls(sorted({word for text in texts for word in words_of(text)}))
+        listed = listed_texts(texts, "Vocabulary.of(['a red three', 'a blue four'])")
+        return cls(sorted({word for text in listed for word in words_of(text)}))
 
     def __len__(self) -> int:
         """Number of words; padding is not one of them."""
@@ -86,7 +83,7 @@ class Vocabulary:
             ValueError: a word that is not in the vocabulary, or more than length words.
         """
         length = checks.count(length, name="length")
-        _check_texts(texts, "texts", "encode(['a red three'], length)")
+        check_texts(texts, "texts", "encode(['a red three'], length)")
         tokens = torch.zeros(len(texts), length, dtype=torch.long)
         for row, text in enumerate(texts):
             words = words_of(text)
@@ -103,17 +100,7 @@ class Vocabulary:
             TypeError: tokens are not int64.
             ValueError: not of shape (B, L), or a token is out of range.
         """
-        if not isinstance(tokens, Tensor) or tokens.dtype != torch.long or tokens.layout is not torch.strided:
-            what = f"{tokens.dtype}, {tokens.layout}" if isinstance(tokens, Tensor) else checks.got(tokens)
-            raise TypeError(f"tokens are {what}; expected a dense tensor of torch.int64.")
-        if tokens.ndim != 2:
-            raise ValueError(f"tokens have shape {tuple(tokens.shape)}; expected (B, L).")
-        rows: list[list[int]] = tokens.tolist()
-        wrong = next((token for row in rows for token in row if not 0 <= token <= len(self)), None)
-        if wrong is not None:
-            raise ValueError(
-                f"tokens hold {wrong}, which is out of range; expected 1 to {len(self)}, or 0 for padding."
-            )
+        rows = token_rows(tokens, len(self))
         return [" ".join(self.words[token - 1] for token in row if token) for row in rows]
 
     def token(self, word: str) -> int:
@@ -132,9 +119,38 @@ class Vocabulary:
         return known
 
 
-def _check_texts(texts: object, name: str, example: str) -> None:
+def check_texts(texts: object, name: str, example: str) -> None:
+    """Raises TypeError unless these are texts in a list; ``example`` shows how to write that."""
     if isinstance(texts, (str, bytes, bytearray)) or not isinstance(texts, Sequence):
         raise TypeError(f"{name} is {checks.got(texts)}; expected a list of texts, e.g. {example}.")
     for text in texts:
         if not isinstance(text, str):
             raise TypeError(f"{name} holds {text!r}; expected texts only.")
+
+
+def listed_texts(texts: Iterable[str], example: str) -> list[str]:
+    """Texts of any iterable; raises TypeError unless it is one, of texts; ``example`` shows how to write that."""
+    if isinstance(texts, (str, bytes)) or not isinstance(texts, Iterable) or getattr(texts, "ndim", 1) == 0:
+        raise TypeError(f"texts is {checks.got(texts)}; expected a list of texts.")
+    listed = list(texts)
+    check_texts(listed, "texts", example)
+    return listed
+
+
+def token_rows(tokens: Tensor, count: int) -> list[list[int]]:
+    """The numbers in tokens (B, L), 0 for padding and 1 to ``count`` for words or pieces of words.
+
+    Raises:
+        TypeError: tokens are not int64.
+        ValueError: not of shape (B, L), or a token is out of range.
+    """
+    if not isinstance(tokens, Tensor) or tokens.dtype != torch.long or tokens.layout is not torch.strided:
+        what = f"{tokens.dtype}, {tokens.layout}" if isinstance(tokens, Tensor) else checks.got(tokens)
+        raise TypeError(f"tokens are {what}; expected a dense tensor of torch.int64.")
+    if tokens.ndim != 2:
+        raise ValueError(f"tokens have shape {tuple(tokens.shape)}; expected (B, L).")
+    rows: list[list[int]] = tokens.tolist()
+    wrong = next((token for row in rows for token in row if not 0 <= token <= count), None)
+    if wrong is not None:
+        raise ValueError(f"tokens hold {wrong}, which is out of range; expected 1 to {count}, or 0 for padding.")
+    return rows
