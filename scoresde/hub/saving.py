@@ -31,6 +31,7 @@ from scoresde.train import EMA, CheckpointError
 from scoresde.train import folder as folders
 from scoresde.train.checkpoint import NARROWED, config_of, stored_in
 from scoresde.train.contents import AVERAGE, FLOATING, MODEL
+from scoresde.train.describe import kind_of
 from scoresde.train.tensors import check_finite, writer
 
 try:
@@ -96,10 +97,7 @@ def save_pretrained(
         FloatingPointError: a weight is not finite.
         CheckpointError: the folder is not empty, or cannot be written; what was there is intact.
     """
-    if not isinstance(model, (ScoreModel, ClassifierModel, ContrastiveModel)):
-        raise TypeError(
-            f"model must be a ScoreModel, a ClassifierModel or a ContrastiveModel, got {checks.got(model)}."
-        )
+    kind_of(model)  # which it must have
     place = Path(os.path.realpath(checks.path(folder, name="folder")))
     overwrite = checks.flag(overwrite, name="overwrite")
     checked_figures(figures), licence_fields(licence)

@@ -64,6 +64,7 @@ from scoresde.train.describe import (
     Unbuildable,
     check_schedule,
     describe_model,
+    kind_of,
     rebuild_classifier,
     rebuild_contrastive,
     rebuild_model,
@@ -151,10 +152,7 @@ def save_by(
         checks.count(step, name="step", least=0),
         checks.count(keep, name="keep"),
     )
-    if not isinstance(model, (ScoreModel, ClassifierModel, ContrastiveModel)):
-        raise TypeError(
-            f"model must be a ScoreModel, a ClassifierModel or a ContrastiveModel, got {checks.got(model)}."
-        )
+    kind_of(model)  # which it must have
     averages = _averages(ema)
     tensors: dict[str, Mapping[str, Tensor]] = {MODEL: model.state_dict()}
     tensors.update({file: one.state() for file, one in averages.items()})

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 import scoresde
 import scoresde.nn
 import scoresde.sde
+from scoresde import checks
 from scoresde.files import Fields
 from scoresde.models import PREDICTIONS, ClassifierModel, ContrastiveModel, Prediction, ScoreModel
 from scoresde.models.model import Transported
@@ -39,9 +40,16 @@ SCORE, CLASSIFIER, CONTRASTIVE = "score", "classifier", "contrastive"
 KINDS: Mapping[type[nn.Module], str] = {ScoreModel: SCORE, ClassifierModel: CLASSIFIER, ContrastiveModel: CONTRASTIVE}
 
 
-def kind_of(model: object) -> str | None:
-    """Of which kind a model is, a subclass of one of ours as well; None for anything else."""
-    return next((kind for cls, kind in KINDS.items() if isinstance(model, cls)), None)
+def kind_of(model: object) -> str:
+    """Of which kind a model is, a subclass of one of ours as well.
+
+    Raises:
+        TypeError: of none.
+    """
+    for cls, kind in KINDS.items():
+        if isinstance(model, cls):
+            return kind
+    raise TypeError(f"model must be a ScoreModel, a ClassifierModel or a ContrastiveModel, got {checks.got(model)}.")
 
 
 def _public(package: Any, fits: Callable[[Any], bool]) -> dict[str, Any]:
