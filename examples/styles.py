@@ -21,22 +21,20 @@ import torch
 from torch import Tensor
 
 import scoresde as ss
-from scoresde import editing, losses
+from scoresde import editing
 from scoresde.cli.choices import SDES
 from scoresde.cli.command import command
 from scoresde.cli.flags import PictureFlags, at_least
 from scoresde.cli.outputs import finish, show, told
 from scoresde.cli.sheets import SheetRow, draw_rows
-from scoresde.cli.train import log_sigma
 from scoresde.data import Dataset
 from scoresde.nn import UNet
-from scoresde.times import LogNormalSigma, Stratified
 from scoresde.train import train
 from shared.digits import load
 from shared.measures import rms_distance
 from shared.styles.drawn import LENGTH, STYLES, sentences, training_set, vocabulary
 from shared.styles.judges import Judges
-from shared.training import of_each_class, trained
+from shared.training import edm_options, of_each_class, trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,17 +80,11 @@ def fit(config: Config, dataset: Dataset, out: Path) -> ss.ScoreModel:
         ss.ScoreModel(net, SDES[config.sde](), predicts="edm", sigma_data=sigma_data),
         dataset,
         steps=config.steps,
-        batch_size=config.batch_size,
-        lr=config.lr,
-        betas=(0.9, 0.99),
-        weighting=losses.edm(sigma_data),
-        times=Stratified(LogNormalSigma(log_sigma(sigma_data), 1.4)),
         condition_dropout=0.1,
         dequantize=True,
-        seed=config.seed,
         folder=out / "checkpoints",
         resume=config.resume,
-        cpu=config.cpu,
+        **edm_options(config, sigma_data),
     )
 
 

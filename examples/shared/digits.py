@@ -18,14 +18,12 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import scoresde as ss
-from scoresde import losses
 from scoresde.cli.choices import SDES, SDEName
 from scoresde.cli.flags import MachineFlags, PictureFlags
 from scoresde.data import Dataset, from_tensors
 from scoresde.nn import UNet, presets
-from scoresde.times import LogNormalSigma, Stratified
 from scoresde.train import train
-from shared.training import trained
+from shared.training import edm_options, trained
 
 EVENT = (1, 8, 8)
 CLASSES = [str(k) for k in range(10)]
@@ -69,17 +67,11 @@ def fit(flags: DigitFlags, training: Dataset, out: Path) -> ss.ScoreModel:
         ss.ScoreModel(UNet(**shape), SDES[flags.sde](), predicts="edm", sigma_data=sigma_data),
         training,
         steps=flags.steps,
-        batch_size=flags.batch_size,
-        lr=flags.lr,
-        betas=(0.9, 0.99),
-        weighting=losses.edm(sigma_data),
-        # Noise levels from a fifth of the finest grey level to well above the data's spread.
-        times=Stratified(LogNormalSigma(mean=-0.6, std=1.4)),
         dequantize=True,
-        seed=flags.seed,
         folder=out / "checkpoints",
         resume=flags.resume,
-        cpu=flags.cpu,
+        # Noise levels from a fifth of the finest grey level to well above the data's spread.
+        **edm_options(flags, sigma_data, mean=-0.6),
     )
 
 

@@ -2,20 +2,23 @@
 
     model = trained(train, model, dataset, steps=2000, batch_size=128, folder=out / "checkpoints")
 
-What the loss sees is up to the script; ``scoresde.cli.train.log_sigma`` is a good centre for the noise levels.
+What the loss sees is up to the script; :func:`edm_options` is what most of them take.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
 import scoresde as ss
+from scoresde import losses
+from scoresde.cli.train import log_sigma
 from scoresde.data import Dataset
 from scoresde.models import ContrastiveModel
+from scoresde.times import LogNormalSigma, Stratified
 from scoresde.train import Run
 
 Model = TypeVar("Model", ss.ScoreModel, ss.ClassifierModel, ContrastiveModel)
@@ -47,6 +50,38 @@ def trained(
     for _ in run:
         pass
     return run.ema_model().eval()
+
+
+class Flags(Protocol):
+    """The flags of a training that :func:`edm_options` takes."""
+
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def cpu(self) -> bool: ...
+
+
+def edm_options(flags: Flags, sigma_data: float, mean: float | None = None) -> dict[str, Any]:
+    """How the scripts train networks that predict EDM's F, but for steps, folder and what is left out or added.
+
+    Args:
+        flags: how large, how fast, by which seed and where.
+        sigma_data: deviation of the data.
+        mean: of log(sigma/alpha) in training; by default what suits that deviation.
+    """
+    return {
+        "batch_size": flags.batch_size,
+        "lr": flags.lr,
+        "betas": (0.9, 0.99),
+        "weighting": losses.edm(sigma_data),
+        "times": Stratified(LogNormalSigma(log_sigma(sigma_data) if mean is None else mean, 1.4)),
+        "seed": flags.seed,
+        "cpu": flags.cpu,
+    }
 
 
 def of_each_class(dataset: Dataset, count: int) -> Dataset:

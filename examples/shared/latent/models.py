@@ -19,15 +19,12 @@ import torch
 from torch import nn
 
 import scoresde as ss
-from scoresde import losses
 from scoresde.cli.choices import SDES, SDEName
-from scoresde.cli.train import log_sigma
 from scoresde.data import Dataset
 from scoresde.files import write_json
 from scoresde.nn import Autoencoder, KLBottleneck, UNet, VQBottleneck
-from scoresde.times import LogNormalSigma, Stratified
 from scoresde.train import AutoencoderRun, train, train_autoencoder
-from shared.training import trained
+from shared.training import edm_options, trained
 
 TIMED, FIRST = 7, 2
 """Steps of each run whose cost is measured, and those before them that are not."""
@@ -150,23 +147,10 @@ def autoencoder_run(flags: Flags, net: Autoencoder, training: Dataset, *, steps:
     )
 
 
-def diffusion_options(flags: Flags, sigma_data: float) -> dict[str, Any]:
-    """How both models are trained, but for steps and folder."""
-    return {
-        "batch_size": flags.batch_size,
-        "lr": flags.lr,
-        "betas": (0.9, 0.99),
-        "weighting": losses.edm(sigma_data),
-        "times": Stratified(LogNormalSigma(log_sigma(sigma_data), 1.4)),
-        "seed": flags.seed,
-        "cpu": flags.cpu,
-    }
-
-
 def fit(flags: Flags, net: UNet, dataset: Dataset, *, steps: int, folder: Path) -> ss.ScoreModel:
     """The model of these data with averaged weights."""
     model, sigma_data = untrained(flags, net, dataset)
-    options = diffusion_options(flags, sigma_data)
+    options = edm_options(flags, sigma_data)
     return trained(train, model, dataset, steps=steps, folder=folder, resume=flags.resume, **options)
 
 
@@ -190,7 +174,7 @@ def costs(flags: Flags, sizes: Sizes, training: Dataset, latents: Dataset, plan:
 
     def diffusion(net: UNet, dataset: Dataset) -> Iterator[Any]:
         model, sigma_data = untrained(flags, net, dataset)
-        return train(model, dataset, steps=count, progress=False, **diffusion_options(flags, sigma_data))
+        return train(model, dataset, steps=count, progress=False, **edm_options(flags, sigma_data))
 
     runs: dict[str, Iterator[Any]] = {
         "autoencoder": autoencoder_run(flags, sizes.autoencoder(), training, steps=count),

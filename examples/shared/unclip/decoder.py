@@ -9,13 +9,11 @@ import torch
 from torch import Tensor
 
 import scoresde as ss
-from scoresde import losses
 from scoresde.cli.choices import SDES
 from scoresde.data import Dataset, from_tensors
 from scoresde.nn import UNet
-from scoresde.times import LogNormalSigma, Stratified
 from scoresde.train import train
-from shared.training import trained
+from shared.training import edm_options, trained
 from shared.unclip.flags import Dalle2Flags
 from shared.unclip.prior import scaled
 from shared.unclip.sentences import Captions
@@ -51,16 +49,10 @@ def learn(flags: Dalle2Flags, captions: Captions, dataset: Dataset, folder: Path
         ss.ScoreModel(net, SDES[flags.sde](), predicts="edm", sigma_data=sigma_data),
         dataset,
         steps=flags.steps,
-        batch_size=flags.batch_size,
-        lr=flags.lr,
-        betas=(0.9, 0.99),
-        weighting=losses.edm(sigma_data),
-        times=Stratified(LogNormalSigma(MEAN_LOG_SIGMA, 1.4)),
         condition_dropout={"caption": 0.33, "image": 0.33},
-        seed=flags.seed,
         resume=flags.resume,
-        cpu=flags.cpu,
         folder=folder,
+        **edm_options(flags, sigma_data, MEAN_LOG_SIGMA),
     )
 
 
